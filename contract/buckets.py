@@ -1,0 +1,87 @@
+"""Which bucket a picture goes to, and what that costs in pixels and aspect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract.errors import BucketError
+from contract.grid import Grid, PatchGeometry
+
+
+@dataclass(frozen=True)
+class BucketChoice:
+    """Where a picture or clip goes, recorded in the request.
+
+    Attributes:
+        native: the grid that `smart_resize` would give.
+        grid: the grid that is encoded.
+        fixed: True if a fixed-bucket graph serves it, False for the dynamic-shape graph.
+        scale: linear scale from native to encoded pixels, sqrt of the area ratio; 1.0 is unchanged.
+        distortion: aspect change, max(a/b, b/a) - 1; 0.0 is undistorted.
+    """
+
+    native: Grid
+    grid: Grid
+    fixed: bool
+    scale: float
+    distortion: float
+
+    @property
+    def exact(self) -> bool:
+        """True when preprocessing is bit-identical to the unsplit model's."""
+        return self.native == self.grid
+
+
+def measure(native: Grid, grid: Grid, fixed: bool = True) -> BucketChoice:
+    """Scale and distortion of encoding a picture of grid `native` in `grid`."""
+    area = (grid.h * grid.w) / (native.h * native.w)
+    aspect = (grid.w / grid.h) / (native.w / native.h)
+    return BucketChoice(native, grid, fixed, math.sqrt(area), max(aspect, 1 / aspect) - 1)
+
+
+def _loss(choice: BucketChoice) -> float:
+    """Cost in nats: aspect change, plus pixels lost when shrinking; enlarging costs tokens, so a tenth."""
+    shrink = -2 * math.log(choice.scale)
+    return math.log1p(choice.distortion) + (shrink if shrink > 0 else -0.1 * shrink)
+
+
+def choose_bucket(
+    native: Grid,
+    buckets: Sequence[Grid],
+    *,
+    dynamic: bool,
+    max_distortion: float = 0.1,
+    min_scale: float = 0.7,
+) -> BucketChoice:
+    """The bucket with the least loss of pixels and aspect among those with the same number of frames.
+
+    An equal grid always wins. A bucket that would distort by more than `max_distortion` or shrink
+    below `min_scale` is passed over where a dynamic-shape graph exists, which then serves the native
+    grid; without one, it is refused rather than answered with a picture the model was never shown.
+
+    Raises:
+        BucketError: no bucket within the limits, and no dynamic-shape graph.
+    """
+    if native in buckets:
+        return measure(native, native)
+    candidates = [measure(native, bucket) for bucket in buckets if bucket.t == native.t]
+    if candidates:
+        best = min(candidates, key=_loss)
+        if best.distortion <= max_distortion and best.scale >= min_scale:
+            return best
+    if dynamic:
+        return measure(native, native, fixed=False)
+    raise BucketError(
+        f"no bucket for grid {native} within distortion {max_distortion} and scale {min_scale}",
+        field="buckets",
+        expected=f"one of {', '.join(map(str, buckets)) or 'none'}",
+        got=str(native),
+        remedy="Resize the input, or export the bundle with a bucket for it or with the dynamic-shape graph.",
+    )
+
+
+def bucket_pixels(choice: BucketChoice, geometry: PatchGeometry) -> tuple[int, int]:
+    """(height, width) in pixels that the picture is resized to."""
+    return geometry.pixels(choice.grid)

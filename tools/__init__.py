@@ -1,0 +1,1 @@
+"""Command line, parity, demo, benches and the training of the reference checkpoint."""
