@@ -30,6 +30,7 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "vision_defaults.json",  # ours: min_pixels and max_pixels for qwen-vl-utils where its own do not suit the model
 )
 # Keys of config.json that change from save to save without changing the model.
 _VOLATILE_CONFIG = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}

@@ -53,13 +53,13 @@ def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> NDArray[np.floa
     """Inverse frequencies of the axial rotary embedding: float32 [head_dim / 4]."""
     spatial = head_dim // 2
     exponents = np.arange(0, spatial, 2, dtype=np.float32) / np.float32(spatial)
-    return (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+    return np.asarray(1.0 / np.power(np.float32(theta), exponents), dtype=np.float32)
 
 
 def rotary_table(positions: int, head_dim: int, theta: float = 10000.0) -> NDArray[np.float32]:
     """Angles of rows or columns 0 … positions-1: float32 [positions, head_dim / 4]."""
-    rows: NDArray[np.float32] = np.arange(positions, dtype=np.float32)[:, None]
-    return np.multiply(rows, rotary_frequencies(head_dim, theta), dtype=np.float32)
+    angles: NDArray[np.float32] = np.outer(np.arange(positions, dtype=np.float32), rotary_frequencies(head_dim, theta))
+    return angles
 
 
 def rotary_cos_sin(
