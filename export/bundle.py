@@ -1,0 +1,192 @@
+"""A checkpoint's encoder to a bundle: weights once per precision, a graph per bucket, all checked, then renamed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract import atomic
+from contract.bundle import PROCESSOR_FOLDER, record_file
+from contract.checkpoint import Checkpoint, open_checkpoint
+from contract.errors import BucketError, InputError
+from contract.grid import Grid, parse_image_buckets, parse_video_buckets
+from contract.manifest import (
+    PRECISIONS,
+    GraphRecord,
+    Manifest,
+    ModelIdentity,
+    PrecisionSet,
+    Preprocessing,
+    VisionSpec,
+)
+from export.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
+from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
+from export.vision_config import read_preprocessing, read_vision_spec
+from export.weights import StoredTensor, write_weights
+
+Progress = Callable[[str, float], None]
+WEIGHTS_NAME = "weights.bin"
+TOOLS = ("torch", "transformers", "onnx", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export, checked against the checkpoint."""
+
+    checkpoint: Checkpoint
+    spec: VisionSpec
+    preprocessing: Preprocessing
+    grids: tuple[Grid, ...]
+    precisions: tuple[str, ...]
+    dynamic: bool
+    image_uint8: bool
+
+
+def plan_export(
+    model: str,
+    image_buckets: str,
+    video_buckets: str | None,
+    precisions: Sequence[str],
+    dynamic: bool = True,
+    image_uint8: bool = True,
+) -> ExportPlan:
+    """Read the checkpoint's configuration and check what was asked for.
+
+    Raises:
+        CheckpointError, BucketError, InputError: names what cannot be exported and the remedy.
+    """
+    checkpoint = open_checkpoint(model)
+    spec = read_vision_spec(checkpoint)
+    grids = parse_image_buckets(image_buckets, spec.geometry)
+    grids += parse_video_buckets(video_buckets or "", spec.geometry)
+    if not grids and not dynamic:
+        raise BucketError("nothing to export", field="--buckets", remedy="Give --buckets, --video or --dynamic.")
+    unknown = [item for item in precisions if item not in PRECISIONS]
+    if unknown or not precisions or len(set(precisions)) != len(precisions):
+        raise InputError(
+            "bad precisions", field="--precision", expected=" or ".join(PRECISIONS), got=",".join(precisions) or "none"
+        )
+    preprocessing = read_preprocessing(checkpoint)
+    unique = tuple(dict.fromkeys(grids))
+    return ExportPlan(checkpoint, spec, preprocessing, unique, tuple(precisions), dynamic, image_uint8)
+
+
+def export_bundle(
+    model: str,
+    out: Path,
+    *,
+    image_buckets: str = "448x448",
+    video_buckets: str | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    dynamic: bool = True,
+    image_uint8: bool = True,
+    progress: Progress = lambda what, done: None,
+) -> Manifest:
+    """Export the encoder of a checkpoint; `out` appears whole or stays as it was.
+
+    Args:
+        model: checkpoint folder or hub id.
+        out: bundle folder.
+        image_buckets: HEIGHTxWIDTH in pixels, comma separated.
+        video_buckets: FRAMESxHEIGHTxWIDTH, comma separated.
+        precisions: of "fp32", "fp16"; each gets a weights file of its own.
+        dynamic: also write the graph that takes any grid.
+        image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
+        progress: called with what is being done and the share done, 0 to 1.
+
+    Raises:
+        CheckpointError, BucketError, InputError: as `plan_export`.
+        ParityError: a graph misses its tolerance against PyTorch.
+    """
+    plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
+    extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
+    cases = reference_cases(
+        plan.checkpoint,
+        plan.spec,
+        plan.preprocessing,
+        [*plan.grids, *extra],
+        lambda done: progress("running PyTorch", 0.3 * done),
+    )
+    with atomic.new_folder(out) as staging:
+        sets = []
+        share = 0.7 / len(plan.precisions)
+        for index, precision in enumerate(plan.precisions):
+            part = _part(progress, 0.3 + share * index, share)
+            sets.append(_write_precision(plan, precision, staging, cases, part))
+        manifest = _manifest(plan, staging, tuple(sets))
+        manifest.write(staging)
+    return manifest
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    return lambda what, done: progress(what, start + share * done)
+
+
+def _write_precision(
+    plan: ExportPlan, precision: str, staging: Path, cases: Sequence[CheckCase], progress: Progress
+) -> PrecisionSet:
+    folder = staging / precision
+    folder.mkdir()
+    weights = write_weights(
+        plan.checkpoint,
+        plan.spec,
+        precision,
+        folder / WEIGHTS_NAME,
+        lambda done: progress(f"{precision}: writing weights", 0.2 * done),
+    )
+    graphs = _graphs(plan, precision, weights)
+    records = []
+    for index, (kind, grid, name, graph) in enumerate(graphs):
+        progress(f"{precision}: checking {name}", 0.2 + 0.8 * index / len(graphs))
+        path = folder / name
+        path.write_bytes(graph.model.SerializeToString(deterministic=True))
+        bucket = None if grid is None else str(grid)
+        record = GraphRecord(kind, bucket, f"{precision}/{name}", graph.inputs, graph.outputs)
+        own = [case for case in cases if case.grid == grid or (grid is None and case.grid not in plan.grids[1:])]
+        records.append(check_graph(path, record, own, plan.spec, precision))
+    return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records))
+
+
+def _graphs(
+    plan: ExportPlan, precision: str, weights: dict[str, StoredTensor]
+) -> list[tuple[str, Grid | None, str, EncoderGraph]]:
+    spec = plan.spec
+    found: list[tuple[str, Grid | None, str, EncoderGraph]] = []
+    for grid in plan.grids:
+        graph = fixed_graph(spec, grid, precision, weights, WEIGHTS_NAME)
+        found.append(("fixed", grid, f"{grid}.onnx", graph))
+        if plan.image_uint8 and grid.t == 1:
+            graph = image_graph(spec, plan.preprocessing, grid, precision, weights, WEIGHTS_NAME)
+            found.append(("image_uint8", grid, f"{grid}.uint8.onnx", graph))
+    if plan.dynamic:
+        found.append(("dynamic", None, "dynamic.onnx", dynamic_graph(spec, precision, weights, WEIGHTS_NAME)))
+    return found
+
+
+def _manifest(plan: ExportPlan, staging: Path, sets: tuple[PrecisionSet, ...]) -> Manifest:
+    processor = staging / PROCESSOR_FOLDER
+    processor.mkdir()
+    for file in plan.checkpoint.processor_files():
+        shutil.copyfile(file, processor / file.name)
+    files = sorted(file for file in staging.rglob("*") if file.is_file())
+    checkpoint = plan.checkpoint
+    return Manifest(
+        model=ModelIdentity(checkpoint.name, checkpoint.config["model_type"], checkpoint.model_hash),
+        vision=plan.spec,
+        preprocessing=plan.preprocessing,
+        precisions=sets,
+        processor=tuple(f"{PROCESSOR_FOLDER}/{file.name}" for file in sorted(processor.iterdir())),
+        files=tuple(record_file(staging, file) for file in files),
+        tools=_tool_versions(),
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    import onnxruntime
+
+    versions = {name: importlib.metadata.version(name) for name in TOOLS}
+    return {**versions, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()}

@@ -1,0 +1,97 @@
+"""The encoder's dimensions and preprocessing constants, read from the checkpoint and checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from contract.checkpoint import Checkpoint
+from contract.errors import CheckpointError
+from contract.manifest import Preprocessing, VisionSpec
+
+# How the ONNX graph spells the MLP's activation.
+ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
+
+
+def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
+    """The `vision_config` of config.json, with transformers' defaults for what it leaves out.
+
+    Raises:
+        CheckpointError: a value that the graph does not implement, named with what is supported.
+    """
+    from transformers import AutoConfig
+
+    vision = AutoConfig.from_pretrained(checkpoint.path).vision_config
+    for name in ("patch_size", "temporal_patch_size"):
+        if not isinstance(getattr(vision, name), int):
+            raise _unsupported(name, "one integer", getattr(vision, name))
+    if vision.spatial_merge_size < 2:
+        raise _unsupported(
+            "spatial_merge_size",
+            "2 or more",
+            vision.spatial_merge_size,
+            "Merge 1 has no merge blocks, for which patches are ordered and buckets are sized here.",
+        )
+    if vision.hidden_act not in ACTIVATIONS:
+        raise _unsupported("hidden_act", " or ".join(ACTIVATIONS), vision.hidden_act)
+    rope = vision.rope_parameters or {}
+    if rope.get("rope_type", "axial") != "axial":
+        raise _unsupported("rope_parameters.rope_type", "axial", rope.get("rope_type"))
+    if vision.hidden_size % vision.num_heads or (vision.hidden_size // vision.num_heads) % 4:
+        raise _unsupported("num_heads", "a head width that is a multiple of 4", vision.num_heads)
+    if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
+        raise _unsupported("num_position_embeddings", "a square number", vision.num_position_embeddings)
+    return VisionSpec(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        in_channels=vision.in_channels,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        depth=vision.depth,
+        num_heads=vision.num_heads,
+        out_hidden_size=vision.out_hidden_size,
+        num_position_embeddings=vision.num_position_embeddings,
+        deepstack_visual_indexes=tuple(vision.deepstack_visual_indexes),
+        hidden_act=vision.hidden_act,
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+    )
+
+
+def _unsupported(name: str, expected: str, got: object, remedy: str | None = None) -> CheckpointError:
+    return CheckpointError(
+        f"vision_config.{name} is not supported", field=name, expected=expected, got=got, remedy=remedy
+    )
+
+
+def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    """Constants of the checkpoint's image processor.
+
+    Raises:
+        CheckpointError: no image processor configuration.
+    """
+    values = _image_processor(checkpoint)
+    size = values.get("size") or {}
+    return Preprocessing(
+        image_mean=tuple(float(value) for value in values.get("image_mean", (0.5, 0.5, 0.5))),
+        image_std=tuple(float(value) for value in values.get("image_std", (0.5, 0.5, 0.5))),
+        rescale_factor=float(values.get("rescale_factor", 1 / 255)),
+        image_min_pixels=int(size.get("shortest_edge", values.get("min_pixels", 0))),
+        image_max_pixels=int(size.get("longest_edge", values.get("max_pixels", 0))),
+    )
+
+
+def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
+    # transformers 5 may write one processor_config.json in place of preprocessor_config.json.
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        file = checkpoint.path / name
+        if file.is_file():
+            document = json.loads(file.read_text(encoding="utf-8"))
+            values = document if key is None else document.get(key)
+            if isinstance(values, dict):
+                return values
+    raise CheckpointError(
+        f"{checkpoint.path} has no image processor configuration",
+        field="preprocessor_config.json",
+        remedy="Copy preprocessor_config.json of the original checkpoint there.",
+    )
