@@ -1,0 +1,134 @@
+"""The device's end of the wire: one POST per request, its tensors sent from where they lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from contract.errors import ContractError, ServerUnavailableError
+from contract.request import GenerateRequest
+from contract.wire import CONTENT_TYPE, body_size, encode_request
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+
+class RefusedError(ContractError):
+    """The server answered with an error object; its own words are passed on."""
+
+    code = "refused_by_server"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of a streamed answer.
+
+    Attributes:
+        text: what this step adds to the text; may be empty while a character is incomplete.
+        final: the whole answer (`generated_ids`, `text`, `usage`, `timings`, …) on the last event.
+    """
+
+    text: str
+    final: dict[str, Any] | None = None
+
+
+def generate(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> dict[str, Any]:
+    """Send a request and wait for the whole answer.
+
+    Raises:
+        ServerUnavailableError: the server cannot be reached or is not ready.
+        RefusedError: the server refused the request; the message says why.
+    """
+    with _post(server, request, timeout) as response:
+        response.read()
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def stream(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> Iterator[Event]:
+    """Send a request with `stream` set and yield its events as they come.
+
+    Raises:
+        ServerUnavailableError, RefusedError: as `generate`, also in the middle of the stream.
+    """
+    with _post(server, request, timeout) as response:
+        try:
+            for line in response.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                if line == "data: [DONE]":
+                    return
+                event = json.loads(line[len("data: ") :])
+                if "error" in event:
+                    raise _refused(event, response.status_code)
+                yield Event(event.get("text", ""), _final(event))
+        except httpx.HTTPError as error:
+            raise ServerUnavailableError(
+                f"server {server} broke off the answer ({type(error).__name__})", field="--server"
+            ) from None
+    raise ServerUnavailableError(f"server {server} ended the answer early", field="--server")
+
+
+class _post:
+    """Context of one POST: the open response, or the error it stands for."""
+
+    def __init__(self, server: str, request: GenerateRequest, timeout: float) -> None:
+        self._server = server
+        self._buffers = encode_request(request)
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_SECONDS))
+
+    def __enter__(self) -> httpx.Response:
+        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(self._buffers))}
+        try:
+            message = self._client.build_request(
+                "POST",
+                f"{self._server.rstrip('/')}/v1/generate",
+                content=(bytes(buffer) for buffer in self._buffers),
+                headers=headers,
+            )
+            response = self._client.send(message, stream=True)
+            if response.status_code >= 400:
+                response.read()
+                raise _refused(_error_body(response), response.status_code)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._client.close()
+            raise ServerUnavailableError(
+                f"server {self._server} cannot be reached ({type(error).__name__})",
+                field="--server",
+                remedy="Start it with: qwen3vl-edge server --model MODEL",
+            ) from None
+        except BaseException:
+            self._client.close()
+            raise
+        return response
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+
+def _final(event: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole answer in the form that `generate` returns it, if this is the last event."""
+    if "finish_reason" not in event:
+        return None
+    return {key: value for key, value in event.items() if key != "full_text"} | {"text": event["full_text"]}
+
+
+def _error_body(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        return body
+    return {"error": {"message": f"the server answered {response.status_code} {response.text[:200]}"}}
+
+
+def _refused(body: dict[str, Any], status: int) -> ContractError:
+    error = body["error"]
+    kind = ServerUnavailableError if status == 503 else RefusedError
+    refused = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
+    refused.code = error.get("code") or refused.code
+    return refused

@@ -1,0 +1,143 @@
+"""The device's half as a library: open a bundle once, turn conversations into requests."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from contract.bundle import Bundle, open_bundle
+from contract.errors import InputError
+from contract.request import GenerateRequest, Media, Sampling
+from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
+from edge_runtime.media import BucketPolicy, Message
+from edge_runtime.prompt import PreparedMedia, Processor, load_processor, prepare_prompt
+
+WIRE_DTYPES = ("fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """How a device runs.
+
+    Attributes:
+        backend: a key of `edge_runtime.engine.BACKENDS`.
+        wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
+        max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
+    """
+
+    backend: str = "onnxruntime"
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    wire_dtype: str = "fp16"
+    max_distortion: float = 0.1
+    min_scale: float = 0.7
+
+
+@dataclass(frozen=True)
+class EdgeTimings:
+    """Seconds spent on the device."""
+
+    preprocess: float
+    encode: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A request ready to send, and where the time went."""
+
+    request: GenerateRequest
+    media: tuple[PreparedMedia, ...]
+    timings: EdgeTimings
+
+
+class Edge:
+    """An opened bundle: processor and engine, used as a context manager."""
+
+    def __init__(self, bundle: Bundle, options: EdgeOptions, processor: Processor, engine: Engine) -> None:
+        self.bundle = bundle
+        self.options = options
+        self.processor = processor
+        self.engine = engine
+        manifest, precision = bundle.manifest, options.engine.precision
+        self.policy = BucketPolicy(
+            geometry=manifest.vision.geometry,
+            buckets=tuple(manifest.buckets(precision)),
+            dynamic=manifest.has_dynamic(precision),
+            max_distortion=options.max_distortion,
+            min_scale=options.min_scale,
+        )
+
+    def __enter__(self) -> Edge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+    def encode(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, stream: bool = False
+    ) -> EncodedPrompt:
+        """Preprocess a conversation, encode its images and clips, and build the request.
+
+        Args:
+            messages: Qwen's format.
+            sampling: generation parameters; greedy by default.
+            stream: ask the server for tokens as they come.
+
+        Raises:
+            InputError: media or messages that cannot be used.
+            BucketError: no graph serves a picture.
+        """
+        started = time.perf_counter()
+        prompt = prepare_prompt(messages, self.processor, self.policy)
+        preprocess = time.perf_counter() - started
+        media, seconds = [], []
+        for item in prompt.media:
+            started = time.perf_counter()
+            embeddings = self.engine.run(item.grid, item.pixel_values)
+            media.append(self._media(item, embeddings))
+            seconds.append(time.perf_counter() - started)
+        request = GenerateRequest(
+            model_hash=self.bundle.manifest.model.model_hash,
+            input_ids=prompt.input_ids,
+            media=tuple(media),
+            sampling=sampling or Sampling(),
+            stream=stream,
+            request_id=uuid.uuid4().hex,
+        )
+        return EncodedPrompt(request, prompt.media, EdgeTimings(preprocess, tuple(seconds)))
+
+    def _media(self, item: PreparedMedia, embeddings: Embeddings) -> Media:
+        if self.options.wire_dtype == "fp16":
+            embeddings = embeddings.to_fp16()
+        return Media(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, self._origin(item))
+
+    def _origin(self, item: PreparedMedia) -> dict[str, Any]:
+        return {
+            "native": str(item.choice.native),
+            "fixed": item.choice.fixed,
+            "scale": round(item.choice.scale, 6),
+            "distortion": round(item.choice.distortion, 6),
+            "backend": self.engine.name,
+            "precision": self.bundle.manifest.precision(self.options.engine.precision).precision,
+        }
+
+
+def open_edge(bundle: str | Path, options: EdgeOptions | None = None) -> Edge:
+    """Open and check a bundle, and load its processor and engine.
+
+    Raises:
+        BundleError: the bundle is missing, truncated or altered.
+        InputError: the backend or its options cannot be used.
+    """
+    options = options or EdgeOptions()
+    if options.wire_dtype not in WIRE_DTYPES:
+        raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
+    opened = open_bundle(bundle)
+    engine = load_engine(options.backend, opened, options.engine)
+    return Edge(opened, options, load_processor(opened.processor_path), engine)

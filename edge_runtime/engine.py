@@ -1,0 +1,128 @@
+"""What every backend offers: one encoder that turns the patches of a picture into its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import Bundle
+from contract.errors import InputError
+from contract.grid import Grid
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The encoder's four outputs for one picture or clip.
+
+    Attributes:
+        embeds: [n, D] merged embeddings, n = t·h·w / merge².
+        deepstack: one [n, D] per DeepStack level, in the order of `deepstack_visual_indexes`.
+    """
+
+    embeds: NDArray[Any]
+    deepstack: tuple[NDArray[Any], ...]
+
+    def to_fp16(self) -> Embeddings:
+        """The same in float16, as it travels.
+
+        Raises:
+            InputError: a value that float16 cannot hold, which would reach the server as infinity.
+        """
+        return Embeddings(_fp16("embeds", self.embeds), tuple(_fp16("deepstack", level) for level in self.deepstack))
+
+
+def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
+    if array.dtype == np.float16:
+        return array
+    largest = float(np.abs(array).max(initial=0.0))
+    if not largest <= float(np.finfo(np.float16).max):  # written so that NaN fails too
+        raise InputError(
+            f"encoder output {name} does not fit float16",
+            field=name,
+            expected="at most 65504",
+            got=largest,
+            remedy="Send float32 (--wire-dtype fp32).",
+        )
+    return array.astype(np.float16)
+
+
+class Engine(Protocol):
+    """A loaded encoder."""
+
+    name: str
+
+    def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
+        """Encode one picture or clip.
+
+        Args:
+            grid: its grid.
+            pixel_values: float32 [t·h·w, channels·temporal·patch²] in the HF processor's layout.
+
+        Returns:
+            Embeddings in the precision the engine computes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to load an engine.
+
+    Attributes:
+        precision: which set of the bundle; None for the first.
+        threads: CPU threads, 0 for the library's choice.
+        model: checkpoint folder, needed by the `pytorch` backend alone.
+        provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
+    """
+
+    precision: str | None = None
+    threads: int = 0
+    model: Path | None = None
+    provider: str = "cpu"
+
+
+def _onnxruntime() -> Callable[[Bundle, EngineOptions], Engine]:
+    from edge_runtime.backends import onnxruntime
+
+    return onnxruntime.load
+
+
+def _pytorch() -> Callable[[Bundle, EngineOptions], Engine]:
+    from edge_runtime.backends import pytorch
+
+    return pytorch.load
+
+
+# Adding a backend is one line here and one file in backends/.
+BACKENDS: dict[str, Callable[[], Callable[[Bundle, EngineOptions], Engine]]] = {
+    "onnxruntime": _onnxruntime,
+    "pytorch": _pytorch,
+}
+
+
+def load_engine(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
+    """Load a backend by name, importing its library only now.
+
+    Raises:
+        InputError: no such backend, or its library is not installed.
+    """
+    if name not in BACKENDS:
+        raise InputError("no such backend", field="--backend", expected=" or ".join(BACKENDS), got=name)
+    try:
+        load = BACKENDS[name]()
+    except ImportError as error:
+        raise InputError(
+            f"backend {name} needs a package that is not installed ({error.name})",
+            field="--backend",
+            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+        ) from None
+    return load(bundle, options)

@@ -1,0 +1,144 @@
+"""`qwen3vl-edge`: one command per job; each imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Qwen3-VL on two machines: the vision encoder on the device, the language model on a server.",
+)
+
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder made by `export`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all.")]
+BackendOption = Annotated[str, typer.Option(help="Encoder backend: onnxruntime or pytorch.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="Which precision of the bundle; the first by default.")]
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct.")],
+    out: Annotated[Path, typer.Option("--out", help="Bundle folder to write; replaced only when complete.")],
+    buckets: Annotated[str, typer.Option(help="Image buckets, HEIGHTxWIDTH in pixels, comma separated.")] = "448x448",
+    video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH, comma separated.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or fp32,fp16.")] = "fp32",
+    dynamic: Annotated[bool, typer.Option(help="Also write the dynamic-shape graph.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
+    from tools.commands.export import run
+
+    run(model, out, buckets, video, precision, dynamic, as_json)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    bundle: BundleOption,
+    server: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    image: Annotated[list[str] | None, typer.Option(help="Picture: path, URL or data URI. May repeat.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="Clip: path or URL. May repeat.")] = None,
+    messages: Annotated[Path | None, typer.Option(help="A conversation in Qwen's format (JSON), before it.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    backend: BackendOption = "onnxruntime",
+    precision: PrecisionOption = None,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime provider.")] = "cpu",
+    model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
+    wire_dtype: Annotated[str, typer.Option(help="fp16, or fp32 for parity runs.")] = "fp16",
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask about pictures and clips: encode here, answer there, and print where the time went."""
+    from edge_runtime.edge import EdgeOptions
+    from edge_runtime.engine import EngineOptions
+    from tools.commands.ask import run
+
+    engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider)
+    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
+    run(question, bundle, server, image or [], video or [], messages, max_new_tokens, options, as_json)
+
+
+@app.command()
+def server(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
+    device_map: Annotated[str, typer.Option(help="As transformers' device_map: auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+) -> None:
+    """Serve the language model alone: embeddings in, answers out."""
+    from tools.commands.server import run
+
+    run(model=model, host=host, port=port, device_map=device_map, dtype=dtype, attention=attention)
+
+
+@app.command()
+def parity(
+    bundle: BundleOption,
+    model: Annotated[str, typer.Option(help="The checkpoint that the bundle was exported from.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with `messages`; questions about the pictures.")
+    ] = None,
+    precision: PrecisionOption = None,
+    wire_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ."""
+    from tools.commands.parity import run
+
+    run(bundle, model, images, prompts, precision, wire_dtype, max_new_tokens, threads, as_json)
+
+
+@app.command()
+def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], as_json: JsonOption = False) -> None:
+    """Check a bundle and show its buckets, sizes and measured parity."""
+    from tools.commands.inspect import run
+
+    run(bundle, as_json)
+
+
+@app.command()
+def demo(
+    work: Annotated[Path, typer.Option(help="Where the bundle is written.")] = Path("bundles/demo"),
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("reference/qwen3vl-tiny"),
+    samples: Annotated[Path, typer.Option(help="Folder with questions.jsonl.")] = Path("reference/samples"),
+) -> None:
+    """Export the reference checkpoint, start a server, ask, and compare with the unsplit model."""
+    from tools.demo import run
+
+    run(work, model, samples)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Entry point: errors of the contract become one line on stderr and exit code 2."""
+    from contract.errors import ContractError
+
+    try:
+        app()
+    except ContractError as error:
+        sys.stderr.write(f"qwen3vl-edge: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("qwen3vl-edge: interrupted\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What each CLI command does; imported by `tools.cli` only when the command runs."""

@@ -1,0 +1,56 @@
+"""Distances between what two implementations of the same network return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Distance:
+    """One output against its reference.
+
+    Attributes:
+        cosine: of the flattened arrays; 1.0 is equal direction.
+        max_abs: largest absolute difference.
+        relative_l2: ‖a - b‖ / ‖b‖.
+    """
+
+    cosine: float
+    max_abs: float
+    relative_l2: float
+
+    def worst(self, other: Distance) -> Distance:
+        """The worse of both, figure by figure."""
+        return Distance(
+            min(self.cosine, other.cosine),
+            max(self.max_abs, other.max_abs),
+            max(self.relative_l2, other.relative_l2),
+        )
+
+
+def distance(actual: NDArray[Any], reference: NDArray[Any]) -> Distance:
+    """Distance of two arrays of one shape, computed in float64. NaN anywhere makes every figure NaN."""
+    a = actual.astype(np.float64).reshape(-1)
+    b = reference.astype(np.float64).reshape(-1)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    difference = a - b
+    return Distance(
+        float(a @ b) / norms if norms > 0 else float(norms == 0 and not difference.any()),
+        float(np.abs(difference).max(initial=0.0)),
+        float(np.linalg.norm(difference) / max(float(np.linalg.norm(b)), 1e-30)),
+    )
+
+
+def kl_divergence(reference_logits: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
+    """KL(reference ‖ other) in nats per step, from logits [steps, vocabulary]."""
+    p, q = (_log_softmax(values.astype(np.float64)) for values in (reference_logits, logits))
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1), dtype=np.float64)
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)

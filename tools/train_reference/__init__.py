@@ -1,0 +1,1 @@
+"""How the reference checkpoint is made: pictures, questions, training, evaluation."""
