@@ -1,0 +1,59 @@
+"""A finished generation as the JSON object that clients read, and errors as OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import ContractError
+from contract.request import GenerateRequest
+from server.errors import InternalError
+
+if TYPE_CHECKING:
+    from server.engine import GenerateResult
+    from server.language_model import LoadedModel
+
+logger = logging.getLogger("server")
+
+
+def answer(request: GenerateRequest, result: GenerateResult, loaded: LoadedModel) -> dict[str, Any]:
+    """The answer of `POST /v1/generate`, and the last event of its stream."""
+    return {
+        "request_id": request.request_id,
+        "model": loaded.name,
+        "model_hash": loaded.shape.model_hash,
+        "generated_ids": list(result.generated_ids),
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "visual_tokens": result.visual_tokens,
+            "completion_tokens": len(result.generated_ids),
+        },
+        "timings": {name: round(seconds, 6) for name, seconds in asdict(result.timings).items()},
+    }
+
+
+def describe(loaded: LoadedModel) -> dict[str, Any]:
+    """What is served, for `/v1/models`, `/readyz` and the line at start."""
+    return {
+        "model_hash": loaded.shape.model_hash,
+        "parameters": loaded.parameters,
+        "vision_parameters_not_loaded": loaded.vision_parameters,
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": loaded.attention,
+        "hidden_size": loaded.shape.hidden_size,
+        "deepstack_levels": loaded.shape.deepstack_levels,
+        "merge_size": loaded.shape.merge_size,
+        "max_positions": loaded.max_positions,
+    }
+
+
+def as_contract_error(error: BaseException, request_id: str) -> ContractError:
+    """`error` if a client may see it, or else a bare 500; its stack trace goes to the log alone."""
+    if isinstance(error, ContractError):
+        return error
+    logger.error("request %r failed", request_id, exc_info=error)
+    return InternalError("the server failed on this request", got=f"request {request_id}")

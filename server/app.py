@@ -1,0 +1,159 @@
+"""The HTTP edge: routes, content types and status codes. Tensors are checked here and never computed with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+
+from contract.errors import WireError
+from contract.request import GenerateRequest
+from contract.wire import CONTENT_TYPE, decode_request
+from server.answers import answer, describe
+from server.body import read_body
+from server.error_handlers import install_error_handlers
+from server.errors import HttpError
+from server.json_api import decode_json, openapi_content
+from server.metrics import Metrics
+from server.options import ServerOptions
+from server.readiness import Readiness
+from server.request_counter import RequestCounter
+from server.streaming import EventStream, TokenFeed, events
+
+if TYPE_CHECKING:
+    from server.engine import Engine, GenerateResult
+
+JSON = "application/json"
+MAX_REQUEST_ID = 128
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it but the metrics
+
+
+def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
+    """The application.
+
+    Args:
+        readiness: gets its engine when the model is loaded; until then most routes answer 503.
+        options: limits and the model's name.
+    """
+    app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
+    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0)
+    started = int(time.time())
+    install_error_handlers(app)
+    app.add_middleware(RequestCounter, metrics=metrics, routes=("/v1/generate", "/v1/models", "/readyz", "/healthz"))
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """200 as long as the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """200 once the model is loaded and has generated; 503 before."""
+        loaded = readiness.engine.loaded
+        return {"status": "ready", "model": loaded.name, **describe(loaded)}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        loaded = readiness.engine.loaded
+        card = {"id": loaded.name, "object": "model", "created": started, "owned_by": "qwen3vl-edge"}
+        return {"object": "list", "data": [{**card, **describe(loaded)}]}
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/v1/generate", openapi_extra={"requestBody": {"required": True, "content": dict(openapi_content())}})
+    async def generate(request: Request) -> Response:
+        """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
+        engine = readiness.engine
+        engine.check_room()  # before a body is read that would wait for nothing
+        prepared = await _read_request(request, engine, options, metrics)
+        cancel = threading.Event()
+        if not prepared.stream:
+            future = engine.submit(prepared, None, cancel)
+            future.add_done_callback(metrics.record)
+            return await _whole(request, prepared, future, cancel, engine)
+        feed = TokenFeed()
+        future = engine.submit(prepared, feed.put, cancel)
+        future.add_done_callback(metrics.record)
+        future.add_done_callback(feed.end)
+        return EventStream(events(engine, prepared, future, feed), cancel)
+
+    return app
+
+
+async def _read_request(request: Request, engine: Engine, options: ServerOptions, metrics: Metrics) -> GenerateRequest:
+    """Body to checked request, whichever of the two content types it has.
+
+    Raises:
+        ContractError: whatever is wrong with it.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in (CONTENT_TYPE, JSON):
+        raise HttpError(
+            415,
+            "unsupported_content_type",
+            "content type is not spoken here",
+            field="Content-Type",
+            expected=f"{CONTENT_TYPE} or {JSON}",
+            got=repr(kind)[:80],
+        )
+    limits = engine.limits
+    limit = min(limits.max_body_bytes, options.max_json_body_bytes) if kind == JSON else limits.max_body_bytes
+    body = await read_body(request, limit, options.body_timeout_s)
+    metrics.received.inc(len(body))
+
+    def decode() -> GenerateRequest:
+        if kind == JSON:
+            return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare))
+        return _with_request_id(engine.prepare(decode_request(body, limits)))
+
+    return await run_in_threadpool(decode)
+
+
+def _with_request_id(request: GenerateRequest) -> GenerateRequest:
+    if len(request.request_id) > MAX_REQUEST_ID:
+        raise WireError(
+            "request_id is too long",
+            field="request_id",
+            expected=f"at most {MAX_REQUEST_ID} characters",
+            got=len(request.request_id),
+        )
+    return request if request.request_id else replace(request, request_id=uuid.uuid4().hex)
+
+
+async def _whole(
+    request: Request,
+    prepared: GenerateRequest,
+    future: Future[GenerateResult],
+    cancel: threading.Event,
+    engine: Engine,
+) -> Response:
+    """Wait for the answer; if the client leaves first, cancel it."""
+    done = asyncio.wrap_future(future)
+    left = asyncio.create_task(_client_left(request))
+    waiters: set[asyncio.Future[Any]] = {done, left}
+    try:
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            return JSONResponse(answer(prepared, done.result(), engine.loaded))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        cancel.set()
+        left.cancel()
+
+
+async def _client_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

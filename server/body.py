@@ -1,0 +1,51 @@
+"""Reading a request body no further than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from contract.errors import ContractError, LimitError
+from server.errors import HttpError
+
+
+async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray:
+    """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
+
+    Raises:
+        HttpError: 411 without a length or chunks, 400 for a length that is no number or a client that left,
+            408 when it takes longer than `timeout_s`, 415 for a content encoding.
+        LimitError: more than `limit` bytes, claimed or sent.
+    """
+    headers = request.headers
+    if encoding := headers.get("content-encoding"):
+        raise HttpError(415, "unsupported_encoding", "the body is encoded", field="Content-Encoding", got=encoding[:40])
+    length = headers.get("content-length")
+    if length is None and "transfer-encoding" not in headers:
+        raise HttpError(411, "length_required", "the body's length is missing", field="Content-Length")
+    if length is not None and not (length.isascii() and length.isdigit()):
+        raise HttpError(400, "bad_length", "the body's length is no number", field="Content-Length", got=length[:40])
+    if length is not None and int(length) > limit:
+        raise _too_large(limit, f"{int(length)} bytes")
+    try:
+        return await asyncio.wait_for(_collect(request, limit), timeout_s)
+    except asyncio.TimeoutError:
+        raise HttpError(
+            408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
+        ) from None
+    except ClientDisconnect:
+        raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
+
+
+async def _collect(request: Request, limit: int) -> bytearray:
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit, "more")
+        body += chunk
+    return body
+
+
+def _too_large(limit: int, got: str) -> ContractError:
+    return LimitError("body is too large", field="body", expected=f"at most {limit} bytes", got=got)

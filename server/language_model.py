@@ -1,0 +1,210 @@
+"""The language model of a Qwen3-VL checkpoint, loaded without its vision encoder.
+
+The classes are transformers' own; only `model.visual` is a stand-in. Nothing is missing from the
+forward pass: embeddings enter through `mm_encoder_outputs`, as upstream's generate does it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+from contract.checkpoint import Checkpoint
+from contract.errors import CheckpointError
+from contract.request import ModelShape
+from server.options import ServerOptions
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+_VISUAL_KEYS = [r"(^|\.)visual\."]
+
+
+class AbsentVisionEncoder(nn.Module):
+    """Stands where the encoder was: holds no parameter, answers what its neighbours ask of it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.spatial_merge_size: int = config.spatial_merge_size
+        self.dtype = torch.get_default_dtype()
+
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse: pixels are encoded on the device.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("the server holds no vision encoder: send embeddings, not pixel values")
+
+
+class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+    """`Qwen3VLForConditionalGeneration` without the encoder's parameters."""
+
+    _keys_to_ignore_on_load_unexpected = _VISUAL_KEYS
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        # from_pretrained builds on the meta device, so the encoder replaced here never had memory.
+        self.model.visual = AbsentVisionEncoder(config.vision_config)
+
+
+class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc]
+    """`Qwen3VLMoeForConditionalGeneration` without the encoder's parameters."""
+
+    _keys_to_ignore_on_load_unexpected = _VISUAL_KEYS
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.visual = AbsentVisionEncoder(config.vision_config)
+
+
+_CLASSES: dict[str, Any] = {"qwen3_vl": DenseLanguageModel, "qwen3_vl_moe": MoeLanguageModel}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A language model ready to generate, and what requests are checked against.
+
+    Attributes:
+        model: `DenseLanguageModel` or `MoeLanguageModel`, in eval mode.
+        end_ids: token ids that end an answer.
+        parameters: of the language model, tied ones counted once.
+        vision_parameters: that the checkpoint holds and that were not loaded.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    shape: ModelShape
+    end_ids: tuple[int, ...]
+    max_positions: int
+    parameters: int
+    vision_parameters: int
+    attention: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts enter; with a `device_map` over several devices, the embedding table's."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+
+def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> LoadedModel:
+    """Load tokenizer and language model; no visual tensor is read.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, a weight of the language model is absent, or the
+            attention implementation or device is not to be had on this machine.
+    """
+    shape = model_shape(checkpoint)
+    vision_parameters = sum(math.prod(tensor.entry.shape) for tensor in checkpoint.visual_tensors.values())
+    tokenizer = _load_tokenizer(checkpoint)
+    model = _load_model(checkpoint, options)
+    end_ids = _end_ids(model.generation_config, tokenizer)
+    # Requests carry every sampling parameter; what the checkpoint recommends must not fill in for them.
+    model.generation_config = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=end_ids[-1])
+    return LoadedModel(
+        name=checkpoint.name,
+        model=model,
+        tokenizer=tokenizer,
+        shape=shape,
+        end_ids=end_ids,
+        max_positions=int(model.config.text_config.max_position_embeddings),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vision_parameters=vision_parameters,
+        attention=str(model.config.text_config._attn_implementation),
+    )
+
+
+def model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """What a request's tensors must fit, from `config.json` alone.
+
+    Raises:
+        CheckpointError: the config lacks a key.
+    """
+    config = checkpoint.config
+    try:
+        text, vision = config["text_config"], config["vision_config"]
+        return ModelShape(
+            model_hash=checkpoint.model_hash,
+            hidden_size=int(text["hidden_size"]),
+            deepstack_levels=len(vision["deepstack_visual_indexes"]),
+            merge_size=int(vision["spatial_merge_size"]),
+            vocab_size=int(text["vocab_size"]),
+            image_token_id=int(config["image_token_id"]),
+            video_token_id=int(config["video_token_id"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} lacks what a Qwen3-VL needs", field="config.json", got=repr(error)
+        ) from None
+
+
+def _load_model(checkpoint: Checkpoint, options: ServerOptions) -> Any:
+    kind = _CLASSES[checkpoint.config["model_type"]]
+    try:
+        model, info = kind.from_pretrained(
+            checkpoint.path,
+            dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
+            device_map=options.device_map,
+            attn_implementation=options.attention,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and accelerate raise many kinds; all mean that it cannot be loaded so
+        reason = " ".join(str(error).split())[:300]
+        flash = "flash" in reason.lower()
+        raise CheckpointError(
+            f"the language model of {checkpoint.path} cannot be loaded with --device-map {options.device_map}, "
+            f"--dtype {options.dtype} and --attention {options.attention} ({type(error).__name__}: {reason})",
+            field="--attention" if flash else str(checkpoint.path),
+            remedy="Install flash-attn, or use --attention sdpa." if flash else None,
+        ) from error
+    if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
+        raise CheckpointError(
+            f"{checkpoint.path} lacks weights of the language model or holds them in another shape",
+            field=missing[0],
+            got=f"{len(missing)} at fault",
+            remedy="Download the whole checkpoint again.",
+        )
+    return model.eval()
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.path} cannot be loaded ({reason})", field="tokenizer"
+        ) from error
+
+
+def _end_ids(config: GenerationConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer: the checkpoint's own, or else Qwen's end tokens that its tokenizer knows."""
+    if config.eos_token_id is not None:
+        ids = config.eos_token_id
+        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    vocabulary = tokenizer.get_vocab()
+    found = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in found:
+        found.append(tokenizer.eos_token_id)
+    if not found:
+        raise CheckpointError(
+            "no token ends an answer", field="eos_token_id", remedy="Add it to generation_config.json."
+        )
+    return tuple(found)

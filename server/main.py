@@ -1,0 +1,145 @@
+"""Start, serve, stop. torch and the web framework are imported when `serve` runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
+from contract.errors import InputError
+from server.options import ServerOptions
+from server.readiness import Readiness
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from server.language_model import LoadedModel
+
+logger = logging.getLogger("server")
+
+
+def serve(options: ServerOptions) -> None:
+    """Load the language model and answer requests until SIGTERM or Ctrl-C; returns after a clean stop.
+
+    The port answers at once, `/readyz` with 503 until the model is loaded and warm.
+
+    Raises:
+        InputError: the address cannot be listened on.
+        CheckpointError: the model cannot be loaded.
+    """
+    checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
+    _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
+    listener = listen(options)
+    try:
+        _serve_on(listener, checkpoint, options)
+    finally:
+        listener.close()
+
+
+def listen(options: ServerOptions) -> socket.socket:
+    """A listening socket, so that a taken port is one line and port 0 has its number before anything loads.
+
+    Raises:
+        InputError: no such address, or it is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {options.host} port {options.port} ({error.strerror or error})", field="--port"
+        ) from None
+
+
+def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions) -> None:
+    import uvicorn
+
+    from server.app import create_app
+
+    _log_to_stderr()
+    readiness = Readiness()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(readiness, options),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=options.graceful_timeout_s,
+        )
+    )
+    url = _url(listener, options)
+    logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
+    loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
+    loader.start()
+    with _quiet_stop():
+        server.run(sockets=[listener])
+    if readiness.loaded:
+        readiness.engine.close()
+    if readiness.failure is not None:
+        raise readiness.failure
+    logger.info("stopped")
+
+
+def _load(
+    checkpoint: Checkpoint, options: ServerOptions, readiness: Readiness, server: uvicorn.Server, url: str
+) -> None:
+    try:
+        from server.engine import Engine
+        from server.language_model import load_language_model
+
+        engine = Engine(load_language_model(checkpoint, options), options.limits, options.max_queue)
+        engine.warm_up()
+    except BaseException as error:
+        readiness.failure = error
+        server.should_exit = True
+        return
+    readiness.set(engine)
+    _announce(engine.loaded, url)
+
+
+def _announce(loaded: LoadedModel, url: str) -> None:
+    logger.info(
+        "ready: %s, language model of %s parameters (vision encoder of %s not loaded), %s, %s, attention %s",
+        loaded.name,
+        f"{loaded.parameters:,}",
+        f"{loaded.vision_parameters:,}",
+        loaded.device,
+        str(loaded.dtype).removeprefix("torch."),
+        loaded.attention,
+    )
+    logger.info("listening on %s", url)
+
+
+def _url(listener: socket.socket, options: ServerOptions) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _log_to_stderr() -> None:
+    """Plain lines on stderr, unless the program around has set up logging already."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def _quiet_stop() -> Iterator[None]:
+    """uvicorn raises the signal again that stopped it; a stop that was asked for is no failure."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)

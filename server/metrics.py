@@ -1,0 +1,59 @@
+"""Prometheus metrics of one server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from server.engine import GenerateResult
+
+PREFIX = "qwen3vl_edge"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The server's counters, in a registry of their own so that several apps can live in one process.
+
+    Args:
+        waiting: called at each scrape for the queue's depth.
+    """
+
+    def __init__(self, waiting: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=self.registry)
+        self.received = Counter(f"{PREFIX}_received_bytes", "Bytes of request bodies", registry=self.registry)
+        self.tokens = Counter(f"{PREFIX}_tokens", "Tokens by kind", ["kind"], registry=self.registry)
+        self.generations = Counter(
+            f"{PREFIX}_generations", "Ended generations by finish reason", ["finish_reason"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            f"{PREFIX}_generation_seconds",
+            "Seconds of a generation by phase: queue, prefill (to the first token), decode",
+            ["phase"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        Gauge(f"{PREFIX}_queue_depth", "Requests that wait", registry=self.registry).set_function(waiting)
+
+    def record(self, future: Future[GenerateResult]) -> None:
+        """Count an ended generation; meant as the future's callback, so it counts whoever still listens."""
+        try:
+            result = future.result()
+        except CancelledError:
+            self.generations.labels("cancelled").inc()
+            return
+        except Exception:
+            self.generations.labels("error").inc()
+            return
+        self.generations.labels(result.finish_reason).inc()
+        self.tokens.labels("prompt").inc(result.prompt_tokens)
+        self.tokens.labels("visual").inc(result.visual_tokens)
+        self.tokens.labels("generated").inc(len(result.generated_ids))
+        timings = result.timings
+        for phase, value in (("queue", timings.queue_s), ("prefill", timings.prefill_s), ("decode", timings.decode_s)):
+            if phase == "queue" or result.generated_ids:
+                self.seconds.labels(phase).observe(value)

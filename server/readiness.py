@@ -1,0 +1,39 @@
+"""Whether the server can answer yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from contract.errors import ServerUnavailableError
+
+if TYPE_CHECKING:
+    from server.engine import Engine
+
+
+class Readiness:
+    """Holds the engine once it is loaded and warm.
+
+    Written once, by the thread that loads; read by the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self.failure: BaseException | None = None
+
+    def set(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            ServerUnavailableError: it is still loading.
+        """
+        if self._engine is None:
+            raise ServerUnavailableError("the model is still loading", remedy="Try again when /readyz answers 200.")
+        return self._engine
+
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None

@@ -1,0 +1,95 @@
+"""A real server in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+_CODE = """
+import json, sys
+from contract.errors import ContractError
+from contract.request import Limits
+from server.main import serve
+from server.options import ServerOptions
+options = json.loads(sys.argv[1])
+try:
+    serve(ServerOptions(**{**options, "limits": Limits(**options.get("limits", {}))}))
+except ContractError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A running server; `ready_statuses` are what `/readyz` answered while it started."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ready_statuses: list[int]
+
+
+def spawn(log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a server that logs to `log`; `limits` as a dict."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options})],
+            cwd=ROOT,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+        )
+
+
+@contextmanager
+def running_server(timeout: float = 120.0, **options: Any) -> Iterator[ServerProcess]:
+    """Start a server, wait until it is ready, stop it at the end.
+
+    Args:
+        options: of `ServerOptions`, `limits` as a dict; any free port unless `port` is given.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-server-"))
+    log = scratch / "server.log"
+    process = spawn(log, **options)
+    try:
+        yield _wait_until_ready(process, log, time.monotonic() + timeout)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, deadline: float) -> ServerProcess:
+    statuses: list[int] = []
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"server ended with {process.returncode}:\n{log.read_text()}")
+        if found := re.search(r"http://[^\s;]+", log.read_text()):
+            try:
+                statuses.append(httpx.get(f"{found[0]}/readyz", timeout=5).status_code)
+            except httpx.HTTPError:
+                statuses.append(0)
+            if statuses[-1] == 200:
+                return ServerProcess(found[0], process, log, statuses)
+        time.sleep(0.05)
+    raise AssertionError(f"server not ready in time:\n{log.read_text()}")
