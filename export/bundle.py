@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from contract.checkpoint import Checkpoint, open_checkpoint
 from contract.errors import BucketError, InputError
 from contract.grid import Grid, parse_image_buckets, parse_video_buckets
 from contract.manifest import (
+    MANIFEST_NAME,
     PRECISIONS,
     GraphRecord,
     Manifest,
@@ -25,8 +27,8 @@ from contract.manifest import (
 )
 from export.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
 from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
-from export.vision_config import read_preprocessing, read_vision_spec
-from export.weights import StoredTensor, write_weights
+from export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
+from export.weights import StoredTensor, check_tensors, write_weights
 
 Progress = Callable[[str, float], None]
 WEIGHTS_NAME = "weights.bin"
@@ -71,6 +73,8 @@ def plan_export(
             "bad precisions", field="--precision", expected=" or ".join(PRECISIONS), got=",".join(precisions) or "none"
         )
     preprocessing = read_preprocessing(checkpoint)
+    check_processor_geometry(checkpoint, spec)
+    check_tensors(checkpoint, spec)
     unique = tuple(dict.fromkeys(grids))
     return ExportPlan(checkpoint, spec, preprocessing, unique, tuple(precisions), dynamic, image_uint8)
 
@@ -90,7 +94,7 @@ def export_bundle(
 
     Args:
         model: checkpoint folder or hub id.
-        out: bundle folder.
+        out: bundle folder; a bundle there is replaced, anything else there is refused.
         image_buckets: HEIGHTxWIDTH in pixels, comma separated.
         video_buckets: FRAMESxHEIGHTxWIDTH, comma separated.
         precisions: of "fp32", "fp16"; each gets a weights file of its own.
@@ -102,6 +106,8 @@ def export_bundle(
         CheckpointError, BucketError, InputError: as `plan_export`.
         ParityError: a graph misses its tolerance against PyTorch.
     """
+    out = out.absolute()  # "." has no name to rename to
+    _check_replaceable(out)
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
     extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
     cases = reference_cases(
@@ -120,6 +126,22 @@ def export_bundle(
         manifest = _manifest(plan, staging, tuple(sets))
         manifest.write(staging)
     return manifest
+
+
+def _check_replaceable(out: Path) -> None:
+    """What the bundle replaces is deleted, so it must be a bundle: a slip in --out must not cost a home folder."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        document = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        document = None
+    if not isinstance(document, dict) or not {"schema_version", "vision"} <= document.keys():
+        raise InputError(
+            f"{out} exists and is not a bundle, so it is not replaced",
+            field="--out",
+            remedy="Give a new folder or an earlier bundle.",
+        )
 
 
 def _part(progress: Progress, start: float, share: float) -> Progress:

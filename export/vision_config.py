@@ -19,9 +19,10 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
     Raises:
         CheckpointError: a value that the graph does not implement, named with what is supported.
     """
-    from transformers import AutoConfig
-
-    vision = AutoConfig.from_pretrained(checkpoint.path).vision_config
+    vision = _vision_config(checkpoint)
+    for name in ("hidden_size", "intermediate_size", "depth", "num_heads", "out_hidden_size", "in_channels"):
+        if getattr(vision, name) < 1:
+            raise _unsupported(name, "1 or more", getattr(vision, name))
     for name in ("patch_size", "temporal_patch_size"):
         if not isinstance(getattr(vision, name), int):
             raise _unsupported(name, "one integer", getattr(vision, name))
@@ -34,13 +35,14 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
         )
     if vision.hidden_act not in ACTIVATIONS:
         raise _unsupported("hidden_act", " or ".join(ACTIVATIONS), vision.hidden_act)
-    rope = vision.rope_parameters or {}
-    if rope.get("rope_type", "axial") != "axial":
-        raise _unsupported("rope_parameters.rope_type", "axial", rope.get("rope_type"))
     if vision.hidden_size % vision.num_heads or (vision.hidden_size // vision.num_heads) % 4:
         raise _unsupported("num_heads", "a head width that is a multiple of 4", vision.num_heads)
     if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
         raise _unsupported("num_position_embeddings", "a square number", vision.num_position_embeddings)
+    levels = tuple(vision.deepstack_visual_indexes)
+    # transformers returns the levels in layer order and pairs them by index, so another order would be ambiguous.
+    if list(levels) != sorted(set(levels) & set(range(vision.depth))):
+        raise _unsupported("deepstack_visual_indexes", f"ascending layers below {vision.depth}", list(levels))
     return VisionSpec(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -52,10 +54,27 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
         num_heads=vision.num_heads,
         out_hidden_size=vision.out_hidden_size,
         num_position_embeddings=vision.num_position_embeddings,
-        deepstack_visual_indexes=tuple(vision.deepstack_visual_indexes),
+        deepstack_visual_indexes=levels,
         hidden_act=vision.hidden_act,
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_theta=float((vision.rope_parameters or {}).get("rope_theta", 10000.0)),
     )
+
+
+def _vision_config(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    written = checkpoint.config.get("vision_config") or {}
+    # Looked at as written: transformers' own check of another rope type fails over keys that it lacks.
+    rope = written.get("rope_parameters") or written.get("rope_scaling") or {}
+    kind = rope.get("rope_type", "axial")
+    if kind != "axial":
+        raise _unsupported("rope_parameters.rope_type", "axial", kind)
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path).vision_config
+    except Exception as error:  # its validators raise kinds of their own
+        raise CheckpointError(
+            f"transformers does not accept config.json ({' '.join(str(error).split())[:300]})", field="config.json"
+        ) from None
 
 
 def _unsupported(name: str, expected: str, got: object, remedy: str | None = None) -> CheckpointError:
@@ -81,13 +100,34 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     )
 
 
+def check_processor_geometry(checkpoint: Checkpoint, spec: VisionSpec) -> None:
+    """Hold the image processor's patch geometry against the encoder's.
+
+    Raises:
+        CheckpointError: they differ, so pixels would be cut into patches that the encoder does not read.
+    """
+    values = _image_processor(checkpoint)
+    for name in ("patch_size", "merge_size", "temporal_patch_size"):
+        if values.get(name, getattr(spec, name)) != getattr(spec, name):
+            raise CheckpointError(
+                f"the image processor's {name} is not the encoder's",
+                field=name,
+                expected=getattr(spec, name),
+                got=values[name],
+                remedy="Copy preprocessor_config.json of the original checkpoint there.",
+            )
+
+
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
     # transformers 5 may write one processor_config.json in place of preprocessor_config.json.
     for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         file = checkpoint.path / name
         if file.is_file():
-            document = json.loads(file.read_text(encoding="utf-8"))
-            values = document if key is None else document.get(key)
+            try:
+                document = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{file} cannot be read ({type(error).__name__})", field=name) from None
+            values = document.get(key) if key is not None and isinstance(document, dict) else document
             if isinstance(values, dict):
                 return values
     raise CheckpointError(

@@ -17,6 +17,9 @@ from contract.manifest import VisionSpec
 _ALIGNMENT = 4096  # a page, so that each tensor can be memory mapped by itself
 
 
+STORED_DTYPES = ("F32", "F16", "BF16")
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies in the weights file. dtype is numpy's."""
@@ -41,25 +44,46 @@ def write_weights(
     for the uint8 graphs the same matrix with its two equal frames summed.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape than the config says, or does not
-            fit float16.
+        CheckpointError: a tensor does not fit float16.
     """
     stored: dict[str, StoredTensor] = {}
     names = list(expected_shapes(spec))
-    missing = sorted(set(names) ^ set(checkpoint.visual_tensors))
-    if missing:
-        raise CheckpointError(
-            "the encoder's tensors do not match its config",
-            field=missing[0],
-            expected=f"{len(names)} tensors",
-            got=f"{len(checkpoint.visual_tensors)}, first difference {missing[0]}",
-        )
     with path.open("wb") as file:
         for index, name in enumerate(names):
             for part, array in _folded(checkpoint, spec, name):
                 stored[part] = _append(file, part, array, _dtype_of(part, precision))
             progress((index + 1) / len(names))
     return stored
+
+
+def check_tensors(checkpoint: Checkpoint, spec: VisionSpec) -> None:
+    """Hold the checkpoint's tensors against the config, from the shards' headers alone.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, of another shape, or of a dtype not read here.
+    """
+    shapes, found = expected_shapes(spec), checkpoint.visual_tensors
+    different = sorted(set(shapes) ^ set(found))
+    if different:
+        raise CheckpointError(
+            "the encoder's tensors do not match its config",
+            field=different[0],
+            expected=f"{len(shapes)} tensors",
+            got=f"{len(found)}, first difference {different[0]}",
+        )
+    for name, shape in shapes.items():
+        entry = found[name].entry
+        if tuple(entry.shape) != shape:
+            raise CheckpointError(
+                f"tensor visual.{name} has another shape", field=name, expected=list(shape), got=list(entry.shape)
+            )
+        if entry.dtype not in STORED_DTYPES:
+            raise CheckpointError(
+                f"tensor visual.{name} has an unsupported dtype",
+                field=name,
+                expected="F32, F16 or BF16",
+                got=entry.dtype,
+            )
 
 
 def expected_shapes(spec: VisionSpec) -> dict[str, tuple[int, ...]]:
@@ -105,9 +129,6 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def _folded(checkpoint: Checkpoint, spec: VisionSpec, name: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
     array = read_float32(checkpoint.visual_tensors[name])
-    expected = expected_shapes(spec)[name]
-    if array.shape != expected:
-        raise CheckpointError(f"tensor visual.{name} has another shape", field=name, expected=expected, got=array.shape)
     if name == "patch_embed.proj.weight":
         yield name, array.reshape(spec.hidden_size, -1)
         yield "patch_embed.image.weight", array.sum(axis=2).reshape(spec.hidden_size, -1)
@@ -119,15 +140,14 @@ def _folded(checkpoint: Checkpoint, spec: VisionSpec, name: str) -> Iterator[tup
 
 
 def read_float32(tensor: CheckpointTensor) -> NDArray[np.float32]:
-    """A checkpoint tensor as float32: widened from F16 or BF16, or a view of the file's memory map."""
+    """A checkpoint tensor as float32: widened from F16 or BF16, or a view of the file's memory map.
+
+    `check_tensors` has refused other dtypes.
+    """
     raw = tensor.map()
     kind = tensor.entry.dtype
     if kind == "BF16":  # bfloat16 is the upper half of float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.entry.shape)
-    if kind not in ("F32", "F16"):
-        raise CheckpointError(
-            f"tensor visual.{tensor.entry.name} has an unsupported dtype", expected="F32, F16 or BF16", got=kind
-        )
     array = np.frombuffer(raw, "<f4" if kind == "F32" else "<f2").reshape(tensor.entry.shape)
     return array.astype(np.float32, copy=False)
 
