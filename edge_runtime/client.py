@@ -64,7 +64,8 @@ def stream(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> 
                 event = json.loads(line[len("data: ") :])
                 if "error" in event:
                     raise _refused(event, response.status_code)
-                yield Event(event.get("text", ""), _final(event))
+                last = "finish_reason" in event  # its text is the whole answer, not an addition to it
+                yield Event("" if last else event["text"], event if last else None)
         except httpx.HTTPError as error:
             raise ServerUnavailableError(
                 f"server {server} broke off the answer ({type(error).__name__})", field="--server"
@@ -107,13 +108,6 @@ class _post:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
-
-
-def _final(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole answer in the form that `generate` returns it, if this is the last event."""
-    if "finish_reason" not in event:
-        return None
-    return {key: value for key, value in event.items() if key != "full_text"} | {"text": event["full_text"]}
 
 
 def _error_body(response: httpx.Response) -> dict[str, Any]:

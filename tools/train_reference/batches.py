@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.train_reference.questions import Question, clip_questions, pair_questions, scene_questions
+from tools.train_reference.questions import Question, clip_questions, description, pair_questions, scene_questions
 from tools.train_reference.scenes import (
     COLOURS,
     SHAPES,
@@ -28,9 +28,28 @@ from tools.train_reference.sizes import FRAMES, IMAGE_SIZES, IMAGE_WEIGHTS, PAIR
 KINDS = ("objects", "number", "pair", "clip")
 IGNORE = -100
 _KEY_WORDS = (
-    *COLOURS, *SHAPES, "crosses", "circles", "squares", "triangles", "stars", "left", "right", "top", "bottom", "up",
-    "down", "above", "below", "first", "second", "Yes", "No", "no", *"0123456789",
-)  # fmt: skip
+    *COLOURS,
+    *SHAPES,
+    "crosses",
+    "circles",
+    "squares",
+    "triangles",
+    "stars",
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "up",
+    "down",
+    "above",
+    "below",
+    "first",
+    "second",
+    "Yes",
+    "No",
+    "no",
+    *"0123456789",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class Vocabulary:
         self._raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._cache: dict[str, list[int]] = {}
         names = ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")
-        self.id = {name: self._raw.token_to_id(f"<|{name}|>") for name in names}
+        self.id: dict[str, int] = {name: self.encode(f"<|{name}|>")[0] for name in names}
         self.key = {self._raw.encode(f" {word}").ids[-1] for word in _KEY_WORDS}
         self.key |= {self._raw.encode(word).ids[0] for word in _KEY_WORDS}
 
@@ -105,6 +124,12 @@ def patchify(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     blocks = values.reshape(t, pair, h, 2, 16, w, 2, 16, 3)
     # [t, block row, block column, row, column, channel, frame, y, x]
     return np.ascontiguousarray(blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)).reshape(t * h * w * 4, -1)
+
+
+def _overlap(begin: float, end: float, cells: int) -> NDArray[np.float64]:
+    """Pixels of each 32-pixel cell of an axis that lie between begin and end."""
+    starts = np.arange(cells) * 32.0
+    return np.asarray(np.clip(np.minimum(end, starts + 32) - np.maximum(begin, starts), 0, None), dtype=np.float64)
 
 
 def cells_of(scene: Scene) -> NDArray[np.int64]:
@@ -172,14 +197,22 @@ def random_layout(rng: random.Random, level: float) -> tuple[str, tuple[int, int
 
 
 def make_batch(
-    rng: random.Random, vocabulary: Vocabulary, kind: str, size: tuple[int, int], count: int, level: float,
-    turns: int = 4, task: str | None = None,
-) -> Batch:  # fmt: skip
+    rng: random.Random,
+    vocabulary: Vocabulary,
+    kind: str,
+    size: tuple[int, int],
+    count: int,
+    level: float,
+    turns: int = 4,
+    task: str | None = None,
+) -> Batch:
     """A batch of `count` samples; with `task`, single-turn samples whose question is of that task."""
-    samples = []
+    samples: list[Sample] = []
     while len(samples) < count:
         sample = make_sample(rng, kind, size, level)
         questions = [item for item in sample.questions if task is None or item.task == task][:turns]
+        if task is None and kind == "objects":
+            questions.append(description(sample.scenes[0]))
         if questions:
             samples.append(Sample(sample.scenes, questions))
     video = kind == "clip"
@@ -198,10 +231,15 @@ def make_batch(
     for row, (tokens, targets, weight) in enumerate(rows):
         ids[row, : len(tokens)], labels[row, : len(tokens)], weights[row, : len(tokens)] = tokens, targets, weight
     return Batch(
-        "video" if video else "image", np.tile(np.array([grid], np.int64), (count * items, 1)), patchify(pairs),
-        Cells(*(np.ascontiguousarray(cells[:, index]) for index in range(4))), ids, labels, weights,
+        "video" if video else "image",
+        np.tile(np.array([grid], np.int64), (count * items, 1)),
+        patchify(pairs),
+        Cells(*(np.ascontiguousarray(cells[:, index]) for index in range(4))),
+        ids,
+        labels,
+        weights,
         [s.questions[0].task for s in samples],
-    )  # fmt: skip
+    )
 
 
 def _render(rng: random.Random, scene: Scene, jitter: bool) -> NDArray[np.uint8]:

@@ -12,25 +12,53 @@ from tools.train_reference.scenes import colour_clip, motion_clip, number_scene,
 from tools.train_reference.sizes import VISION_DEFAULTS
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
-    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
-    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 PLAIN_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 VISION = {
-    "hidden_size": 128, "depth": 6, "num_heads": 4, "intermediate_size": 512, "patch_size": 16,
-    "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 192, "num_position_embeddings": 576,
+    "hidden_size": 128,
+    "depth": 6,
+    "num_heads": 4,
+    "intermediate_size": 512,
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "out_hidden_size": 192,
+    "num_position_embeddings": 576,
     "deepstack_visual_indexes": [1, 3, 4],
-}  # fmt: skip
+}
 TEXT = {
-    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 48, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0, "mrope_section": [8, 8, 8],
-                        "mrope_interleaved": True},
-}  # fmt: skip
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 48,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 100000.0,
+        "mrope_section": [8, 8, 8],
+        "mrope_interleaved": True,
+    },
+}
 CHAT_TEMPLATE = """\
 {%- set counts = namespace(images=0, videos=0) -%}
 {%- macro show(content) -%}
@@ -84,8 +112,9 @@ def train_tokenizer(vocab_size: int = 640) -> Any:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_TOKENS])
@@ -99,37 +128,68 @@ def write_layout(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     raw = train_tokenizer()
     tokenizer = Qwen2TokenizerFast(
-        tokenizer_object=raw, unk_token=None, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        model_max_length=8192, chat_template=None,
-    )  # fmt: skip
+        tokenizer_object=raw,
+        unk_token=None,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=8192,
+        chat_template=None,
+    )
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     ids = {token: raw.token_to_id(token) for token in SPECIAL_TOKENS}
     config = Qwen3VLConfig(
         vision_config=VISION,
-        text_config={**TEXT, "vocab_size": -(-raw.get_vocab_size() // 8) * 8, "pad_token_id": ids["<|endoftext|>"],
-                     "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "tie_word_embeddings": True},
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        text_config={
+            **TEXT,
+            "vocab_size": -(-raw.get_vocab_size() // 8) * 8,
+            "pad_token_id": ids["<|endoftext|>"],
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "tie_word_embeddings": True,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     config.architectures = ["Qwen3VLForConditionalGeneration"]
     config.save_pretrained(folder)
-    _write(folder / "generation_config.json", {
-        "do_sample": False, "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
-        "pad_token_id": ids["<|endoftext|>"],
-    })  # fmt: skip
+    _write(
+        folder / "generation_config.json",
+        {
+            "do_sample": False,
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+    )
     half = [0.5, 0.5, 0.5]
     common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": half, "image_std": half}
-    _write(folder / "preprocessor_config.json", {
-        **common, "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3VLProcessor",
-        "size": {"shortest_edge": 4096, "longest_edge": 512 * 512},
-    })  # fmt: skip
-    _write(folder / "video_preprocessor_config.json", {
-        **common, "video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor",
-        "size": {"shortest_edge": 4096, "longest_edge": 64 * 256 * 256}, "fps": 2, "min_frames": 4, "max_frames": 64,
-        "cap_pixels_per_frame": True, "do_sample_frames": True,
-    })  # fmt: skip
+    _write(
+        folder / "preprocessor_config.json",
+        {
+            **common,
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 4096, "longest_edge": 512 * 512},
+        },
+    )
+    _write(
+        folder / "video_preprocessor_config.json",
+        {
+            **common,
+            "video_processor_type": "Qwen3VLVideoProcessor",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 4096, "longest_edge": 64 * 256 * 256},
+            "fps": 2,
+            "min_frames": 4,
+            "max_frames": 64,
+            "cap_pixels_per_frame": True,
+            "do_sample_frames": True,
+        },
+    )
     _write(folder / "vision_defaults.json", VISION_DEFAULTS)
 
 

@@ -18,9 +18,12 @@ DIGITS = tuple("0123456789")
 
 
 def batched_vision_attention(
-    self: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None, **_: Any,
-) -> torch.Tensor:  # fmt: skip
+    self: Any,
+    hidden_states: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **_: Any,
+) -> torch.Tensor:
     """`Qwen3VLVisionAttention.forward` for segments of one length: one sdpa call in place of a loop over them."""
     total, segments = hidden_states.shape[0], cu_seqlens.numel() - 1
     q, k, v = self.qkv(hidden_states).reshape(total, 3, self.num_heads, -1).unbind(1)
@@ -29,14 +32,16 @@ def batched_vision_attention(
     # Written out: the fused CPU kernel's backward pass takes three times as long at these sizes.
     scores = (q.to(v.dtype) * self.scaling) @ k.to(v.dtype).transpose(2, 3)
     out = scores.softmax(-1).to(v.dtype) @ v
-    return self.proj(out.transpose(1, 2).reshape(total, -1))
+    projected: torch.Tensor = self.proj(out.transpose(1, 2).reshape(total, -1))
+    return projected
 
 
 class AuxiliaryHeads(nn.Module):
     """Reads each factor from one output of the encoder through the language model's own word embeddings.
 
-    Level 0 names the colour, level 1 the shape, level 2 the digit, the merged embedding says where a
-    centre lies: so that each of the four outputs carries something the others need not.
+    Level 0 names the colour, level 1 the shape, level 2 the digit, so that each level carries something
+    of its own; the merged embedding names all three more faintly, whether a centre lies in the cell, and
+    where in the picture the cell is.
     """
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
@@ -45,19 +50,47 @@ class AuxiliaryHeads(nn.Module):
         self.nothing = nn.Parameter(torch.randn(3, width) * 0.02)
         self.scale = nn.Parameter(torch.full((3,), 10.0))
         self.centre = nn.Linear(width, 2)
+        self.place = nn.Linear(width, 16)
+        self.sides = [vocabulary.words(("left", "right")), vocabulary.words(("top", "bottom"))]
+        self.side_scale = nn.Parameter(torch.tensor(10.0))
+        self.merged_nothing = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.merged_scale = nn.Parameter(torch.full((3,), 10.0))
 
     def forward(self, output: Any, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, list[float]]:
         """Sum of the four losses, and the accuracy of each on cells that hold something."""
-        losses, accuracies = [], []
+        losses: list[torch.Tensor] = []
+        accuracies: list[float] = []
         targets = (batch.cells.colour, batch.cells.shape, batch.cells.digit)
         for index, target in enumerate(targets):
             words = torch.cat([self.nothing[index][None], embeddings[self.words[index]]])
             features = F.normalize(output.deepstack_features[index].float(), dim=-1)
             logits = features @ F.normalize(words, dim=-1).T * self.scale[index]
             losses.append(_balanced(logits, torch.from_numpy(target), accuracies))
+            # The merged embedding names every factor too: the language model then has all of them at its
+            # first layer, and learns to bind them in fewer steps.
+            words = torch.cat([self.merged_nothing[index][None], embeddings[self.words[index]]])
+            logits = F.normalize(output.pooler_output.float(), dim=-1) @ F.normalize(words, dim=-1).T
+            losses.append(0.5 * _balanced(logits * self.merged_scale[index], torch.from_numpy(target), []))
         logits = self.centre(output.pooler_output.float())
         losses.append(_balanced(logits, torch.from_numpy(batch.cells.centre), accuracies))
+        losses.append(self._places(output.pooler_output.float(), embeddings, batch))
         return torch.stack(losses).sum(), accuracies
+
+    def _places(self, features: torch.Tensor, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Where in the picture each token lies: in eighths, and as the words left, right, top and bottom."""
+        rows, columns = (int(n) // 2 for n in batch.grids[0, 1:])
+        x = ((torch.arange(columns) + 0.5) / columns).repeat(rows)
+        y = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
+        repeats = features.shape[0] // x.numel()
+        loss = features.new_zeros(())
+        eighths = self.place(features)
+        for index, place in enumerate((x.repeat(repeats), y.repeat(repeats))):
+            loss = loss + 0.5 * F.cross_entropy(eighths[:, 8 * index : 8 * index + 8], (place * 8).long())
+            clear = (place - 0.5).abs() > 0.05
+            words = F.normalize(embeddings[self.sides[index]], dim=-1)
+            logits = F.normalize(features[clear], dim=-1) @ words.T * self.side_scale
+            loss = loss + F.cross_entropy(logits, (place[clear] > 0.5).long())
+        return loss
 
 
 def _balanced(logits: torch.Tensor, target: torch.Tensor, accuracies: list[float]) -> torch.Tensor:
@@ -96,10 +129,13 @@ def answer_logits(model: Any, batch: Batch, encoded: Any) -> torch.Tensor:
         pooler_output=(encoded.pooler_output,), deepstack_features=[(level,) for level in encoded.deepstack_features]
     )
     hidden = model.model(
-        input_ids=ids, position_ids=positions.expand(3, ids.shape[0], -1), mm_encoder_outputs={batch.kind: outputs},
+        input_ids=ids,
+        position_ids=positions.expand(3, ids.shape[0], -1),
+        mm_encoder_outputs={batch.kind: outputs},
         use_cache=False,
-    )[0]  # fmt: skip
-    return model.lm_head(hidden)
+    )[0]
+    logits: torch.Tensor = model.lm_head(hidden)
+    return logits
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -46,14 +46,24 @@ def scene_questions(rng: random.Random, scene: Scene) -> list[Question]:
         text = rng.choice(("What number is shown?", "Which number do you see?", "Read the number."))
         found = [Question("number", text, f"The number is {scene.number.text}.")]
         digits = scene.number.text
-        found.append(Question("number", "What is the first digit?", f"The first digit is {digits[0]}."))
-        found.append(Question("number", "What is the last digit?", f"The last digit is {digits[-1]}."))
+        found.append(Question("digit", "What is the first digit?", f"The first digit is {digits[0]}."))
+        found.append(Question("digit", "What is the last digit?", f"The last digit is {digits[-1]}."))
         rng.shuffle(found)
         return found
     things = scene.things
     found = _colour_and_shape(rng, things) + _counts(rng, things) + _where(rng, scene) + _relations(rng, things)
     rng.shuffle(found)
     return found
+
+
+def description(scene: Scene) -> Question:
+    """What is where, from left to right: trains binding, and is asked last because it gives the rest away."""
+    parts = []
+    for thing in sorted(scene.things, key=lambda item: item.x):
+        row = "bottom" if thing.y > scene.height / 2 else "top"
+        column = "right" if thing.x > scene.width / 2 else "left"
+        parts.append(f"a {thing.colour} {thing.shape} in the {row} {column}")
+    return Question("describe", "What do you see?", f"There is {', '.join(parts)}.")
 
 
 def _colour_and_shape(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
@@ -70,13 +80,23 @@ def _colour_and_shape(rng: random.Random, things: tuple[Thing, ...]) -> list[Que
 
 
 def _counts(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    found = [Question("count", rng.choice(("How many objects are there?", "How many shapes do you see?")),
-                      _objects(len(things), "object", "objects"))]  # fmt: skip
+    found = [
+        Question(
+            "count",
+            rng.choice(("How many objects are there?", "How many shapes do you see?")),
+            _objects(len(things), "object", "objects"),
+        )
+    ]
     if rng.random() < 0.5:
         colour = rng.choice([thing.colour for thing in things] if rng.random() < 0.8 else list(COLOURS))
         count = sum(thing.colour == colour for thing in things)
-        found.append(Question("count", f"How many {colour} objects are there?",
-                              _objects(count, f"{colour} object", f"{colour} objects")))  # fmt: skip
+        found.append(
+            Question(
+                "count",
+                f"How many {colour} objects are there?",
+                _objects(count, f"{colour} object", f"{colour} objects"),
+            )
+        )
     else:
         shape = rng.choice([thing.shape for thing in things] if rng.random() < 0.8 else list(SHAPES))
         count = sum(thing.shape == shape for thing in things)
@@ -148,11 +168,15 @@ def clip_questions(rng: random.Random, clip: Clip) -> list[Question]:
     shape = clip.facts["shape"]
     if clip.kind == "motion":
         noun = rng.choice(("object", shape, f"{clip.facts['colour']} {shape}"))
-        found = [Question("motion", f"Which way does the {noun} move?", f"It moves {clip.facts['direction']}."),
-                 Question("colour", f"What colour is the {shape}?", f"The {shape} is {clip.facts['colour']}.")]  # fmt: skip
+        found = [
+            Question("motion", f"Which way does the {noun} move?", f"It moves {clip.facts['direction']}."),
+            Question("colour", f"What colour is the {shape}?", f"The {shape} is {clip.facts['colour']}."),
+        ]
     else:
         first, last = clip.facts["first"], clip.facts["last"]
-        found = [Question("first_colour", "Which colour came first?", f"The {shape} was {first} first."),
-                 Question("first_colour", "Which colour came last?", f"The {shape} was {last} last.")]  # fmt: skip
+        found = [
+            Question("first_colour", "Which colour came first?", f"The {shape} was {first} first."),
+            Question("first_colour", "Which colour came last?", f"The {shape} was {last} last."),
+        ]
     rng.shuffle(found)
     return found

@@ -92,9 +92,8 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
     else:
         angles = np.arange(10) * np.pi / 5 - np.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, r * 1.1, r * 0.45)
-        draw.polygon(
-            [(x + float(q * np.cos(a)), y + float(q * np.sin(a))) for a, q in zip(angles, radii)], fill=thing.rgb
-        )
+        tips = zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True)
+        draw.polygon([(float(a), float(b)) for a, b in tips], fill=thing.rgb)
 
 
 def random_ground(rng: random.Random) -> tuple[int, int, int]:
@@ -131,7 +130,7 @@ def object_scene(rng: random.Random, width: int, height: int, most: int, least: 
 
 def number_scene(rng: random.Random, width: int, height: int, digits: int) -> Scene:
     """A scene with a number of `digits` digits that fits, and nothing else."""
-    size = rng.randint(34, 60)
+    size = rng.randint(40, 60)
     text = str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1))
     while True:
         font = ImageFont.load_default(size)

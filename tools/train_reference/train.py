@@ -31,10 +31,16 @@ from tools.train_reference.model import (
 )
 
 VALIDATION = (
-    ("colour", "objects", (128, 128)), ("shape", "objects", (160, 128)), ("count", "objects", (128, 160)),
-    ("where", "objects", (160, 160)), ("relation", "objects", (128, 192)), ("number", "number", (128, 160)),
-    ("compare", "pair", (128, 128)), ("motion", "clip", (96, 128)), ("first_colour", "clip", (96, 96)),
-)  # fmt: skip
+    ("colour", "objects", (128, 128)),
+    ("shape", "objects", (160, 128)),
+    ("count", "objects", (128, 160)),
+    ("where", "objects", (160, 160)),
+    ("relation", "objects", (128, 192)),
+    ("number", "number", (128, 160)),
+    ("compare", "pair", (128, 128)),
+    ("motion", "clip", (96, 128)),
+    ("first_colour", "clip", (96, 96)),
+)
 
 
 class Steps(Dataset[Batch]):
@@ -44,7 +50,7 @@ class Steps(Dataset[Batch]):
         self.args, self.layout, self.first = args, layout, first
 
     def __len__(self) -> int:
-        return self.args.steps - self.first
+        return int(self.args.steps) - self.first
 
     def __getitem__(self, index: int) -> Batch:
         step = self.first + index
@@ -55,14 +61,13 @@ def curriculum(step: int, args: argparse.Namespace) -> float:
     """0 while the encoder warms up, then to 1 over the first 30 % of the joint steps."""
     if step < args.warm:
         return 0.5
-    return min(1.0, (step - args.warm) / (0.3 * (args.steps - args.warm)))
+    return min(1.0, float(step - args.warm) / (0.3 * (args.steps - args.warm)))
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, flat, then cosine to zero over the last 60 %."""
-    flat = 0.4 * args.steps
-    decay = 1.0 if step < flat else 0.5 * (1 + math.cos(math.pi * (step - flat) / (args.steps - flat)))
-    return args.lr * min(1.0, (step + 1) / 200) * max(decay, 0.01)
+def learning_rate(step: int, done: float, args: argparse.Namespace) -> float:
+    """Linear warm-up, flat, then cosine to zero over the last 60 %; `done` is the share of the run, 0 to 1."""
+    decay = 1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.4) / 0.6)))
+    return float(args.lr * min(1.0, (step + 1) / 200) * max(decay, 0.01))
 
 
 def validate(model: Any, vocabulary: Vocabulary, seed: int, count: int = 48) -> dict[str, float]:
@@ -93,37 +98,49 @@ def run(args: argparse.Namespace) -> None:
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}], lr=args.lr,
-        betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
+        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
     first = resume(args.work / "state.pt", model, heads, optimizer)
     loader = DataLoader(Steps(args, layout, first), batch_size=None, num_workers=1, prefetch_factor=4)
     figures: dict[str, list[float]] = defaultdict(list)
     started = time.time()
     for step, batch in enumerate(loader, start=first):
+        done = max(step / args.steps, (time.time() - started) / (60 * args.minutes) if args.minutes else 0.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
+            group["lr"] = learning_rate(step, done, args)
         train_step(model, heads, optimizer, parameters, batch, step, args, figures)
         if (step + 1) % args.log == 0:
             report(figures, step + 1, args, started, first)
-        if (step + 1) % args.validate == 0 or step + 1 == args.steps:
+        last = step + 1 == args.steps or done >= 1.0
+        if (step + 1) % args.validate == 0 or last:
             if step >= args.warm:
                 scores = validate(model, vocabulary, seed=0)
                 print("  validation " + " ".join(f"{k}={v:.2f}" for k, v in scores.items()), flush=True)
             save(args.work / "state.pt", model, heads, optimizer, step + 1)
             release(model, layout, args.out)
+        if last:
+            break
 
 
 def train_step(
-    model: Any, heads: Any, optimizer: Any, parameters: list[Any], batch: Batch, step: int, args: argparse.Namespace,
+    model: Any,
+    heads: Any,
+    optimizer: Any,
+    parameters: list[Any],
+    batch: Batch,
+    step: int,
+    args: argparse.Namespace,
     figures: dict[str, list[float]],
-) -> None:  # fmt: skip
+) -> None:
     """One step: the auxiliary loss always, the language loss once the encoder is warm."""
     joint = step >= args.warm
     with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
         encoded = encode(model, batch)
         auxiliary, accuracies = heads(encoded, model.model.language_model.embed_tokens.weight, batch)
-        weight = 1.0 if not joint else max(0.1, 0.5 * (1 - step / args.steps))
+        weight = 1.0 if not joint else 0.3
         loss = auxiliary * weight
         if joint:
             language = answer_loss(answer_logits(model, batch, encoded), batch)
@@ -134,7 +151,7 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     figures["auxiliary"].append(auxiliary.item())
-    for name, value in zip(("colour", "shape", "digit", "centre"), accuracies):
+    for name, value in zip(("colour", "shape", "digit", "centre"), accuracies, strict=True):
         if not math.isnan(value):
             figures[name].append(value)
     figures["samples"].append(batch.input_ids.shape[0])
@@ -155,8 +172,9 @@ def resume(path: Path, model: Any, heads: Any, optimizer: Any) -> int:
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
-    heads.load_state_dict(state["heads"])
-    optimizer.load_state_dict(state["optimizer"])
+    missing = heads.load_state_dict(state["heads"], strict=False).missing_keys
+    if not missing:  # a head that is new starts with a new optimizer
+        optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
@@ -192,9 +210,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, default=0.0, help="End after this time; 0 for no limit.")
     parser.add_argument("--warm", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log", type=int, default=50)

@@ -1,0 +1,65 @@
+"""What many tests share: the reference checkpoint, one bundle of it, one server, one unsplit model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# No test may reach a model hub, on any machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
+from export.bundle import export_bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
+SAMPLES = ROOT / "reference" / "samples"
+# The held-out questions' own sizes are fixed buckets, all but a few that the dynamic graph takes.
+IMAGE_BUCKETS = "96x96,96x128,128x128,128x160,160x128,160x160,128x192"
+VIDEO_BUCKETS = "8x96x96,8x96x128"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The reference checkpoint's folder."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of sample pictures and clips."""
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the reference checkpoint in fp32 and fp16; tests must not write into it."""
+    out = tmp_path_factory.mktemp("bundle") / "reference"
+    export_bundle(
+        str(REFERENCE),
+        out,
+        image_buckets=IMAGE_BUCKETS,
+        video_buckets=VIDEO_BUCKETS,
+        precisions=("fp32", "fp16"),
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def edge(bundle: Path) -> Iterator[Edge]:
+    """The device with fp32 graphs and fp32 on the wire."""
+    with open_edge(bundle, EdgeOptions(wire_dtype="fp32", engine=EngineOptions(precision="fp32"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A server of the reference checkpoint, in its own process, language model in fp32."""
+    from tools.demo import running_server
+
+    with running_server(REFERENCE) as url:
+        yield url

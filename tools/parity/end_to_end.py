@@ -1,0 +1,191 @@
+"""End-to-end parity: greedy tokens and logits of the split against the unsplit model, both in fp32.
+
+The split's request goes through the wire format and the server's own checks and input building; only
+the socket is left out. The unsplit model sees what it would see without this project: the native grid
+of each picture, chosen by qwen-vl-utils, never a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.checkpoint import Checkpoint, open_checkpoint
+from contract.errors import CheckpointError
+from contract.request import Limits, Sampling
+from contract.validate import validate_request
+from contract.wire import body_size, decode_request, encode_request
+from edge_runtime.edge import Edge
+from edge_runtime.media import BucketPolicy, Message
+from edge_runtime.prompt import Processor, load_processor, prepare_prompt
+from tools.parity.metrics import kl_divergence
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """One prompt, asked both ways.
+
+    Attributes:
+        exact: every picture was encoded at its native grid, so that answers must agree; False where
+            a bucket resized one, which changes the question itself.
+        first_divergence: index of the first token that differs, None if all agree.
+        kl: KL(unsplit ‖ split) in nats at each step of the unsplit answer.
+        sent_bytes: of the request body.
+    """
+
+    name: str
+    exact: bool
+    unsplit_ids: tuple[int, ...]
+    split_ids: tuple[int, ...]
+    unsplit_text: str
+    split_text: str
+    first_divergence: int | None
+    kl: tuple[float, ...]
+    sent_bytes: int
+
+    @property
+    def agrees(self) -> bool:
+        return self.first_divergence is None
+
+
+class Unsplit:
+    """The whole model in fp32, as transformers runs it: the oracle."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.path, dtype=torch.float32, local_files_only=True
+        ).eval()
+        self.processor: Processor = load_processor(checkpoint.path)
+
+    def inputs(self, messages: Sequence[Message], policy: BucketPolicy) -> dict[str, Any]:
+        """The HF processor's tensors at native grids."""
+        native = BucketPolicy(policy.geometry, buckets=None, dynamic=True)
+        return prepare_prompt(messages, self.processor, native).inputs
+
+
+class Split:
+    """The edge with fp32 or fp16 embeddings, and the server's language model in fp32."""
+
+    def __init__(self, edge: Edge, checkpoint: Checkpoint) -> None:
+        from server.language_model import load_language_model
+        from server.options import ServerOptions
+
+        self.edge = edge
+        self.loaded = load_language_model(
+            checkpoint, ServerOptions(model=str(checkpoint.path), dtype="float32", device_map="cpu")
+        )
+
+    def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
+        """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
+        from server.generation_inputs import drop_masked_tokens, generation_inputs
+
+        encoded = self.edge.encode(messages, sampling)
+        buffers = encode_request(encoded.request)
+        decoded = decode_request(b"".join(buffers))
+        validate_request(decoded, self.loaded.shape, Limits())
+        inputs = generation_inputs(drop_masked_tokens(decoded), self.loaded)
+        return inputs, all(item.choice.exact for item in encoded.media), body_size(buffers)
+
+
+def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
+    """Load both sides.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, or not the one that the bundle was exported from.
+    """
+    checkpoint = open_checkpoint(str(model), patterns=("*",))
+    if checkpoint.model_hash != edge.bundle.manifest.model.model_hash:
+        raise CheckpointError(
+            f"{model} is not the model that the bundle was exported from",
+            field="--model",
+            expected=edge.bundle.manifest.model.id,
+            got=checkpoint.name,
+            remedy="Give the checkpoint of the bundle, or export it again.",
+        )
+    return Split(edge, checkpoint), Unsplit(checkpoint)
+
+
+def compare_prompt(
+    name: str, messages: Sequence[Message], split: Split, unsplit: Unsplit, max_new_tokens: int
+) -> PromptResult:
+    """Ask both models greedily, then hold their logits along the unsplit answer against each other."""
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    split_inputs, exact, sent = split.inputs(messages, sampling)
+    unsplit_inputs = unsplit.inputs(messages, split.edge.policy)
+    unsplit_ids = _greedy(unsplit.model, unsplit_inputs, max_new_tokens, split)
+    split_ids = _greedy(split.loaded.model, split_inputs, max_new_tokens, split)
+    kl: tuple[float, ...] = ()
+    if split_inputs["input_ids"].shape == unsplit_inputs["input_ids"].shape:
+        reference = _logits_along(unsplit.model, unsplit_inputs, unsplit_ids)
+        kl = tuple(kl_divergence(reference, _logits_along(split.loaded.model, split_inputs, unsplit_ids)).tolist())
+    decode = split.loaded.tokenizer.decode
+    return PromptResult(
+        name,
+        exact,
+        unsplit_ids,
+        split_ids,
+        decode(unsplit_ids, skip_special_tokens=True),
+        decode(split_ids, skip_special_tokens=True),
+        first_divergence(unsplit_ids, split_ids),
+        kl,
+        sent,
+    )
+
+
+def compare_prompts(
+    prompts: Sequence[tuple[str, Sequence[Message]]],
+    split: Split,
+    unsplit: Unsplit,
+    max_new_tokens: int,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[PromptResult]:
+    """`compare_prompt` for each (name, messages)."""
+    results = []
+    for name, messages in prompts:
+        progress(name)
+        results.append(compare_prompt(name, messages, split, unsplit, max_new_tokens))
+    return results
+
+
+def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first token that differs, counting a missing one; None for equal answers."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def _greedy(model: Any, inputs: dict[str, Any], max_new_tokens: int, split: Split) -> tuple[int, ...]:
+    import torch
+
+    from server.generation_inputs import generation_config
+
+    config = generation_config(Sampling(max_new_tokens=max_new_tokens), split.loaded)
+    with torch.inference_mode():
+        output = model.generate(**inputs, generation_config=config)
+    return tuple(output[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def _logits_along(model: Any, inputs: dict[str, Any], answer: Sequence[int]) -> NDArray[np.float32]:
+    """Logits [steps, vocabulary] that predict each token of `answer`, in one forward pass."""
+    import torch
+
+    prompt = inputs["input_ids"].shape[1]
+    tail = torch.tensor([list(answer)], dtype=torch.int64)
+    extended = {**inputs, "input_ids": torch.cat([inputs["input_ids"], tail], dim=1)}
+    for name in ("attention_mask", "mm_token_type_ids"):
+        if name in inputs:
+            fill = torch.full_like(tail, 1 if name == "attention_mask" else 0, dtype=inputs[name].dtype)
+            extended[name] = torch.cat([inputs[name], fill], dim=1)
+    with torch.inference_mode():
+        logits = model(**extended).logits[0, prompt - 1 : -1]
+    found: NDArray[np.float32] = logits.float().numpy()
+    return found

@@ -1,0 +1,97 @@
+"""What a parity run found, as numbers for scripts and as tables for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.parity.encoder import EncoderRow
+from tools.parity.end_to_end import PromptResult
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """A whole run.
+
+    Attributes:
+        min_agreement: share of exact prompts whose tokens must be identical: 1.0 for fp32 embeddings on
+            the wire, 0.99 for fp16.
+    """
+
+    bundle: str
+    model: str
+    precision: str
+    wire_dtype: str
+    encoder: tuple[EncoderRow, ...]
+    prompts: tuple[PromptResult, ...]
+    min_agreement: float
+    tools: dict[str, str]
+
+    @property
+    def exact_prompts(self) -> tuple[PromptResult, ...]:
+        return tuple(item for item in self.prompts if item.exact)
+
+    @property
+    def agreement(self) -> float:
+        """Share of exact prompts with identical tokens."""
+        exact = self.exact_prompts
+        return sum(item.agrees for item in exact) / len(exact) if exact else 1.0
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.encoder) and self.agreement >= self.min_agreement
+
+    @property
+    def max_kl(self) -> float:
+        return max((value for item in self.exact_prompts for value in item.kl), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with the derived figures."""
+        document = asdict(self)
+        for row, item in zip(document["encoder"], self.encoder, strict=True):
+            row["passed"] = item.passed
+        for row, prompt in zip(document["prompts"], self.prompts, strict=True):
+            row["agrees"] = prompt.agrees
+        exact = self.exact_prompts
+        return {
+            "passed": self.passed,
+            "agreement": self.agreement,
+            "exact_prompts": len(exact),
+            "resized_prompts": len(self.prompts) - len(exact),
+            "max_kl": self.max_kl,
+            **document,
+        }
+
+
+def print_report(report: ParityReport) -> None:
+    """Tables on stdout: encoder by bucket and output, then the prompts that differ."""
+    console = Console()
+    table = Table(title=f"encoder: {report.precision} graphs against PyTorch fp32", title_justify="left")
+    for name in ("bucket", "graph", "output", "cosine", "max abs", "relative L2", ""):
+        table.add_column(name, justify="right" if name in ("cosine", "max abs", "relative L2") else "left")
+    for row in report.encoder:
+        found = row.distance
+        figures = (f"{found.cosine:.7f}", f"{found.max_abs:.1e}", f"{found.relative_l2:.1e}")
+        table.add_row(row.bucket, row.graph, row.output, *figures, "ok" if row.passed else f"below {row.limit}")
+    console.print(table)
+    exact = report.exact_prompts
+    console.print(
+        f"end to end, {report.wire_dtype} on the wire: {sum(item.agrees for item in exact)} of {len(exact)} prompts "
+        f"give identical greedy tokens (required: {report.min_agreement:.0%}); largest KL {report.max_kl:.1e} nats"
+    )
+    resized = [item for item in report.prompts if not item.exact]
+    if resized:
+        same = sum(item.agrees for item in resized)
+        console.print(f"resized to a bucket: {same} of {len(resized)} prompts agree (the model saw another picture)")
+    for item in report.prompts:
+        if not item.agrees:
+            mark = "" if item.exact else " (resized)"
+            console.print(
+                f"  {item.name}{mark}: differs at token {item.first_divergence}: unsplit {item.unsplit_text!r}, "
+                f"split {item.split_text!r}",
+                markup=False,
+            )
+    console.print("[bold green]parity holds[/]" if report.passed else "[bold red]parity is broken[/]")
