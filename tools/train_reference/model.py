@@ -73,6 +73,11 @@ class AuxiliaryHeads(nn.Module):
             losses.append(0.5 * _balanced(logits * self.merged_scale[index], torch.from_numpy(target), []))
         logits = self.centre(output.pooler_output.float())
         losses.append(_balanced(logits, torch.from_numpy(batch.cells.centre), accuracies))
+        # The losses above see directions alone. Without this the outputs grow apart in size (one level reached
+        # 239 beside embeddings of 38), and after RMSNorm the small one, which holds the place, is lost.
+        outputs = [output.pooler_output, *output.deepstack_features]
+        sizes = [value.float().pow(2).mean(-1).add(1e-6).sqrt() for value in outputs]
+        losses.append(torch.stack([(size - 1).pow(2).mean() for size in sizes]).sum())
         losses.append(self._places(output.pooler_output.float(), embeddings, batch))
         return torch.stack(losses).sum(), accuracies
 
