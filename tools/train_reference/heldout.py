@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 from typing import Any
 
+from tools.train_reference.clip_files import temporary_clip
 from tools.train_reference.questions import Question, clip_questions, pair_questions, scene_questions
 from tools.train_reference.scenes import Clip, Scene, colour_clip, draw_scene, motion_clip, number_scene, object_scene
-from tools.train_reference.sizes import SAMPLE_FPS, VISION_DEFAULTS
+from tools.train_reference.sizes import VISION_DEFAULTS
 
 HELDOUT_SEED = 20_000_000
 Message = dict[str, Any]
@@ -21,8 +23,8 @@ HELDOUT_SIZES: dict[str, tuple[tuple[int, int], ...]] = {
     "relation": ((128, 128), (160, 160), (192, 128)),
     "number": ((128, 160), (128, 192), (160, 160)),
     "compare": ((128, 128), (96, 128)),
-    "motion": ((96, 96), (96, 128), (128, 128)),
-    "first_colour": ((96, 96), (128, 96)),
+    "motion": ((96, 96), (96, 128)),
+    "first_colour": ((96, 96), (96, 128)),
 }
 
 
@@ -33,7 +35,7 @@ class HeldoutQuestion:
     Attributes:
         task: what it counts for.
         size: "128x160", height x width of its pictures.
-        messages: pictures as PIL images, clips as lists of PIL frames.
+        messages: pictures as PIL images, clips as paths of MP4 files.
     """
 
     id: str
@@ -87,9 +89,9 @@ def image_part(scene: Scene) -> Message:
 
 
 def clip_part(clip: Clip) -> Message:
-    """A clip in Qwen's format, as frames that are already sampled."""
-    frames = [draw_scene(frame) for frame in clip.frames]
-    return {"type": "video", "video": frames, "sample_fps": SAMPLE_FPS, **VISION_DEFAULTS["video"]}
+    """A clip in Qwen's format, as an MP4 file at its own size."""
+    name = hashlib.sha256(repr(clip).encode()).hexdigest()[:24]
+    return {"type": "video", "video": str(temporary_clip(clip, name)), **VISION_DEFAULTS["video"]}
 
 
 PROMPT_KINDS = ("one image", "several images", "video", "image and video", "multi-turn", "text only")

@@ -11,11 +11,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tools.train_reference.clip_files import write_clip
 from tools.train_reference.questions import clip_questions, pair_questions, scene_questions
-from tools.train_reference.scenes import Clip, colour_clip, draw_scene, motion_clip, number_scene, object_scene
-from tools.train_reference.sizes import SAMPLE_FPS
+from tools.train_reference.scenes import colour_clip, draw_scene, motion_clip, number_scene, object_scene
 
 # id, task, height, width, seed of the drawing
 PICTURES = (
@@ -28,21 +26,6 @@ PICTURES = (
     ("number-wide", "number", 96, 192),
 )
 CLIPS = (("motion", "motion", 96, 96), ("motion-wide", "motion", 96, 128), ("first-colour", "first_colour", 96, 96))
-
-
-def write_clip(clip: Clip, path: Path) -> None:
-    """H.264 at 2 frames a second, so that qwen-vl-utils takes every frame; near lossless."""
-    import av
-
-    first = clip.frames[0]
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=int(SAMPLE_FPS))
-        stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv444p"
-        stream.options = {"crf": "6", "preset": "slow"}
-        for scene in clip.frames:
-            frame = av.VideoFrame.from_ndarray(np.asarray(draw_scene(scene)), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def main() -> None:
