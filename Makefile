@@ -10,11 +10,11 @@ demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
 
 # Once per release: also what takes long or needs full-size encoders.
 test-full: lint
-	QWEN3VL_EDGE_FULL=1 $(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
