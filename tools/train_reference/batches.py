@@ -167,7 +167,10 @@ def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: flo
     most = 1 + round(4 * level)
     while True:
         if kind == "objects":
-            scenes: tuple[Scene, ...] = (object_scene(rng, width, height, most),)
+            # Half of them with two or three things: where a question first has a wrong thing to look at.
+            few = rng.random() < 0.5
+            scene = object_scene(rng, width, height, min(most, 3 if few else 5), min(most, 2) if few else 1)
+            scenes: tuple[Scene, ...] = (scene,)
             questions = scene_questions(rng, scenes[0])
         elif kind == "number":
             scenes = (number_scene(rng, width, height, rng.randint(1, 1 + round(3 * level))),)
@@ -185,7 +188,8 @@ def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: flo
 
 def random_layout(rng: random.Random, level: float) -> tuple[str, tuple[int, int]]:
     """Kind and size of the next batch."""
-    kind = rng.choices(KINDS, (4, 3.0, 1.7 * min(1, 2 * level), 1.8 * min(1, 2 * level)))[0]
+    later = min(1.0, 2 * level)  # pairs and clips come once single pictures are under way
+    kind = rng.choices(KINDS, (6, 2.0, 1.7 * later, 1.2 * later))[0]
     if kind == "clip":
         return kind, rng.choice(VIDEO_SIZES)
     if kind == "pair":
@@ -203,7 +207,7 @@ def make_batch(
     size: tuple[int, int],
     count: int,
     level: float,
-    turns: int = 4,
+    turns: int = 5,
     task: str | None = None,
 ) -> Batch:
     """A batch of `count` samples; with `task`, single-turn samples whose question is of that task."""
@@ -212,7 +216,7 @@ def make_batch(
         sample = make_sample(rng, kind, size, level)
         questions = [item for item in sample.questions if task is None or item.task == task][:turns]
         if task is None and kind == "objects":
-            questions.append(description(sample.scenes[0]))
+            questions.append(description(rng, sample.scenes[0]))
         if questions:
             samples.append(Sample(sample.scenes, questions))
     video = kind == "clip"

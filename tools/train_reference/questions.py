@@ -56,10 +56,18 @@ def scene_questions(rng: random.Random, scene: Scene) -> list[Question]:
     return found
 
 
-def description(scene: Scene) -> Question:
-    """What is where, from left to right: trains binding, and is asked last because it gives the rest away."""
+def description(rng: random.Random, scene: Scene) -> Question:
+    """Everything, from left to right: trains binding, and is asked last because it gives the rest away.
+
+    One form goes from colour to shape and place, the other from shape to colour: each direction has to
+    be learnt by itself.
+    """
+    things = sorted(scene.things, key=lambda item: item.x)
+    if rng.random() < 0.5:
+        parts = [f"the {thing.shape} is {thing.colour}" for thing in things]
+        return Question("describe", "What colours do you see?", f"I see {', '.join(parts)}.")
     parts = []
-    for thing in sorted(scene.things, key=lambda item: item.x):
+    for thing in things:
         row = "bottom" if thing.y > scene.height / 2 else "top"
         column = "right" if thing.x > scene.width / 2 else "left"
         parts.append(f"a {thing.colour} {thing.shape} in the {row} {column}")
@@ -67,16 +75,15 @@ def description(scene: Scene) -> Question:
 
 
 def _colour_and_shape(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    found = []
-    for thing in _alone(things, "shape"):
-        found.append(Question("colour", f"What colour is the {thing.shape}?", f"The {thing.shape} is {thing.colour}."))
-    for thing in _alone(things, "colour"):
-        found.append(
-            Question(
-                "shape", f"What shape is the {thing.colour} object?", f"The {thing.colour} object is a {thing.shape}."
-            )
-        )
-    return rng.sample(found, min(2, len(found)))
+    colours = [
+        Question("colour", f"What colour is the {thing.shape}?", f"The {thing.shape} is {thing.colour}.")
+        for thing in _alone(things, "shape")
+    ]
+    shapes = [
+        Question("shape", f"What shape is the {thing.colour} object?", f"The {thing.colour} object is a {thing.shape}.")
+        for thing in _alone(things, "colour")
+    ]
+    return rng.sample(colours, min(3, len(colours))) + rng.sample(shapes, min(1, len(shapes)))
 
 
 def _counts(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:

@@ -108,6 +108,9 @@ def random_rgb(rng: random.Random, colour: str) -> tuple[int, int, int]:
 def place_things(rng: random.Random, width: int, height: int, count: int) -> tuple[Thing, ...]:
     """`count` shapes that do not overlap, or as many as fit."""
     things: list[Thing] = []
+    # Often all different, so that most pictures have many questions with one right answer.
+    shapes = rng.sample(SHAPES, len(SHAPES)) if rng.random() < 0.6 else rng.choices(SHAPES, k=count)
+    colours = rng.sample(list(COLOURS), len(COLOURS)) if rng.random() < 0.6 else rng.choices(list(COLOURS), k=count)
     largest = min(26.0, 0.3 * min(width, height))
     for _ in range(count * 30):
         if len(things) == count:
@@ -115,8 +118,8 @@ def place_things(rng: random.Random, width: int, height: int, count: int) -> tup
         r = rng.uniform(11, largest if count <= 3 else min(largest, 18))
         x, y = rng.uniform(r + 3, width - r - 3), rng.uniform(r + 3, height - r - 3)
         if all((x - o.x) ** 2 + (y - o.y) ** 2 > (1.25 * (r + o.r) + 4) ** 2 for o in things):
-            colour = rng.choice(list(COLOURS))
-            things.append(Thing(rng.choice(SHAPES), colour, x, y, r, random_rgb(rng, colour)))
+            colour, shape = colours[len(things)], shapes[len(things)]
+            things.append(Thing(shape, colour, x, y, r, random_rgb(rng, colour)))
     return tuple(things)
 
 
