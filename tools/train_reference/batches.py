@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.train_reference.questions import Question, clip_questions, description, pair_questions, scene_questions
+from tools.train_reference.questions import (
+    Question,
+    clip_questions,
+    description,
+    lesson,
+    pair_questions,
+    scene_questions,
+)
 from tools.train_reference.scenes import (
     COLOURS,
     SHAPES,
@@ -161,7 +168,7 @@ def cells_of(scene: Scene) -> NDArray[np.int64]:
     return labels.reshape(4, -1).T
 
 
-def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: float) -> Sample:
+def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: float, taught: bool = True) -> Sample:
     """One sample; `level` 0 to 1 is the curriculum: few and short first."""
     height, width = size
     most = 1 + round(4 * level)
@@ -171,7 +178,7 @@ def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: flo
             few = rng.random() < 0.5
             scene = object_scene(rng, width, height, min(most, 3 if few else 5), min(most, 2) if few else 1)
             scenes: tuple[Scene, ...] = (scene,)
-            questions = scene_questions(rng, scenes[0])
+            questions = (lesson if taught else scene_questions)(rng, scenes[0])
         elif kind == "number":
             scenes = (number_scene(rng, width, height, rng.randint(1, 1 + round(3 * level))),)
             questions = scene_questions(rng, scenes[0])
@@ -213,7 +220,7 @@ def make_batch(
     """A batch of `count` samples; with `task`, single-turn samples whose question is of that task."""
     samples: list[Sample] = []
     while len(samples) < count:
-        sample = make_sample(rng, kind, size, level)
+        sample = make_sample(rng, kind, size, level, taught=task is None)
         questions = [item for item in sample.questions if task is None or item.task == task][:turns]
         if task is None and kind == "objects":
             questions.append(description(rng, sample.scenes[0]))

@@ -51,7 +51,27 @@ def scene_questions(rng: random.Random, scene: Scene) -> list[Question]:
         rng.shuffle(found)
         return found
     things = scene.things
-    found = _colour_and_shape(rng, things) + _counts(rng, things) + _where(rng, scene) + _relations(rng, things)
+    found = _colours(rng, things) + _shapes(rng, things) + _counts(rng, things)
+    found += _where(rng, scene) + _relations(rng, things)
+    rng.shuffle(found)
+    return found
+
+
+def lesson(rng: random.Random, scene: Scene) -> list[Question]:
+    """Questions for one conversation in training, none of which answers another.
+
+    "Where is the red circle?" tells what colour the circle is; a model that may read it there does not
+    learn to look. So a conversation asks for colours, or for shapes, or for places.
+    """
+    if scene.number is not None:
+        return scene_questions(rng, scene)
+    kind = rng.choices(("colours", "shapes", "places"), (4, 2, 4))[0]
+    if kind == "colours":
+        found = _colours(rng, scene.things) + _counts(rng, scene.things)[:1]
+    elif kind == "shapes":
+        found = _shapes(rng, scene.things) + _counts(rng, scene.things)[1:]
+    else:
+        found = _where(rng, scene) + _relations(rng, scene.things) + _counts(rng, scene.things)[:1]
     rng.shuffle(found)
     return found
 
@@ -74,16 +94,20 @@ def description(rng: random.Random, scene: Scene) -> Question:
     return Question("describe", "What do you see?", f"There is {', '.join(parts)}.")
 
 
-def _colour_and_shape(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    colours = [
+def _colours(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+    found = [
         Question("colour", f"What colour is the {thing.shape}?", f"The {thing.shape} is {thing.colour}.")
         for thing in _alone(things, "shape")
     ]
-    shapes = [
+    return rng.sample(found, min(3, len(found)))
+
+
+def _shapes(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+    found = [
         Question("shape", f"What shape is the {thing.colour} object?", f"The {thing.colour} object is a {thing.shape}.")
         for thing in _alone(things, "colour")
     ]
-    return rng.sample(colours, min(3, len(colours))) + rng.sample(shapes, min(1, len(shapes)))
+    return rng.sample(found, min(3, len(found)))
 
 
 def _counts(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
@@ -126,7 +150,7 @@ def _where(rng: random.Random, scene: Scene) -> list[Question]:
             found.append(Question("where", f"Is {name} on the left or on the right?", f"It is on the {column}."))
         else:
             found.append(Question("where", f"Is {name} at the top or at the bottom?", f"It is at the {row}."))
-    return rng.sample(found, min(1, len(found)))
+    return rng.sample(found, min(2, len(found)))
 
 
 def _relations(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
@@ -142,7 +166,7 @@ def _relations(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
             if abs(one.y - other.y) > 22:
                 side = "above" if one.y < other.y else "below"
                 found.append(Question("relation", f"Is {first} above or below {second}?", f"It is {side} it."))
-    return rng.sample(found, min(1, len(found)))
+    return rng.sample(found, min(2, len(found)))
 
 
 def pair_questions(rng: random.Random, first: Scene, second: Scene) -> list[Question]:
