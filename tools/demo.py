@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from rich.console import Console
@@ -83,13 +84,14 @@ def running_server(model: Path) -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "tools.cli", "server", "--model", str(model), "--port", str(port)]
-    process = subprocess.Popen([*command, "--dtype", "float32"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    try:
-        _wait_until_ready(url, process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would fill and stop the server
+        process = subprocess.Popen([*command, "--dtype", "float32"], stderr=log, stdout=subprocess.DEVNULL)
+        try:
+            _wait_until_ready(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def _free_port() -> int:
@@ -101,11 +103,12 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            words = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip()
             raise ServerUnavailableError(f"the server ended: {words[-300:]}")
         try:
             if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from edge_runtime.edge import Edge
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import Processor, load_processor, prepare_prompt
 from tools.parity.metrics import kl_divergence
+
+if TYPE_CHECKING:
+    from server.language_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,17 @@ class Unsplit:
 class Split:
     """The edge with fp32 or fp16 embeddings, and the server's language model in fp32."""
 
-    def __init__(self, edge: Edge, checkpoint: Checkpoint) -> None:
-        from server.language_model import load_language_model
-        from server.options import ServerOptions
-
+    def __init__(self, edge: Edge, loaded: LoadedModel) -> None:
         self.edge = edge
-        self.loaded = load_language_model(
-            checkpoint, ServerOptions(model=str(checkpoint.path), dtype="float32", device_map="cpu")
-        )
+        self.loaded = loaded
+
+    def with_edge(self, edge: Edge) -> Split:
+        """The same server behind another device."""
+        return Split(edge, self.loaded)
+
+    def greedy(self, inputs: dict[str, Any], max_new_tokens: int) -> tuple[int, ...]:
+        """The answer's token ids."""
+        return _greedy(self.loaded.model, inputs, max_new_tokens, self)
 
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
@@ -110,7 +116,11 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
             got=checkpoint.name,
             remedy="Give the checkpoint of the bundle, or export it again.",
         )
-    return Split(edge, checkpoint), Unsplit(checkpoint)
+    from server.language_model import load_language_model
+    from server.options import ServerOptions
+
+    options = ServerOptions(model=str(checkpoint.path), dtype="float32", device_map="cpu")
+    return Split(edge, load_language_model(checkpoint, options)), Unsplit(checkpoint)
 
 
 def compare_prompt(
