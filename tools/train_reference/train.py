@@ -61,7 +61,7 @@ def curriculum(step: int, args: argparse.Namespace) -> float:
     """0 while the encoder warms up, then to 1 over the first 30 % of the joint steps."""
     if step < args.warm:
         return 0.5
-    joint = float(step - args.warm) / (0.3 * (args.steps - args.warm))
+    joint: float = (step - args.warm) / (0.3 * (args.steps - args.warm))
     return min(1.0, joint)
 
 
