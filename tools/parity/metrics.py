@@ -39,7 +39,7 @@ def distance(actual: NDArray[Any], reference: NDArray[Any]) -> Distance:
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     difference = a - b
     return Distance(
-        float(a @ b) / norms if norms > 0 else float(norms == 0 and not difference.any()),
+        float(not difference.any()) if norms == 0 else float(a @ b) / norms,
         float(np.abs(difference).max(initial=0.0)),
         float(np.linalg.norm(difference) / max(float(np.linalg.norm(b)), 1e-30)),
     )
