@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.errors import BucketError
-from contract.grid import Grid, PatchGeometry
+from contract.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,3 @@ def choose_bucket(
         got=str(native),
         remedy="Resize the input, or export the bundle with a bucket for it or with the dynamic-shape graph.",
     )
-
-
-def bucket_pixels(choice: BucketChoice, geometry: PatchGeometry) -> tuple[int, int]:
-    """(height, width) in pixels that the picture is resized to."""
-    return geometry.pixels(choice.grid)

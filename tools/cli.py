@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -119,11 +118,6 @@ def demo(
     from tools.demo import run
 
     run(work, model, samples)
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

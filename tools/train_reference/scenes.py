@@ -156,10 +156,8 @@ def motion_clip(rng: random.Random, width: int, height: int, frames: int = 8) ->
     """One shape that moves left, right, up or down by at least a third of the picture."""
     direction = rng.choice(("left", "right", "up", "down"))
     r = rng.uniform(11, min(20.0, 0.2 * min(width, height)))
-    along = width if direction in ("left", "right") else height
-    across = height if along == width and direction in ("left", "right") else width
-    if direction in ("left", "right"):
-        across = height
+    horizontal = direction in ("left", "right")
+    along, across = (width, height) if horizontal else (height, width)
     travel = rng.uniform(0.35, 0.95) * (along - 2 * r - 6)
     start = rng.uniform(r + 3, along - r - 3 - travel)
     side = rng.uniform(r + 3, across - r - 3)
@@ -172,7 +170,7 @@ def motion_clip(rng: random.Random, width: int, height: int, frames: int = 8) ->
         if direction in ("left", "up"):
             step = 1 - step
         place = start + travel * step
-        x, y = (place, side) if direction in ("left", "right") else (side, place)
+        x, y = (place, side) if horizontal else (side, place)
         scenes.append(Scene(width, height, ground, (replace(thing, x=x, y=y),)))
     return Clip(tuple(scenes), "motion", {"direction": direction, "colour": colour, "shape": thing.shape})
 
