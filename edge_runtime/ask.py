@@ -61,10 +61,11 @@ def ask(
     """
     started = time.perf_counter()
     encoded = edge.encode(messages, sampling, stream=True)
+    body = encode_request(encoded.request)
     sent = time.perf_counter()
     first: float | None = None
     final: dict[str, Any] = {}
-    for event in stream(server, encoded.request):
+    for event in stream(server, body):
         first = first if first is not None else time.perf_counter()
         if event.text:
             on_text(event.text)
@@ -82,7 +83,7 @@ def ask(
         generated_ids=tuple(final.get("generated_ids", ())),
         finish_reason=final.get("finish_reason", ""),
         seconds=seconds,
-        sent_bytes=body_size(encode_request(encoded.request)),
+        sent_bytes=body_size(body),
         media=tuple(_describe(encoded)),
         usage=final.get("usage", {}),
     )

@@ -1,17 +1,16 @@
-"""The device's end of the wire: one POST per request, its tensors sent from where they lie."""
+"""The device's end of the wire: one POST per encoded request, its tensors handed over from where they lie."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
 from contract.errors import ContractError, ServerUnavailableError
-from contract.request import GenerateRequest
-from contract.wire import CONTENT_TYPE, body_size, encode_request
+from contract.wire import CONTENT_TYPE, body_size
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
@@ -35,26 +34,30 @@ class Event:
     final: dict[str, Any] | None = None
 
 
-def generate(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> dict[str, Any]:
+Body = list[memoryview]
+"""What `contract.wire.encode_request` returns."""
+
+
+def generate(server: str, body: Body, *, timeout: float = 600.0) -> dict[str, Any]:
     """Send a request and wait for the whole answer.
 
     Raises:
         ServerUnavailableError: the server cannot be reached or is not ready.
         RefusedError: the server refused the request; the message says why.
     """
-    with _post(server, request, timeout) as response:
+    with _post(server, body, timeout) as response:
         response.read()
         answer: dict[str, Any] = response.json()
         return answer
 
 
-def stream(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> Iterator[Event]:
-    """Send a request with `stream` set and yield its events as they come.
+def stream(server: str, body: Body, *, timeout: float = 600.0) -> Iterator[Event]:
+    """Send a request that was encoded with `stream` set, and yield its events as they come.
 
     Raises:
         ServerUnavailableError, RefusedError: as `generate`, also in the middle of the stream.
     """
-    with _post(server, request, timeout) as response:
+    with _post(server, body, timeout) as response:
         try:
             for line in response.iter_lines():
                 if not line.startswith("data: "):
@@ -76,18 +79,18 @@ def stream(server: str, request: GenerateRequest, *, timeout: float = 600.0) -> 
 class _post:
     """Context of one POST: the open response, or the error it stands for."""
 
-    def __init__(self, server: str, request: GenerateRequest, timeout: float) -> None:
+    def __init__(self, server: str, body: Body, timeout: float) -> None:
         self._server = server
-        self._buffers = encode_request(request)
+        self._body = body
         self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_SECONDS))
 
     def __enter__(self) -> httpx.Response:
-        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(self._buffers))}
+        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(self._body))}
         try:
             message = self._client.build_request(
                 "POST",
                 f"{self._server.rstrip('/')}/v1/generate",
-                content=(bytes(buffer) for buffer in self._buffers),
+                content=cast("Iterable[bytes]", iter(self._body)),  # a memoryview is as good, and no copy
                 headers=headers,
             )
             response = self._client.send(message, stream=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.checkpoint import Checkpoint
+from contract.distance import Distance, distance
 from contract.errors import ParityError
 from contract.grid import Grid
 from contract.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
@@ -86,17 +87,18 @@ def check_graph(
     except Exception as error:  # checker and shape inference raise kinds of their own
         raise ParityError(f"graph {record.path} is not valid ONNX ({error})", field=record.path) from None
     session = _session(path)
-    worst: dict[str, OutputParity] = {}
+    worst: dict[str, Distance] = {}
     for case in cases:
         outputs = session.run(list(spec.output_names), _feeds(record, case, spec))
         for name, actual, expected in zip(spec.output_names, outputs, case.reference, strict=True):
-            found = _compare(name, actual, expected)
-            worst[name] = found if name not in worst else _worse(worst[name], found)
+            found = distance(actual, expected)
+            worst[name] = found.worst(worst[name]) if name in worst else found
     del session
     gc.collect()
-    for row in worst.values():
+    rows = tuple(OutputParity(name, **asdict(value)) for name, value in worst.items())
+    for row in rows:
         _judge(record, row, precision)
-    return replace(record, parity=tuple(worst.values()))
+    return replace(record, parity=rows)
 
 
 def _session(path: Path) -> Any:
@@ -119,22 +121,6 @@ def _feeds(record: GraphRecord, case: CheckCase, spec: VisionSpec) -> dict[str, 
         cos, sin = rotary_cos_sin(case.grid, spec.merge_size, spec.head_dim, spec.rope_theta)
         feeds |= {"position_indices": indices, "position_weights": weights, "rotary_cos": cos, "rotary_sin": sin}
     return feeds
-
-
-def _compare(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> OutputParity:
-    a, b = actual.astype(np.float64).reshape(-1), expected.astype(np.float64).reshape(-1)
-    scale = float(np.linalg.norm(b))
-    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * scale, 1e-30)
-    return OutputParity(name, cosine, float(np.abs(a - b).max()), float(np.linalg.norm(a - b)) / max(scale, 1e-30))
-
-
-def _worse(one: OutputParity, other: OutputParity) -> OutputParity:
-    return OutputParity(
-        one.output,
-        min(one.cosine, other.cosine),
-        max(one.max_abs, other.max_abs),
-        max(one.relative_l2, other.relative_l2),
-    )
 
 
 def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:

@@ -59,7 +59,7 @@ def edge(bundle: Path) -> Iterator[Edge]:
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A server of the reference checkpoint, in its own process, language model in fp32."""
-    from tools.demo import running_server
+    from tools.server_process import running_server
 
-    with running_server(REFERENCE) as url:
-        yield url
+    with running_server(model=str(REFERENCE), dtype="float32") as server:
+        yield server.url

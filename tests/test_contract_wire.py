@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
+from wire_bodies import HeaderEdit, body_of, with_document, with_header
 
 from contract.errors import ContractError, LimitError, WireError
 from contract.grid import Grid
@@ -39,10 +39,6 @@ def make_request(**changes: object) -> GenerateRequest:
         "request_id": "request-1",
     }
     return GenerateRequest(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def body_of(request: GenerateRequest) -> bytes:
-    return b"".join(encode_request(request))
 
 
 def assert_same(left: GenerateRequest, right: GenerateRequest) -> None:
@@ -111,22 +107,12 @@ def test_safetensors_library_reads_and_writes_the_same_bytes() -> None:
     assert_same(decode_request(safetensors_save(tensors, metadata=document)), request)
 
 
-def edit_header(edit: Callable[[dict], None]) -> bytes:  # type: ignore[type-arg]
-    body = body_of(make_request())
-    length = int.from_bytes(body[:8], "little")
-    table = json.loads(body[8 : 8 + length])
-    edit(table)
-    text = json.dumps(table).encode()
-    return len(text).to_bytes(8, "little") + text + body[8 + length :]
+def edit_header(edit: HeaderEdit) -> bytes:
+    return with_header(body_of(make_request()), edit)
 
 
 def edit_document(**changes: object) -> bytes:
-    def edit(table: dict) -> None:  # type: ignore[type-arg]
-        document = json.loads(table["__metadata__"]["request"])
-        document.update(changes)
-        table["__metadata__"]["request"] = json.dumps(document)
-
-    return edit_header(edit)
+    return with_document(body_of(make_request()), **changes)
 
 
 def huge_claim(table: dict) -> None:  # type: ignore[type-arg]

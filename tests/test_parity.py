@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from contract.distance import distance
 from contract.request import Sampling
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
+from tools.parity.divergence import kl_divergence
 from tools.parity.end_to_end import PromptResult, Split, Unsplit, compare_prompts, first_divergence, open_both
-from tools.parity.metrics import distance, kl_divergence
 from tools.train_reference.heldout import PROMPT_KINDS, mixed_prompts
 
 PROMPTS = 210

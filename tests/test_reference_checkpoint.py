@@ -103,8 +103,7 @@ def test_heldout_questions_are_balanced_and_reproducible() -> None:
     assert [item.answer for item in heldout_questions(90, HELDOUT_SEED + 1)] != [item.answer for item in one]
 
 
-def test_samples_are_answered_as_the_card_says(unsplit: Unsplit, samples: Path, reference: Path) -> None:
-    """Each sample's known answer, from the unsplit model; what it gets wrong is named in the card."""
+def test_every_sample_is_answered_rightly(unsplit: Unsplit, samples: Path) -> None:
     lines = [json.loads(line) for line in (samples / "questions.jsonl").read_text().splitlines()]
     prompts = read_prompts(samples / "questions.jsonl")
     asked = [
@@ -113,15 +112,15 @@ def test_samples_are_answered_as_the_card_says(unsplit: Unsplit, samples: Path, 
     ]
     answers = answer_all(unsplit, asked)
     assert len(asked) >= 12
-    wrong = [(item.id, answer) for item, answer in zip(asked, answers, strict=True) if answer != item.answer]
-    card = json.loads((reference / "heldout.json").read_text())
-    assert sorted(name for name, _ in wrong) == sorted(card["samples_wrong"])
+    assert answers == [item.answer for item in asked]
 
 
-def test_heldout_accuracy_is_the_model_cards(unsplit: Unsplit, reference: Path) -> None:
-    """A part of the held-out questions, held against the figure in the card less three standard errors."""
+def test_heldout_accuracy(unsplit: Unsplit, reference: Path) -> None:
+    """A part of the held-out questions: 90 % right, and no less than the card says, less three standard errors."""
     card = json.loads((reference / "heldout.json").read_text())
+    assert card["overall"] >= 0.9
+    assert min(card["tasks"].values()) >= 0.8
     questions = heldout_questions(108)
     found = score(questions, answer_all(unsplit, questions)).overall
     expected = card["overall"]
-    assert found >= expected - 3 * (expected * (1 - expected) / len(questions)) ** 0.5
+    assert found >= max(0.9, expected - 3 * (expected * (1 - expected) / len(questions)) ** 0.5)

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,12 @@ import httpx
 import numpy as np
 import pytest
 from server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
-from server_process import ServerProcess, running_server, spawn
+from wire_bodies import HeaderEdit, body_of, with_document, with_header
 
 from contract.grid import Grid
 from contract.request import GenerateRequest, Sampling
 from contract.wire import CONTENT_TYPE, encode_request
+from tools.server_process import ServerProcess, running_server, spawn
 
 LIMITS = {"max_body_bytes": 2**20, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
@@ -30,7 +31,7 @@ BINARY = {"Content-Type": CONTENT_TYPE}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with running_server(model=str(make_checkpoint()), limits=LIMITS, max_queue=4) as running:
+    with running_server(threads=1, model=str(make_checkpoint()), limits=LIMITS, max_queue=4) as running:
         yield running
 
 
@@ -38,10 +39,6 @@ def server() -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
-
-
-def body_of(request: GenerateRequest) -> bytes:
-    return b"".join(encode_request(request))
 
 
 def post(client: httpx.Client, request: GenerateRequest) -> httpx.Response:
@@ -169,21 +166,12 @@ def with_media(**changes: Any) -> bytes:
     return changed(media=(replace(GOOD.media[0], **changes), *GOOD.media[1:]))
 
 
-def edit_header(edit: Callable[[dict[str, Any]], object]) -> bytes:
-    body = body_of(GOOD)
-    length = int.from_bytes(body[:8], "little")
-    table = json.loads(body[8 : 8 + length])
-    edit(table)
-    text = json.dumps(table).encode()
-    return len(text).to_bytes(8, "little") + text + body[8 + length :]
+def edit_header(edit: HeaderEdit) -> bytes:
+    return with_header(body_of(GOOD), edit)
 
 
 def edit_document(**changes: Any) -> bytes:
-    def edit(table: dict[str, Any]) -> None:
-        document = json.loads(table["__metadata__"]["request"])
-        table["__metadata__"]["request"] = json.dumps({**document, **changes})
-
-    return edit_header(edit)
+    return with_document(body_of(GOOD), **changes)
 
 
 def spoiled(value: float) -> bytes:
@@ -365,9 +353,9 @@ def test_openapi_describes_both_bodies(client: httpx.Client) -> None:
 def test_bad_model_and_taken_port_end_with_one_line(server: ServerProcess, tmp_path: Path) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     starts = [
-        spawn(tmp_path / "0", model=str(tmp_path)),
-        spawn(tmp_path / "1", model=str(make_checkpoint()), port=port),
-        spawn(tmp_path / "2", model=str(make_checkpoint()), attention="flash_attention_2"),
+        spawn(tmp_path / "0", 1, model=str(tmp_path)),
+        spawn(tmp_path / "1", 1, model=str(make_checkpoint()), port=port),
+        spawn(tmp_path / "2", 1, model=str(make_checkpoint()), attention="flash_attention_2"),
     ]
     assert [process.wait(60) for process in starts] == [1, 1, 1]
     wanted = ["config.json", f"port {port}", "flash"]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from server_process import ServerProcess, running_server
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from wire_bodies import body_of
 
 from contract.checkpoint import open_checkpoint
 from contract.grid import Grid
 from contract.request import GenerateRequest, Media, Sampling
-from contract.wire import CONTENT_TYPE, encode_request
+from contract.wire import CONTENT_TYPE
+from tools.server_process import ServerProcess, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, SAMPLES = ROOT / "reference" / "qwen3vl-tiny", ROOT / "reference" / "samples"
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with running_server(model=str(MODEL)) as running:
+    with running_server(threads=1, model=str(MODEL)) as running:
         yield running
 
 
@@ -85,7 +86,7 @@ def test_answers_equal_the_unsplit_model(server: ServerProcess, unsplit: Any, dt
         expected = unsplit.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)[0, inputs["input_ids"].shape[1] :]
         answer = httpx.post(
             f"{server.url}/v1/generate",
-            content=b"".join(encode_request(request_of(unsplit, inputs, dtype))),
+            content=body_of(request_of(unsplit, inputs, dtype)),
             headers={"Content-Type": CONTENT_TYPE},
             timeout=60,
         ).json()

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
 from contract.checkpoint import open_checkpoint
-from contract.errors import InputError, ServerUnavailableError
+from contract.errors import InputError
 from contract.request import Sampling
 from edge_runtime.ask import Answer, ask
 from edge_runtime.edge import open_edge
 from tools.parity.end_to_end import Unsplit
 from tools.parity.prompts import read_prompts
+from tools.server_process import running_server
 
 BUCKETS = "128x128,128x160,160x128,160x160"
 VIDEO_BUCKETS = "8x96x96,8x96x128"
-START_SECONDS = 120.0
 
 
 def run(work: Path, model: Path, samples: Path) -> None:
@@ -43,10 +38,12 @@ def run(work: Path, model: Path, samples: Path) -> None:
     prompts = read_prompts(samples / "questions.jsonl")
     unsplit = Unsplit(open_checkpoint(str(model)))
     rows = []
-    with running_server(model) as url, open_edge(work) as edge:
-        console.print(f"server at {url}, its own process, language model only; the device holds the encoder only\n")
+    with running_server(model=str(model), dtype="float32") as server, open_edge(work) as edge:
+        console.print(
+            f"server at {server.url}, its own process, language model only; the device holds the encoder only\n"
+        )
         for name, messages in prompts:
-            answer = ask(edge, url, messages, Sampling(max_new_tokens=32))
+            answer = ask(edge, server.url, messages, Sampling(max_new_tokens=32))
             inputs = unsplit.inputs(messages, edge.policy)
             output = unsplit.model.generate(**inputs, max_new_tokens=32, do_sample=False)
             reference = unsplit.processor.hf.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -72,51 +69,6 @@ def _export(model: Path, work: Path, console: Console) -> None:
         f"exported {len(graphs)} graphs in {time.perf_counter() - started:.1f} s, "
         f"worst cosine to PyTorch {worst:.7f}: {work}"
     )
-
-
-@contextmanager
-def running_server(model: Path) -> Iterator[str]:
-    """A server of `model` in a process of its own, on a free port; yields its URL once it is ready.
-
-    Raises:
-        ServerUnavailableError: it ended, or is not ready in time.
-    """
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "tools.cli", "server", "--model", str(model), "--port", str(port)]
-    with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would fill and stop the server
-        process = subprocess.Popen([*command, "--dtype", "float32"], stderr=log, stdout=subprocess.DEVNULL)
-        try:
-            _wait_until_ready(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            log.seek(0)
-            words = log.read().decode(errors="replace").strip()
-            raise ServerUnavailableError(f"the server ended: {words[-300:]}")
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise ServerUnavailableError(f"the server was not ready within {START_SECONDS:.0f} s")
 
 
 def _table(rows: list[tuple[str, list[dict[str, Any]], Answer, str]]) -> Table:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from contract.distance import Distance, distance
 from contract.grid import Grid
 from edge_runtime.edge import Edge
 from edge_runtime.engine import Engine
 from edge_runtime.prompt import prepare_prompt
-from tools.parity.metrics import Distance, distance
 
 # What an fp32 graph must hold; fp16 rounds every weight and product to 11 bits.
 MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9995}

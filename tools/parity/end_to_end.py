@@ -23,7 +23,7 @@ from contract.wire import body_size, decode_request, encode_request
 from edge_runtime.edge import Edge
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import Processor, load_processor, prepare_prompt
-from tools.parity.metrics import kl_divergence
+from tools.parity.divergence import kl_divergence
 
 if TYPE_CHECKING:
     from server.language_model import LoadedModel

@@ -11,6 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tools.train_reference.looks import (
+    DIGIT_LAYER,
+    NAME_LAYER,
+    Look,
+    cells_under,
+    coverage,
+    least_cover,
+    named_things,
+    shared_factors,
+    thing_box,
+)
 from tools.train_reference.questions import (
     Question,
     clip_questions,
@@ -61,12 +72,16 @@ _KEY_WORDS = (
 
 @dataclass(frozen=True)
 class Cells:
-    """What covers each merged token, for the dense auxiliary loss; int64 [tokens], 0 is nothing."""
+    """What covers each merged token, for the dense auxiliary loss; int64 [tokens], 0 is nothing.
+
+    `place` is float32 [tokens, 2]: x and y, 0 to 1, of the centre of what covers it (of itself, where nothing does).
+    """
 
     colour: NDArray[np.int64]
     shape: NDArray[np.int64]
     digit: NDArray[np.int64]
     centre: NDArray[np.int64]
+    place: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class Batch:
         cells: targets per merged token over the whole batch.
         input_ids, labels, weights: [B, L], right padded.
         tasks: the task of the first question of each sample.
+        looks: where names and digits are to be looked up.
     """
 
     kind: str
@@ -98,6 +114,7 @@ class Batch:
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
     tasks: list[str]
+    looks: list[Look]
 
 
 class Vocabulary:
@@ -133,39 +150,35 @@ def patchify(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)).reshape(t * h * w * 4, -1)
 
 
-def _overlap(begin: float, end: float, cells: int) -> NDArray[np.float64]:
-    """Pixels of each 32-pixel cell of an axis that lie between begin and end."""
-    starts = np.arange(cells) * 32.0
-    return np.asarray(np.clip(np.minimum(end, starts + 32) - np.maximum(begin, starts), 0, None), dtype=np.float64)
-
-
-def cells_of(scene: Scene) -> NDArray[np.int64]:
-    """int64 [tokens, 4]: colour, shape, digit (each 1-based) and whether a centre lies in the cell."""
+def cells_of(scene: Scene) -> Cells:
+    """What covers each merged token of one picture or frame pair."""
     rows, columns = scene.height // 32, scene.width // 32
     best = np.zeros((3, rows, columns))
     labels = np.zeros((4, rows, columns), np.int64)
+    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    place = np.stack([x, y], axis=-1).astype(np.float32)
 
     def cover(channel: int, label: int, box: tuple[float, float, float, float], least: float) -> None:
-        left, top, right, bottom = box
-        x = np.clip(
-            np.minimum(right, np.arange(1, columns + 1) * 32) - np.maximum(left, np.arange(columns) * 32), 0, None
-        )
-        y = np.clip(np.minimum(bottom, np.arange(1, rows + 1) * 32) - np.maximum(top, np.arange(rows) * 32), 0, None)
-        area = y[:, None] * x[None, :]
+        area = coverage(scene, box)
         win = (area > best[channel]) & (area >= least)
         best[channel][win] = area[win]
         labels[channel][win] = label
+        place[win] = (box[0] + box[2]) / 2 / scene.width, (box[1] + box[3]) / 2 / scene.height
 
     for thing in scene.things:
-        box = (thing.x - thing.r, thing.y - thing.r, thing.x + thing.r, thing.y + thing.r)
-        least = min(150.0, 0.8 * thing.r**2)
-        cover(0, 1 + list(COLOURS).index(thing.colour), box, least)
-        cover(1, 1 + SHAPES.index(thing.shape), box, least)
+        cover(0, 1 + list(COLOURS).index(thing.colour), thing_box(thing), least_cover(thing))
+        cover(1, 1 + SHAPES.index(thing.shape), thing_box(thing), least_cover(thing))
         labels[3, min(rows - 1, int(thing.y // 32)), min(columns - 1, int(thing.x // 32))] = 1
     if scene.number is not None:
-        for digit, left, top, right, bottom in scene.number.boxes:
-            cover(2, 1 + digit, (left, top, right, bottom), 60.0)
-    return labels.reshape(4, -1).T
+        for value, *box in scene.number.boxes:
+            cover(2, 1 + value, (box[0], box[1], box[2], box[3]), 60.0)
+    colour, shape, digit, centre = labels.reshape(4, -1)
+    return Cells(colour, shape, digit, centre, place.reshape(-1, 2))
+
+
+def _join_cells(cells: list[Cells]) -> Cells:
+    names = ("colour", "shape", "digit", "centre", "place")
+    return Cells(*(np.concatenate([getattr(item, name) for item in cells]) for name in names))
 
 
 def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: float, taught: bool = True) -> Sample:
@@ -193,10 +206,10 @@ def make_sample(rng: random.Random, kind: str, size: tuple[int, int], level: flo
             return Sample(scenes, questions)
 
 
-def random_layout(rng: random.Random, level: float) -> tuple[str, tuple[int, int]]:
-    """Kind and size of the next batch."""
+def random_layout(rng: random.Random, level: float, warm: bool) -> tuple[str, tuple[int, int]]:
+    """Kind and size of the next batch; while the encoder warms up alone, only pictures of objects and of numbers."""
     later = min(1.0, 2 * level)  # pairs and clips come once single pictures are under way
-    kind = rng.choices(KINDS, (6, 2.0, 1.7 * later, 1.2 * later))[0]
+    kind = rng.choices(KINDS, (6, 4, 0, 0) if warm else (6, 3.5, 1.7 * later, 1.4 * later))[0]
     if kind == "clip":
         return kind, rng.choice(VIDEO_SIZES)
     if kind == "pair":
@@ -230,26 +243,32 @@ def make_batch(
     frames = np.stack([_render(rng, scene, jitter=task is None and not video) for s in samples for scene in s.scenes])
     height, width = size
     pairs = frames.reshape(-1, 2, height, width, 3) if video else np.stack([frames, frames], axis=1)
-    shown = [scene for s in samples for scene in (s.scenes[1::2] if video else s.scenes)]
-    cells = np.concatenate([cells_of(scene) for scene in shown])
+    shown = [s.scenes[1::2] if video else s.scenes for s in samples]
+    cells = _join_cells([cells_of(scene) for scenes in shown for scene in scenes])
     items = 1 if video else len(samples[0].scenes)
     grid = [FRAMES // 2 if video else 1, height // 16, width // 16]
     rows = [_tokens(vocabulary, s.questions, video, items, grid) for s in samples]
-    length = max(len(ids) for ids, _, _ in rows)
+    looks = [
+        look
+        for row, s in enumerate(samples)
+        for look in _looks(vocabulary, s.questions, shown[row], rows[row][0], rows[row][3], row)
+    ]
+    length = max(len(row[0]) for row in rows)
     ids = np.full((count, length), vocabulary.id["endoftext"], np.int64)
     labels = np.full((count, length), IGNORE, np.int64)
     weights = np.zeros((count, length), np.float32)
-    for row, (tokens, targets, weight) in enumerate(rows):
+    for row, (tokens, targets, weight, _) in enumerate(rows):
         ids[row, : len(tokens)], labels[row, : len(tokens)], weights[row, : len(tokens)] = tokens, targets, weight
     return Batch(
         "video" if video else "image",
         np.tile(np.array([grid], np.int64), (count * items, 1)),
         patchify(pairs),
-        Cells(*(np.ascontiguousarray(cells[:, index]) for index in range(4))),
+        cells,
         ids,
         labels,
         weights,
         [s.questions[0].task for s in samples],
+        looks,
     )
 
 
@@ -265,8 +284,8 @@ def _render(rng: random.Random, scene: Scene, jitter: bool) -> NDArray[np.uint8]
 
 def _tokens(
     vocabulary: Vocabulary, questions: list[Question], video: bool, items: int, grid: list[int]
-) -> tuple[list[int], list[int], list[float]]:
-    """Ids, labels (answers and their <|im_end|>) and loss weights of one conversation."""
+) -> tuple[list[int], list[int], list[float], list[tuple[int, int]]]:
+    """One conversation: ids, labels (answers and their <|im_end|>), loss weights, and where each turn's texts begin."""
     special = vocabulary.id
     tokens = grid[1] * grid[2] // 4
     ids = list(vocabulary.encode("<|im_start|>user\n"))
@@ -280,24 +299,63 @@ def _tokens(
         else:
             ids += [special["vision_start"], *[special["image_pad"]] * tokens, special["vision_end"]]
     labels, weights = [IGNORE] * len(ids), [0.0] * len(ids)
+    begins = []
     for index, question in enumerate(questions):
-        asked = ("" if index == 0 else "<|im_start|>user\n") + question.text + "<|im_end|>\n<|im_start|>assistant\n"
-        silent = vocabulary.encode(asked)
+        before = vocabulary.encode("<|im_start|>user\n") if index else []
+        silent = [*before, *vocabulary.encode(question.text + "<|im_end|>\n<|im_start|>assistant\n")]
         answer = [*vocabulary.encode(question.answer), special["im_end"]]
         newline = vocabulary.encode("\n")
+        begins.append((len(ids) + len(before), len(ids) + len(silent)))
         ids += [*silent, *answer, *newline]
         labels += [*[IGNORE] * len(silent), *answer, *[IGNORE] * len(newline)]
         weights += [*[0.0] * len(silent), *(4.0 if token in vocabulary.key else 1.0 for token in answer)]
         weights += [0.0] * len(newline)
-    return ids, labels, weights
+    return ids, labels, weights, begins
 
 
-def training_batch(seed: int, step: int, folder: Path, level: float, count: int) -> Batch:
+def _looks(
+    vocabulary: Vocabulary,
+    questions: list[Question],
+    scenes: tuple[Scene, ...],
+    ids: list[int],
+    begins: list[tuple[int, int]],
+    row: int,
+) -> list[Look]:
+    """Where one conversation's names and digits are to be looked up."""
+    pads = (vocabulary.id["image_pad"], vocabulary.id["video_pad"])
+    visual = np.array([index for index, token in enumerate(ids) if token in pads], np.int64)
+    per_scene = len(visual) // len(scenes)
+    pair = len(scenes) == 2 and ids[visual[0]] == vocabulary.id["image_pad"]
+    found = []
+    for question, texts in zip(questions, begins, strict=True):
+        for text, begin in zip((question.text, question.answer), texts, strict=True):
+            for end, things in named_things(text, scenes):
+                query = begin + len(vocabulary.encode(text[:end])) - 1
+                keys = [
+                    visual[index * per_scene + cells_under(scenes[index], thing_box(thing), least_cover(thing))]
+                    for index, thing in things
+                ]
+                factors = shared_factors(things, pair)
+                found.append(Look(NAME_LAYER, row, query, np.concatenate(keys), factors))
+        number = scenes[0].number
+        if number is not None and question.task == "number":
+            start = question.answer.index(number.text)
+            for index, (digit, *box) in enumerate(number.boxes):
+                # The token before the digit is the one that has to see it.
+                query = texts[1] + len(vocabulary.encode(question.answer[:start])) + index - 1
+                under = cells_under(scenes[0], (box[0], box[1], box[2], box[3]), 60.0)
+                found.append(Look(DIGIT_LAYER, row, query, visual[under], (-1, -1, digit, -1)))
+    return found
+
+
+def training_batch(seed: int, step: int, folder: Path, level: float, count: int, warm: bool) -> Batch:
     """The batch of a step, the same for the same seed."""
     rng = random.Random(seed * 1_000_003 + step)
-    kind, size = random_layout(rng, level)
-    area = size[0] * size[1] / (128 * 128) * {"objects": 1, "number": 1, "pair": 2, "clip": 4}[kind]
-    return make_batch(rng, _vocabulary(folder), kind, size, max(8, round(count / max(1.0, area**0.8))), level)
+    kind, size = random_layout(rng, level, warm)
+    area = size[0] * size[1] / (128 * 128) * {"objects": 1, "number": 0.4, "pair": 2, "clip": 4}[kind]
+    # Small pictures and short conversations: more of them. Digits are the finest thing that the encoder has to see.
+    samples = round(count / area**0.8) if kind == "number" else round(count / max(1.0, area**0.8))
+    return make_batch(rng, _vocabulary(folder), kind, size, max(8, samples), level)
 
 
 _VOCABULARIES: dict[Path, Vocabulary] = {}

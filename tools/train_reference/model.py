@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl as upstream
 
-from tools.train_reference.batches import Batch, Vocabulary
+from tools.train_reference.batches import Vocabulary
+from tools.train_reference.looks import DIGIT_LAYER, NAME_LAYER
 from tools.train_reference.scenes import COLOURS, SHAPES
+from tools.train_reference.tensors import TensorBatch
 
 DIGITS = tuple("0123456789")
+BINS = 12
+Attended = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Per layer, what its attention adds [B, L, D], and its weights after softmax [B, heads, L, L]."""
+LOOKING_HEADS = [0, 2]
+"""One of each key-value group, so that two different values are read."""
 
 
 def batched_vision_attention(
@@ -39,9 +47,9 @@ def batched_vision_attention(
 class AuxiliaryHeads(nn.Module):
     """Reads each factor from one output of the encoder through the language model's own word embeddings.
 
-    Level 0 names the colour, level 1 the shape, level 2 the digit, so that each level carries something
-    of its own; the merged embedding names all three more faintly, whether a centre lies in the cell, and
-    where in the picture the cell is.
+    Level 0 names the colour, level 1 the shape, level 2 the digit; the merged embedding tells whether a centre
+    lies in the cell, and where in the picture the centre of what covers it is. No factor is asked of two outputs,
+    so that none can be lost unnoticed.
     """
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
@@ -50,52 +58,84 @@ class AuxiliaryHeads(nn.Module):
         self.nothing = nn.Parameter(torch.randn(3, width) * 0.02)
         self.scale = nn.Parameter(torch.full((3,), 10.0))
         self.centre = nn.Linear(width, 2)
-        self.place = nn.Linear(width, 16)
+        self.place = nn.Linear(width, 2 * BINS)
+        self.coordinates = nn.Linear(width, 2)
         self.sides = [vocabulary.words(("left", "right")), vocabulary.words(("top", "bottom"))]
+        self.pictures = vocabulary.words(("first", "second"))
         self.side_scale = nn.Parameter(torch.tensor(10.0))
-        self.merged_nothing = nn.Parameter(torch.randn(3, width) * 0.02)
-        self.merged_scale = nn.Parameter(torch.full((3,), 10.0))
 
-    def forward(self, output: Any, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Sum of the four losses, and the accuracy of each on cells that hold something."""
+    def forward(self, output: Any, embeddings: torch.Tensor, batch: TensorBatch) -> tuple[torch.Tensor, list[float]]:
+        """Sum of the losses, and the accuracy of each on cells that hold something."""
         losses: list[torch.Tensor] = []
         accuracies: list[float] = []
-        targets = (batch.cells.colour, batch.cells.shape, batch.cells.digit)
+        targets = (batch.colour, batch.shape, batch.digit)
         for index, target in enumerate(targets):
             words = torch.cat([self.nothing[index][None], embeddings[self.words[index]]])
             features = F.normalize(output.deepstack_features[index].float(), dim=-1)
             logits = features @ F.normalize(words, dim=-1).T * self.scale[index]
-            losses.append(_balanced(logits, torch.from_numpy(target), accuracies))
-            # The merged embedding names every factor too: the language model then has all of them at its
-            # first layer, and learns to bind them in fewer steps.
-            words = torch.cat([self.merged_nothing[index][None], embeddings[self.words[index]]])
-            logits = F.normalize(output.pooler_output.float(), dim=-1) @ F.normalize(words, dim=-1).T
-            losses.append(0.5 * _balanced(logits * self.merged_scale[index], torch.from_numpy(target), []))
+            losses.append(_balanced(logits, target, accuracies))
         logits = self.centre(output.pooler_output.float())
-        losses.append(_balanced(logits, torch.from_numpy(batch.cells.centre), accuracies))
+        losses.append(_balanced(logits, batch.centre, accuracies))
         # The losses above see directions alone. Without this the outputs grow apart in size (one level reached
         # 239 beside embeddings of 38), and after RMSNorm the small one, which holds the place, is lost.
         outputs = [output.pooler_output, *output.deepstack_features]
         sizes = [value.float().pow(2).mean(-1).add(1e-6).sqrt() for value in outputs]
         losses.append(torch.stack([(size - 1).pow(2).mean() for size in sizes]).sum())
-        losses.append(self._places(output.pooler_output.float(), embeddings, batch))
+        losses.append(0.4 * self._places(output.pooler_output.float(), embeddings, batch))
         return torch.stack(losses).sum(), accuracies
 
-    def _places(self, features: torch.Tensor, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Where in the picture each token lies: in eighths, and as the words left, right, top and bottom."""
-        rows, columns = (int(n) // 2 for n in batch.grids[0, 1:])
-        x = ((torch.arange(columns) + 0.5) / columns).repeat(rows)
-        y = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
-        repeats = features.shape[0] // x.numel()
-        loss = features.new_zeros(())
-        eighths = self.place(features)
-        for index, place in enumerate((x.repeat(repeats), y.repeat(repeats))):
-            loss = loss + 0.5 * F.cross_entropy(eighths[:, 8 * index : 8 * index + 8], (place * 8).long())
-            clear = (place - 0.5).abs() > 0.05
+    def _places(self, features: torch.Tensor, embeddings: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
+        """Where what covers each token lies: as a coordinate, in bins, and as the words left, right, top, bottom."""
+        places = batch.place
+        bins = self.place(features)
+        loss = 20.0 * F.mse_loss(self.coordinates(features), places)
+        for index in range(2):
+            place = places[:, index]
+            loss = loss + 0.5 * F.cross_entropy(
+                bins[:, BINS * index : BINS * (index + 1)], (place * BINS).long().clamp(0, BINS - 1)
+            )
+            clear = (place - 0.5).abs() > 0.03
             words = F.normalize(embeddings[self.sides[index]], dim=-1)
             logits = F.normalize(features[clear], dim=-1) @ words.T * self.side_scale
             loss = loss + F.cross_entropy(logits, (place[clear] > 0.5).long())
         return loss
+
+    def read(self, attended: Attended, embeddings: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
+        """What a look brings back should name what it looked at: mean cross-entropy over the factors."""
+        losses = []
+        names = zip((*self.words, self.pictures), (*self.scale, self.side_scale), strict=True)
+        factors = [(F.normalize(embeddings[words], dim=-1), scale) for words, scale in names]
+        for layer, (outputs, _) in attended.items():
+            looks = [look for look in batch.looks if look.layer == layer]
+            for index, (words, scale) in enumerate(factors):
+                known = [look for look in looks if look.factors[index] >= 0]
+                if not known:
+                    continue
+                place = torch.tensor([[look.row, look.query] for look in known], device=outputs.device)
+                features = F.normalize(outputs[place[:, 0], place[:, 1]].float(), dim=-1)
+                logits = features @ words.T * scale
+                target = torch.tensor([look.factors[index] for look in known], device=outputs.device)
+                losses.append(F.cross_entropy(logits, target))
+        return torch.stack(losses).mean() if losses else embeddings.new_zeros(())
+
+
+def look_loss(attended: Attended, batch: TensorBatch) -> tuple[torch.Tensor, float]:
+    """-log of the attention that the looking heads give to the tokens they should look at, and its mean share."""
+    shares = []
+    for layer, (_, weight) in attended.items():
+        looks = [look for look in batch.looks if look.layer == layer]
+        if not looks:
+            continue
+        mask = torch.zeros(len(looks), weight.shape[-1], device=weight.device)
+        for index, look in enumerate(looks):
+            mask[index, look.keys] = 1.0
+        rows, queries = torch.tensor([[look.row, look.query] for look in looks], device=weight.device).T
+        share = weight[rows, :, queries][:, LOOKING_HEADS].float()
+        shares.append((share * mask[:, None]).sum(-1).flatten())
+    if not shares:
+        return torch.zeros((), device=batch.pixels.device), float("nan")
+    found = torch.cat(shares)
+    return -(found + 1e-4).log().mean(), found.mean().item()
 
 
 def _balanced(logits: torch.Tensor, target: torch.Tensor, accuracies: list[float]) -> torch.Tensor:
@@ -116,44 +156,55 @@ def new_model(folder: Path, seed: int) -> Qwen3VLForConditionalGeneration:
     return model
 
 
-def encode(model: Any, batch: Batch) -> Any:
+def encode(model: Any, batch: TensorBatch) -> Any:
     """The encoder's outputs for the batch: pooler_output [n, D], deepstack_features three [n, D]."""
-    return model.model.visual(torch.from_numpy(batch.pixels), grid_thw=torch.from_numpy(batch.grids))
+    return model.model.visual(batch.pixels, grid_thw=batch.grids)
 
 
-def answer_logits(model: Any, batch: Batch, encoded: Any) -> torch.Tensor:
-    """Logits [B, L, vocabulary] with the encoder's outputs scattered in."""
-    ids = torch.from_numpy(batch.input_ids)
+def answer_logits(model: Any, batch: TensorBatch, encoded: Any, attended: Attended | None = None) -> torch.Tensor:
+    """Logits [B, L, vocabulary] with the encoder's outputs scattered in.
+
+    `attended` is filled for the layers that look.
+    """
+    ids = batch.input_ids
     pad = model.config.image_token_id if batch.kind == "image" else model.config.video_token_id
     types = (ids == pad).int() * (1 if batch.kind == "image" else 2)
     rows = batch.grids.shape[0] // ids.shape[0]
-    grids = torch.from_numpy(batch.grids[:rows])
+    grids = batch.grids[:rows]
     # All rows share the visual prefix, so one row's positions are everyone's.
     positions, _ = model.model.get_rope_index(ids[:1], types[:1], **{f"{batch.kind}_grid_thw": grids})
     outputs = upstream.BaseModelOutputWithDeepstackFeatures(
         pooler_output=(encoded.pooler_output,), deepstack_features=[(level,) for level in encoded.deepstack_features]
     )
-    hidden = model.model(
-        input_ids=ids,
-        position_ids=positions.expand(3, ids.shape[0], -1),
-        mm_encoder_outputs={batch.kind: outputs},
-        use_cache=False,
-    )[0]
+    with ExitStack() as hooks:
+        for layer in () if attended is None else (NAME_LAYER, DIGIT_LAYER):
+            attention = model.model.language_model.layers[layer].self_attn
+
+            def keep(_: Any, __: Any, output: Any, layer: int = layer) -> None:
+                attended[layer] = output  # type: ignore[index]
+
+            hooks.callback(attention.register_forward_hook(keep).remove)
+        hidden = model.model(
+            input_ids=ids,
+            position_ids=positions.expand(3, ids.shape[0], -1),
+            mm_encoder_outputs={batch.kind: outputs},
+            use_cache=False,
+        )[0]
     logits: torch.Tensor = model.lm_head(hidden)
     return logits
 
 
-def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
     """Weighted cross-entropy of the answer tokens."""
-    labels = torch.from_numpy(batch.labels)[:, 1:]
-    weights = torch.from_numpy(batch.weights)[:, 1:]
+    labels = batch.labels[:, 1:]
+    weights = batch.weights[:, 1:]
     keep = labels >= 0
     loss = F.cross_entropy(logits[:, :-1][keep].float(), labels[keep], reduction="none")
     return (loss * weights[keep]).sum() / weights[keep].sum()
 
 
-def right_answers(logits: torch.Tensor, batch: Batch) -> list[bool]:
+def right_answers(logits: torch.Tensor, batch: TensorBatch) -> list[bool]:
     """Per row, whether greedy decoding would give the whole answer (every answer token is the argmax)."""
-    labels = torch.from_numpy(batch.labels)[:, 1:]
+    labels = batch.labels[:, 1:]
     wrong = (logits[:, :-1].argmax(-1) != labels) & (labels >= 0)
     return (~wrong.any(-1)).tolist()

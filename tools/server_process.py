@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from contract.errors import ServerUnavailableError
+
 ROOT = Path(__file__).resolve().parent.parent
 _CODE = """
 import json, sys
@@ -43,9 +45,11 @@ class ServerProcess:
     ready_statuses: list[int]
 
 
-def spawn(log: Path, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a server that logs to `log`; `limits` as a dict."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a server that logs to `log`, with at most `threads` threads; options as in `running_server`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("wb") as stream:
         return subprocess.Popen(
             [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options})],
@@ -57,15 +61,18 @@ def spawn(log: Path, **options: Any) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def running_server(timeout: float = 120.0, **options: Any) -> Iterator[ServerProcess]:
+def running_server(timeout: float = 120.0, threads: int | None = None, **options: Any) -> Iterator[ServerProcess]:
     """Start a server, wait until it is ready, stop it at the end.
 
     Args:
-        options: of `ServerOptions`, `limits` as a dict; any free port unless `port` is given.
+        options: of `ServerOptions`, `limits` as a dict; on the CPU and any free port unless told otherwise.
+
+    Raises:
+        ServerUnavailableError: it ended, or was not ready in time; with the end of its log.
     """
     scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-server-"))
     log = scratch / "server.log"
-    process = spawn(log, **options)
+    process = spawn(log, threads, **options)
     try:
         yield _wait_until_ready(process, log, time.monotonic() + timeout)
     finally:
@@ -83,7 +90,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, deadline: flo
     statuses: list[int] = []
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise AssertionError(f"server ended with {process.returncode}:\n{log.read_text()}")
+            raise ServerUnavailableError(f"the server ended with {process.returncode}: {log.read_text()[-600:]}")
         if found := re.search(r"http://[^\s;]+", log.read_text()):
             try:
                 statuses.append(httpx.get(f"{found[0]}/readyz", timeout=5).status_code)
@@ -92,4 +99,4 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, deadline: flo
             if statuses[-1] == 200:
                 return ServerProcess(found[0], process, log, statuses)
         time.sleep(0.05)
-    raise AssertionError(f"server not ready in time:\n{log.read_text()}")
+    raise ServerUnavailableError(f"the server was not ready in time: {log.read_text()[-600:]}")

@@ -1,4 +1,4 @@
-"""Distances between what two implementations of the same network return."""
+"""Distance between what two implementations of the same network return: the one formula of every parity figure."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Distance:
     relative_l2: float
 
     def worst(self, other: Distance) -> Distance:
-        """The worse of both, figure by figure."""
+        """The worse of both, figure by figure; NaN is worse than any number."""
         return Distance(
-            min(self.cosine, other.cosine),
-            max(self.max_abs, other.max_abs),
-            max(self.relative_l2, other.relative_l2),
+            float(np.minimum(self.cosine, other.cosine)),
+            float(np.maximum(self.max_abs, other.max_abs)),
+            float(np.maximum(self.relative_l2, other.relative_l2)),
         )
 
 
@@ -43,14 +43,3 @@ def distance(actual: NDArray[Any], reference: NDArray[Any]) -> Distance:
         float(np.abs(difference).max(initial=0.0)),
         float(np.linalg.norm(difference) / max(float(np.linalg.norm(b)), 1e-30)),
     )
-
-
-def kl_divergence(reference_logits: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(reference ‖ other) in nats per step, from logits [steps, vocabulary]."""
-    p, q = (_log_softmax(values.astype(np.float64)) for values in (reference_logits, logits))
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1), dtype=np.float64)
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
