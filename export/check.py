@@ -30,8 +30,9 @@ class Tolerance:
     max_relative_l2: float
 
 
-# fp32 differs only in the order of sums. fp16 rounds weights and products to 11 bits, layer after layer.
-TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9995, 3e-2)}
+# fp32 differs only in the order of sums. fp16 rounds weights and products to 11 bits, layer after layer: measured
+# 7e-4 at the 2B size with random weights; trained ones with outliers may take more, and get twenty times that.
+TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 1.4e-2)}
 
 
 @dataclass(frozen=True)

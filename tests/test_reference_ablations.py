@@ -59,8 +59,9 @@ def answers(unsplit: Unsplit, questions: list[HeldoutQuestion]) -> list[str]:
     return answer_all(unsplit, questions)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablation_changes_answers(
+# Swapping leaves square pictures and single objects in their rows; that one shows in the logits above.
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if "swapped" not in name])
+def test_ablation_costs_answers(
     name: str, unsplit: Unsplit, questions: list[HeldoutQuestion], answers: list[str]
 ) -> None:
     """Each alone, one DeepStack level too: answers change, and fewer of them are right."""

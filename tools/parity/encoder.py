@@ -15,7 +15,7 @@ from edge_runtime.engine import Engine
 from edge_runtime.prompt import prepare_prompt
 
 # What an fp32 graph must hold; fp16 rounds every weight and product to 11 bits.
-MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9995}
+MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999}
 
 
 @dataclass(frozen=True)
