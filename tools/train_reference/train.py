@@ -19,16 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.models.qwen3_vl import modeling_qwen3_vl as upstream
 
+from tools.train_reference.auxiliary import AuxiliaryHeads, look_loss
 from tools.train_reference.batches import Batch, Vocabulary, make_batch, training_batch
 from tools.train_reference.layout import write_layout
 from tools.train_reference.model import (
     Attended,
-    AuxiliaryHeads,
     answer_logits,
     answer_loss,
     batched_vision_attention,
     encode,
-    look_loss,
     new_model,
     right_answers,
 )
