@@ -10,6 +10,7 @@ from contract.errors import BundleError
 from contract.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, parse_manifest
 
 PROCESSOR_FOLDER = "processor"
+COPY_AGAIN = "Copy the bundle again, or export it again."
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} cannot be read ({type(error).__name__})", field="bundle") from None
     manifest = parse_manifest(text, str(file))
+    rebuild = _rebuild_commands(manifest, path)
     for record in manifest.files:
-        check_file(folder, record, verify=verify)
+        check_file(folder, record, verify=verify, remedy=rebuild.get(record.path, COPY_AGAIN))
     return Bundle(folder, manifest)
 
 
@@ -62,14 +64,23 @@ def record_file(folder: Path, file: Path) -> FileRecord:
     return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
 
 
-def check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
+def _rebuild_commands(manifest: Manifest, path: str | Path) -> dict[str, str]:
+    """Per file of an engine, what to do when it is damaged: engines are built again without a new export."""
+    return {
+        file: f"Copy it again, or rebuild it: qwen3vl-edge build {path} --target {engine.target} "
+        f"--precision {engine.precision}"
+        for engine in manifest.engines
+        for file in engine.files
+    }
+
+
+def check_file(folder: Path, record: FileRecord, *, verify: bool, remedy: str = COPY_AGAIN) -> None:
     """Hold a file against its record.
 
     Raises:
         BundleError: missing, of another size, or (with `verify`) of another hash.
     """
     file = folder / record.path
-    remedy = "Copy the bundle again, or export it again."
     if not file.is_file():
         raise BundleError(f"bundle file {file} is missing", field=record.path, remedy=remedy)
     size = file.stat().st_size

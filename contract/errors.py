@@ -90,6 +90,12 @@ class ParityError(ContractError):
     code = "parity"
 
 
+class EngineError(ContractError):
+    """An engine that cannot be built, or a plan that cannot run here."""
+
+    code = "bad_engine"
+
+
 class WireError(ContractError):
     """A request body that breaks the wire format."""
 

@@ -6,6 +6,7 @@ BUNDLE/
   fp32/weights.bin    one set of weights, shared by every graph of this precision
   fp32/1x28x28.onnx   one graph per bucket
   fp32/dynamic.onnx   the dynamic-shape graph
+  engines/            built by `qwen3vl-edge build`, see contract/engines.py
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from typing import Any
 
 from contract import atomic
 from contract.dataclass_json import from_json
+from contract.engines import EngineRecord, check_engine_record
 from contract.errors import BundleError
 from contract.grid import Grid, PatchGeometry
+from contract.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)  # 2 added `engines`; a bundle of schema 1 is one that has none
 MANIFEST_NAME = "manifest.json"
 PRECISIONS = ("fp32", "fp16")
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
@@ -33,15 +37,6 @@ class FileRecord:
     path: str
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A graph input or output; a symbolic dimension is a string. dtype as numpy names it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -153,6 +148,7 @@ class Manifest:
     processor: tuple[str, ...]
     files: tuple[FileRecord, ...]
     tools: dict[str, str] = field(default_factory=dict)
+    engines: tuple[EngineRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def precision(self, name: str | None = None) -> PrecisionSet:
@@ -182,6 +178,10 @@ class Manifest:
     def has_dynamic(self, precision: str | None = None) -> bool:
         return any(graph.kind == "dynamic" for graph in self.precision(precision).graphs)
 
+    def file(self, path: str) -> FileRecord:
+        """The record of a file; every path that the manifest names has one."""
+        return next(record for record in self.files if record.path == path)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
@@ -201,15 +201,15 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
     except ValueError:
         raise BundleError(f"{source} is not JSON", field=source, remedy="Export the bundle again.") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_SCHEMAS:
         raise BundleError(
             f"{source} has another schema",
             field="schema_version",
-            expected=SCHEMA_VERSION,
+            expected=" or ".join(map(str, READABLE_SCHEMAS)),
             got=version,
             remedy="Export the bundle again with this release.",
         )
-    manifest = from_json(Manifest, document, source)
+    manifest = from_json(Manifest, document | {"schema_version": SCHEMA_VERSION}, source)
     _check_consistent(manifest, source)
     return manifest
 
@@ -241,6 +241,9 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
                     expected=manifest.vision.output_names,
                     got=outputs,
                 )
+    for engine in manifest.engines:
+        check_engine_record(engine, source)
+        named.extend(engine.files)
     for path in named:
         if path not in known:
             raise BundleError(f"{source} does not record {path}", field="files")

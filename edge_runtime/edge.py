@@ -62,11 +62,11 @@ class Edge:
         self.options = options
         self.processor = processor
         self.engine = engine
-        manifest, precision = bundle.manifest, options.engine.precision
         self.policy = BucketPolicy(
-            geometry=manifest.vision.geometry,
-            buckets=tuple(manifest.buckets(precision)),
-            dynamic=manifest.has_dynamic(precision),
+            geometry=bundle.manifest.vision.geometry,
+            buckets=engine.serves.buckets,
+            dynamic=engine.serves.dynamic,
+            max_patches=engine.serves.max_patches,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
         )
@@ -124,7 +124,7 @@ class Edge:
             "scale": round(item.choice.scale, 6),
             "distortion": round(item.choice.distortion, 6),
             "backend": self.engine.name,
-            "precision": self.bundle.manifest.precision(self.options.engine.precision).precision,
+            "precision": self.engine.precision,
         }
 
 

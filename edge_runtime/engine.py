@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,10 +52,36 @@ def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
     return array.astype(np.float16)
 
 
+@dataclass(frozen=True)
+class Serves:
+    """Which grids an engine takes.
+
+    Attributes:
+        buckets: grids that it is made for.
+        dynamic: other grids too.
+        max_patches: of those other grids; None for no limit.
+    """
+
+    buckets: tuple[Grid, ...]
+    dynamic: bool
+    max_patches: int | None = None
+
+
+def bundle_serves(bundle: Bundle, precision: str | None) -> Serves:
+    """What the graphs of a bundle serve."""
+    return Serves(tuple(bundle.manifest.buckets(precision)), bundle.manifest.has_dynamic(precision))
+
+
 class Engine(Protocol):
-    """A loaded encoder."""
+    """A loaded encoder: which backend, and in which precision it computes."""
 
     name: str
+    precision: str
+
+    @property
+    def serves(self) -> Serves:
+        """Which grids `run` takes; pictures are resized accordingly."""
+        ...
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         """Encode one picture or clip.
@@ -82,12 +109,14 @@ class EngineOptions:
         threads: CPU threads, 0 for the library's choice.
         model: checkpoint folder, needed by the `pytorch` backend alone.
         provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
+        target: which engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
     """
 
     precision: str | None = None
     threads: int = 0
     model: Path | None = None
     provider: str = "cpu"
+    target: str | None = None
 
 
 def _onnxruntime() -> Callable[[Bundle, EngineOptions], Engine]:
@@ -102,11 +131,22 @@ def _pytorch() -> Callable[[Bundle, EngineOptions], Engine]:
     return pytorch.load
 
 
+def _tensorrt(library: str) -> Callable[[Bundle, EngineOptions], Engine]:
+    from edge_runtime.backends import tensorrt
+
+    return partial(tensorrt.load, library)
+
+
 # Adding a backend is one line here and one file in backends/.
 BACKENDS: dict[str, Callable[[], Callable[[Bundle, EngineOptions], Engine]]] = {
     "onnxruntime": _onnxruntime,
     "pytorch": _pytorch,
+    "tensorrt": partial(_tensorrt, "tensorrt"),
+    "tensorrt_rtx": partial(_tensorrt, "tensorrt_rtx"),
 }
+
+
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 
 def load_engine(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
@@ -123,6 +163,6 @@ def load_engine(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
         raise InputError(
             f"backend {name} needs a package that is not installed ({error.name})",
             field="--backend",
-            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+            remedy=f"Install it with: pip install 'qwen3vl-edge[{EXTRAS.get(name, 'edge')}]'",
         ) from None
     return load(bundle, options)

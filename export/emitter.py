@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.manifest import TensorSpec
+from contract.tensor_spec import TensorSpec
 from export.weights import StoredTensor
 
 OPSET = 20  # the first with Gelu

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 
 from contract.grid import Grid
-from contract.manifest import Preprocessing, TensorSpec, VisionSpec
+from contract.manifest import Preprocessing, VisionSpec
 from contract.position_tables import patch_rows_columns, position_interpolation, rotary_table
+from contract.tensor_spec import TensorSpec
 from export.emitter import GraphEmitter, Value
 from export.vision_config import ACTIVATIONS
 from export.weights import StoredTensor

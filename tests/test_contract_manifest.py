@@ -20,10 +20,10 @@ from contract.manifest import (
     OutputParity,
     PrecisionSet,
     Preprocessing,
-    TensorSpec,
     VisionSpec,
     parse_manifest,
 )
+from contract.tensor_spec import TensorSpec
 
 VISION = VisionSpec(16, 2, 2, 3, 64, 96, 4, 4, 64, 144, (0, 1), "gelu_pytorch_tanh")
 OUTPUTS = tuple(TensorSpec(name, "float32", (4, 64)) for name in VISION.output_names)

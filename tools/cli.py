@@ -39,6 +39,48 @@ def export(
 
 
 @app.command()
+def build(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder made by `export`.")] = None,
+    target: Annotated[str, typer.Option(help="Where the engine will run; see --list.")] = "this-gpu",
+    precision: Annotated[str | None, typer.Option(help="Of the bundle; fp16 by default where it has it.")] = None,
+    buckets: Annotated[str, typer.Option(help="Image buckets, HEIGHTxWIDTH in pixels; all of the bundle's.")] = "",
+    video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH; all of the bundle's.")] = "",
+    any_grid: Annotated[int, typer.Option(min=0, help="Also serve any grid of up to so many patches.")] = 0,
+    layout: Annotated[str, typer.Option(help="profiles: one plan for all buckets; per-bucket: one each.")] = "profiles",
+    workspace: Annotated[str, typer.Option(help="Scratch memory for the builder, as 2GiB; the target's.")] = "",
+    timing_cache: Annotated[Path | None, typer.Option(help="Timing cache file (tensorrt).")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="0 fastest build, 5 best engine.")
+    ] = None,
+    strip_weights: Annotated[bool, typer.Option(help="Plans without weights, refitted when loaded.")] = False,
+    list_targets: Annotated[bool, typer.Option("--list", help="Show the targets and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build TensorRT or TensorRT-RTX engines from a bundle, into it."""
+    from contract.errors import InputError
+    from export.engines import BuildRequest
+    from tools.commands.build import print_targets, run
+
+    if list_targets:
+        print_targets(as_json)
+        return
+    if bundle is None:
+        raise InputError(
+            "no bundle given", field="BUNDLE", remedy="Make one with: qwen3vl-edge export MODEL --out BUNDLE"
+        )
+    request = BuildRequest(
+        target=target,
+        precision=precision,
+        max_patches=any_grid,
+        layout=layout,
+        timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        strip_weights=strip_weights,
+    )
+    run(bundle, request, buckets, video, workspace, as_json)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bundle: BundleOption,

@@ -12,7 +12,7 @@ from contract.bundle import Bundle
 from contract.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
 from contract.errors import InputError, ModelMismatchError
 from contract.grid import Grid
-from edge_runtime.engine import Embeddings, Engine, EngineOptions
+from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -21,8 +21,10 @@ class PytorchEngine:
     """`Qwen3VLVisionModel` alone, its weights read without the language model's."""
 
     name = "pytorch"
+    precision = "fp32"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, serves: Serves = Serves((), dynamic=True)) -> None:
+        self.serves = serves
         self._encoder = load_encoder(checkpoint)
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
@@ -73,4 +75,4 @@ def load(bundle: Bundle, options: EngineOptions) -> Engine:
             expected=bundle.manifest.model.id,
             got=checkpoint.name,
         )
-    return PytorchEngine(checkpoint)
+    return PytorchEngine(checkpoint, bundle_serves(bundle, options.precision))

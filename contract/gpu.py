@@ -1,0 +1,52 @@
+"""Which NVIDIA GPU this machine has, asked of the driver; None where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU.
+
+    Attributes:
+        compute_capability: as "8.7".
+        memory: bytes; on a Jetson the memory that GPU and CPU share.
+        driver: the CUDA version that the driver supports, as "12.6".
+    """
+
+    name: str
+    compute_capability: str
+    memory: int
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability}, {self.memory / 2**30:.0f} GiB)"
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU, or None: no GPU, no driver, or cuda-bindings not installed."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    try:
+        _value(driver.cuInit(0))
+        device = _value(driver.cuDeviceGet(0))
+        attribute = driver.CUdevice_attribute
+        major = _value(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
+        minor = _value(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
+        name = bytes(_value(driver.cuDeviceGetName(128, device))).split(b"\0")[0].decode()
+        version = int(_value(driver.cuDriverGetVersion()))
+        memory = int(_value(driver.cuDeviceTotalMem(device)))
+    except RuntimeError:  # cuda-bindings raises it where libcuda is missing; `_value` where a call fails
+        return None
+    return Gpu(name, f"{major}.{minor}", memory, f"{version // 1000}.{version % 1000 // 10}")
+
+
+def _value(answer: tuple[Any, ...]) -> Any:
+    """cuda-bindings answers (status, value)."""
+    if int(answer[0]) != 0:
+        raise RuntimeError(str(answer[0]))
+    return answer[1] if len(answer) > 1 else None

@@ -1,0 +1,80 @@
+"""`tensorrt` or `tensorrt_rtx`, imported when a build needs it; both have one API.
+
+Functions that use it import `tensorrt as trt` for the type checker alone, so that every attribute is checked
+against the bindings of each supported version (tests/test_tensorrt_api.py), and get the module from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import EngineError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+INSTALL = {
+    "tensorrt": "On a Jetson it comes with JetPack; elsewhere: pip install 'qwen3vl-edge[tensorrt]'",
+    "tensorrt_rtx": "Install it with: pip install 'qwen3vl-edge[rtx]'",
+}
+
+
+def import_library(name: str) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        EngineError: not installed, or its shared libraries do not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineError(f"{name} cannot be imported ({error})", field="--target", remedy=INSTALL[name]) from None
+
+
+def installed(name: str) -> bool:
+    """Whether the module imports here."""
+    try:
+        import_library(name)
+    except EngineError:
+        return False
+    return True
+
+
+def dimensions(shape: Any) -> tuple[int | str, ...]:
+    """A `Dims` as a tuple; a size that differs between profiles, -1 to TensorRT, is "any"."""
+    sizes = (int(shape[index]) for index in range(len(shape)))
+    return tuple("any" if size < 0 else size for size in sizes)
+
+
+class CollectedLog:
+    """What the library logged while it parsed and built, for the error that names the reason."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def reason(self) -> str:
+        """The first error, which is the cause; those after it are usually its consequences."""
+        return self.errors[0] if self.errors else "the library gave no reason"
+
+
+def new_logger(library: Any, log: CollectedLog) -> Any:
+    """A logger that collects into `log` instead of printing."""
+
+    if TYPE_CHECKING:
+        module = trt
+    else:
+        module = library
+
+    class Logger(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
+            if int(severity) <= int(module.ILogger.Severity.ERROR):
+                log.errors.append(message)
+            elif severity == module.ILogger.Severity.WARNING:
+                log.warnings.append(message)
+
+    return Logger()

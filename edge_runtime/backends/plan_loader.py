@@ -1,0 +1,104 @@
+"""A plan of the bundle to an engine on this GPU: read, checked, refitted where its weights were stripped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from contract.bundle import Bundle
+from contract.engines import EngineRecord, PlanRecord
+from contract.errors import EngineError
+from contract.tensor_spec import TensorSpec
+from contract.tensorrt_library import CollectedLog, dimensions, new_logger
+from edge_runtime.plan_choice import rebuild_command
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """A deserialized plan; the runtime must outlive its engine."""
+
+    record: PlanRecord
+    runtime: trt.Runtime
+    engine: trt.ICudaEngine
+
+
+def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanRecord) -> LoadedPlan:
+    """Deserialize a plan and hold its tensors against its record.
+
+    Raises:
+        EngineError: the library refuses it, its tensors or profiles are other than recorded, or its weights
+            cannot be refitted; names the command that rebuilds it.
+    """
+    log = CollectedLog()
+    logger = new_logger(library, log)
+    if TYPE_CHECKING:
+        module = trt
+    else:
+        module = library
+    runtime = module.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine((bundle.path / plan.path).read_bytes())
+    remedy = f"Rebuild it with: {rebuild_command(bundle, record)}"
+    if engine is None:
+        raise EngineError(f"plan {plan.path} cannot be loaded ({log.reason()})", field=plan.path, remedy=remedy)
+    if record.stripped:
+        _refit(library, logger, log, engine, bundle, plan, remedy)
+    found = {spec.name: spec for spec in engine_tensors(library, engine)}
+    for want in (*plan.inputs, *plan.outputs):
+        have = found.get(want.name)
+        if have is None or have.dtype != want.dtype or not _fits(want, have):
+            raise EngineError(f"plan {plan.path} has another {want.name} than recorded", field=want.name, remedy=remedy)
+    profiles = len(plan.buckets) + (1 if plan.max_patches else 0)
+    if engine.num_optimization_profiles != profiles:
+        raise EngineError(
+            f"plan {plan.path} has other profiles than recorded",
+            field=plan.path,
+            expected=profiles,
+            got=engine.num_optimization_profiles,
+            remedy=remedy,
+        )
+    return LoadedPlan(plan, runtime, engine)
+
+
+def engine_tensors(library: Any, engine: trt.ICudaEngine) -> list[TensorSpec]:
+    """The I/O table of an engine; a dimension that differs between profiles is "any"."""
+    if TYPE_CHECKING:
+        module = trt
+    else:
+        module = library
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return [
+        TensorSpec(
+            name,
+            np.dtype(module.nptype(engine.get_tensor_dtype(name))).name,
+            dimensions(engine.get_tensor_shape(name)),
+        )
+        for name in names
+    ]
+
+
+def _fits(want: TensorSpec, have: TensorSpec) -> bool:
+    """Whether a shape is as recorded; the builder may fix a dimension that has one size in all profiles."""
+    return len(want.shape) == len(have.shape) and all(
+        isinstance(mine, str) or mine == theirs for mine, theirs in zip(want.shape, have.shape, strict=True)
+    )
+
+
+def _refit(
+    library: Any, logger: Any, log: CollectedLog, engine: trt.ICudaEngine, bundle: Bundle, plan: PlanRecord, remedy: str
+) -> None:
+    """Give a stripped engine the weights of the bundle, by way of the graph that refers to them."""
+    if TYPE_CHECKING:
+        module = trt
+    else:
+        module = library
+    refitter = module.Refitter(engine, logger)
+    parser = module.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(str(bundle.path / plan.graph)) or not refitter.refit_cuda_engine():
+        raise EngineError(
+            f"plan {plan.path} cannot be refitted from {plan.graph} ({log.reason()})", field=plan.path, remedy=remedy
+        )

@@ -1,0 +1,220 @@
+"""ONNX Runtime's execution providers by short name: where each comes from, and the options that keep parity.
+
+A provider that cannot start makes ONNX Runtime fall back to the CPU with a line in its log. Here it is an error:
+whoever asked for a GPU must not be answered by a CPU in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from contract.bundle import Bundle
+from contract.engines import ENGINE_FOLDER
+from contract.errors import InputError
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider.
+
+    Attributes:
+        execution_provider: ONNX Runtime's name for it.
+        plugin: the package that brings it as a plug-in, where it is not part of ONNX Runtime itself.
+        install: how to get it.
+        options: from a folder for caches to the provider's options.
+    """
+
+    execution_provider: str
+    plugin: str | None
+    install: str
+    options: Callable[[Path], dict[str, str]]
+
+
+def _cuda(cache: Path) -> dict[str, str]:
+    return {"use_tf32": "0"}  # 1 by default: fp32 products with 10 bits of mantissa
+
+
+def _tensorrt(cache: Path) -> dict[str, str]:
+    folder = str(cache)
+    return {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+    }
+
+
+def _tensorrt_rtx(cache: Path) -> dict[str, str]:
+    return {"nv_runtime_cache_path": str(cache)}
+
+
+def _openvino(cache: Path) -> dict[str, str]:
+    # OpenVINO computes fp32 graphs in bf16 where the CPU has it, unless told otherwise.
+    settings = {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": str(cache)}}
+    return {"device_type": "CPU", "load_config": json.dumps(settings)}
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", None, "pip install onnxruntime", lambda cache: {}),
+    "cuda": Provider("CUDAExecutionProvider", None, "pip install 'onnxruntime-gpu[cuda,cudnn]'", _cuda),
+    "tensorrt": Provider(
+        "TensorrtExecutionProvider", None, "pip install 'onnxruntime-gpu[cuda,cudnn]' tensorrt", _tensorrt
+    ),
+    "nv-tensorrt-rtx": Provider(
+        "NvTensorRTRTXExecutionProvider",
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "pip install onnxruntime-ep-nv-tensorrt-rtx",
+        _tensorrt_rtx,
+    ),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "onnxruntime_ep_openvino",
+        "pip install onnxruntime-ep-openvino (Intel), or onnxruntime-openvino in place of onnxruntime-gpu (any x86-64)",
+        _openvino,
+    ),
+}
+
+
+def find_provider(name: str) -> Provider:
+    """The provider of that short name.
+
+    Raises:
+        InputError: no such provider.
+    """
+    if name not in PROVIDERS:
+        raise InputError("no such provider", field="--provider", expected=" or ".join(PROVIDERS), got=name)
+    return PROVIDERS[name]
+
+
+def make_session(path: Path, settings: Any, name: str, bundle: Bundle) -> Any:
+    """An ONNX Runtime session of a graph on that provider, and on no other.
+
+    Raises:
+        InputError: the provider is not installed, has no device here, or did not start; or the graph is bad.
+    """
+    provider = find_provider(name)
+    options = provider.options(_cache_folder(bundle, name))
+    if name in ("cuda", "tensorrt"):
+        _preload_cuda()
+    if provider.execution_provider in ort.get_available_providers():
+        arguments: dict[str, Any] = {"providers": [(provider.execution_provider, options)]}
+    else:
+        arguments = {}
+        settings.add_provider_for_devices(plugin_devices(name), plugin_options(name, options))
+    try:
+        with _quiet():
+            session = ort.InferenceSession(str(path), settings, **arguments)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise InputError(f"ONNX Runtime cannot load {path}: {error}", field=path.name) from None
+    running = session.get_providers()
+    if running[0] != provider.execution_provider:
+        raise InputError(
+            f"provider {name} did not start, and ONNX Runtime fell back{_missing_library(name)}",
+            field="--provider",
+            expected=provider.execution_provider,
+            got=running[0],
+            remedy=f"It needs its libraries and its device: {provider.install}",
+        )
+    return session
+
+
+def start_provider(bundle: Bundle, name: str) -> None:
+    """Load the smallest graph on a provider and let it go.
+
+    Raises:
+        InputError: the provider does not run here, and why.
+    """
+    graphs = [graph for item in bundle.manifest.precisions for graph in item.graphs if graph.grid is not None]
+    sized = sorted(graphs, key=lambda graph: 0 if graph.grid is None else graph.grid.patches)
+    graph = sized[0] if sized else bundle.manifest.precisions[0].graphs[0]
+    make_session(bundle.graph_path(graph), ort.SessionOptions(), name, bundle)
+
+
+def _cache_folder(bundle: Bundle, name: str) -> Path:
+    """Where a provider keeps what it compiled; a read-only bundle is served without."""
+    folder = bundle.path / ENGINE_FOLDER / f"onnxruntime-{name}"
+    if name not in ("cpu", "cuda"):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _preload_cuda() -> None:
+    """Load CUDA's libraries from the nvidia packages, where torch's installation put them."""
+    with _quiet():
+        ort.preload_dlls()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime prints what fails, to stdout as well, and goes on; here it becomes an error of one line."""
+    ort.set_default_logger_severity(4)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        ort.set_default_logger_severity(2)
+
+
+def _missing_library(name: str) -> str:
+    """Why the library of a built-in provider does not load, which ONNX Runtime tells its log alone."""
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    if not library.exists():
+        return ""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f" ({error})"
+    return ""
+
+
+def plugin_devices(name: str) -> list[Any]:
+    """The devices that a plug-in provider offers here.
+
+    Raises:
+        InputError: its package is not installed, or it finds no device.
+    """
+    provider = find_provider(name)
+    remedy = f"Get it with: {provider.install}"
+    try:
+        package = importlib.import_module(provider.plugin or "")
+    except (ImportError, ValueError):
+        raise InputError(
+            f"provider {name} is not installed", field="--provider", expected=" or ".join(usable()), remedy=remedy
+        ) from None
+    _register(name, package.get_library_path())
+    found = [device for device in ort.get_ep_devices() if device.ep_name == provider.execution_provider]
+    if not found:
+        raise InputError(f"provider {name} finds no device it can use here", field="--provider", remedy=remedy)
+    return found[:1]
+
+
+def plugin_options(name: str, options: dict[str, str]) -> dict[str, str]:
+    """A plug-in is told its device by the device list, not by an option."""
+    return {key: value for key, value in options.items() if key != "device_type"}
+
+
+_registered: set[str] = set()
+
+
+def _register(name: str, library: str) -> None:
+    """ONNX Runtime takes each plug-in library once per process."""
+    if name not in _registered:
+        ort.register_execution_provider_library(name, library)
+        _registered.add(name)
+
+
+def usable() -> list[str]:
+    """Short names of the providers that ONNX Runtime lists here; those that need a device may still not start."""
+    listed = ort.get_available_providers()
+    return [name for name, provider in PROVIDERS.items() if provider.execution_provider in listed]

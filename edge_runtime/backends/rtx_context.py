@@ -1,0 +1,38 @@
+"""What TensorRT-RTX has beyond TensorRT: kernels compiled when a plan is loaded and kept, and graphs of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contract import atomic
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # both libraries under one name; this file is checked against tensorrt_rtx alone
+
+
+def runtime_config(
+    library: Any, engine: trt.ICudaEngine, cache_file: Path
+) -> tuple[trt.IRuntimeConfig, trt.IRuntimeCache]:
+    """Contexts that capture their own graphs, share a block of memory, and start from the kernels of last time."""
+    if TYPE_CHECKING:
+        module = trt
+    else:
+        module = library
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    cache = config.create_runtime_cache()
+    if cache_file.is_file():
+        cache.deserialize(cache_file.read_bytes())  # it refuses one of another GPU or version by itself
+    config.set_runtime_cache(cache)
+    return config, cache
+
+
+def save_runtime_cache(cache: trt.IRuntimeCache, cache_file: Path) -> None:
+    """Keep the compiled kernels beside the plan, so that the next start need not compile them."""
+    kernels: Any = cache.serialize()
+    try:
+        atomic.write_bytes(cache_file, memoryview(kernels))
+    except OSError:
+        return  # a bundle on a read-only file system works as well, only starts slower

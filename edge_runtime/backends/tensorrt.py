@@ -1,0 +1,250 @@
+"""The encoder on TensorRT or TensorRT-RTX: one class over both modules.
+
+Everything is allocated and captured when the engine is loaded. One execution context per profile, so that no
+profile is ever switched between two pictures; all contexts share one block of scratch memory, because runs
+take turns. A run copies the patches to pinned memory, launches one captured graph (copy, encode, copy), waits
+for the stream and copies the embeddings out.
+
+Written against the bindings of TensorRT 10.3 to 11.4 and TensorRT-RTX 1.7; not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import Bundle
+from contract.engines import EngineRecord, PlanRecord
+from contract.errors import BucketError, EngineError
+from contract.gpu import find_gpu
+from contract.grid import Grid
+from contract.tensorrt_library import import_library
+from edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, PinnedBuffer, Stream
+from edge_runtime.backends.plan_loader import LoadedPlan, load_plan
+from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves
+from edge_runtime.plan_choice import choose_engine
+from edge_runtime.position_inputs import position_inputs
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+PIXELS = "pixel_values"
+SCRATCH_ALIGNMENT = 256
+
+
+@dataclass
+class _Profile:
+    """One profile ready to run: its context, and where its inputs and outputs lie."""
+
+    context: trt.IExecutionContext
+    tables: dict[str, DeviceBuffer]
+    graph: CapturedGraph | None = None
+
+
+class TensorRTEngine:
+    """The engine of one target, with a profile per bucket."""
+
+    def __init__(self, library_name: str, bundle: Bundle, record: EngineRecord) -> None:
+        self.name, self.precision = library_name, record.precision
+        self._library = import_library(library_name)
+        self._bundle, self._record = bundle, record
+        self._vision = bundle.manifest.vision
+        self._lock = threading.Lock()
+        self._profiles: dict[str, _Profile] = {}
+        self._any: _Profile | None = None
+        self._owned: list[Any] = []  # freed in close(), last first
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def serves(self) -> Serves:
+        largest = max(plan.max_patches for plan in self._record.plans)
+        buckets = tuple(Grid.parse(bucket) for plan in self._record.plans for bucket in plan.buckets)
+        return Serves(buckets, dynamic=largest > 0, max_patches=largest or None)
+
+    def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
+        with self._lock:
+            profile = self._profiles.get(str(grid))
+            if profile is None:
+                profile = self._shape_any(grid)
+            self._pixels_host.view("float32", pixel_values.shape)[...] = pixel_values
+            if profile.graph is not None:
+                profile.graph.launch()
+            else:
+                self._enqueue(profile, grid)
+            self._stream.wait()
+            rows = (grid.tokens(self._vision.merge_size), self._vision.out_hidden_size)
+            outputs = [self._outputs_host[name].view(self._dtype, rows).copy() for name in self._vision.output_names]
+        return Embeddings(outputs[0], tuple(outputs[1:]))
+
+    def close(self) -> None:
+        with self._lock:
+            for profile in (*self._profiles.values(), *([self._any] if self._any else [])):
+                if profile.graph is not None:
+                    profile.graph.destroy()
+            self._profiles, self._any = {}, None
+            self._plans: list[LoadedPlan] = []  # contexts first, then engines, then their memory
+            while self._owned:
+                release = self._owned.pop()
+                release()
+
+    def _load(self) -> None:
+        self._stream = Stream()
+        self._owned.append(self._stream.destroy)
+        plans = self._record.plans
+        self._plans = [load_plan(self._library, self._bundle, self._record, plan) for plan in plans]
+        scratch_size = max(int(plan.engine.device_memory_size_v2) for plan in self._plans)
+        self._scratch = self._device(max(scratch_size, SCRATCH_ALIGNMENT))
+        self._allocate(max(self._patches(plan) for plan in plans))
+        for plan in self._plans:
+            make_context, keep = self._context_maker(plan)
+            for index, bucket in enumerate(plan.record.buckets):
+                self._profiles[bucket] = self._bucket_profile(make_context(), index, plan.record, Grid.parse(bucket))
+            if plan.record.max_patches:
+                self._any = self._any_profile(make_context(), len(plan.record.buckets), plan.record)
+            keep()
+
+    @staticmethod
+    def _patches(plan: PlanRecord) -> int:
+        return max([Grid.parse(bucket).patches for bucket in plan.buckets] + [plan.max_patches])
+
+    def _allocate(self, patches: int) -> None:
+        """Buffers for the largest picture, which all profiles share."""
+        spec = self._record.plans[0].outputs[0]
+        self._dtype = spec.dtype
+        pixels = patches * self._vision.patch_values * 4
+        out = patches // self._vision.merge_size**2 * self._vision.out_hidden_size * np.dtype(spec.dtype).itemsize
+        self._pixels, self._pixels_host = self._device(pixels), self._pinned(pixels)
+        self._outputs = {name: self._device(out) for name in self._vision.output_names}
+        self._outputs_host = {name: self._pinned(out) for name in self._vision.output_names}
+
+    def _device(self, size: int) -> DeviceBuffer:
+        buffer = DeviceBuffer(size)
+        self._owned.append(buffer.free)
+        return buffer
+
+    def _pinned(self, size: int) -> PinnedBuffer:
+        buffer = PinnedBuffer(size)
+        self._owned.append(buffer.free)
+        return buffer
+
+    def _context_maker(self, plan: LoadedPlan) -> tuple[Any, Any]:
+        """What makes a context of this plan, and what to call when all are warm."""
+        if self.name == "tensorrt_rtx":
+            from edge_runtime.backends.rtx_context import runtime_config, save_runtime_cache
+
+            file = self._cache_file(plan.record)
+            config, cache = runtime_config(self._library, plan.engine, file)
+            return lambda: plan.engine.create_execution_context(config), lambda: save_runtime_cache(cache, file)
+        if TYPE_CHECKING:
+            library = trt
+        else:
+            library = self._library
+        strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+        return lambda: plan.engine.create_execution_context(strategy), lambda: None
+
+    def _cache_file(self, plan: PlanRecord) -> Path:
+        return (self._bundle.path / plan.path).with_suffix(".kernels")
+
+    def _bucket_profile(self, context: trt.IExecutionContext, index: int, plan: PlanRecord, grid: Grid) -> _Profile:
+        """A profile whose shapes never change: tables on the device once, warmed up, captured."""
+        profile = self._profile(context, index, plan, grid.patches_per_frame)
+        self._set_shapes(profile, plan, grid)
+        self._upload_tables(profile, grid)
+        self._pixels_host.bytes[:] = 0
+        self._enqueue(profile, grid)  # the first run allocates and picks kernels, which a capture must not see
+        self._stream.wait()
+        if self.name == "tensorrt":  # tensorrt_rtx captures by itself
+            profile.graph = self._capture(profile, grid)
+        return profile
+
+    def _any_profile(self, context: trt.IExecutionContext, index: int, plan: PlanRecord) -> _Profile:
+        self._any_plan = plan
+        self._any_grid: Grid | None = None
+        return self._profile(context, index, plan, plan.max_patches)
+
+    def _profile(self, context: trt.IExecutionContext, index: int, plan: PlanRecord, frame_patches: int) -> _Profile:
+        context.set_device_memory(self._scratch.address, self._scratch.size)
+        if index and not context.set_optimization_profile_async(index, self._stream.handle):
+            raise EngineError(f"plan {plan.path} refuses profile {index}", field=plan.path)
+        tables = {
+            spec.name: self._device(frame_patches * int(spec.shape[1]) * np.dtype(spec.dtype).itemsize)
+            for spec in plan.inputs
+            if spec.name != PIXELS
+        }
+        addresses = {name: buffer.address for name, buffer in (tables | self._outputs).items()}
+        for name, address in (addresses | {PIXELS: self._pixels.address}).items():
+            if not context.set_tensor_address(name, address):
+                raise EngineError(f"plan {plan.path} refuses the address of {name}", field=name)
+        return _Profile(context, tables)
+
+    def _set_shapes(self, profile: _Profile, plan: PlanRecord, grid: Grid) -> None:
+        for spec in plan.inputs:
+            shape = spec.shape_for(grid.patches, grid.patches_per_frame)
+            if not profile.context.set_input_shape(spec.name, shape):
+                raise EngineError(f"plan {plan.path} refuses grid {grid}", field=spec.name, got=shape)
+
+    def _upload_tables(self, profile: _Profile, grid: Grid) -> None:
+        if not profile.tables:
+            return
+        arrays = position_inputs(self._vision, grid)
+        for name, buffer in profile.tables.items():
+            array = np.ascontiguousarray(arrays[name])
+            self._stream.to_device(buffer, array.ctypes.data, array.nbytes)
+            self._stream.wait()  # before the array goes
+
+    def _shape_any(self, grid: Grid) -> _Profile:
+        """The profile of any grid, given this one's shapes and tables."""
+        profile = self._any
+        if profile is None or grid.patches > self._any_plan.max_patches:
+            raise BucketError(
+                f"the engine has no profile for grid {grid}",
+                field="buckets",
+                expected=", ".join(self._profiles),
+                remedy="Build it with that bucket, or with --any-grid.",
+            )
+        if grid != self._any_grid:
+            self._any_grid = None  # unknown until all of it is set
+            self._set_shapes(profile, self._any_plan, grid)
+            self._upload_tables(profile, grid)
+            self._any_grid = grid
+        return profile
+
+    def _enqueue(self, profile: _Profile, grid: Grid) -> None:
+        """Pixels to the device, encode, embeddings to the host; all on the stream, waiting for nothing."""
+        pixels = grid.patches * self._vision.patch_values * 4
+        self._stream.to_device(self._pixels, self._pixels_host.address, pixels)
+        if not profile.context.execute_async_v3(self._stream.handle):
+            raise EngineError(f"{self.name} could not run grid {grid}", field="gpu")
+        rows = grid.tokens(self._vision.merge_size)
+        size = rows * self._vision.out_hidden_size * np.dtype(self._dtype).itemsize
+        for name in self._vision.output_names:
+            self._stream.to_host(self._outputs_host[name], self._outputs[name], size)
+
+    def _capture(self, profile: _Profile, grid: Grid) -> CapturedGraph | None:
+        """A graph of the run, or None where the engine has steps that cannot be captured."""
+        try:
+            return self._stream.capture(lambda: self._enqueue(profile, grid))
+        except EngineError:
+            return None
+
+
+def load(library_name: str, bundle: Bundle, options: EngineOptions) -> Engine:
+    """Load the engine of the bundle that fits this GPU.
+
+    Raises:
+        EngineError: the library is not installed, the bundle has no engine for it, or none that fits.
+    """
+    library = import_library(library_name)
+    record = choose_engine(
+        bundle, library_name, str(library.__version__), find_gpu(), options.precision, options.target
+    )
+    return TensorRTEngine(library_name, bundle, record)

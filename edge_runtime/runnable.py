@@ -1,0 +1,63 @@
+"""What this machine can run of a bundle: each backend and provider, with the reason where it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from contract.bundle import Bundle
+from contract.engines import LIBRARIES
+from contract.errors import ContractError, EngineError
+from contract.gpu import find_gpu
+from contract.tensorrt_library import import_library
+from edge_runtime.plan_choice import choose_engine
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """One way to run the encoder here.
+
+    Attributes:
+        backend: as `--backend` and `--provider` name it.
+        detail: what it would run, or why it cannot.
+    """
+
+    backend: str
+    runs: bool
+    detail: str
+
+
+def what_runs_here(bundle: Bundle) -> list[Runnable]:
+    """Every backend, tried as far as that goes without running a picture."""
+    return [*_onnxruntime(bundle), *(_tensorrt(bundle, library) for library in LIBRARIES), _pytorch()]
+
+
+def _onnxruntime(bundle: Bundle) -> list[Runnable]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return [Runnable("onnxruntime", False, "onnxruntime is not installed")]
+    from edge_runtime.backends.providers import PROVIDERS, start_provider
+
+    found = []
+    for name in PROVIDERS:
+        try:
+            start_provider(bundle, name)
+            found.append(Runnable(f"onnxruntime --provider {name}", True, "every graph"))
+        except ContractError as error:
+            found.append(Runnable(f"onnxruntime --provider {name}", False, str(error)))
+    return found
+
+
+def _tensorrt(bundle: Bundle, library: str) -> Runnable:
+    try:
+        version = str(import_library(library).__version__)
+        record = choose_engine(bundle, library, version, find_gpu())
+    except EngineError as error:
+        return Runnable(library, False, str(error))
+    return Runnable(library, True, f"{record.target} {record.precision}, {version}")
+
+
+def _pytorch() -> Runnable:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Runnable("pytorch", False, f"{' and '.join(missing)} not installed")
+    return Runnable("pytorch", True, "the oracle; needs --model with the checkpoint that the bundle came from")

@@ -1,0 +1,1 @@
+"""The Python API of each TensorRT version that is supported, taken from its own bindings."""
