@@ -11,10 +11,8 @@ import onnx
 import pytest
 import torch
 from export_models import (
-    RandomCheckpoint,
     assert_close,
     edit_config,
-    encoder_checkpoint,
     graph_of,
     picture,
     processor_pixels,
@@ -32,6 +30,7 @@ from contract.grid import Grid
 from contract.manifest import Manifest
 from export.bundle import export_bundle
 from export.check import Tolerance
+from tools.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 
 
 def small_export(model: Path, out: Path, **options: Any) -> Manifest:

@@ -8,16 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from export_models import encoder_checkpoint
 
-TOWER_2B = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_heads": 16,
-    "out_hidden_size": 2048,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
+from tools.random_checkpoint import TOWERS, encoder_checkpoint
+
 BUCKETS = "224x224,256x256,224x320,320x224,256x384,448x448"
 # The peak is VmHWM and not getrusage's maxrss, which on Linux a child inherits from the process that forks it.
 EXPORT = """
@@ -38,7 +31,7 @@ print(json.dumps({"seconds": seconds, "peak": peak, "bytes": sum(file.bytes for 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_cost_of_a_2b_encoder(precision: str, tmp_path: Path) -> None:
-    checkpoint = encoder_checkpoint(tmp_path / "model", **TOWER_2B)
+    checkpoint = encoder_checkpoint(tmp_path / "model", **TOWERS["2B"])
     values = sum(value.numel() for value in checkpoint.encoder.parameters())
     del checkpoint.__dict__["encoder"]
     command = [sys.executable, "-c", EXPORT, str(tmp_path / "model"), str(tmp_path / "bundle"), BUCKETS, precision]

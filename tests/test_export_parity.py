@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from export_models import (
-    RandomCheckpoint,
     assert_close,
     dynamic_tables,
-    encoder_checkpoint,
     graph_of,
     picture,
     processor_pixels,
@@ -23,6 +21,7 @@ from export_models import (
 from contract.bundle import open_bundle
 from contract.grid import Grid
 from export.bundle import export_bundle
+from tools.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2}
 NARROW = {"hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}

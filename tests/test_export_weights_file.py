@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from export_models import RandomCheckpoint, encoder_checkpoint
 from numpy.typing import NDArray
 
 from contract.bundle import open_bundle, sha256_of
@@ -16,6 +15,7 @@ from contract.errors import BundleError, ParityError
 from contract.grid import Grid
 from export.bundle import export_bundle
 from export.torch_encoder import run_torch_encoder
+from tools.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 
 
 @pytest.fixture

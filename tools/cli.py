@@ -18,7 +18,13 @@ app = typer.Typer(
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder made by `export`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all.")]
-BackendOption = Annotated[str, typer.Option(help="Encoder backend: onnxruntime or pytorch.")]
+BackendOption = Annotated[str, typer.Option(help="Encoder backend: onnxruntime, tensorrt, tensorrt_rtx or pytorch.")]
+ProviderOption = Annotated[
+    str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nv-tensorrt-rtx or openvino.")
+]
+TargetOption = Annotated[
+    str | None, typer.Option(help="Which engine of the bundle (TensorRT); the first that fits this GPU.")
+]
 PrecisionOption = Annotated[str | None, typer.Option(help="Which precision of the bundle; the first by default.")]
 
 
@@ -91,7 +97,8 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     backend: BackendOption = "onnxruntime",
     precision: PrecisionOption = None,
-    provider: Annotated[str, typer.Option(help="ONNX Runtime provider.")] = "cpu",
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
     wire_dtype: Annotated[str, typer.Option(help="fp16, or fp32 for parity runs.")] = "fp16",
     threads: ThreadsOption = 0,
@@ -102,7 +109,7 @@ def ask(
     from edge_runtime.engine import EngineOptions
     from tools.commands.ask import run
 
-    engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider)
+    engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
     options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
     run(question, bundle, server, image or [], video or [], messages, max_new_tokens, options, as_json)
 
@@ -130,6 +137,9 @@ def parity(
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines with `messages`; questions about the pictures.")
     ] = None,
+    backend: BackendOption = "onnxruntime",
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
     precision: PrecisionOption = None,
     wire_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
@@ -137,9 +147,13 @@ def parity(
     as_json: JsonOption = False,
 ) -> None:
     """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ."""
+    from edge_runtime.edge import EdgeOptions
+    from edge_runtime.engine import EngineOptions
     from tools.commands.parity import run
 
-    run(bundle, model, images, prompts, precision, wire_dtype, max_new_tokens, threads, as_json)
+    engine = EngineOptions(precision=precision, threads=threads, model=Path(model), provider=provider, target=target)
+    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
+    run(bundle, model, images, prompts, options, max_new_tokens, as_json)
 
 
 @app.command()

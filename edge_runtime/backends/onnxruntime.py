@@ -21,8 +21,6 @@ from edge_runtime.position_inputs import position_inputs
 class OnnxRuntimeEngine:
     """One session per graph, made when its bucket is first used; sessions are safe to share."""
 
-    name = "onnxruntime"
-
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self._bundle = bundle
         self._set = bundle.manifest.precision(options.precision)
@@ -31,6 +29,7 @@ class OnnxRuntimeEngine:
         self._dynamic = next((graph for graph in self._set.graphs if graph.kind == "dynamic"), None)
         find_provider(options.provider)
         self._provider = options.provider
+        self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
         self._threads = options.threads
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()

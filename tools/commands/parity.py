@@ -12,7 +12,6 @@ from rich.console import Console
 from contract.checkpoint import open_checkpoint
 from edge_runtime.backends.pytorch import PytorchEngine
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
-from edge_runtime.engine import EngineOptions
 from tools.parity.encoder import EncoderRow, compare_encoders
 from tools.parity.end_to_end import compare_prompts, open_both
 from tools.parity.pictures import pictures_of
@@ -27,10 +26,8 @@ def run(
     model: str,
     images: Path | None,
     prompts: Path | None,
-    precision: str | None,
-    wire_dtype: str,
+    options: EdgeOptions,
     max_new_tokens: int,
-    threads: int,
     as_json: bool,
 ) -> None:
     """Measure, print, and exit with code 1 if the split does not hold.
@@ -41,7 +38,6 @@ def run(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = EdgeOptions(engine=EngineOptions(precision=precision, threads=threads), wire_dtype=wire_dtype)
     console = Console(stderr=True)
     pictures = pictures_of(images)
     asked = read_prompts(prompts) if prompts else prompts_about(pictures)
@@ -49,15 +45,16 @@ def run(
         split, unsplit = open_both(edge, model)
         rows = _encoders(edge, model, pictures, lambda name: status.update(f"encoder, bucket {name}"))
         results = compare_prompts(asked, split, unsplit, max_new_tokens, lambda name: status.update(f"asking {name}"))
-        used = edge.bundle.manifest.precision(precision).precision
+        used, backend = edge.engine.precision, edge.engine.name
     report = ParityReport(
         bundle=str(bundle),
         model=model,
         precision=used,
-        wire_dtype=wire_dtype,
+        backend=backend,
+        wire_dtype=options.wire_dtype,
         encoder=tuple(rows),
         prompts=tuple(results),
-        min_agreement=min(MIN_AGREEMENT[used], MIN_AGREEMENT[wire_dtype]),
+        min_agreement=min(MIN_AGREEMENT[used], MIN_AGREEMENT[options.wire_dtype]),
         tools={name: importlib.metadata.version(name) for name in ("torch", "transformers", "qwen-vl-utils")},
     )
     if as_json:

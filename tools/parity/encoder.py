@@ -45,7 +45,6 @@ def compare_encoders(
     The dynamic-shape graph is checked on one grid that no bucket covers.
     """
     rows: list[EncoderRow] = []
-    precision = edge.bundle.manifest.precision(edge.options.engine.precision).precision
     for grid, kind in _grids(edge):
         progress(str(grid))
         worst: dict[str, Distance] = {}
@@ -63,7 +62,7 @@ def compare_encoders(
                 found = distance(actual, expected)
                 worst[name] = found.worst(worst[name]) if name in worst else found
         rows += [
-            EncoderRow(str(grid), kind, name, len(pictures), value, MIN_COSINE[precision])
+            EncoderRow(str(grid), kind, name, len(pictures), value, MIN_COSINE[edge.engine.precision])
             for name, value in worst.items()
         ]
     return rows
@@ -75,9 +74,10 @@ def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
     if edge.policy.dynamic:
         merge = edge.policy.geometry.merge_size
         largest = max(buckets, key=lambda grid: grid.patches, default=Grid(1, 4 * merge, 4 * merge))
-        off = Grid(1, largest.h, largest.w + merge)
-        while off in buckets:
-            off = Grid(1, off.h, off.w + merge)
+        limit = edge.policy.max_patches or largest.patches + largest.h * merge
+        sizes = ((h, w) for h in range(largest.h, 0, -merge) for w in range(largest.w + merge, 0, -merge))
+        grids = (Grid(1, h, w) for h, w in sizes)
+        off = next(grid for grid in grids if grid not in buckets and grid.patches <= limit)
         yield off, "dynamic"
 
 

@@ -24,6 +24,7 @@ class ParityReport:
     bundle: str
     model: str
     precision: str
+    backend: str
     wire_dtype: str
     encoder: tuple[EncoderRow, ...]
     prompts: tuple[PromptResult, ...]
@@ -69,7 +70,7 @@ class ParityReport:
 def print_report(report: ParityReport) -> None:
     """Tables on stdout: encoder by bucket and output, then the prompts that differ."""
     console = Console()
-    table = Table(title=f"encoder: {report.precision} graphs against PyTorch fp32", title_justify="left")
+    table = Table(title=f"encoder: {report.backend} {report.precision} against PyTorch fp32", title_justify="left")
     for name in ("bucket", "graph", "output", "cosine", "max abs", "relative L2", ""):
         table.add_column(name, justify="right" if name in ("cosine", "max abs", "relative L2") else "left")
     for row in report.encoder:

@@ -1,0 +1,1 @@
+"""Measurements that are written down: each command prints JSON with machine and versions; tests time nothing."""
