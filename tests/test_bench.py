@@ -16,7 +16,10 @@ from contract.grid import Grid
 from edge_runtime.backends.pytorch import load_encoder
 from tools.bench import encoder as encoder_bench
 from tools.bench import engines as engines_bench
+from tools.bench import report
 from tools.bench.roofline import encoder_cost
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 8, 8), Grid(1, 10, 8), Grid(4, 6, 6)])
@@ -52,6 +55,10 @@ def test_encoder_bench_lists_what_ran_and_why_the_rest_did_not(bundle: Path, ref
     assert found["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert not ran & set(found["not_run"])
     assert all(found["not_run"].values())
+
+
+def test_the_page_of_benchmarks_is_what_the_json_says() -> None:
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == report.page(DOCS / "benchmarks")
 
 
 def test_engine_bench_measures_a_build(bundle: Path, tmp_path: Path) -> None:

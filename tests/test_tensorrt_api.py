@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from cuda.bindings import driver, runtime
 
+from tools.tensorrt_api import differences
+
 ROOT = Path(__file__).resolve().parent.parent
 STUBS = Path(__file__).resolve().parent / "tensorrt_api"
 VERSIONS = sorted(path.name for path in STUBS.iterdir() if path.is_dir())
@@ -94,6 +96,10 @@ def test_what_polygraphy_calls_is_in_the_bindings_of(version: str) -> None:
         held = {getattr(item, "name", None) for item in classes[name].body}
         held |= {item.target.id for item in classes[name].body if isinstance(item, ast.AnnAssign)}  # type: ignore[union-attr]
         assert set(attributes) <= held, name
+
+
+def test_the_page_of_differences_is_current() -> None:
+    assert (ROOT / "docs" / "tensorrt-versions.md").read_text(encoding="utf-8") == differences.page(STUBS)
 
 
 def test_the_stub_of_tensorrt_rtx_is_that_of_the_library_installed() -> None:

@@ -1,6 +1,6 @@
 """What differs between the supported versions of TensorRT, in the classes that this project touches.
 
-python -m tools.tensorrt_api.differences tests/tensorrt_api        # a Markdown table, kept in docs/engines.md
+python -m tools.tensorrt_api.differences tests/tensorrt_api > docs/tensorrt-versions.md
 """
 
 from __future__ import annotations
@@ -9,6 +9,19 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+HEADER = """# What differs between versions of TensorRT
+
+Written by `python -m tools.tensorrt_api.differences tests/tensorrt_api`; not for editing.
+
+Members of the Python classes that building and running an engine touch, where some version lacks them. Taken from
+the bindings themselves (`tools/tensorrt_api/make_stubs.py`). 10.3 is JetPack 6's, 10.13 JetPack 7's. This project
+calls only what every version has, but for `edge_runtime/backends/rtx_context.py`, which is TensorRT-RTX's alone;
+`tests/test_tensorrt_api.py` holds every call against every version.
+
+"""
+# Layers, ops and dtypes: the ONNX parser decides on those.
+LEFT_OUT = ("INetworkDefinition", "LayerType", "DataType")
 
 
 def members(stub: Path) -> set[str]:
@@ -25,20 +38,19 @@ def _names(node: ast.ClassDef) -> Iterator[str]:
             yield item.target.id
 
 
-def table(folder: Path) -> str:
-    """One line per member that some versions lack; public members alone, and no layers of the network."""
+def page(folder: Path) -> str:
+    """The page: one line per public member that some versions lack."""
     versions = sorted((path for path in folder.iterdir() if path.is_dir()), key=_order)
-    held = {path.name: members(path / "tensorrt.pyi") for path in versions}
-    every = set().union(*held.values())
+    held = {path.name.replace("-", " "): members(path / "tensorrt.pyi") for path in versions}
     lines = ["| | " + " | ".join(held) + " |", "|---|" + "---|" * len(held)]
-    for name in sorted(every):
+    for name in sorted(set().union(*held.values())):
         kind, member = name.split(".", 1)
-        if member.startswith("_") or kind in ("INetworkDefinition", "LayerType", "DataType"):
+        if member.startswith("_") or member in ("name", "value") or kind in LEFT_OUT:
             continue
         marks = ["yes" if name in found else "–" for found in held.values()]
         if "–" in marks:
             lines.append(f"| `{name}` | " + " | ".join(marks) + " |")
-    return "\n".join(lines) + "\n"
+    return HEADER + "\n".join(lines) + "\n"
 
 
 def _order(path: Path) -> tuple[str, list[int]]:
@@ -47,4 +59,4 @@ def _order(path: Path) -> tuple[str, list[int]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table(Path(sys.argv[1])))
+    sys.stdout.write(page(Path(sys.argv[1])))

@@ -1,0 +1,113 @@
+"""docs/benchmarks.md from the JSON that the benches wrote: figures are generated, never typed.
+
+python -m tools.bench.report docs/benchmarks > docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HEADER = """# Benchmarks
+
+Written by `python -m tools.bench.report docs/benchmarks` from the JSON beside it; not for editing. Each section names
+its command, machine and versions.
+"""
+NO_GPU = """
+## On a GPU
+
+Not yet measured on a GPU. `python -m tools.bench.encoder --bundle BUNDLE --model CHECKPOINT --out
+docs/benchmarks/encoder-gpu.json` measures engines, ONNX Runtime's providers and PyTorch side by side there.
+"""
+
+
+def page(folder: Path) -> str:
+    """The page for all JSON files that are there."""
+    parts = [HEADER]
+    engines, encoders = folder / "engines.json", sorted(folder.glob("encoder*.json"))
+    if engines.exists():
+        parts.append(_engines(json.loads(engines.read_text(encoding="utf-8"))))
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in encoders]
+    parts += [_encoder(document) for document in documents]
+    if not any(document["environment"]["gpu"] for document in documents):
+        parts.append(NO_GPU)
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _engines(document: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["size"],
+            row["target"],
+            row["precision"],
+            row["layout"],
+            str(row["plans"]),
+            f"{row['bytes'] / 1e6:,.0f}",
+            f"{row['bytes'] / row['weights']:.3f}",
+            f"{row['seconds']:.1f}",
+            f"{row['peak_memory'] / 1e9:.1f}",
+        ]
+        for row in document["rows"]
+    ]
+    names = ["tower", "target", "precision", "layout", "plans", "MB", "times the weights", "seconds", "peak GB"]
+    buckets = ", ".join(document["rows"][0]["buckets"])
+    return (
+        "## Building engines\n\n"
+        f"Encoders with random weights, {len(document['rows'][0]['buckets'])} buckets ({buckets}), "
+        f"{document['rows'][0]['library']}, no GPU. "
+        "Seconds and peak memory are of the whole build, in a process of its own.\n\n"
+        + _table(names, rows, text=4)
+        + _environment(document)
+    )
+
+
+def _encoder(document: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["bucket"],
+            row["candidate"],
+            f"{row['median_seconds'] * 1e3:.1f}",
+            f"{row['spread'][0] * 1e3:.1f} to {row['spread'][1] * 1e3:.1f}",
+            f"{row['times_faster_than_baseline']:.2f}",
+            f"{row['median_seconds'] / row['floor_seconds']:.2f}",
+        ]
+        for row in document["rows"]
+    ]
+    names = [
+        "bucket",
+        "candidate",
+        "median ms",
+        "spread ms",
+        "times faster than PyTorch fp32",
+        "times the roofline",
+    ]
+    refused = "".join(f"- {name}: {reason}\n" for name, reason in document["not_run"].items())
+    return (
+        f"## Encoder, {document['model']}\n\nAlternating runs in one process, {document['rows'][0]['rounds']} rounds, "
+        "from pixel values in host memory to embeddings in host memory.\n\n"
+        + _table(names, rows, text=2)
+        + (f"\nNot run:\n\n{refused}" if refused else "")
+        + _environment(document)
+    )
+
+
+def _table(names: list[str], rows: list[list[str]], text: int) -> str:
+    """Markdown; the first `text` columns are words, the others figures."""
+    rule = ["---" if index < text else "---:" for index in range(len(names))]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (names, rule, *rows))
+
+
+def _environment(document: dict[str, Any]) -> str:
+    found = document["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    gpu = found["gpu"] or "no GPU"
+    return (
+        f"\n`{found['command']}` on {found['cores']} cores of {found['cpu']}, {gpu}, {found['system']}, "
+        f"Python {found['python']}, {versions}.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(Path(sys.argv[1])))
