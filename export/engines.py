@@ -132,6 +132,13 @@ def _plan_job(bundle: Bundle, request: BuildRequest) -> _Job:
             field="--strip-weights",
             remedy=f"Build on the device: {command}",
         )
+    if request.workspace is not None and 0 < target.memory < request.workspace:
+        raise InputError(
+            f"--workspace is more than the smallest {target.name} has",
+            field="--workspace",
+            expected=f"at most {target.memory // 2**30}GiB",
+            got=f"{request.workspace} bytes",
+        )
     if request.timing_cache is not None and library == "tensorrt_rtx":
         raise InputError(
             "TensorRT-RTX has no timing cache: it chooses kernels when the engine is loaded",

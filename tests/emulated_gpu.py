@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ class EmulatedCuda:
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self.captured: dict[int, list[Callable[[], None]]] = {}
         self.capturing: list[Callable[[], None]] | None = None
+        self.events: dict[int, float] = {}
         self.launches = 0
         self.handles = itertools.count(1)
 
@@ -94,6 +96,22 @@ class EmulatedCuda:
     def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:
         self.launches += 1
         self.queues[stream].extend(self.captured[graph])
+        return (OK,)
+
+    def cudaEventCreate(self) -> tuple[int, int]:
+        handle = next(self.handles)
+        self.events[handle] = 0.0
+        return OK, handle
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.enqueue(stream, lambda: self.events.update({event: time.perf_counter()}))
+        return (OK,)
+
+    def cudaEventElapsedTime(self, first: int, second: int) -> tuple[int, float]:
+        return OK, 1e3 * (self.events[second] - self.events[first])
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:
+        del self.events[event]
         return (OK,)
 
     def cudaGraphDestroy(self, graph: object) -> tuple[int]:

@@ -227,6 +227,7 @@ REFUSED: list[tuple[str, BuildRequest, str]] = [
     ("bucket without a graph", BuildRequest("desktop-ada", layout="per-bucket", buckets=(Grid(1, 2, 2),)), "1x2x2"),
     ("any grid per bucket", BuildRequest("desktop-ada", layout="per-bucket", max_patches=64), "--any-grid"),
     ("no buckets", BuildRequest("desktop-ada", buckets=()), "nothing to build"),
+    ("workspace", BuildRequest("desktop-ada", workspace=9 << 30), "at most 8GiB"),
     ("timing cache", BuildRequest("desktop-ada", timing_cache=Path("x")), "no timing cache"),
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,16 @@ def test_buckets_are_captured_and_other_grids_are_not(make: Make, emulated: Emul
     for grid in (IMAGE, CLIP, OTHER):
         engine.run(grid, pixels_of(grid, 0))
     assert emulated.launches == 2
+    engine.close()
+
+
+def test_the_device_s_time_is_that_of_its_work(make: Make, emulated: EmulatedCuda) -> None:
+    engine = make("fp16")
+    for grid in (IMAGE, OTHER):
+        started = time.perf_counter()
+        seconds = engine.device_seconds(grid, pixels_of(grid, 0))
+        assert 0 < seconds <= time.perf_counter() - started
+    assert not emulated.events
     engine.close()
 
 

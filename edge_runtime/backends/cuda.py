@@ -137,7 +137,10 @@ class EventTimer:
         checked("cudaEventRecord", cudart.cudaEventRecord(self._events[0], self._stream.handle))
 
     def stop(self) -> float:
-        """Waits for the work between, and returns its milliseconds."""
+        """Wait for the work between, and return its milliseconds; a timer is used once."""
         checked("cudaEventRecord", cudart.cudaEventRecord(self._events[1], self._stream.handle))
-        checked("cudaEventSynchronize", cudart.cudaEventSynchronize(self._events[1]))
-        return float(checked("cudaEventElapsedTime", cudart.cudaEventElapsedTime(*self._events)))
+        self._stream.wait()
+        elapsed = float(checked("cudaEventElapsedTime", cudart.cudaEventElapsedTime(*self._events)))
+        for event in self._events:
+            cudart.cudaEventDestroy(event)
+        return elapsed

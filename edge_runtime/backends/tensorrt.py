@@ -24,7 +24,7 @@ from contract.errors import BucketError, EngineError
 from contract.gpu import find_gpu
 from contract.grid import Grid
 from contract.tensorrt_library import import_library
-from edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, PinnedBuffer, Stream
+from edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
 from edge_runtime.backends.plan_loader import LoadedPlan, load_plan
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves
 from edge_runtime.plan_choice import choose_engine
@@ -72,18 +72,19 @@ class TensorRTEngine:
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         with self._lock:
-            profile = self._profiles.get(str(grid))
-            if profile is None:
-                profile = self._shape_any(grid)
-            self._pixels_host.view("float32", pixel_values.shape)[...] = pixel_values
-            if profile.graph is not None:
-                profile.graph.launch()
-            else:
-                self._enqueue(profile, grid)
+            self._start(grid, pixel_values)
             self._stream.wait()
             rows = (grid.tokens(self._vision.merge_size), self._vision.out_hidden_size)
             outputs = [self._outputs_host[name].view(self._dtype, rows).copy() for name in self._vision.output_names]
         return Embeddings(outputs[0], tuple(outputs[1:]))
+
+    def device_seconds(self, grid: Grid, pixel_values: NDArray[np.float32]) -> float:
+        """Seconds that the GPU spends on a run, copies included, by its own clock."""
+        with self._lock:
+            timer = EventTimer(self._stream)
+            timer.start()
+            self._start(grid, pixel_values)
+            return timer.stop() / 1e3
 
     def close(self) -> None:
         with self._lock:
@@ -95,6 +96,17 @@ class TensorRTEngine:
             while self._owned:
                 release = self._owned.pop()
                 release()
+
+    def _start(self, grid: Grid, pixel_values: NDArray[np.float32]) -> None:
+        """Put a run on the stream."""
+        profile = self._profiles.get(str(grid))
+        if profile is None:
+            profile = self._shape_any(grid)
+        self._pixels_host.view("float32", pixel_values.shape)[...] = pixel_values
+        if profile.graph is not None:
+            profile.graph.launch()
+        else:
+            self._enqueue(profile, grid)
 
     def _load(self) -> None:
         self._stream = Stream()

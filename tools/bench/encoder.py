@@ -3,7 +3,8 @@
 python -m tools.bench.encoder --bundle BUNDLE --model CHECKPOINT --out docs/benchmarks/encoder.json
 
 Each round runs every candidate once, in another order each time. A candidate's time is from pixel values in host
-memory to embeddings in host memory, which is what the device waits for; on a GPU the copies are in it.
+memory to embeddings in host memory, which is what the device waits for; on a GPU the copies are in it. Where a
+candidate can be timed by the GPU's own clock (engines, PyTorch), that time stands beside it.
 A candidate that this machine cannot run is listed with the reason and is not timed.
 """
 
@@ -15,7 +16,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import ContractError
 from contract.grid import Grid
 from edge_runtime.engine import Engine, EngineOptions, load_engine
+from tools.bench.candidate import Candidate
 from tools.bench.environment import environment
 from tools.bench.machine_peak import machine_peak
 from tools.bench.roofline import encoder_cost
 
-Run = Callable[[NDArray[np.float32]], object]
 
-
-def candidates(bundle: Bundle, model: Path | None, grid: Grid, threads: int) -> tuple[dict[str, Run], dict[str, str]]:
+def candidates(
+    bundle: Bundle, model: Path | None, grid: Grid, threads: int
+) -> tuple[dict[str, Candidate], dict[str, str]]:
     """What can encode this grid here, by name; and why the others cannot."""
-    found: dict[str, Run] = {}
+    found: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
     for precision in (item.precision for item in bundle.manifest.precisions):
         for provider in ("cpu", "openvino", "cuda", "tensorrt", "nv-tensorrt-rtx"):
@@ -54,7 +56,7 @@ def candidates(bundle: Bundle, model: Path | None, grid: Grid, threads: int) -> 
 
 
 def _add(
-    found: dict[str, Run],
+    found: dict[str, Candidate],
     refused: dict[str, str],
     name: str,
     backend: str,
@@ -69,29 +71,43 @@ def _add(
     except ContractError as error:
         refused[name] = str(error)
         return
-    found[name] = lambda pixels: engine.run(grid, pixels)
+    on_device = getattr(engine, "device_seconds", None)
+    found[name] = Candidate(
+        lambda pixels: engine.run(grid, pixels), on_device and (lambda pixels: on_device(grid, pixels))
+    )
 
 
-def measure(runs: dict[str, Run], pixels: NDArray[np.float32], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(pixels)  # loads, compiles, allocates
-    order = list(runs)
+@dataclass
+class Measured:
+    """Seconds of each round: by the clock on the wall, and by the GPU's where it can tell."""
+
+    wall: list[float] = field(default_factory=list)
+    device: list[float] = field(default_factory=list)
+
+
+def measure(found: dict[str, Candidate], pixels: NDArray[np.float32], rounds: int) -> dict[str, Measured]:
+    """Run every candidate in every round."""
+    measured = {name: Measured() for name in found}
+    for candidate in found.values():
+        candidate.run(pixels)  # loads, compiles, allocates
+    order = list(found)
     for number in range(rounds):
         random.Random(number).shuffle(order)
         for name in order:
             started = time.perf_counter()
-            runs[name](pixels)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+            found[name].run(pixels)
+            measured[name].wall.append(time.perf_counter() - started)
+            if (on_device := found[name].device_seconds) is not None:
+                measured[name].device.append(on_device(pixels))
+    return measured
 
 
-def rows_of(bundle: Bundle, grid: Grid, seconds: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+def rows_of(bundle: Bundle, grid: Grid, measured: dict[str, Measured], baseline: str) -> list[dict[str, Any]]:
     """Median, spread, ratio to the baseline and to the floor of each candidate."""
-    base = statistics.median(seconds[baseline])
+    base = statistics.median(measured[baseline].wall)
     rows = []
-    for name, values in seconds.items():
+    for name, seconds in measured.items():
+        values = seconds.wall
         half = name.endswith(("fp16", "bf16")) or " bf16 " in name
         cost = encoder_cost(bundle.manifest.vision, grid, 2 if half else 4)
         peak = machine_peak("float16" if half else "float32")
@@ -103,6 +119,7 @@ def rows_of(bundle: Bundle, grid: Grid, seconds: dict[str, list[float]], baselin
                 "median_seconds": median,
                 "spread": [min(values), max(values)],
                 "rounds": len(values),
+                "device_median_seconds": statistics.median(seconds.device) if seconds.device else None,
                 "times_faster_than_baseline": base / median,
                 "flops": cost.flops,
                 "floor_seconds": cost.floor(peak.flops_per_second, peak.bytes_per_second),
@@ -117,11 +134,11 @@ def run(bundle: Path, model: Path | None, rounds: int, threads: int, out: Path |
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     for grid in opened.manifest.buckets():
-        runs, refused = candidates(opened, model, grid, threads)
+        runnable, refused = candidates(opened, model, grid, threads)
         shape = (grid.patches, opened.manifest.vision.patch_values)
         pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        baseline = next((name for name in runs if name.startswith("pytorch")), next(iter(runs)))
-        found = rows_of(opened, grid, measure(runs, pixels, rounds), baseline)
+        baseline = next((name for name in runnable if name.startswith("pytorch")), next(iter(runnable)))
+        found = rows_of(opened, grid, measure(runnable, pixels, rounds), baseline)
         sys.stderr.writelines(f"{grid} {row['candidate']}: {row['median_seconds']:.4f} s\n" for row in found)
         rows += found
     document = {"environment": environment(), "model": opened.manifest.model.id, "rows": rows, "not_run": refused}

@@ -62,8 +62,7 @@ def run(sizes: list[str], buckets: str, video: str, work: Path, out: Path | None
                     row |= in_own_process(bundle, target, precision, layout)
                     rows.append(row)
                     sys.stderr.write(f"{json.dumps(row)}\n")
-                    shutil.rmtree(bundle / "engines")
-                    _forget_engines(bundle)
+                    forget_engines(bundle)
         shutil.rmtree(work / size)
     text = json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n"
     if out is None:
@@ -92,8 +91,8 @@ def _export(size: str, buckets: str, video: str, work: Path) -> Path:
     return bundle
 
 
-def _forget_engines(bundle: Path) -> None:
-    """Take the engine that was just measured out of the manifest: plans of full-size encoders fill a disk."""
+def forget_engines(bundle: Path) -> None:
+    """Delete what was built, from disk and manifest: plans of full-size encoders fill a disk."""
     from dataclasses import replace
 
     from contract.engines import ENGINE_FOLDER
@@ -102,6 +101,7 @@ def _forget_engines(bundle: Path) -> None:
     manifest = parse_manifest((bundle / MANIFEST_NAME).read_text())
     files = tuple(record for record in manifest.files if not record.path.startswith(f"{ENGINE_FOLDER}/"))
     replace(manifest, engines=(), files=files).write(bundle)
+    shutil.rmtree(bundle / ENGINE_FOLDER)
 
 
 def main() -> None:

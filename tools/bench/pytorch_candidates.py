@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 from contract.checkpoint import open_checkpoint
 from contract.grid import Grid
 from edge_runtime.backends.pytorch import load_encoder
+from tools.bench.candidate import Candidate
 
-Run = Callable[[NDArray[np.float32]], object]
 
-
-def pytorch_candidates(model: Path, grid: Grid, threads: int) -> dict[str, Run]:
+def pytorch_candidates(model: Path, grid: Grid, threads: int) -> dict[str, Candidate]:
     """Eager fp32 and bf16 with sdpa, and bf16 compiled; on the GPU where there is one."""
     if threads:
         torch.set_num_threads(threads)
@@ -31,7 +29,7 @@ def pytorch_candidates(model: Path, grid: Grid, threads: int) -> dict[str, Run]:
     return found
 
 
-def _runner(encoder: Any, grid: Grid, device: torch.device) -> Run:
+def _runner(encoder: Any, grid: Grid, device: torch.device) -> Candidate:
     places = torch.tensor([grid.as_list()], device=device)
     kind = next(encoder.parameters()).dtype
 
@@ -40,4 +38,12 @@ def _runner(encoder: Any, grid: Grid, device: torch.device) -> Run:
             output = encoder(torch.from_numpy(pixels).to(device, kind), grid_thw=places)
             return [tensor.cpu() for tensor in (output.pooler_output, *output.deepstack_features)]
 
-    return run
+    def device_seconds(pixels: NDArray[np.float32]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(pixels)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return Candidate(run, device_seconds if device.type == "cuda" else None)

@@ -70,6 +70,7 @@ def _encoder(document: dict[str, Any]) -> str:
             row["candidate"],
             f"{row['median_seconds'] * 1e3:.1f}",
             f"{row['spread'][0] * 1e3:.1f} to {row['spread'][1] * 1e3:.1f}",
+            "" if row["device_median_seconds"] is None else f"{row['device_median_seconds'] * 1e3:.2f}",
             f"{row['times_faster_than_baseline']:.2f}",
             f"{row['median_seconds'] / row['floor_seconds']:.2f}",
         ]
@@ -80,6 +81,7 @@ def _encoder(document: dict[str, Any]) -> str:
         "candidate",
         "median ms",
         "spread ms",
+        "on the GPU ms",
         "times faster than PyTorch fp32",
         "times the roofline",
     ]
