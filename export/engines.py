@@ -1,9 +1,7 @@
-"""A bundle's graphs to engines for one target: planned, built, written beside the graphs, recorded in the manifest."""
+"""A bundle's graphs to engines for one target: built, written beside the graphs, recorded in the manifest."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from contract import atomic
-from contract.bundle import Bundle, open_bundle, record_file
-from contract.engines import ENGINE_FOLDER, LAYOUTS, EngineRecord, PlanRecord
-from contract.errors import BucketError, EngineError, InputError
-from contract.gpu import Gpu, find_gpu
+from contract.bundle import open_bundle, record_file
+from contract.engines import ENGINE_FOLDER, EngineRecord, PlanRecord
 from contract.grid import Grid
-from contract.manifest import FileRecord, GraphRecord, Manifest, PrecisionSet
-from contract.tensorrt_library import import_library, installed
+from contract.manifest import FileRecord, GraphRecord, Manifest
+from export.build_job import BuildJob, BuildRequest, build_key, graphs_to_build, plan_build, workspace_of
 from export.layer_report import layer_report
-from export.targets import TARGETS, Target, find_target
 from export.tensorrt_network import parse_graph
 from export.tensorrt_plan import PlanSettings, ProfileShapes, any_grid_profile, bucket_profile, build_plan
 
@@ -28,49 +23,11 @@ TIMING_CACHE = "timing.cache"
 
 
 @dataclass(frozen=True)
-class BuildRequest:
-    """What to build.
-
-    Attributes:
-        target: a name of `export.targets.TARGETS`.
-        precision: of the bundle; None takes fp16 where bundle and target have it.
-        buckets: to serve; None for all of the bundle.
-        max_patches: above 0, also serve any grid of up to so many patches; needs the layout "profiles".
-        workspace: bytes; None for the target's.
-        timing_cache: file; None keeps one beside the plans.
-    """
-
-    target: str
-    precision: str | None = None
-    buckets: tuple[Grid, ...] | None = None
-    max_patches: int = 0
-    layout: str = "profiles"
-    workspace: int | None = None
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-    strip_weights: bool = False
-
-
-@dataclass(frozen=True)
 class BuildResult:
     """The record that the manifest now holds; `skipped` where it held it before."""
 
     record: EngineRecord
     skipped: bool
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A request checked against the bundle and this machine."""
-
-    bundle: Bundle
-    request: BuildRequest
-    target: Target
-    library: str
-    version: str
-    capabilities: tuple[str, ...]
-    graphs: PrecisionSet
-    buckets: tuple[Grid, ...]
 
 
 def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda what, done: None) -> BuildResult:
@@ -86,8 +43,8 @@ def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda
         BucketError, InputError: options that the bundle or the target cannot serve.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
-    job = _plan_job(open_bundle(path), request)
-    key = _key(job)
+    job = plan_build(open_bundle(path), request)
+    key = build_key(job)
     existing = _existing(job.bundle.manifest, job)
     if existing is not None and existing.key == key:
         return BuildResult(existing, skipped=True)
@@ -116,184 +73,17 @@ def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda
     return BuildResult(record, skipped=False)
 
 
-def _plan_job(bundle: Bundle, request: BuildRequest) -> _Job:
-    target = find_target(request.target)
-    gpu = find_gpu()
-    command = build_command(bundle, request)
-    library = _library(target, gpu, command)
-    graphs = bundle.manifest.precision(_precision(bundle.manifest, target, request.precision))
-    if request.layout not in LAYOUTS:
-        raise InputError("no such layout", field="--layout", expected=" or ".join(LAYOUTS), got=request.layout)
-    if request.max_patches and request.layout != "profiles":
-        raise InputError("--any-grid needs one plan with profiles", field="--any-grid", remedy="Use --layout profiles.")
-    if request.strip_weights and gpu is None:
-        raise EngineError(
-            "stripping weights needs a CUDA driver at build time",
-            field="--strip-weights",
-            remedy=f"Build on the device: {command}",
-        )
-    if request.workspace is not None and 0 < target.memory < request.workspace:
-        raise InputError(
-            f"--workspace is more than the smallest {target.name} has",
-            field="--workspace",
-            expected=f"at most {target.memory // 2**30}GiB",
-            got=f"{request.workspace} bytes",
-        )
-    if request.timing_cache is not None and library == "tensorrt_rtx":
-        raise InputError(
-            "TensorRT-RTX has no timing cache: it chooses kernels when the engine is loaded",
-            field="--timing-cache",
-            remedy="Leave it out.",
-        )
-    capabilities = target.compute_capabilities or (gpu.compute_capability if gpu else "",)
-    version = str(import_library(library).__version__)
-    buckets = _buckets(bundle.manifest, graphs, request)
-    return _Job(bundle, request, target, library, version, capabilities, graphs, buckets)
-
-
-def _library(target: Target, gpu: Gpu | None, command: str) -> str:
-    """The library to build with, once it is clear that this machine can.
-
-    Raises:
-        EngineError: not here; names the command to run on the device.
-    """
-    if not target.ahead_of_time:
-        here = "no GPU was found here" if gpu is None else f"here is {gpu}"
-        if gpu is None or (target.compute_capabilities and gpu.compute_capability not in target.compute_capabilities):
-            raise EngineError(
-                f"engines for {target.name} are built on the device itself, and {here}",
-                field="--target",
-                expected=f"{target.devices}",
-                remedy=f"Copy the bundle there and run: {command}",
-            )
-    if target.library != "any":
-        import_library(target.library)
-        return target.library
-    for name in ("tensorrt", "tensorrt_rtx"):
-        if installed(name):
-            return name
-    import_library("tensorrt")
-    raise AssertionError("unreachable: import_library raised")
-
-
-def build_command(bundle: Bundle, request: BuildRequest) -> str:
-    """The command that builds what a request asks for, on whatever machine the bundle is copied to."""
-    words = ["qwen3vl-edge build", bundle.path.name, "--target", request.target]
-    if request.precision is not None:
-        words += ["--precision", request.precision]
-    if request.layout != "profiles":
-        words += ["--layout", request.layout]
-    words += _bucket_options(bundle.manifest, request.buckets or ())
-    if request.max_patches:
-        words += ["--any-grid", str(request.max_patches)]
-    if request.workspace is not None:
-        words += ["--workspace", str(request.workspace)]
-    if request.optimization_level is not None:
-        words += ["--optimization-level", str(request.optimization_level)]
-    if request.strip_weights:
-        words.append("--strip-weights")
-    return " ".join(words)
-
-
-def _bucket_options(manifest: Manifest, buckets: Sequence[Grid]) -> list[str]:
-    geometry = manifest.vision.geometry
-    options: dict[str, list[str]] = {}
-    for grid in buckets:
-        size = "x".join(map(str, geometry.pixels(grid)))
-        if grid.t > 1:
-            options.setdefault("--video", []).append(f"{geometry.frames(grid)}x{size}")
-        else:
-            options.setdefault("--buckets", []).append(size)
-    return [word for name, sizes in options.items() for word in (name, ",".join(sizes))]
-
-
-def _precision(manifest: Manifest, target: Target, asked: str | None) -> str:
-    held = [item.precision for item in manifest.precisions]
-    usable = [name for name in held if name in target.precisions]
-    if asked is not None and asked in held and asked not in target.precisions:
-        raise EngineError(
-            f"target {target.name} cannot compute {asked} ({target.devices})",
-            field="--precision",
-            expected=" or ".join(target.precisions),
-            got=asked,
-        )
-    if asked is not None:
-        return asked
-    if not usable:
-        raise EngineError(
-            f"target {target.name} can compute none of the bundle's precisions",
-            field="--precision",
-            expected=" or ".join(target.precisions),
-            got=", ".join(held),
-            remedy="Export the bundle with --precision fp16.",
-        )
-    return "fp16" if "fp16" in usable else usable[0]
-
-
-def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) -> tuple[Grid, ...]:
-    held = manifest.buckets(graphs.precision)
-    wanted = tuple(held) if request.buckets is None else request.buckets
-    unknown = [grid for grid in wanted if grid not in held]
-    # Profiles come from the dynamic-shape graph, which takes any grid; only then can a bucket be new.
-    if request.layout == "per-bucket" and unknown:
-        raise BucketError(
-            f"the bundle has no graph for bucket {unknown[0]}",
-            field="--buckets",
-            expected=", ".join(map(str, held)),
-            remedy="Export it with that bucket, or use --layout profiles.",
-        )
-    if request.layout == "profiles" and not manifest.has_dynamic(graphs.precision):
-        raise BucketError(
-            "the layout profiles is built from the dynamic-shape graph, which this bundle lacks",
-            field="--layout",
-            remedy="Export with --dynamic, or use --layout per-bucket.",
-        )
-    if not wanted and not request.max_patches:
-        raise BucketError("nothing to build", field="--buckets", remedy="Give --buckets or --any-grid.")
-    return wanted
-
-
-def _key(job: _Job) -> str:
-    """sha256 over all that decides what the plans contain."""
-    files = [job.graphs.weights, *(graph.path for graph in _graphs(job))]
-    parts = {
-        "library": [job.library, job.version],
-        "capabilities": job.capabilities,
-        "precision": job.graphs.precision,
-        "buckets": [str(grid) for grid in job.buckets],
-        "max_patches": job.request.max_patches,
-        "layout": job.request.layout,
-        "workspace": _workspace(job),
-        "optimization_level": job.request.optimization_level,
-        "strip_weights": job.request.strip_weights,
-        "files": [job.bundle.manifest.file(path).sha256 for path in files],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _workspace(job: _Job) -> int:
-    return job.target.workspace if job.request.workspace is None else job.request.workspace
-
-
-def _graphs(job: _Job) -> list[GraphRecord]:
-    """The graphs that are built: the dynamic-shape one, or one per bucket."""
-    if job.request.layout == "profiles":
-        return [graph for graph in job.graphs.graphs if graph.kind == "dynamic"]
-    fixed = {graph.bucket: graph for graph in job.graphs.graphs if graph.kind == "fixed"}
-    return [fixed[str(grid)] for grid in job.buckets]
-
-
-def _existing(manifest: Manifest, job: _Job) -> EngineRecord | None:
+def _existing(manifest: Manifest, job: BuildJob) -> EngineRecord | None:
     same = (job.target.name, job.graphs.precision)
     return next((item for item in manifest.engines if (item.target, item.precision) == same), None)
 
 
-def _build_plans(job: _Job, key: str, written: list[Path], progress: Progress) -> tuple[PlanRecord, ...]:
-    graphs = _graphs(job)
+def _build_plans(job: BuildJob, key: str, written: list[Path], progress: Progress) -> tuple[PlanRecord, ...]:
+    graphs = graphs_to_build(job)
     settings = PlanSettings(
         library=job.library,
         compute_capabilities=_capabilities(job),
-        workspace=_workspace(job),
+        workspace=workspace_of(job),
         optimization_level=job.request.optimization_level,
         timing_cache=_timing_cache(job),
         strip_weights=job.request.strip_weights,
@@ -317,7 +107,7 @@ def _part(progress: Progress, name: str, start: float, share: float) -> Progress
     return lambda what, done: progress(f"{name}: {what}", start + share * done)
 
 
-def _capabilities(job: _Job) -> tuple[tuple[int, int], ...] | None:
+def _capabilities(job: BuildJob) -> tuple[tuple[int, int], ...] | None:
     if not job.target.compute_capabilities:
         return None
     exact = [item for item in job.capabilities if not item.endswith("+")]
@@ -325,7 +115,7 @@ def _capabilities(job: _Job) -> tuple[tuple[int, int], ...] | None:
     return tuple((int(major), int(minor)) for major, minor in pairs)
 
 
-def _timing_cache(job: _Job) -> Path | None:
+def _timing_cache(job: BuildJob) -> Path | None:
     if job.library == "tensorrt_rtx":
         return None
     cache = job.request.timing_cache or job.bundle.path / ENGINE_FOLDER / job.target.name / TIMING_CACHE
@@ -333,7 +123,7 @@ def _timing_cache(job: _Job) -> Path | None:
     return cache
 
 
-def _profiles(job: _Job, graph: GraphRecord) -> list[ProfileShapes]:
+def _profiles(job: BuildJob, graph: GraphRecord) -> list[ProfileShapes]:
     found = [bucket_profile(graph.inputs, grid) for grid in job.buckets]
     if job.request.max_patches:
         found.append(any_grid_profile(graph.inputs, job.bundle.manifest.vision, job.request.max_patches))
@@ -341,7 +131,7 @@ def _profiles(job: _Job, graph: GraphRecord) -> list[ProfileShapes]:
 
 
 def _write_plan(
-    job: _Job, key: str, graph: GraphRecord, buckets: Sequence[Grid], plan: Any, written: list[Path]
+    job: BuildJob, key: str, graph: GraphRecord, buckets: Sequence[Grid], plan: Any, written: list[Path]
 ) -> PlanRecord:
     manifest, folder = job.bundle.manifest, job.bundle.path
     name = f"{graph.bucket or job.request.layout}-{key[:12]}"
@@ -366,7 +156,7 @@ def _write_plan(
     )
 
 
-def _record(job: _Job, record: EngineRecord) -> None:
+def _record(job: BuildJob, record: EngineRecord) -> None:
     """Switch the manifest to the new engine, then delete the plans that it replaces."""
     folder = job.bundle.path
     manifest = open_bundle(folder, verify=False).manifest  # read again: a build takes minutes
@@ -378,19 +168,6 @@ def _record(job: _Job, record: EngineRecord) -> None:
     replace(manifest, engines=(*engines, record), files=(*kept, *new)).write(folder)
     for path in old:
         (folder / path).unlink(missing_ok=True)
-
-
-def buildable_here() -> dict[str, str]:
-    """Per target, why it cannot be built here; empty where it can."""
-    gpu = find_gpu()
-    answers = {}
-    for target in TARGETS.values():
-        try:
-            _library(target, gpu, f"qwen3vl-edge build BUNDLE --target {target.name}")
-            answers[target.name] = ""
-        except EngineError as error:
-            answers[target.name] = str(error)
-    return answers
 
 
 def engine_json(result: BuildResult) -> dict[str, Any]:

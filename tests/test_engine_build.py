@@ -24,8 +24,9 @@ from contract.tensorrt_library import import_library
 from edge_runtime.engine import EngineOptions, load_engine
 from edge_runtime.plan_choice import choose_engine, unfit
 from export import engines
+from export.build_job import BuildRequest
 from export.build_progress import BuildProgress
-from export.engines import BuildRequest, build_engines
+from export.engines import build_engines
 from export.targets import TARGETS
 from export.tensorrt_network import check_tensors, parse_graph
 from export.tensorrt_plan import PlanSettings, bucket_profile, builder_config

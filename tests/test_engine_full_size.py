@@ -9,8 +9,9 @@ import pytest
 
 from contract.bundle import open_bundle
 from contract.tensorrt_library import installed
+from export.build_job import BuildRequest
 from export.bundle import export_bundle
-from export.engines import BuildRequest, build_engines
+from export.engines import build_engines
 from tools.bench.engines import forget_engines
 from tools.random_checkpoint import TOWERS, encoder_checkpoint
 

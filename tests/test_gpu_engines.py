@@ -17,7 +17,8 @@ from contract.gpu import find_gpu
 from contract.tensorrt_library import installed
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions, load_engine
-from export.engines import BuildRequest, build_engines
+from export.build_job import BuildRequest
+from export.engines import build_engines
 from tools.parity.encoder import compare_encoders
 from tools.parity.end_to_end import compare_prompts, open_both
 from tools.parity.pictures import pictures_of

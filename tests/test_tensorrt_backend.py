@@ -25,7 +25,8 @@ from edge_runtime.backends import cuda, tensorrt
 from edge_runtime.backends.tensorrt import TensorRTEngine
 from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions, load_engine
-from export.engines import BuildRequest, build_engines
+from export.build_job import BuildRequest
+from export.engines import build_engines
 
 ADA = Gpu("emulated", "8.9", 24 << 30, "13.0")
 IMAGE, CLIP, OTHER = Grid(1, 8, 8), Grid(4, 6, 6), Grid(1, 6, 10)

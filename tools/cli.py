@@ -64,7 +64,7 @@ def build(
 ) -> None:
     """Build TensorRT or TensorRT-RTX engines from a bundle, into it."""
     from contract.errors import InputError
-    from export.engines import BuildRequest
+    from export.build_job import BuildRequest
     from tools.commands.build import print_targets, run
 
     if list_targets:

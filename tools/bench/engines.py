@@ -1,6 +1,6 @@
 """What building an engine of a full-size encoder costs: seconds, bytes, peak memory; profiles against per-bucket.
 
-python -m tools.bench.engines --sizes 2B,8B --work WORK --out docs/benchmarks/engines.json
+python -m tools.bench.engines --sizes 2B --out docs/benchmarks/engines-2B.json
 
 Encoders have random weights: bytes and build time depend on shapes alone. Each build runs in a process of its
 own, so that its peak memory is its own. Needs no GPU for the targets of tensorrt_rtx.
@@ -23,7 +23,8 @@ TARGETS = ("desktop-ada", "rtx-portable", "desktop-rtx")
 
 def build_one(bundle: Path, target: str, precision: str, layout: str) -> dict[str, Any]:
     """Build one engine in this process and say what it took."""
-    from export.engines import BuildRequest, build_engines
+    from export.build_job import BuildRequest
+    from export.engines import build_engines
 
     record = build_engines(bundle, BuildRequest(target, precision=precision, layout=layout)).record
     sizes = [(bundle / plan.path).stat().st_size for plan in record.plans]

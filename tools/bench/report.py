@@ -26,14 +26,16 @@ docs/benchmarks/encoder-gpu.json` measures engines, ONNX Runtime's providers and
 def page(folder: Path) -> str:
     """The page for all JSON files that are there."""
     parts = [HEADER]
-    engines, encoders = folder / "engines.json", sorted(folder.glob("encoder*.json"))
-    if engines.exists():
-        parts.append(_engines(json.loads(engines.read_text(encoding="utf-8"))))
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in encoders]
+    parts += [_engines(document) for document in _read(folder, "engines*.json")]
+    documents = _read(folder, "encoder*.json")
     parts += [_encoder(document) for document in documents]
     if not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
     return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _read(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
 
 
 def _engines(document: dict[str, Any]) -> str:
@@ -54,7 +56,7 @@ def _engines(document: dict[str, Any]) -> str:
     names = ["tower", "target", "precision", "layout", "plans", "MB", "times the weights", "seconds", "peak GB"]
     buckets = ", ".join(document["rows"][0]["buckets"])
     return (
-        "## Building engines\n\n"
+        f"## Building engines, {' and '.join(dict.fromkeys(row['size'] for row in document['rows']))} tower\n\n"
         f"Encoders with random weights, {len(document['rows'][0]['buckets'])} buckets ({buckets}), "
         f"{document['rows'][0]['library']}, no GPU. "
         "Seconds and peak memory are of the whole build, in a process of its own.\n\n"

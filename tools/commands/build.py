@@ -16,7 +16,8 @@ from contract.bundle import open_bundle
 from contract.errors import InputError
 from contract.grid import Grid, parse_image_buckets, parse_video_buckets
 from contract.manifest import Manifest
-from export.engines import BuildRequest, BuildResult, build_engines, buildable_here, engine_json
+from export.build_job import BuildRequest, buildable_here
+from export.engines import BuildResult, build_engines, engine_json
 from export.targets import TARGETS
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}

@@ -140,7 +140,8 @@ def condense(text: str, version: str) -> str:
         "from __future__ import annotations\n\nimport collections.abc\nimport typing\n\n"
         "import numpy\nimport typing_extensions\n\n__version__: str\n\n"
     )
-    return header + ast.unparse(ast.Module(body, [])) + "\n"
+    lines = re.sub(r":\n\s+\.\.\.(?=\n|$)", ": ...", ast.unparse(ast.Module(body, []))).splitlines()
+    return header + "\n".join(line for line in lines if line.strip()) + "\n"
 
 
 def _valid(line: str) -> str:
