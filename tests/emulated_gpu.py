@@ -141,7 +141,7 @@ class EmulatedLibrary:
         return dtype
 
     def Runtime(self, logger: object) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: EmulatedEngine(self, self.plans[plan]))
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: EmulatedEngine(self, self.plans[bytes(plan)]))
 
 
 class EmulatedEngine:

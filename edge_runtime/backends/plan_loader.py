@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanReco
     else:
         module = library
     runtime = module.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine((bundle.path / plan.path).read_bytes())
+    with (bundle.path / plan.path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        engine = runtime.deserialize_cuda_engine(content)  # mapped: a Jetson has not the memory to hold it twice
     remedy = f"Rebuild it with: {rebuild_command(bundle, record)}"
     if engine is None:
         raise EngineError(f"plan {plan.path} cannot be loaded ({log.reason()})", field=plan.path, remedy=remedy)
