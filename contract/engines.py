@@ -26,7 +26,6 @@ class PlanRecord:
         graph: the ONNX graph that it was built from, relative to the bundle.
         graph_sha256: of that graph when it was built.
         buckets: optimization profile i serves `buckets[i]`.
-        max_patches: above 0, one more profile takes any grid of up to so many patches.
         inputs, outputs: the plan's I/O table; a dimension that differs between profiles is a string.
         layers: what the engine inspector said, as JSON; None where no GPU could load the plan.
     """
@@ -37,7 +36,6 @@ class PlanRecord:
     buckets: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_patches: int = 0
     layers: str | None = None
 
 

@@ -66,7 +66,6 @@ class Edge:
             geometry=bundle.manifest.vision.geometry,
             buckets=engine.serves.buckets,
             dynamic=engine.serves.dynamic,
-            max_patches=engine.serves.max_patches,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
         )

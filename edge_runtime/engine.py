@@ -59,12 +59,10 @@ class Serves:
     Attributes:
         buckets: grids that it is made for.
         dynamic: other grids too.
-        max_patches: of those other grids; None for no limit.
     """
 
     buckets: tuple[Grid, ...]
     dynamic: bool
-    max_patches: int | None = None
 
 
 def bundle_serves(bundle: Bundle, precision: str | None) -> Serves:

@@ -26,7 +26,6 @@ class BucketPolicy:
     """Which grids the engine serves, and how much distortion is accepted before the dynamic graph.
 
     With `buckets` None nothing is bucketed: every picture keeps its native grid (the unsplit model).
-    `max_patches` limits what the dynamic graph takes.
     """
 
     geometry: PatchGeometry
@@ -34,7 +33,6 @@ class BucketPolicy:
     dynamic: bool
     max_distortion: float = 0.1
     min_scale: float = 0.7
-    max_patches: int | None = None
 
     def choose(self, native: Grid) -> BucketChoice:
         if self.buckets is None:
@@ -42,7 +40,7 @@ class BucketPolicy:
         return choose_bucket(
             native,
             self.buckets,
-            dynamic=self.dynamic and (self.max_patches is None or native.patches <= self.max_patches),
+            dynamic=self.dynamic,
             max_distortion=self.max_distortion,
             min_scale=self.min_scale,
         )

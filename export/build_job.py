@@ -26,7 +26,6 @@ class BuildRequest:
         target: a name of `export.targets.TARGETS`.
         precision: of the bundle; None takes fp16 where bundle and target have it.
         buckets: to serve; None for all of the bundle.
-        max_patches: above 0, also serve any grid of up to so many patches; needs the layout "profiles".
         workspace: bytes; None for the target's.
         timing_cache: file; None keeps one beside the plans.
     """
@@ -34,7 +33,6 @@ class BuildRequest:
     target: str
     precision: str | None = None
     buckets: tuple[Grid, ...] | None = None
-    max_patches: int = 0
     layout: str = "profiles"
     workspace: int | None = None
     timing_cache: Path | None = None
@@ -64,8 +62,6 @@ def plan_build(bundle: Bundle, request: BuildRequest) -> BuildJob:
     graphs = bundle.manifest.precision(_precision(bundle.manifest, target, request.precision))
     if request.layout not in LAYOUTS:
         raise InputError("no such layout", field="--layout", expected=" or ".join(LAYOUTS), got=request.layout)
-    if request.max_patches and request.layout != "profiles":
-        raise InputError("--any-grid needs one plan with profiles", field="--any-grid", remedy="Use --layout profiles.")
     if request.strip_weights and gpu is None:
         raise EngineError(
             "stripping weights needs a CUDA driver at build time",
@@ -124,8 +120,6 @@ def build_command(bundle: Bundle, request: BuildRequest) -> str:
     if request.layout != "profiles":
         words += ["--layout", request.layout]
     words += _bucket_options(bundle.manifest, request.buckets or ())
-    if request.max_patches:
-        words += ["--any-grid", str(request.max_patches)]
     if request.workspace is not None:
         words += ["--workspace", str(request.workspace)]
     if request.optimization_level is not None:
@@ -188,8 +182,8 @@ def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) ->
             field="--layout",
             remedy="Export with --dynamic, or use --layout per-bucket.",
         )
-    if not wanted and not request.max_patches:
-        raise BucketError("nothing to build", field="--buckets", remedy="Give --buckets or --any-grid.")
+    if not wanted:
+        raise BucketError("nothing to build", field="--buckets", remedy="Give --buckets.")
     return wanted
 
 
@@ -201,7 +195,6 @@ def build_key(job: BuildJob) -> str:
         "capabilities": job.capabilities,
         "precision": job.graphs.precision,
         "buckets": [str(grid) for grid in job.buckets],
-        "max_patches": job.request.max_patches,
         "layout": job.request.layout,
         "workspace": workspace_of(job),
         "optimization_level": job.request.optimization_level,

@@ -16,7 +16,7 @@ from contract.manifest import FileRecord, GraphRecord, Manifest
 from export.build_job import BuildJob, BuildRequest, build_key, graphs_to_build, plan_build, workspace_of
 from export.layer_report import layer_report
 from export.tensorrt_network import parse_graph
-from export.tensorrt_plan import PlanSettings, ProfileShapes, any_grid_profile, bucket_profile, build_plan
+from export.tensorrt_plan import PlanSettings, bucket_shapes, build_plan
 
 Progress = Callable[[str, float], None]
 TIMING_CACHE = "timing.cache"
@@ -91,7 +91,7 @@ def _build_plans(job: BuildJob, key: str, written: list[Path], progress: Progres
     records = []
     for index, graph in enumerate(graphs):
         if job.request.layout == "profiles":
-            buckets, profiles = job.buckets, _profiles(job, graph)
+            buckets, profiles = job.buckets, [bucket_shapes(graph.inputs, grid) for grid in job.buckets]
         else:
             buckets, profiles = (job.buckets[index],), []
         start = index / len(graphs)
@@ -123,13 +123,6 @@ def _timing_cache(job: BuildJob) -> Path | None:
     return cache
 
 
-def _profiles(job: BuildJob, graph: GraphRecord) -> list[ProfileShapes]:
-    found = [bucket_profile(graph.inputs, grid) for grid in job.buckets]
-    if job.request.max_patches:
-        found.append(any_grid_profile(graph.inputs, job.bundle.manifest.vision, job.request.max_patches))
-    return found
-
-
 def _write_plan(
     job: BuildJob, key: str, graph: GraphRecord, buckets: Sequence[Grid], plan: Any, written: list[Path]
 ) -> PlanRecord:
@@ -151,7 +144,6 @@ def _write_plan(
         buckets=tuple(str(grid) for grid in buckets),
         inputs=graph.inputs,
         outputs=graph.outputs,
-        max_patches=job.request.max_patches,
         layers=None if report is None else report.relative_to(folder).as_posix(),
     )
 

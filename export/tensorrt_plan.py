@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract.errors import EngineError
 from contract.grid import Grid
-from contract.manifest import GraphRecord, VisionSpec
+from contract.manifest import GraphRecord
 from contract.tensor_spec import TensorSpec
 from contract.tensorrt_library import import_library
 from export.build_progress import BuildProgress, Progress, progress_monitor, run_cancellable
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class ProfileShapes:
-    """Smallest, usual and largest shape of each input; all three are one in the profile of a bucket."""
-
-    smallest: Shapes
-    usual: Shapes
-    largest: Shapes
 
 
 @dataclass(frozen=True)
@@ -52,27 +43,13 @@ class PlanSettings:
     strip_weights: bool = False
 
 
-def bucket_profile(inputs: Sequence[TensorSpec], grid: Grid) -> ProfileShapes:
-    """The one shape that each input has for a bucket."""
-    shapes = _shapes(inputs, grid.patches, grid.patches_per_frame)
-    return ProfileShapes(shapes, shapes, shapes)
-
-
-def any_grid_profile(inputs: Sequence[TensorSpec], spec: VisionSpec, max_patches: int) -> ProfileShapes:
-    """Shapes from one merged token to `max_patches`, of one frame or several."""
-    least = spec.merge_size**2
-    usual = max(least, max_patches // 2)
-    return ProfileShapes(
-        _shapes(inputs, least, least), _shapes(inputs, usual, usual), _shapes(inputs, max_patches, max_patches)
-    )
-
-
-def _shapes(inputs: Sequence[TensorSpec], patches: int, frame_patches: int) -> Shapes:
-    return {spec.name: spec.shape_for(patches, frame_patches) for spec in inputs}
+def bucket_shapes(inputs: Sequence[TensorSpec], grid: Grid) -> Shapes:
+    """The one shape that each input has for a bucket: smallest, usual and largest of its profile."""
+    return {spec.name: spec.shape_for(grid.patches, grid.patches_per_frame) for spec in inputs}
 
 
 def build_plan(
-    parsed: ParsedGraph, graph: GraphRecord, profiles: Sequence[ProfileShapes], settings: PlanSettings, report: Progress
+    parsed: ParsedGraph, graph: GraphRecord, profiles: Sequence[Shapes], settings: PlanSettings, report: Progress
 ) -> Any:
     """Build a parsed graph; returns the plan as a buffer (`IHostMemory`).
 
@@ -110,7 +87,7 @@ def build_plan(
 
 
 def builder_config(
-    parsed: ParsedGraph, profiles: Sequence[ProfileShapes], settings: PlanSettings, monitor: Any = None
+    parsed: ParsedGraph, profiles: Sequence[Shapes], settings: PlanSettings, monitor: Any = None
 ) -> trt.IBuilderConfig:
     """The builder configuration, without a flag that changes a dtype."""
     polygraphy = use_polygraphy(settings.library)
@@ -141,8 +118,8 @@ def builder_config(
     return config
 
 
-def _profile(polygraphy: Any, shapes: ProfileShapes) -> Any:
+def _profile(polygraphy: Any, shapes: Shapes) -> Any:
     profile = polygraphy.Profile()
-    for name in shapes.usual:
-        profile.add(name, min=shapes.smallest[name], opt=shapes.usual[name], max=shapes.largest[name])
+    for name, shape in shapes.items():
+        profile.add(name, min=shape, opt=shape, max=shape)
     return profile

@@ -153,7 +153,7 @@ class EmulatedEngine:
         self.library, self.plan = library, plan
         self.specs = {spec.name: spec for spec in (*plan.inputs, *plan.outputs)}
         self.num_io_tensors = len(self.specs)
-        self.num_optimization_profiles = len(plan.buckets) + (1 if plan.max_patches else 0)
+        self.num_optimization_profiles = len(plan.buckets)
         path = library.bundle.path / plan.graph
         self.session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -201,13 +201,9 @@ class EmulatedContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         plan, spec = self.engine.plan, self.engine.specs[name]
-        if self.profile < len(plan.buckets):
-            grid = Grid.parse(plan.buckets[self.profile])
-            allowed = shape == spec.shape_for(grid.patches, grid.patches_per_frame)
-        else:
-            allowed = shape[0] <= plan.max_patches
+        grid = Grid.parse(plan.buckets[self.profile])
         self.shapes[name] = shape
-        return allowed
+        return shape == spec.shape_for(grid.patches, grid.patches_per_frame)
 
     def execute_async_v3(self, stream: int) -> bool:
         assert self.memory in self.engine.library.cuda.memory

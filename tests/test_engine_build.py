@@ -29,7 +29,7 @@ from export.build_progress import BuildProgress
 from export.engines import build_engines
 from export.targets import TARGETS
 from export.tensorrt_network import check_tensors, parse_graph
-from export.tensorrt_plan import PlanSettings, bucket_profile, builder_config
+from export.tensorrt_plan import PlanSettings, bucket_shapes, builder_config
 
 ADA = Gpu("RTX 4090", "8.9", 24 << 30, "13.0")
 AHEAD = [name for name, target in TARGETS.items() if target.ahead_of_time]
@@ -112,12 +112,10 @@ def test_nothing_changed_is_skipped_and_changes_are_not(fresh: Path) -> None:
     assert [item.key for item in open_bundle(fresh).manifest.engines] == [other.record.key]
 
 
-def test_a_profile_for_any_grid(fresh: Path) -> None:
-    # 32x32 patches is no bucket of the bundle: profiles come from the dynamic-shape graph.
-    request = BuildRequest("desktop-ada", buckets=(Grid(1, 32, 32),), max_patches=2048)
-    (plan,) = build_engines(fresh, request).record.plans
+def test_a_bucket_that_the_bundle_has_no_graph_for(fresh: Path) -> None:
+    """Profiles come from the dynamic-shape graph, so a new bucket costs no export."""
+    (plan,) = build_engines(fresh, BuildRequest("desktop-ada", buckets=(Grid(1, 32, 32),))).record.plans
     assert plan.buckets == ("1x32x32",)
-    assert plan.max_patches == 2048
 
 
 def test_progress_only_grows_and_reaches_every_plan(fresh: Path) -> None:
@@ -177,7 +175,7 @@ def test_no_flag_changes_a_dtype(bundle: Path) -> None:
     opened = open_bundle(bundle)
     graph = next(item for item in opened.manifest.precision("fp32").graphs if item.kind == "dynamic")
     parsed = parse_graph("tensorrt_rtx", opened.graph_path(graph), graph)
-    profiles = [bucket_profile(graph.inputs, grid) for grid in opened.manifest.buckets("fp32")]
+    profiles = [bucket_shapes(graph.inputs, grid) for grid in opened.manifest.buckets("fp32")]
     config = builder_config(parsed, profiles, PlanSettings("tensorrt_rtx", ((8, 9),), 1 << 30))
     assert config.num_optimization_profiles == len(profiles)
     assert not config.get_flag(library.BuilderFlag.TF32)
@@ -226,7 +224,6 @@ REFUSED: list[tuple[str, BuildRequest, str]] = [
     ("unknown precision", BuildRequest("desktop-ada", precision="int3"), "no such precision"),
     ("unknown layout", BuildRequest("desktop-ada", layout="both"), "layout"),
     ("bucket without a graph", BuildRequest("desktop-ada", layout="per-bucket", buckets=(Grid(1, 2, 2),)), "1x2x2"),
-    ("any grid per bucket", BuildRequest("desktop-ada", layout="per-bucket", max_patches=64), "--any-grid"),
     ("no buckets", BuildRequest("desktop-ada", buckets=()), "nothing to build"),
     ("workspace", BuildRequest("desktop-ada", workspace=9 << 30), "at most 8GiB"),
     ("timing cache", BuildRequest("desktop-ada", timing_cache=Path("x")), "no timing cache"),

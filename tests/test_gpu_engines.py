@@ -40,8 +40,7 @@ def build(bundle: Path, copy: Path, library: str, precision: str, layout: str) -
     """A bundle with an engine for the GPU here."""
     shutil.copytree(bundle, copy)
     target = "this-gpu" if library == "tensorrt" else "rtx-portable"
-    largest = 4096 if layout == "profiles" else 0
-    record = build_engines(copy, BuildRequest(target, precision=precision, layout=layout, max_patches=largest)).record
+    record = build_engines(copy, BuildRequest(target, precision=precision, layout=layout)).record
     if record.library != library:
         pytest.skip(f"this-gpu builds with {record.library} here")
     return copy

@@ -35,9 +35,9 @@ Make = Callable[..., TensorRTEngine]
 
 @pytest.fixture(scope="module")
 def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """fp16 as profiles with any grid, fp32 as a plan per bucket."""
+    """fp16 as profiles, one of a size that the bundle has no graph for; fp32 as a plan per bucket."""
     path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("backend") / "reference"))
-    build_engines(path, BuildRequest("desktop-ada", precision="fp16", buckets=(IMAGE, CLIP), max_patches=256))
+    build_engines(path, BuildRequest("desktop-ada", precision="fp16", buckets=(IMAGE, CLIP, OTHER)))
     build_engines(path, BuildRequest("desktop-ada", precision="fp32", buckets=(IMAGE, CLIP), layout="per-bucket"))
     return open_bundle(path)
 
@@ -74,7 +74,7 @@ def pixels_of(grid: Grid, seed: int) -> np.ndarray:  # type: ignore[type-arg]
 def test_every_tensor_arrives_where_it_belongs(built: Bundle, make: Make, precision: str, library: str) -> None:
     reference = load_engine("onnxruntime", built, EngineOptions(precision=precision))
     engine = make(precision, library)
-    grids = [IMAGE, CLIP, IMAGE] + ([OTHER, Grid(1, 4, 4), Grid(2, 6, 4), OTHER, CLIP] if precision == "fp16" else [])
+    grids = [IMAGE, CLIP, IMAGE] + ([OTHER, IMAGE, OTHER, CLIP] if precision == "fp16" else [])
     for seed, grid in enumerate(grids):
         pixels = pixels_of(grid, seed)
         ours, theirs = engine.run(grid, pixels), reference.run(grid, pixels)
@@ -95,12 +95,25 @@ def test_embeddings_are_the_caller_s_own(make: Make) -> None:
     engine.close()
 
 
-def test_buckets_are_captured_and_other_grids_are_not(make: Make, emulated: EmulatedCuda) -> None:
+def test_every_bucket_is_captured_and_launched(make: Make, emulated: EmulatedCuda) -> None:
     engine = make("fp16")
-    assert len(emulated.captured) == 2
+    assert len(emulated.captured) == 3
     for grid in (IMAGE, CLIP, OTHER):
         engine.run(grid, pixels_of(grid, 0))
-    assert emulated.launches == 2
+    assert emulated.launches == 3
+    engine.close()
+
+
+def test_what_cannot_be_captured_runs_without(
+    make: Make, emulated: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = make("fp16")
+    expected = captured.run(IMAGE, pixels_of(IMAGE, 0)).embeds
+    captured.close()
+    monkeypatch.setattr(emulated, "cudaGraphInstantiate", lambda graph, flags: (1, None))
+    engine = make("fp16")
+    np.testing.assert_array_equal(engine.run(IMAGE, pixels_of(IMAGE, 0)).embeds, expected)
+    assert not emulated.captured
     engine.close()
 
 
@@ -139,7 +152,7 @@ def test_memory_is_allocated_once(make: Make, emulated: EmulatedCuda) -> None:
     engine = make("fp16")
     engine.run(OTHER, pixels_of(OTHER, 0))
     held = set(emulated.memory)
-    for grid in (IMAGE, CLIP, OTHER, Grid(1, 4, 8)):
+    for grid in (IMAGE, CLIP, OTHER):
         engine.run(grid, pixels_of(grid, 0))
     assert set(emulated.memory) == held
     engine.close()
@@ -165,7 +178,7 @@ def test_threads_take_turns(make: Make) -> None:
 
 
 def test_a_grid_beyond_the_engine_is_refused(make: Make) -> None:
-    for engine, grid in ((make("fp16"), Grid(1, 20, 20)), (make("fp32"), OTHER)):
+    for engine, grid in ((make("fp16"), Grid(1, 6, 6)), (make("fp32"), OTHER)):
         with pytest.raises(BucketError, match="no profile for grid"):
             engine.run(grid, pixels_of(grid, 0))
         engine.close()
@@ -203,7 +216,7 @@ def test_the_edge_buckets_pictures_for_the_engine_and_not_for_the_bundle(
     monkeypatch.setattr(tensorrt, "import_library", lambda name: module)
     options = EdgeOptions(backend="tensorrt_rtx", engine=EngineOptions(precision="fp16"))
     with open_edge(built.path, options) as edge:
-        assert edge.policy.buckets == (IMAGE, CLIP)
-        assert edge.policy.choose(OTHER).fixed is False
+        assert edge.policy.buckets == (IMAGE, CLIP, OTHER)
+        assert edge.policy.choose(OTHER).exact
         with pytest.raises(BucketError):
             edge.policy.choose(Grid(1, 20, 40))

@@ -51,7 +51,6 @@ def build(
     precision: Annotated[str | None, typer.Option(help="Of the bundle; fp16 by default where it has it.")] = None,
     buckets: Annotated[str, typer.Option(help="Image buckets, HEIGHTxWIDTH in pixels; all of the bundle's.")] = "",
     video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH; all of the bundle's.")] = "",
-    any_grid: Annotated[int, typer.Option(min=0, help="Also serve any grid of up to so many patches.")] = 0,
     layout: Annotated[str, typer.Option(help="profiles: one plan for all buckets; per-bucket: one each.")] = "profiles",
     workspace: Annotated[str, typer.Option(help="Scratch memory for the builder, as 2GiB; the target's.")] = "",
     timing_cache: Annotated[Path | None, typer.Option(help="Timing cache file (tensorrt).")] = None,
@@ -77,7 +76,6 @@ def build(
     request = BuildRequest(
         target=target,
         precision=precision,
-        max_patches=any_grid,
         layout=layout,
         timing_cache=timing_cache,
         optimization_level=optimization_level,

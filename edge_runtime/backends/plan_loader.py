@@ -54,12 +54,11 @@ def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanReco
         have = found.get(want.name)
         if have is None or have.dtype != want.dtype or not _fits(want, have):
             raise EngineError(f"plan {plan.path} has another {want.name} than recorded", field=want.name, remedy=remedy)
-    profiles = len(plan.buckets) + (1 if plan.max_patches else 0)
-    if engine.num_optimization_profiles != profiles:
+    if engine.num_optimization_profiles != len(plan.buckets):
         raise EngineError(
             f"plan {plan.path} has other profiles than recorded",
             field=plan.path,
-            expected=profiles,
+            expected=len(plan.buckets),
             got=engine.num_optimization_profiles,
             remedy=remedy,
         )

@@ -27,7 +27,7 @@ from contract.tensorrt_library import import_library
 from edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
 from edge_runtime.backends.plan_loader import LoadedPlan, load_plan
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves
-from edge_runtime.plan_choice import choose_engine
+from edge_runtime.plan_choice import choose_engine, rebuild_command
 from edge_runtime.position_inputs import position_inputs
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class TensorRTEngine:
         self._vision = bundle.manifest.vision
         self._lock = threading.Lock()
         self._profiles: dict[str, _Profile] = {}
-        self._any: _Profile | None = None
         self._owned: list[Any] = []  # freed in close(), last first
         try:
             self._load()
@@ -66,9 +65,8 @@ class TensorRTEngine:
 
     @property
     def serves(self) -> Serves:
-        largest = max(plan.max_patches for plan in self._record.plans)
         buckets = tuple(Grid.parse(bucket) for plan in self._record.plans for bucket in plan.buckets)
-        return Serves(buckets, dynamic=largest > 0, max_patches=largest or None)
+        return Serves(buckets, dynamic=False)
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         with self._lock:
@@ -88,10 +86,10 @@ class TensorRTEngine:
 
     def close(self) -> None:
         with self._lock:
-            for profile in (*self._profiles.values(), *([self._any] if self._any else [])):
+            for profile in self._profiles.values():
                 if profile.graph is not None:
                     profile.graph.destroy()
-            self._profiles, self._any = {}, None
+            self._profiles = {}
             self._plans: list[LoadedPlan] = []  # contexts first, then engines, then their memory
             while self._owned:
                 release = self._owned.pop()
@@ -101,7 +99,12 @@ class TensorRTEngine:
         """Put a run on the stream."""
         profile = self._profiles.get(str(grid))
         if profile is None:
-            profile = self._shape_any(grid)
+            raise BucketError(
+                f"the engine has no profile for grid {grid}",
+                field="buckets",
+                expected=", ".join(self._profiles),
+                remedy=f"Build it with that bucket: {rebuild_command(self._bundle, self._record)} --buckets …",
+            )
         self._pixels_host.view("float32", pixel_values.shape)[...] = pixel_values
         if profile.graph is not None:
             profile.graph.launch()
@@ -120,13 +123,11 @@ class TensorRTEngine:
             make_context, keep = self._context_maker(plan)
             for index, bucket in enumerate(plan.record.buckets):
                 self._profiles[bucket] = self._bucket_profile(make_context(), index, plan.record, Grid.parse(bucket))
-            if plan.record.max_patches:
-                self._any = self._any_profile(make_context(), len(plan.record.buckets), plan.record)
             keep()
 
     @staticmethod
     def _patches(plan: PlanRecord) -> int:
-        return max([Grid.parse(bucket).patches for bucket in plan.buckets] + [plan.max_patches])
+        return max(Grid.parse(bucket).patches for bucket in plan.buckets)
 
     def _allocate(self, patches: int) -> None:
         """Buffers for the largest picture, which all profiles share."""
@@ -178,11 +179,6 @@ class TensorRTEngine:
             profile.graph = self._capture(profile, grid)
         return profile
 
-    def _any_profile(self, context: trt.IExecutionContext, index: int, plan: PlanRecord) -> _Profile:
-        self._any_plan = plan
-        self._any_grid: Grid | None = None
-        return self._profile(context, index, plan, plan.max_patches)
-
     def _profile(self, context: trt.IExecutionContext, index: int, plan: PlanRecord, frame_patches: int) -> _Profile:
         context.set_device_memory(self._scratch.address, self._scratch.size)
         if index and not context.set_optimization_profile_async(index, self._stream.handle):
@@ -212,23 +208,6 @@ class TensorRTEngine:
             array = np.ascontiguousarray(arrays[name])
             self._stream.to_device(buffer, array.ctypes.data, array.nbytes)
             self._stream.wait()  # before the array goes
-
-    def _shape_any(self, grid: Grid) -> _Profile:
-        """The profile of any grid, given this one's shapes and tables."""
-        profile = self._any
-        if profile is None or grid.patches > self._any_plan.max_patches:
-            raise BucketError(
-                f"the engine has no profile for grid {grid}",
-                field="buckets",
-                expected=", ".join(self._profiles),
-                remedy="Build it with that bucket, or with --any-grid.",
-            )
-        if grid != self._any_grid:
-            self._any_grid = None  # unknown until all of it is set
-            self._set_shapes(profile, self._any_plan, grid)
-            self._upload_tables(profile, grid)
-            self._any_grid = grid
-        return profile
 
     def _enqueue(self, profile: _Profile, grid: Grid) -> None:
         """Pixels to the device, encode, embeddings to the host; all on the stream, waiting for nothing."""

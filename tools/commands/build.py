@@ -105,8 +105,7 @@ def _print(bundle: Path, result: BuildResult) -> None:
     for name in ("plan", "buckets", "bytes"):
         table.add_column(name, justify="right" if name == "bytes" else "left")
     for plan in record.plans:
-        buckets = ", ".join(plan.buckets) + (f", any of ≤ {plan.max_patches} patches" if plan.max_patches else "")
-        table.add_row(plan.path, buckets, f"{(bundle / plan.path).stat().st_size:,}")
+        table.add_row(plan.path, ", ".join(plan.buckets), f"{(bundle / plan.path).stat().st_size:,}")
     console.print(table)
     capabilities = ", ".join(record.compute_capabilities)
     console.print(

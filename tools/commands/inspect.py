@@ -78,7 +78,6 @@ def print_engines(bundle: Bundle, console: Console) -> None:
 
 def _engine_cells(bundle: Bundle, engine: EngineRecord) -> tuple[str, ...]:
     buckets = [bucket for plan in engine.plans for bucket in plan.buckets]
-    buckets += [f"any ≤ {plan.max_patches}" for plan in engine.plans if plan.max_patches]
     size = sum(bundle.manifest.file(plan.path).bytes for plan in engine.plans)
     return (
         engine.target,

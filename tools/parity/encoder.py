@@ -74,10 +74,9 @@ def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
     if edge.policy.dynamic:
         merge = edge.policy.geometry.merge_size
         largest = max(buckets, key=lambda grid: grid.patches, default=Grid(1, 4 * merge, 4 * merge))
-        limit = edge.policy.max_patches or largest.patches + largest.h * merge
-        sizes = ((h, w) for h in range(largest.h, 0, -merge) for w in range(largest.w + merge, 0, -merge))
-        grids = (Grid(1, h, w) for h, w in sizes)
-        off = next(grid for grid in grids if grid not in buckets and grid.patches <= limit)
+        off = Grid(1, largest.h, largest.w + merge)
+        while off in buckets:
+            off = Grid(1, off.h, off.w + merge)
         yield off, "dynamic"
 
 
