@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,6 +353,21 @@ def test_cli_builds_and_inspects(fresh: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "rtx-portable" in shown.stdout
     assert json.loads(run("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
+
+
+def test_cli_interrupted(fresh: Path) -> None:
+    many = ",".join(f"{32 * rows}x{32 * columns}" for rows in range(2, 9) for columns in range(2, 7))
+    command = [sys.executable, "-m", "tools.cli", "build", str(fresh), "--target", "desktop-ada", "--buckets", many]
+    before = sorted(fresh.rglob("*.plan"))
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "libtensorrt_rtx" not in Path(f"/proc/{running.pid}/maps").read_text():
+        time.sleep(0.05)  # from when the library is loaded it parses, then builds for many seconds
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out) == (130, "")
+    assert "interrupted; the bundle is as it was" in err
+    assert sorted(fresh.rglob("*.plan")) == before
+    open_bundle(fresh)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,14 @@ def run(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=1.0)
-        result = build_engines(
-            bundle, request, lambda what, done: progress.update(task, description=what, completed=done)
-        )
+        try:
+            result = build_engines(
+                bundle, request, lambda what, done: progress.update(task, description=what, completed=done)
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            sys.stderr.write("qwen3vl-edge: interrupted; the bundle is as it was\n")
+            raise SystemExit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(engine_json(result), indent=1) + "\n")
         return
