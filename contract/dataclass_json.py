@@ -63,6 +63,8 @@ def _union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     for choice in choices:
         if choice is type(None) and value is None:
             return None
+        if dataclasses.is_dataclass(choice) and isinstance(value, dict):
+            return _dataclass(choice, value, where)
         if choice is not type(None) and (type(value) is choice or (choice is float and type(value) is int)):
             return value
     raise _wrong(where, " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices), value)

@@ -6,6 +6,8 @@ BUNDLE/
   fp32/weights.bin    one set of weights, shared by every graph of this precision
   fp32/1x28x28.onnx   one graph per bucket
   fp32/dynamic.onnx   the dynamic-shape graph
+  int8-9f3c21ab/      a set made by `qwen3vl-edge calibrate`, named after what decided it
+  calibration/        statistics of the activations, for another calibration; not a part of the bundle
   engines/            built by `qwen3vl-edge build`, see contract/engines.py
 """
 
@@ -21,12 +23,12 @@ from contract.dataclass_json import from_json
 from contract.engines import EngineRecord, check_engine_record
 from contract.errors import BundleError
 from contract.grid import Grid, PatchGeometry
+from contract.precision import PRECISIONS
 from contract.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)  # 2 added `engines`; a bundle of schema 1 is one that has none
+SCHEMA_VERSION = 3
+READABLE_SCHEMAS = (1, 2, 3)  # 2 added `engines`, 3 `calibration`: older bundles have none
 MANIFEST_NAME = "manifest.json"
-PRECISIONS = ("fp32", "fp16")
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
 
 
@@ -41,7 +43,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One graph output against the PyTorch encoder in fp32, worst over the checked pictures."""
+    """One graph output against the PyTorch encoder in fp32, worst over the checked pictures.
+
+    A quantized graph is held against the bundle's own fp32 (or fp16) graph, which was held against PyTorch.
+    """
 
     output: str
     cosine: float
@@ -72,12 +77,37 @@ class GraphRecord:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """How a quantized set was made.
+
+    Attributes:
+        key: sha256 of all that decided it.
+        base: the set that it was made from.
+        samples: pictures and clips observed; per_bucket counts them by grid.
+        smooth: SmoothQuant's alpha, None without.
+        quantized: linears in int8 or float8; excluded: those left in the set's other precision.
+        sensitivity: file with each linear's effect, where it was measured.
+    """
+
+    key: str
+    base: str
+    method: str
+    samples: int
+    per_bucket: dict[str, int]
+    smooth: float | None
+    quantized: tuple[str, ...]
+    excluded: tuple[str, ...]
+    sensitivity: str | None = None
+
+
+@dataclass(frozen=True)
 class PrecisionSet:
     """The graphs of one precision and the weights file that they share."""
 
     precision: str
     weights: str
     graphs: tuple[GraphRecord, ...]
+    calibration: CalibrationRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +257,8 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
         )
     for item in manifest.precisions:
         named.append(item.weights)
+        if item.calibration is not None and item.calibration.sensitivity is not None:
+            named.append(item.calibration.sensitivity)
         for graph in item.graphs:
             named.append(graph.path)
             if graph.kind not in GRAPH_KINDS or (graph.kind == "dynamic") != (graph.bucket is None):

@@ -17,7 +17,6 @@ from contract.errors import BucketError, InputError
 from contract.grid import Grid, parse_image_buckets, parse_video_buckets
 from contract.manifest import (
     MANIFEST_NAME,
-    PRECISIONS,
     GraphRecord,
     Manifest,
     ModelIdentity,
@@ -25,6 +24,7 @@ from contract.manifest import (
     Preprocessing,
     VisionSpec,
 )
+from contract.precision import EXPORTED
 from export.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
 from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
 from export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
@@ -67,10 +67,10 @@ def plan_export(
     grids += parse_video_buckets(video_buckets or "", spec.geometry)
     if not grids and not dynamic:
         raise BucketError("nothing to export", field="--buckets", remedy="Give --buckets, --video or --dynamic.")
-    unknown = [item for item in precisions if item not in PRECISIONS]
+    unknown = [item for item in precisions if item not in EXPORTED]
     if unknown or not precisions or len(set(precisions)) != len(precisions):
         raise InputError(
-            "bad precisions", field="--precision", expected=" or ".join(PRECISIONS), got=",".join(precisions) or "none"
+            "bad precisions", field="--precision", expected=" or ".join(EXPORTED), got=",".join(precisions) or "none"
         )
     preprocessing = read_preprocessing(checkpoint)
     check_processor_geometry(checkpoint, spec)

@@ -3,7 +3,8 @@
 Follows `Qwen3VLVisionModel.forward` (transformers 5.23, modeling_qwen3_vl.py). Activations are 2-D
 [patches, width] but inside attention, where they are [frames, heads, patches per frame, head width]:
 attention does not cross frames. In fp16, weights and matrix products are float16; norms, softmax,
-GELU and the residual stream stay float32, with the casts written in the graph.
+GELU and the residual stream stay float32, with the casts written in the graph. Linears that
+`export.quantization` names read int8 or float8 through explicit Q/DQ pairs; all else is unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contract.manifest import Preprocessing, VisionSpec
 from contract.position_tables import patch_rows_columns, position_interpolation, rotary_table
 from contract.tensor_spec import TensorSpec
 from export.emitter import GraphEmitter, Value
+from export.quantization import NOT_QUANTIZED, Quantization
 from export.vision_config import ACTIVATIONS
 from export.weights import StoredTensor
 
@@ -35,10 +37,16 @@ class EncoderGraph:
 
 
 def fixed_graph(
-    spec: VisionSpec, grid: Grid, precision: str, weights: dict[str, StoredTensor], location: str
+    spec: VisionSpec,
+    grid: Grid,
+    precision: str,
+    weights: dict[str, StoredTensor],
+    location: str,
+    quantization: Quantization = NOT_QUANTIZED,
 ) -> EncoderGraph:
     """`pixel_values` float32 [patches, patch values] of one bucket to `embeds` and `deepstack.k` [n, D]."""
-    writer = _Writer(spec, precision, GraphEmitter(weights, location), grid.t, grid.patches_per_frame)
+    emit = GraphEmitter(weights, location)
+    writer = EncoderWriter(spec, precision, emit, grid.t, grid.patches_per_frame, quantization)
     inputs = (TensorSpec("pixel_values", "float32", (grid.patches, spec.patch_values)),)
     patches = writer.linear("pixel_values", "patch_embed.proj", cast_input=True)
     return writer.finish(f"encoder.{grid}", inputs, patches, writer.baked_positions(grid), writer.baked_rotary(grid))
@@ -51,13 +59,15 @@ def image_graph(
     precision: str,
     weights: dict[str, StoredTensor],
     location: str,
+    quantization: Quantization = NOT_QUANTIZED,
 ) -> EncoderGraph:
     """`pixels` uint8 [H, W, 3] RGB at the bucket's size; rescaling, normalising and patches in the graph.
 
     An image is one picture shown as both frames of its temporal patch, so the patch embedding's two
     frames are summed beforehand and half of its products are saved.
     """
-    writer = _Writer(spec, precision, GraphEmitter(weights, location), 1, grid.patches_per_frame)
+    emit = GraphEmitter(weights, location)
+    writer = EncoderWriter(spec, precision, emit, 1, grid.patches_per_frame, quantization)
     height, width = spec.geometry.pixels(grid)
     inputs = (TensorSpec("pixels", "uint8", (height, width, spec.in_channels)),)
     patches = writer.patchify(grid, preprocessing)
@@ -65,14 +75,20 @@ def image_graph(
     return writer.finish(f"image.{grid}", inputs, patches, writer.baked_positions(grid), writer.baked_rotary(grid))
 
 
-def dynamic_graph(spec: VisionSpec, precision: str, weights: dict[str, StoredTensor], location: str) -> EncoderGraph:
+def dynamic_graph(
+    spec: VisionSpec,
+    precision: str,
+    weights: dict[str, StoredTensor],
+    location: str,
+    quantization: Quantization = NOT_QUANTIZED,
+) -> EncoderGraph:
     """One image or clip of any grid; the tables that a fixed graph bakes are inputs, per frame.
 
     Inputs: `pixel_values` [patches, patch values]; `position_indices` int64 and `position_weights`
     [frame_patches, 4]; `rotary_cos` and signed `rotary_sin` [frame_patches, head width]
     (`contract.position_tables`). patches is a multiple of frame_patches.
     """
-    writer = _Writer(spec, precision, GraphEmitter(weights, location), None, None)
+    writer = EncoderWriter(spec, precision, GraphEmitter(weights, location), None, None, quantization)
     inputs = (
         TensorSpec("pixel_values", "float32", ("patches", spec.patch_values)),
         TensorSpec("position_indices", "int64", ("frame_patches", 4)),
@@ -85,14 +101,27 @@ def dynamic_graph(spec: VisionSpec, precision: str, weights: dict[str, StoredTen
     return writer.finish("encoder.dynamic", inputs, patches, positions, ("rotary_cos", "rotary_sin"))
 
 
-class _Writer:
-    """Emits the modules of one graph; `frames` and `frame_patches` are None where the shape is dynamic."""
+class EncoderWriter:
+    """Emits the modules of one graph; `frames` and `frame_patches` are None where the shape is dynamic.
+
+    A dynamic graph reads the patches per frame from the rows of the input `frame_input`. After a module is
+    emitted, `linear_inputs` holds what each of its linears reads, as calibration observes it.
+    """
 
     def __init__(
-        self, spec: VisionSpec, precision: str, emit: GraphEmitter, frames: int | None, frame_patches: int | None
+        self,
+        spec: VisionSpec,
+        precision: str,
+        emit: GraphEmitter,
+        frames: int | None,
+        frame_patches: int | None,
+        quantization: Quantization = NOT_QUANTIZED,
+        frame_input: Value = "position_indices",
     ) -> None:
         self.spec, self.emit, self.half = spec, emit, precision == "fp16"
         self.frames, self.frame_patches = frames, frame_patches
+        self.quantization, self.frame_input = quantization, frame_input
+        self.linear_inputs: dict[str, Value] = {}
         self._frame_shapes: dict[str, Value] = {}
 
     def finish(
@@ -183,8 +212,28 @@ class _Writer:
         """x·Wᵀ + b with [out, in] weights as stored."""
         if cast_input:
             x = self.to_half(x, f"{name}.input")
+        self.linear_inputs[name] = x
+        if name in self.quantization.input_scales:
+            return self.quantized_linear(x, name, bias or name)
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{bias or name}.bias")]
         return self.emit.node("Gemm", inputs, name, transB=1)
+
+    def quantized_linear(self, x: Value, name: str, bias: str) -> Value:
+        """x·W + b with both operands through Q/DQ: one scale for x, one per output channel for W [in, out].
+
+        MatMul and Add, not Gemm: TensorRT takes no quantized bias, and ONNX Runtime makes an integer product
+        of a Gemm only if it has one.
+        """
+        emit, kind = self.emit, self.quantization
+        half = np.float16 if self.half else np.float32
+        scale = emit.constant(f"{name}.input_scale", np.array(kind.input_scales[name], dtype=half))
+        zero = emit.constant("zero_point", np.zeros((), dtype=kind.stored_dtype))
+        x = emit.node("QuantizeLinear", [x, scale, zero], f"{name}.input.quantized")
+        x = emit.node("DequantizeLinear", [x, scale, zero], f"{name}.input.dequantized")
+        stored = [emit.weight(f"{name}.weight"), emit.weight(f"{name}.weight_scale")]
+        weight = emit.node("DequantizeLinear", stored, f"{name}.weight.dequantized", axis=1)
+        product = emit.node("MatMul", [x, weight], f"{name}.product")
+        return emit.node("Add", [product, emit.weight(f"{bias}.bias")], name)
 
     def norm(self, x: Value, name: str) -> Value:
         """LayerNorm in float32, given on in the precision of the products."""
@@ -205,7 +254,7 @@ class _Writer:
         if self.frames is not None and self.frame_patches is not None:
             return self.emit.shape(f"shape.{name}", self.frames, self.frame_patches, *tail)
         if name not in self._frame_shapes:
-            rows = self.emit.node("Shape", ["position_indices"], f"shape.{name}.frame_patches", start=0, end=1)
+            rows = self.emit.node("Shape", [self.frame_input], f"shape.{name}.frame_patches", start=0, end=1)
             parts = [self.emit.shape(f"shape.{name}.head", -1), rows, self.emit.shape(f"shape.{name}.tail", *tail)]
             self._frame_shapes[name] = self.emit.node("Concat", parts, f"shape.{name}", axis=0)
         return self._frame_shapes[name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contract.errors import EngineError
+from contract.precision import PRECISIONS
 
 GIB = 2**30
 
@@ -38,28 +39,40 @@ class Target:
     devices: str
 
 
-def _rtx(name: str, capabilities: tuple[str, ...], memory: int, devices: str, *, fp32: bool = True) -> Target:
-    precisions = ("fp32", "fp16") if fp32 else ("fp16",)
+def _precisions(*, fp32: bool = True, fp8: bool = True) -> tuple[str, ...]:
+    """What a GPU computes: fp32 and fp8 say whether it has matrix products of these types."""
+    found = [item for item in PRECISIONS.values() if fp32 or item.rest != "fp32"]
+    return tuple(item.name for item in found if fp8 or item.quantized != "fp8")
+
+
+def _rtx(
+    name: str, capabilities: tuple[str, ...], memory: int, devices: str, *, fp32: bool = True, fp8: bool = True
+) -> Target:
+    precisions = _precisions(fp32=fp32, fp8=fp8)
     return Target(name, "tensorrt_rtx", capabilities, precisions, memory * GIB, 2 * GIB, True, devices)
 
 
-def _on_device(name: str, library: str, capabilities: tuple[str, ...], memory: int, devices: str) -> Target:
+def _on_device(
+    name: str, library: str, capabilities: tuple[str, ...], memory: int, devices: str, *, fp8: bool = True
+) -> Target:
     workspace = min(2, max(1, memory // 8)) * GIB
-    return Target(name, library, capabilities, ("fp32", "fp16"), memory * GIB, workspace, False, devices)
+    return Target(name, library, capabilities, _precisions(fp8=fp8), memory * GIB, workspace, False, devices)
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        _on_device("jetson-orin", "tensorrt", ("8.7",), 8, "Jetson Orin Nano, NX, AGX (JetPack 6, TensorRT 10.3)"),
+        _on_device(
+            "jetson-orin", "tensorrt", ("8.7",), 8, "Jetson Orin Nano, NX, AGX (JetPack 6, TensorRT 10.3)", fp8=False
+        ),
         _on_device("jetson-thor", "tensorrt", ("11.0",), 64, "Jetson Thor (JetPack 7, TensorRT 10.13)"),
-        _rtx("desktop-turing", ("7.5",), 6, "RTX 20; takes no fp32 matrix products", fp32=False),
-        _rtx("desktop-ampere", ("8.6",), 6, "RTX 30, RTX A2000 to A6000"),
+        _rtx("desktop-turing", ("7.5",), 6, "RTX 20; takes no fp32 matrix products", fp32=False, fp8=False),
+        _rtx("desktop-ampere", ("8.6",), 6, "RTX 30, RTX A2000 to A6000", fp8=False),
         _rtx("desktop-ada", ("8.9",), 8, "RTX 40, RTX 4000 to 6000 Ada"),
         _rtx("desktop-blackwell", ("12.0",), 8, "RTX 50, RTX PRO Blackwell"),
-        _rtx("desktop-rtx", ("8.6", "8.9", "12.0"), 6, "one plan for RTX 30, 40 and 50"),
+        _rtx("desktop-rtx", ("8.6", "8.9", "12.0"), 6, "one plan for RTX 30, 40 and 50", fp8=False),
         _rtx("gb10", ("12.1",), 128, "GB10 (DGX Spark)"),
-        _rtx("rtx-portable", ("8.0+",), 6, "one plan for Ampere and all later RTX GPUs"),
+        _rtx("rtx-portable", ("8.0+",), 6, "one plan for Ampere and all later RTX GPUs", fp8=False),
         _on_device("this-gpu", "any", (), 0, "the GPU of this machine, a data-centre one too"),
     )
 }

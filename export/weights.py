@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,7 +51,7 @@ def write_weights(
     with path.open("wb") as file:
         for index, name in enumerate(names):
             for part, array in _folded(checkpoint, spec, name):
-                stored[part] = _append(file, part, array, _dtype_of(part, precision))
+                stored[part] = append_tensor(file, part, array, stored_dtype(part, precision))
             progress((index + 1) / len(names))
     return stored
 
@@ -152,14 +152,38 @@ def read_float32(tensor: CheckpointTensor) -> NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def _dtype_of(name: str, precision: str) -> np.dtype[Any]:
+def stored_dtype(name: str, precision: str) -> np.dtype[Any]:
+    """What a tensor that is not quantized is stored as."""
     # Norms and positions act on the fp32 residual stream in every precision.
     exact = precision == "fp32" or ".norm" in name or name == "pos_embed.weight"
     return np.dtype("<f4" if exact else "<f2")
 
 
-def _append(file: BinaryIO, name: str, array: NDArray[np.float32], dtype: np.dtype[Any]) -> StoredTensor:
-    if dtype.itemsize == 2:
+def stored_in_graphs(graphs: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Where the tensors of a weights file lie, as the graphs that read it say.
+
+    No graph names all: the patch graphs and the uint8 graphs embed patches with different matrices.
+    """
+    import onnx
+
+    stored: dict[str, StoredTensor] = {}
+    for path in graphs:
+        for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
+            if tensor.external_data:
+                place = {entry.key: entry.value for entry in tensor.external_data}
+                dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+                shape = tuple(tensor.dims)
+                stored[tensor.name] = StoredTensor(dtype, shape, int(place["offset"]), int(place["length"]))
+    return stored
+
+
+def append_tensor(file: BinaryIO, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> StoredTensor:
+    """Write one tensor at an aligned offset.
+
+    Raises:
+        CheckpointError: it does not fit float16.
+    """
+    if dtype == np.float16:
         largest = float(np.abs(array).max())
         if not largest <= 65504:
             raise CheckpointError(

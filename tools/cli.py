@@ -85,6 +85,47 @@ def build(
 
 
 @app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by `export`.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures and clips, or JSON lines with `messages`.")],
+    precision: Annotated[str, typer.Option(help="int8 or fp8 (e4m3).")] = "int8",
+    samples: Annotated[int, typer.Option(help="Pictures and clips to observe.")] = 256,
+    method: Annotated[str, typer.Option(help="How ranges are chosen: max, entropy, percentile or mse.")] = "mse",
+    smooth: Annotated[float | None, typer.Option(help="SmoothQuant's alpha, such as 0.5; none by default.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Linears to leave unquantized, as blocks.0.* ; may repeat.")
+    ] = None,
+    auto_exclude: Annotated[
+        float | None, typer.Option(help="Cosine to hold: the linears that suffer most are left out until it does.")
+    ] = None,
+    rest: Annotated[
+        str | None, typer.Option(help="fp32 or fp16 for all else; fp32 for int8 (CPUs), fp16 for fp8 (GPUs).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice among the data.")] = 0,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a bundle's encoder on your own pictures, into the bundle, and measure what it costs."""
+    from calibration.calibrate import CalibrationRequest
+    from tools.commands.calibrate import run
+
+    patterns = tuple(item.strip() for entry in exclude or () for item in entry.split(",") if item.strip())
+    request = CalibrationRequest(
+        precision=precision,
+        data=data,
+        samples=samples,
+        method=method,
+        smooth=smooth,
+        exclude=patterns,
+        auto_exclude=auto_exclude,
+        rest=rest,
+        seed=seed,
+        threads=threads,
+    )
+    run(bundle, request, as_json)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bundle: BundleOption,

@@ -96,7 +96,9 @@ def find_provider(name: str) -> Provider:
     return PROVIDERS[name]
 
 
-def make_session(path: Path, settings: Any, name: str, bundle: Bundle) -> Any:
+def make_session(
+    path: Path, settings: Any, name: str, bundle: Bundle, disabled_optimizers: frozenset[str] = frozenset()
+) -> Any:
     """An ONNX Runtime session of a graph on that provider, and on no other.
 
     Raises:
@@ -113,7 +115,9 @@ def make_session(path: Path, settings: Any, name: str, bundle: Bundle) -> Any:
         settings.add_provider_for_devices(plugin_devices(name), plugin_options(name, options))
     try:
         with _quiet():
-            session = ort.InferenceSession(str(path), settings, **arguments)
+            session = ort.InferenceSession(
+                str(path), settings, disabled_optimizers=set(disabled_optimizers), **arguments
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise InputError(f"ONNX Runtime cannot load {path}: {error}", field=path.name) from None
     running = session.get_providers()

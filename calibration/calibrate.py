@@ -1,0 +1,250 @@
+"""A bundle gets a quantized set of graphs: data observed, ranges chosen, weights and graphs written, all measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from calibration.quantized_weights import SourceWeights, source_weights
+from calibration.ranges import activation_range, check_method, scale_of
+from calibration.samples import Selection, Source, bucket_policy, list_sources, stream_samples
+from calibration.sensitivity import Evaluator, Sensitivity, ValidationSample, auto_exclude
+from calibration.smoothing import Smoothing, Vector, check_alpha, smoothing_factors
+from calibration.stage_runner import StageRunner
+from calibration.statistics import Statistics, gather
+from calibration.write_set import QuantizedSet, write_set
+from contract.bundle import Bundle, open_bundle
+from contract.errors import BundleError, InputError
+from contract.manifest import CalibrationRecord, Manifest, PrecisionSet
+from contract.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
+from edge_runtime.media import BucketPolicy
+from export.quantization import Quantization, quantizable_linears
+
+Progress = Callable[[str, float], None]
+VALIDATION_SAMPLES = 4  # real samples that sensitivity and the measured parity are taken on, besides drawn ones
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to make.
+
+    Attributes:
+        precision: "int8" or "fp8" (e4m3).
+        data: a folder of pictures and clips, or messages as JSON lines.
+        samples: pictures and clips to observe.
+        method: how ranges are chosen, see calibration.ranges.
+        smooth: SmoothQuant's alpha; None leaves channels as they are.
+        exclude: patterns of linears that stay unquantized, such as "blocks.0.*".
+        auto_exclude: cosine that every output must hold; the linears that suffer most are left out until it does.
+        rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
+            and fp16 for fp8, which only GPUs compute.
+        seed: of the choice among the data.
+        threads: of ONNX Runtime, 0 for its choice.
+    """
+
+    precision: str
+    data: Path
+    samples: int = 256
+    method: str = "mse"
+    smooth: float | None = None
+    exclude: tuple[str, ...] = ()
+    auto_exclude: float | None = None
+    rest: str | None = None
+    seed: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """The set that the manifest now holds, what became of the data, and each linear's effect where asked for."""
+
+    graphs: PrecisionSet
+    record: CalibrationRecord
+    selection: Selection
+    thin_buckets: tuple[str, ...]
+    sensitivity: Sensitivity | None
+    skipped: bool
+
+
+def calibrate_bundle(
+    path: Path, request: CalibrationRequest, progress: Progress = lambda what, done: None
+) -> CalibrationResult:
+    """Add a quantized set to a bundle, or replace the one that it has; skipped where nothing changed.
+
+    The manifest is switched last: whatever goes wrong, the bundle stays as it was. Statistics already gathered
+    are kept, so that a second run goes on from there.
+
+    Raises:
+        InputError: options or data that cannot be used.
+        BundleError: the bundle is missing or altered, or has no set to start from.
+    """
+    name = _check(request)
+    bundle = open_bundle(path)
+    base = _base(bundle.manifest, PRECISIONS[name].rest)
+    sources = list_sources(request.data, request.seed)
+    policy = bucket_policy(bundle, base.precision)
+    weights = source_weights(bundle, base)
+    with ExitStack() as stack:
+        opened: list[StageRunner] = []
+
+        def runner() -> StageRunner:
+            if not opened:
+                made = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads)
+                opened.append(stack.enter_context(made))
+            return opened[0]
+
+        statistics = gather(bundle, runner, sources, policy, request.samples, _part(progress, 0.0, 0.5))
+        key = _key(bundle, base, name, request, statistics.key)
+        found = next((item for item in bundle.manifest.precisions if item.precision == name), None)
+        thin = tuple(statistics.selection.thin_buckets(bundle.manifest.buckets(base.precision)))
+        if found is not None and found.calibration is not None and found.calibration.key == key:
+            return CalibrationResult(found, found.calibration, statistics.selection, thin, None, skipped=True)
+        quantization, smoothing = choose(bundle, weights, statistics, request, _part(progress, 0.5, 0.1))
+        samples = _validation(bundle, runner(), sources, policy)
+        sensitivity = None
+        if request.auto_exclude is not None:
+            evaluator = Evaluator(runner(), quantization, smoothing, samples)
+            linears = tuple(quantization.input_scales)
+            sensitivity = auto_exclude(evaluator, linears, request.auto_exclude, _part(progress, 0.6, 0.2))
+            quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
+        record = _record(key, base, request, statistics, quantization, bundle)
+        quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
+        graphs = write_set(bundle, base, weights, quantized, runner(), samples, _part(progress, 0.8, 0.2))
+    assert graphs.calibration is not None
+    return CalibrationResult(graphs, graphs.calibration, statistics.selection, thin, sensitivity, skipped=False)
+
+
+def _check(request: CalibrationRequest) -> str:
+    if request.precision not in QUANTIZED_TYPES:
+        raise InputError(
+            "cannot be calibrated", field="--precision", expected=" or ".join(QUANTIZED_TYPES), got=request.precision
+        )
+    if request.samples < 1:
+        raise InputError("no samples asked for", field="--samples", expected="at least 1", got=request.samples)
+    if request.auto_exclude is not None and not 0.0 < request.auto_exclude < 1.0:
+        raise InputError(
+            "bad target cosine", field="--auto-exclude", expected="between 0 and 1", got=request.auto_exclude
+        )
+    check_method(request.method)
+    check_alpha(request.smooth)
+    rest = request.rest or ("fp16" if request.precision == "fp8" else "fp32")
+    if rest not in ("fp32", "fp16"):
+        raise InputError("no such precision", field="--rest", expected="fp32 or fp16", got=rest)
+    return quantized_name(request.precision, rest)
+
+
+def _base(manifest: Manifest, rest: str) -> PrecisionSet:
+    """The set that is quantized: fp32 where there is one."""
+    held = {item.precision: item for item in manifest.precisions}
+    for name in ("fp32", "fp16"):
+        if name in held:
+            return held[name]
+    raise BundleError(
+        "the bundle has no set to calibrate",
+        field="precisions",
+        expected="fp32 or fp16",
+        got=", ".join(held),
+        remedy="Export it again with --precision fp32.",
+    )
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    return lambda what, done: progress(what, start + share * done)
+
+
+def choose(
+    bundle: Bundle, weights: SourceWeights, statistics: Statistics, request: CalibrationRequest, progress: Progress
+) -> tuple[Quantization, list[Smoothing]]:
+    """Input scales and smoothing factors of every linear that is not excluded.
+
+    Raises:
+        InputError: a pattern that matches no linear, or nothing left to quantize.
+    """
+    spec = bundle.manifest.vision
+    linears = quantizable_linears(spec)
+    for pattern in request.exclude:
+        if not any(fnmatchcase(linear, pattern) for linear in linears):
+            raise InputError(
+                f"pattern {pattern!r} matches no linear",
+                field="--exclude",
+                expected=f"such as {linears[0]} or blocks.0.*",
+            )
+    wanted = [linear for linear in linears if not any(fnmatchcase(linear, pattern) for pattern in request.exclude)]
+    if not wanted:
+        raise InputError("nothing is left to quantize", field="--exclude")
+    scales: dict[str, float] = {}
+    smoothing: list[Smoothing] = []
+    for index, linear in enumerate(wanted):
+        progress(f"range of {linear}", index / len(wanted))
+        histogram = statistics.histograms[linear]
+        factors: Vector = np.ones(len(histogram.largest), np.float32)
+        if request.smooth is not None:
+            largest = weights.largest_by_input(linear)
+            found = smoothing_factors(spec, linear, histogram, largest, request.smooth)
+            if found is not None:
+                smoothing.append(found)
+                factors = np.reciprocal(found.factors)
+        limit = activation_range(histogram, factors, request.method, request.precision)
+        scales[linear] = scale_of(limit, request.precision)
+    return Quantization(request.precision, scales), smoothing
+
+
+def _without(
+    quantization: Quantization, smoothing: Sequence[Smoothing], excluded: Sequence[str]
+) -> tuple[Quantization, list[Smoothing]]:
+    scales = {name: scale for name, scale in quantization.input_scales.items() if name not in excluded}
+    return replace(quantization, input_scales=scales), [item for item in smoothing if item.linear not in excluded]
+
+
+def _validation(
+    bundle: Bundle, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
+) -> list[ValidationSample]:
+    """The last of the data first: with more data than samples, none of it was observed."""
+    found = []
+    for _, samples in stream_samples(sources[::-1], bundle, policy, Selection(), VALIDATION_SAMPLES):
+        for item in samples:
+            trace = runner.run(item.grid, item.pixel_values)
+            found.append(ValidationSample(item.grid, item.pixel_values, trace))
+    return found
+
+
+def _key(bundle: Bundle, base: PrecisionSet, name: str, request: CalibrationRequest, statistics: str) -> str:
+    document = {
+        "base": bundle.manifest.file(base.weights).sha256,
+        "graphs": [bundle.manifest.file(graph.path).sha256 for graph in base.graphs],
+        "precision": name,
+        "statistics": statistics,
+        "method": request.method,
+        "smooth": request.smooth,
+        "exclude": sorted(request.exclude),
+        "auto_exclude": request.auto_exclude,
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _record(
+    key: str,
+    base: PrecisionSet,
+    request: CalibrationRequest,
+    statistics: Statistics,
+    quantization: Quantization,
+    bundle: Bundle,
+) -> CalibrationRecord:
+    linears = quantizable_linears(bundle.manifest.vision)
+    return CalibrationRecord(
+        key=key,
+        base=base.precision,
+        method=request.method,
+        samples=statistics.samples,
+        per_bucket=dict(statistics.selection.per_bucket),
+        smooth=request.smooth,
+        quantized=tuple(quantization.input_scales),
+        excluded=tuple(linear for linear in linears if linear not in quantization.input_scales),
+    )

@@ -1,0 +1,131 @@
+"""The weights file of a quantized set: int8 or float8 matrices with a scale per output channel, all else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.smoothing import Smoothing, Vector
+from contract.bundle import Bundle
+from contract.manifest import PrecisionSet
+from export.quantization import LARGEST, Quantization
+from export.stage_graphs import PATCHES
+from export.weights import StoredTensor, append_tensor, stored_dtype, stored_in_graphs
+
+SMALLEST_HALF = 2.0**-14  # below it a float16 loses bits, which no scale may
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """A set's weights file, mapped; tensors come as float32."""
+
+    stored: dict[str, StoredTensor]
+    data: NDArray[np.uint8]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor, widened to float32; a view of the file where it is float32 already."""
+        at = self.stored[name]
+        raw = self.data[at.offset : at.offset + at.length]
+        return raw.view(at.dtype).reshape(at.shape).astype(np.float32, copy=False)
+
+    def of_stage(self, stage: str) -> SourceWeights:
+        """The tensors of one stage (`export.stage_graphs`)."""
+        prefixes = ("patch_embed.", "pos_embed.") if stage == PATCHES else (f"{stage}.",)
+        return SourceWeights({name: at for name, at in self.stored.items() if name.startswith(prefixes)}, self.data)
+
+    def largest_by_input(self, linear: str) -> Vector:
+        """max over outputs of |W|, float32 [input channels]."""
+        return np.asarray(np.abs(self.read(f"{linear}.weight")).max(axis=0), dtype=np.float32)
+
+
+def source_weights(bundle: Bundle, graphs: PrecisionSet) -> SourceWeights:
+    """Map the weights that the graphs of a set read."""
+    stored = stored_in_graphs(bundle.graph_path(graph) for graph in graphs.graphs)
+    return SourceWeights(stored, np.memmap(bundle.path / graphs.weights, dtype=np.uint8, mode="r"))
+
+
+def write_quantized_weights(
+    source: SourceWeights,
+    quantization: Quantization,
+    smoothing: Sequence[Smoothing],
+    rest: str,
+    path: Path,
+    progress: Callable[[float], None] = lambda done: None,
+) -> dict[str, StoredTensor]:
+    """Write the weights of a quantized set, one tensor in memory at a time.
+
+    A quantized linear gets `NAME.weight` [in, out] in the quantized type, and `NAME.weight_scale` [out].
+
+    Args:
+        rest: "fp32" or "fp16", of everything that is not quantized and of the scales.
+
+    Raises:
+        CheckpointError: a tensor does not fit float16.
+    """
+    folded = _Folded(source, smoothing)
+    stored: dict[str, StoredTensor] = {}
+    with path.open("wb") as file:
+        for index, name in enumerate(source.stored):
+            array = folded.tensor(name)
+            linear = name.removesuffix(".weight")
+            if name.endswith(".weight") and linear in quantization.input_scales:
+                values, scales = quantize_rows(array, quantization.kind, rest)
+                stored[name] = append_tensor(file, name, np.ascontiguousarray(values.T), values.dtype)
+                stored[f"{name}_scale"] = append_tensor(file, f"{name}_scale", scales, scales.dtype)
+            else:
+                stored[name] = append_tensor(file, name, array, stored_dtype(name, rest))
+            progress((index + 1) / len(source.stored))
+    return stored
+
+
+def quantize_rows(
+    weights: NDArray[np.float32], kind: str, rest: str = "fp32"
+) -> tuple[NDArray[Any], NDArray[np.float32] | NDArray[np.float16]]:
+    """Symmetric quantization of each row by its largest magnitude.
+
+    Returns:
+        values [rows, columns] int8 (-127 to 127) or float8 e4m3, and scales [rows] in the precision `rest`;
+        weights ≈ values · scale.
+    """
+    largest = np.abs(weights).max(axis=1)
+    scales = np.where(largest > 0, largest / np.float32(LARGEST[kind]), np.float32(1))
+    if rest == "fp16":
+        # Rounded up, so that no value leaves the range of the type.
+        half = np.maximum(scales, SMALLEST_HALF).astype(np.float16)
+        half = np.where(half.astype(np.float32) < scales, np.nextafter(half, np.float16(np.inf)), half)
+        scales = half.astype(np.float32)
+    scaled = weights / scales[:, None]
+    values = np.clip(np.rint(scaled), -127, 127) if kind == "int8" else np.clip(scaled, -448, 448)
+    return values.astype(Quantization(kind).stored_dtype), scales.astype(stored_dtype("scale", rest))
+
+
+class _Folded:
+    """The source's tensors with smoothing folded in: W·s for the linear, 1/s for what produces its input."""
+
+    def __init__(self, source: SourceWeights, smoothing: Sequence[Smoothing]) -> None:
+        self._source = source
+        self._consumers: Mapping[str, Vector] = {item.linear: item.factors for item in smoothing}
+        self._producers: Mapping[str, Vector] = {item.producer: item.factors for item in smoothing}
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        array = self._source.read(name)
+        module, kind = name.rsplit(".", 1)
+        if kind == "weight" and module in self._consumers:
+            array = array * self._consumers[module]
+        if module in self._producers:
+            array = _divided(array, module, self._producers[module])
+        return array
+
+
+def _divided(array: NDArray[np.float32], module: str, factors: Vector) -> NDArray[np.float32]:
+    if module.endswith("qkv"):  # attention passes the value rows on, channel by channel
+        array = array.copy()
+        values = array[2 * len(array) // 3 :]
+        values /= factors if array.ndim == 1 else factors[:, None]
+        return array
+    return array / factors[: len(array)]  # a norm; the last merger's is a quarter as wide as what it feeds

@@ -1,0 +1,148 @@
+"""Which linears suffer from quantization, and the fewest to leave out so that the encoder holds a cosine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.smoothing import Smoothing
+from calibration.stage_runner import StageRunner, Trace
+from contract.distance import distance
+from contract.errors import InputError
+from contract.grid import Grid
+from export.quantization import Quantization
+from export.stage_graphs import PATCHES, stage_of
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What quantizing one linear alone does to the encoder's outputs, worst over outputs and samples.
+
+    Attributes:
+        cosine: to the outputs without quantization.
+        relative_l2: of the difference.
+    """
+
+    linear: str
+    cosine: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Linears by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds."""
+
+    effects: tuple[Effect, ...]
+    excluded: tuple[str, ...]
+    cosine: float
+    target: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class ValidationSample:
+    """A picture or clip and its run without quantization."""
+
+    grid: Grid
+    pixel_values: NDArray[np.float32]
+    trace: Trace
+
+
+class Evaluator:
+    """The encoder with any subset of its linears quantized, by stages; sessions that do not change are kept."""
+
+    def __init__(
+        self,
+        runner: StageRunner,
+        quantization: Quantization,
+        smoothing: Sequence[Smoothing],
+        samples: Sequence[ValidationSample],
+    ) -> None:
+        self._runner, self._samples = runner, samples
+        self._quantization = quantization
+        self._smoothing = {item.linear: item for item in smoothing}
+        self._sessions: dict[frozenset[str], Any] = {}
+
+    def effect(self, linear: str) -> Effect:
+        """Quantize one linear alone and run from its stage on."""
+        stage = stage_of(linear)
+        replaced = {stage: self._session(frozenset([linear]))}
+        cosine, error = self._compare(stage, replaced)
+        return Effect(linear, cosine, error)
+
+    def cosine(self, linears: Sequence[str]) -> float:
+        """Worst cosine over outputs and samples with these linears quantized."""
+        by_stage: dict[str, set[str]] = {}
+        for linear in linears:
+            by_stage.setdefault(stage_of(linear), set()).add(linear)
+        wanted = {stage: frozenset(names) for stage, names in by_stage.items()}
+        self._sessions = {key: value for key, value in self._sessions.items() if key in wanted.values()}
+        for key in wanted.values():
+            if key not in self._sessions:
+                self._sessions[key] = self._session(key)
+        replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
+        return self._compare(PATCHES, replaced)[0]
+
+    def _session(self, linears: frozenset[str]) -> Any:
+        stage = stage_of(next(iter(linears)))
+        scales = {name: self._quantization.input_scales[name] for name in sorted(linears)}
+        smoothing = [self._smoothing[name] for name in sorted(linears) if name in self._smoothing]
+        return self._runner.quantized(stage, replace(self._quantization, input_scales=scales), smoothing)
+
+    def _compare(self, first: str, replaced: dict[str, Any]) -> tuple[float, float]:
+        cosines, errors = [], []
+        for sample in self._samples:
+            found = self._runner.resume(sample.grid, first, sample.trace.entered[first], replaced=replaced)
+            for name, actual in found.outputs.items():
+                apart = distance(actual, sample.trace.outputs[name])
+                cosines.append(apart.cosine)
+                errors.append(apart.relative_l2)
+        return float(np.min(cosines)), float(np.max(errors))
+
+
+def auto_exclude(
+    evaluator: Evaluator, linears: Sequence[str], target: float, progress: Callable[[str, float], None]
+) -> Sensitivity:
+    """Rank the linears by their effect and leave out the fewest of the worst that bring the cosine to `target`.
+
+    Raises:
+        InputError: the target is not reached even without quantization.
+    """
+    effects = []
+    for index, linear in enumerate(linears):
+        progress(f"sensitivity of {linear}", 0.8 * index / len(linears))
+        effects.append(evaluator.effect(linear))
+    effects.sort(key=lambda effect: effect.cosine)
+    ranked = [effect.linear for effect in effects]
+    low, high = 0, len(ranked)  # with `high` left out the target holds, if it can
+    reached: dict[int, float] = {}
+
+    def holds(count: int) -> bool:
+        progress(f"leaving out {count} of {len(ranked)}", 0.9)
+        reached[count] = evaluator.cosine(ranked[count:])
+        return reached[count] >= target
+
+    if not holds(0):
+        while high - low > 1:
+            middle = (low + high) // 2
+            if holds(middle):
+                high = middle
+            else:
+                low = middle
+    else:
+        high = 0
+    if high == len(ranked):
+        raise InputError(
+            "the target cosine is not reached with any linear quantized",
+            field="--auto-exclude",
+            expected=f"at most what leaving out all but one gives, {max(reached.values()):.6f}",
+            got=target,
+        )
+    return Sensitivity(tuple(effects), tuple(ranked[:high]), reached[high], target)

@@ -1,0 +1,81 @@
+"""SmoothQuant: activation outliers moved into the weights, where each output channel has a scale of its own.
+
+Per input channel c of a linear, s_c = max|X_c|^α / max|W_c|^(1-α); the linear reads X/s and its weights become
+W·s (Xiao et al., 2022, arXiv 2211.10438, eq. 4). Dividing by s costs nothing where the producer of X is linear:
+a LayerNorm takes it into weight and bias, attention into the value rows of qkv. The second linear of the MLP
+reads a GELU, which takes no factor, and is left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.histograms import ChannelHistogram
+from contract.errors import InputError
+from contract.manifest import VisionSpec
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Factors of one linear.
+
+    Attributes:
+        linear: whose input channels are divided.
+        producer: the norm, or the qkv projection for its value rows, that divides.
+        factors: float32 [input channels]; what the producer divides by may be a part of it, repeated.
+    """
+
+    linear: str
+    producer: str
+    factors: Vector
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raises: InputError: not between 0 and 1."""
+    if alpha is not None and not 0.0 < alpha <= 1.0:
+        raise InputError("bad smoothing strength", field="--smooth", expected="above 0, at most 1", got=alpha)
+
+
+def producer_of(linear: str) -> str | None:
+    """Which module divides the input of a linear without a cost; None where none can."""
+    if linear.endswith("attn.qkv"):
+        return linear.replace("attn.qkv", "norm1")
+    if linear.endswith("attn.proj"):
+        return linear.replace("attn.proj", "attn.qkv")
+    if linear.endswith("mlp.linear_fc1"):
+        return linear.replace("mlp.linear_fc1", "norm2")
+    if linear.endswith("linear_fc1"):  # of a merger
+        return linear.replace("linear_fc1", "norm")
+    return None
+
+
+def smoothing_factors(
+    spec: VisionSpec, linear: str, histogram: ChannelHistogram, largest_weight: Vector, alpha: float
+) -> Smoothing | None:
+    """The factors of a linear, or None where nothing can divide its input.
+
+    Args:
+        histogram: of what the linear reads.
+        largest_weight: float32 [input channels], max over the outputs of |W|.
+        alpha: 0 leaves the activations as they are, 1 makes all channels of the input equal.
+    """
+    producer = producer_of(linear)
+    if producer is None:
+        return None
+    seen, weights = histogram.largest, largest_weight
+    if linear == "merger.linear_fc1":
+        # Its norm runs before the patches are placed side by side: one factor for all of them.
+        seen, weights = (values.reshape(-1, spec.hidden_size).max(axis=0) for values in (seen, weights))
+    floor = np.float32(1e-5)
+    with np.errstate(divide="ignore"):
+        factors = np.maximum(seen, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
+    factors = np.where((seen <= floor) | (weights <= floor), np.float32(1), factors)
+    factors = np.clip(factors / np.exp(np.log(factors).mean()), 1e-3, 1e3)
+    if linear == "merger.linear_fc1":
+        factors = np.tile(factors, spec.merge_size**2)
+    return Smoothing(linear, producer, factors.astype(np.float32))

@@ -1,0 +1,125 @@
+"""The encoder run stage by stage in ONNX Runtime, so that every linear's input can be seen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.quantized_weights import SourceWeights, write_quantized_weights
+from calibration.smoothing import Smoothing
+from contract.grid import Grid
+from contract.manifest import VisionSpec
+from contract.position_tables import position_interpolation, rotary_cos_sin
+from contract.precision import ORT_KEEPS_MATMUL
+from export.quantization import NOT_QUANTIZED, Quantization, quantizable_linears
+from export.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
+
+Array = NDArray[Any]
+Observe = Callable[[str, Array], None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run: what entered each stage, and the encoder's outputs by name."""
+
+    entered: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+class StageRunner:
+    """Sessions of the stages of one encoder; used as a context manager.
+
+    Args:
+        source: the weights.
+        precision: "fp32" or "fp16", which the stages compute in.
+        threads: of ONNX Runtime, 0 for its choice.
+    """
+
+    def __init__(self, spec: VisionSpec, source: SourceWeights, precision: str, threads: int = 0) -> None:
+        self.spec, self.precision = spec, precision
+        self._source, self._threads = source, threads
+        self._folder = tempfile.TemporaryDirectory(prefix="qwen3vl-stages-")
+        self._plain = {stage: self.quantized(stage, NOT_QUANTIZED, ()) for stage in stages(spec)}
+
+    def __enter__(self) -> StageRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._plain.clear()
+        self._folder.cleanup()
+
+    def run(self, grid: Grid, pixel_values: NDArray[np.float32], observe: Observe | None = None) -> Trace:
+        """Run all stages; `observe` gets each linear's name and what it reads, [rows, channels]."""
+        return self.resume(grid, PATCHES, pixel_values, observe=observe)
+
+    def resume(
+        self,
+        grid: Grid,
+        first: str,
+        hidden: Array,
+        *,
+        replaced: dict[str, Any] | None = None,
+        observe: Observe | None = None,
+    ) -> Trace:
+        """Run from a stage on.
+
+        Args:
+            first: the stage to start with.
+            hidden: what enters it (`Trace.entered`).
+            replaced: sessions to use in place of plain stages, from `quantized`.
+        """
+        entered: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
+        names = list(stages(self.spec))
+        for stage in names[names.index(first) :]:
+            entered[stage] = hidden
+            session = (replaced or {}).get(stage, self._plain[stage])
+            produced = self._run_stage(session, stage, grid, hidden, observe)
+            if stage == PATCHES or stage.startswith("blocks."):
+                hidden = produced
+            else:
+                outputs[output_of(stage)] = produced
+        return Trace(entered, outputs)
+
+    def quantized(self, stage: str, quantization: Quantization, smoothing: Sequence[Smoothing]) -> Any:
+        """A session of a stage with the linears that `quantization` names quantized."""
+        import onnxruntime as ort
+
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.log_severity_level = 3
+        settings.enable_cpu_mem_arena = False  # what one large picture needed is not kept
+        with tempfile.TemporaryDirectory(prefix="stage-", dir=self._folder.name) as name:
+            weights, graph = Path(name) / "weights.bin", Path(name) / "stage.onnx"
+            source = self._source.of_stage(stage)
+            stored = write_quantized_weights(source, quantization, smoothing, self.precision, weights)
+            model = stage_graph(self.spec, stage, self.precision, stored, weights.name, quantization).model
+            graph.write_bytes(model.SerializeToString())
+            return ort.InferenceSession(
+                str(graph), settings, providers=["CPUExecutionProvider"], disabled_optimizers=set(ORT_KEEPS_MATMUL)
+            )
+
+    def _run_stage(self, session: Any, stage: str, grid: Grid, hidden: Array, observe: Observe | None) -> Array:
+        feeds: dict[str, Array] = {"hidden": hidden}
+        if stage == PATCHES:
+            indices, weights = position_interpolation(grid, self.spec.merge_size, self.spec.num_position_embeddings)
+            feeds = {"pixel_values": hidden, "position_indices": indices, "position_weights": weights}
+        elif stage.startswith("blocks."):
+            cos, sin = rotary_cos_sin(grid, self.spec.merge_size, self.spec.head_dim, self.spec.rope_theta)
+            feeds |= {"rotary_cos": cos, "rotary_sin": sin}
+        if observe is None:
+            return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
+        linears = [name for name in quantizable_linears(self.spec) if stage_of(name) == stage]
+        out, *seen = session.run(["out", *(observed_name(linear) for linear in linears)], feeds)
+        for linear, values in zip(linears, seen, strict=True):
+            observe(linear, values)
+        return out  # type: ignore[no-any-return]

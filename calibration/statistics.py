@@ -1,0 +1,156 @@
+"""What every linear of the encoder read over the calibration data: gathered once, kept, reused for any method."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.histograms import BINS, ChannelHistogram
+from calibration.samples import Selection, Source, stream_samples
+from calibration.stage_runner import StageRunner
+from contract import atomic
+from contract.bundle import Bundle
+from contract.errors import InputError
+from contract.manifest import VisionSpec
+from edge_runtime.media import BucketPolicy
+from export.quantization import quantizable_linears
+from export.stage_graphs import linear_width
+
+STATISTICS_NAME = "calibration/statistics.npz"
+_SAVE_EVERY = 30.0  # seconds of work that a crash may cost
+
+
+@dataclass
+class Statistics:
+    """Histograms by linear, and what they are of.
+
+    Attributes:
+        key: of the model, the data, its order and the number of samples.
+        samples: pictures and clips counted.
+        complete: False for a pass that was interrupted; `done` sources are in it.
+    """
+
+    key: str
+    histograms: dict[str, ChannelHistogram]
+    selection: Selection
+    samples: int = 0
+    done: int = 0
+    complete: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write atomically, as numpy's compressed archive; no pickle."""
+        about = {
+            "key": self.key,
+            "samples": self.samples,
+            "done": self.done,
+            "complete": self.complete,
+            "used": self.selection.used,
+            "skipped": self.selection.skipped,
+            "per_bucket": dict(self.selection.per_bucket),
+        }
+        arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for name, histogram in self.histograms.items():
+            arrays[f"{name}.counts"], arrays[f"{name}.largest"] = histogram.counts, histogram.largest
+            arrays[f"{name}.rows"] = np.int64(histogram.rows)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        atomic.write_bytes(path, buffer.getbuffer())
+
+
+def load_statistics(path: Path) -> Statistics | None:
+    """Statistics of an earlier pass; None where there are none, or none of this layout."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(archive["about"].tobytes())
+            names = [name.removesuffix(".counts") for name in archive.files if name.endswith(".counts")]
+            histograms = {
+                name: ChannelHistogram(
+                    archive[f"{name}.counts"], archive[f"{name}.largest"], int(archive[f"{name}.rows"])
+                )
+                for name in names
+            }
+        selection = Selection(about["used"], [tuple(item) for item in about["skipped"]])
+        selection.per_bucket.update(about["per_bucket"])
+        found = Statistics(about["key"], histograms, selection, about["samples"], about["done"], about["complete"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError):
+        return None
+    fits = all(histogram.counts.shape[1:] == (BINS,) for histogram in found.histograms.values())
+    return found if fits else None
+
+
+def statistics_key(bundle: Bundle, sources: Sequence[Source], policy: BucketPolicy, samples: int) -> str:
+    """sha256 of all that decides what the statistics are."""
+    parts = [bundle.manifest.model.model_hash, repr(policy), str(samples), str(BINS)]
+    parts += [f"{source.name} {source.digest}" for source in sources]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def gather(
+    bundle: Bundle,
+    runner: Callable[[], StageRunner],
+    sources: Sequence[Source],
+    policy: BucketPolicy,
+    samples: int,
+    progress: Callable[[str, float], None] = lambda what, done: None,
+) -> Statistics:
+    """Run the encoder over the data, or go on where an interrupted pass stopped, or take what is there.
+
+    The statistics are in the bundle, at STATISTICS_NAME; they are not a part of it: a device needs none.
+
+    Raises:
+        InputError: nothing of the data could be read.
+    """
+    path = bundle.path / STATISTICS_NAME
+    key = statistics_key(bundle, sources, policy, samples)
+    statistics = load_statistics(path)
+    if statistics is None or statistics.key != key:
+        statistics = _empty(key, bundle.manifest.vision)
+    if not statistics.complete:
+        _observe(statistics, path, bundle, runner(), sources, policy, samples, progress)
+    if not statistics.samples:
+        first = statistics.selection.skipped[0]
+        raise InputError(
+            f"none of {len(sources)} items in the calibration data can be used",
+            field="--data",
+            got=f"{first[0]}: {first[1]}",
+        )
+    return statistics
+
+
+def _empty(key: str, spec: VisionSpec) -> Statistics:
+    linears = quantizable_linears(spec)
+    histograms = {name: ChannelHistogram.empty(linear_width(spec, name)) for name in linears}
+    return Statistics(key, histograms, Selection())
+
+
+def _observe(
+    statistics: Statistics,
+    path: Path,
+    bundle: Bundle,
+    stages: StageRunner,
+    sources: Sequence[Source],
+    policy: BucketPolicy,
+    samples: int,
+    progress: Callable[[str, float], None],
+) -> None:
+    saved = time.monotonic()
+    begun, left = statistics.done, samples - statistics.samples
+    for index, items in stream_samples(sources[begun:], bundle, policy, statistics.selection, left):
+        progress(f"observing {items[0].source}", statistics.samples / min(samples, len(sources)))
+        for item in items:
+            stages.run(item.grid, item.pixel_values, lambda name, values: statistics.histograms[name].add(values))
+        statistics.samples += len(items)
+        statistics.done = begun + index + 1
+        if time.monotonic() - saved > _SAVE_EVERY:
+            statistics.save(path)
+            saved = time.monotonic()
+    statistics.complete = True
+    statistics.save(path)

@@ -1,0 +1,46 @@
+"""The precisions that a bundle's graphs come in: one line each, read by whoever writes, builds or runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One set of graphs.
+
+    Attributes:
+        rest: "fp32" or "fp16": the type of weights and products that are not quantized, and of the outputs.
+        quantized: "int8" or "fp8" for linears behind Q/DQ pairs, None where there are none.
+        min_cosine: what every encoder output must hold against PyTorch in fp32 when parity is measured.
+        min_agreement: share of prompts whose greedy tokens must be the unsplit model's.
+    """
+
+    name: str
+    rest: str
+    quantized: str | None
+    min_cosine: float
+    min_agreement: float
+
+
+PRECISIONS = {
+    item.name: item
+    for item in (
+        Precision("fp32", "fp32", None, 0.99999, 1.0),
+        Precision("fp16", "fp16", None, 0.9999, 0.99),
+        # Made by `qwen3vl-edge calibrate`.
+        Precision("int8", "fp32", "int8", 0.999, 0.98),
+        Precision("int8-fp16", "fp16", "int8", 0.999, 0.98),
+        Precision("fp8", "fp16", "fp8", 0.998, 0.98),
+        Precision("fp8-fp32", "fp32", "fp8", 0.998, 0.98),
+    )
+}
+EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
+QUANTIZED_TYPES = ("int8", "fp8")
+# ONNX Runtime makes integer products of quantized MatMuls, but not of what this pass turns them into.
+ORT_KEEPS_MATMUL = frozenset({"MatMulAddFusion"})
+
+
+def quantized_name(kind: str, rest: str) -> str:
+    """The set of linears in `kind` and all else in `rest`."""
+    return next(name for name, item in PRECISIONS.items() if (item.quantized, item.rest) == (kind, rest))

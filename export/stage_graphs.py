@@ -1,0 +1,113 @@
+"""The encoder cut into stages, each a graph of its own for any grid: to look inside with one stage in memory.
+
+A stage computes what the whole graph computes, from the same weights file: `patches` (pixels to the residual
+stream), `blocks.k` (residual stream to residual stream), and each merger (residual stream to an output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from contract.manifest import VisionSpec
+from contract.tensor_spec import TensorSpec
+from export.emitter import GraphEmitter, Value
+from export.encoder_graph import EncoderGraph, EncoderWriter
+from export.quantization import NOT_QUANTIZED, Quantization
+from export.weights import StoredTensor
+
+PATCHES = "patches"
+
+
+def stages(spec: VisionSpec) -> Iterator[str]:
+    """Stage names in the order they run; a merger follows the block that it reads."""
+    yield PATCHES
+    for layer in range(spec.depth):
+        yield f"blocks.{layer}"
+        if layer in spec.deepstack_visual_indexes:
+            yield f"deepstack_merger_list.{spec.deepstack_visual_indexes.index(layer)}"
+    yield "merger"
+
+
+def stage_of(linear: str) -> str:
+    """The stage that holds a linear: "blocks.3" for "blocks.3.attn.qkv", "merger" for "merger.linear_fc1"."""
+    parts = linear.split(".")
+    return parts[0] if parts[0] == "merger" else ".".join(parts[:2])
+
+
+def output_of(stage: str) -> str:
+    """The encoder output that a merger makes: "embeds" or "deepstack.k"."""
+    return "embeds" if stage == "merger" else f"deepstack.{stage.split('.')[1]}"
+
+
+def stage_graph(
+    spec: VisionSpec,
+    stage: str,
+    precision: str,
+    weights: dict[str, StoredTensor],
+    location: str,
+    quantization: Quantization = NOT_QUANTIZED,
+) -> EncoderGraph:
+    """One stage as a graph of dynamic shape.
+
+    Inputs: `hidden` float32 [patches, width] (the patches stage: as the dynamic-shape graph, without rotary),
+    and for blocks `rotary_cos`, `rotary_sin` [patches per frame, head width].
+    Outputs: `out`, then what each linear of the stage reads, named after the linear, in the order they run.
+    """
+    frame_input = "position_indices" if stage == PATCHES else "rotary_cos"
+    writer = EncoderWriter(
+        spec, precision, GraphEmitter(weights, location), None, None, quantization, frame_input=frame_input
+    )
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("hidden", "float32", ("patches", spec.hidden_size)),)
+    kind = "float32"
+    if stage == PATCHES:
+        inputs, out = _patches(writer)
+        rows: str = "patches"
+    elif stage.startswith("blocks."):
+        tables = tuple(
+            TensorSpec(name, "float32", ("frame_patches", spec.head_dim)) for name in ("rotary_cos", "rotary_sin")
+        )
+        inputs += tables
+        rotary = (writer.to_half("rotary_cos", "rotary.0"), writer.to_half("rotary_sin", "rotary.1"))
+        out, rows = writer.block("hidden", stage, rotary), "patches"
+    else:
+        out, rows = writer.merger("hidden", stage, after_shuffle=stage != "merger"), "tokens"
+        kind = "float16" if writer.half else "float32"
+    writer.emit.node("Identity", [out], "out")
+    width = spec.out_hidden_size if rows == "tokens" else spec.hidden_size
+    outputs = [TensorSpec("out", kind, (rows, width))]
+    if stage != PATCHES:
+        outputs += _observed(writer, spec)
+    return EncoderGraph(writer.emit.model(stage, inputs, tuple(outputs)), inputs, tuple(outputs))
+
+
+def _patches(writer: EncoderWriter) -> tuple[tuple[TensorSpec, ...], Value]:
+    inputs = (
+        TensorSpec("pixel_values", "float32", ("patches", writer.spec.patch_values)),
+        TensorSpec("position_indices", "int64", ("frame_patches", 4)),
+        TensorSpec("position_weights", "float32", ("frame_patches", 4)),
+    )
+    patches = writer.linear("pixel_values", "patch_embed.proj", cast_input=True)
+    positions = writer.interpolate("position_indices", "position_weights")
+    return inputs, writer.add_positions(writer.to_float32(patches, "patch_embed"), positions)
+
+
+def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
+    found = []
+    for linear, value in writer.linear_inputs.items():
+        name = observed_name(linear)
+        writer.emit.node("Identity", [value], name)
+        kind = "float16" if writer.half else "float32"
+        found.append(TensorSpec(name, kind, (f"{linear}.rows", linear_width(spec, linear))))
+    return found
+
+
+def observed_name(linear: str) -> str:
+    """The stage output that holds what a linear reads."""
+    return f"{linear}.observed"
+
+
+def linear_width(spec: VisionSpec, linear: str) -> int:
+    """Channels that a linear reads."""
+    if "merger" in linear:
+        return spec.hidden_size * spec.merge_size**2
+    return spec.intermediate_size if linear.endswith("mlp.linear_fc2") else spec.hidden_size
