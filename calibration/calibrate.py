@@ -14,21 +14,20 @@ import numpy as np
 
 from calibration.quantized_weights import SourceWeights, source_weights
 from calibration.ranges import activation_range, check_method, scale_of
-from calibration.samples import Selection, Source, bucket_policy, list_sources, stream_samples
-from calibration.sensitivity import Evaluator, Sensitivity, ValidationSample, auto_exclude
+from calibration.samples import Selection, bucket_policy, list_sources
+from calibration.sensitivity import Evaluator, Sensitivity, auto_exclude
 from calibration.smoothing import Smoothing, Vector, check_alpha, smoothing_factors
 from calibration.stage_runner import StageRunner
 from calibration.statistics import Statistics, gather
+from calibration.validation import validation_samples
 from calibration.write_set import QuantizedSet, write_set
 from contract.bundle import Bundle, open_bundle
 from contract.errors import BundleError, InputError
 from contract.manifest import CalibrationRecord, Manifest, PrecisionSet
 from contract.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
-from edge_runtime.media import BucketPolicy
 from export.quantization import Quantization, quantizable_linears
 
 Progress = Callable[[str, float], None]
-VALIDATION_SAMPLES = 4  # real samples that sensitivity and the measured parity are taken on, besides drawn ones
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class CalibrationRequest:
         data: a folder of pictures and clips, or messages as JSON lines.
         samples: pictures and clips to observe.
         method: how ranges are chosen, see calibration.ranges.
-        smooth: SmoothQuant's alpha; None leaves channels as they are.
+        smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of linears that stay unquantized, such as "blocks.0.*".
         auto_exclude: cosine that every output must hold; the linears that suffer most are left out until it does.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
@@ -52,8 +51,8 @@ class CalibrationRequest:
     precision: str
     data: Path
     samples: int = 256
-    method: str = "mse"
-    smooth: float | None = None
+    method: str = "max"
+    smooth: float = 0.5
     exclude: tuple[str, ...] = ()
     auto_exclude: float | None = None
     rest: str | None = None
@@ -107,7 +106,7 @@ def calibrate_bundle(
         if found is not None and found.calibration is not None and found.calibration.key == key:
             return CalibrationResult(found, found.calibration, statistics.selection, thin, None, skipped=True)
         quantization, smoothing = choose(bundle, weights, statistics, request, _part(progress, 0.5, 0.1))
-        samples = _validation(bundle, runner(), sources, policy)
+        samples = validation_samples(bundle, base, runner(), sources, policy)
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
@@ -116,7 +115,8 @@ def calibrate_bundle(
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
         record = _record(key, base, request, statistics, quantization, bundle)
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
-        graphs = write_set(bundle, base, weights, quantized, runner(), samples, _part(progress, 0.8, 0.2))
+        cases = [sample.check_case(bundle.manifest.vision) for sample in samples]
+        graphs = write_set(bundle, base, weights, quantized, cases, _part(progress, 0.8, 0.2))
     assert graphs.calibration is not None
     return CalibrationResult(graphs, graphs.calibration, statistics.selection, thin, sensitivity, skipped=False)
 
@@ -185,7 +185,7 @@ def choose(
         progress(f"range of {linear}", index / len(wanted))
         histogram = statistics.histograms[linear]
         factors: Vector = np.ones(len(histogram.largest), np.float32)
-        if request.smooth is not None:
+        if request.smooth > 0:
             largest = weights.largest_by_input(linear)
             found = smoothing_factors(spec, linear, histogram, largest, request.smooth)
             if found is not None:
@@ -201,18 +201,6 @@ def _without(
 ) -> tuple[Quantization, list[Smoothing]]:
     scales = {name: scale for name, scale in quantization.input_scales.items() if name not in excluded}
     return replace(quantization, input_scales=scales), [item for item in smoothing if item.linear not in excluded]
-
-
-def _validation(
-    bundle: Bundle, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
-) -> list[ValidationSample]:
-    """The last of the data first: with more data than samples, none of it was observed."""
-    found = []
-    for _, samples in stream_samples(sources[::-1], bundle, policy, Selection(), VALIDATION_SAMPLES):
-        for item in samples:
-            trace = runner.run(item.grid, item.pixel_values)
-            found.append(ValidationSample(item.grid, item.pixel_values, trace))
-    return found
 
 
 def _key(bundle: Bundle, base: PrecisionSet, name: str, request: CalibrationRequest, statistics: str) -> str:
@@ -244,7 +232,7 @@ def _record(
         method=request.method,
         samples=statistics.samples,
         per_bucket=dict(statistics.selection.per_bucket),
-        smooth=request.smooth,
+        smooth=request.smooth or None,
         quantized=tuple(quantization.input_scales),
         excluded=tuple(linear for linear in linears if linear not in quantization.input_scales),
     )

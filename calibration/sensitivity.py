@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.smoothing import Smoothing
-from calibration.stage_runner import StageRunner, Trace
+from calibration.stage_runner import StageRunner
+from calibration.validation import ValidationSample
 from contract.distance import distance
 from contract.errors import InputError
-from contract.grid import Grid
 from export.quantization import Quantization
 from export.stage_graphs import PATCHES, stage_of
+
+RANKED_ON = 3  # samples that each linear's effect is measured on; the cosine to hold is measured on all
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,6 @@ class Sensitivity:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-@dataclass(frozen=True)
-class ValidationSample:
-    """A picture or clip and its run without quantization."""
-
-    grid: Grid
-    pixel_values: NDArray[np.float32]
-    trace: Trace
-
-
 class Evaluator:
     """The encoder with any subset of its linears quantized, by stages; sessions that do not change are kept."""
 
@@ -71,10 +63,10 @@ class Evaluator:
         self._sessions: dict[frozenset[str], Any] = {}
 
     def effect(self, linear: str) -> Effect:
-        """Quantize one linear alone and run from its stage on."""
+        """Quantize one linear alone and run from its stage on, on the first RANKED_ON samples."""
         stage = stage_of(linear)
         replaced = {stage: self._session(frozenset([linear]))}
-        cosine, error = self._compare(stage, replaced)
+        cosine, error = self._compare(stage, replaced, self._samples[:RANKED_ON])
         return Effect(linear, cosine, error)
 
     def cosine(self, linears: Sequence[str]) -> float:
@@ -88,7 +80,7 @@ class Evaluator:
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
         replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
-        return self._compare(PATCHES, replaced)[0]
+        return self._compare(PATCHES, replaced, self._samples)[0]
 
     def _session(self, linears: frozenset[str]) -> Any:
         stage = stage_of(next(iter(linears)))
@@ -96,9 +88,11 @@ class Evaluator:
         smoothing = [self._smoothing[name] for name in sorted(linears) if name in self._smoothing]
         return self._runner.quantized(stage, replace(self._quantization, input_scales=scales), smoothing)
 
-    def _compare(self, first: str, replaced: dict[str, Any]) -> tuple[float, float]:
+    def _compare(
+        self, first: str, replaced: dict[str, Any], samples: Sequence[ValidationSample]
+    ) -> tuple[float, float]:
         cosines, errors = [], []
-        for sample in self._samples:
+        for sample in samples:
             found = self._runner.resume(sample.grid, first, sample.trace.entered[first], replaced=replaced)
             for name, actual in found.outputs.items():
                 apart = distance(actual, sample.trace.outputs[name])

@@ -35,10 +35,10 @@ class Smoothing:
     factors: Vector
 
 
-def check_alpha(alpha: float | None) -> None:
+def check_alpha(alpha: float) -> None:
     """Raises: InputError: not between 0 and 1."""
-    if alpha is not None and not 0.0 < alpha <= 1.0:
-        raise InputError("bad smoothing strength", field="--smooth", expected="above 0, at most 1", got=alpha)
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError("bad smoothing strength", field="--smooth", expected="0 to 1", got=alpha)
 
 
 def producer_of(linear: str) -> str | None:

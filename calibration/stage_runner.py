@@ -17,7 +17,7 @@ from calibration.smoothing import Smoothing
 from contract.grid import Grid
 from contract.manifest import VisionSpec
 from contract.position_tables import position_interpolation, rotary_cos_sin
-from contract.precision import ORT_KEEPS_MATMUL
+from contract.precision import ORT_DISABLED_OPTIMIZERS
 from export.quantization import NOT_QUANTIZED, Quantization, quantizable_linears
 from export.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
 
@@ -105,7 +105,10 @@ class StageRunner:
             model = stage_graph(self.spec, stage, self.precision, stored, weights.name, quantization).model
             graph.write_bytes(model.SerializeToString())
             return ort.InferenceSession(
-                str(graph), settings, providers=["CPUExecutionProvider"], disabled_optimizers=set(ORT_KEEPS_MATMUL)
+                str(graph),
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=set(ORT_DISABLED_OPTIMIZERS[quantization.kind]),
             )
 
     def _run_stage(self, session: Any, stage: str, grid: Grid, hidden: Array, observe: Observe | None) -> Array:

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.quantized_weights import SourceWeights, write_quantized_weights
-from calibration.sensitivity import Sensitivity, ValidationSample
+from calibration.sensitivity import Sensitivity
 from calibration.smoothing import Smoothing
-from calibration.stage_runner import StageRunner, Trace
 from contract import atomic
 from contract.bundle import Bundle, open_bundle, record_file
 from contract.manifest import CalibrationRecord, GraphRecord, PrecisionSet
-from contract.precision import ORT_KEEPS_MATMUL, PRECISIONS
-from export.check import CheckCase, dynamic_check_grids, measure_graph
-from export.check_pixels import draw_frames, patch_values
+from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from export.check import CheckCase, measure_graph
 from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
 from export.quantization import Quantization
 from export.weights import StoredTensor
@@ -45,11 +43,10 @@ def write_set(
     base: PrecisionSet,
     weights: SourceWeights,
     quantized: QuantizedSet,
-    runner: StageRunner,
-    samples: Sequence[ValidationSample],
+    cases: Sequence[CheckCase],
     progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> PrecisionSet:
-    """Write the same graphs as `base` has, quantized, and record them.
+    """Write the same graphs as `base` has, quantized, measured on `cases`, and record them.
 
     Raises:
         CheckpointError: a tensor does not fit float16.
@@ -64,7 +61,6 @@ def write_set(
         )
         if quantized.sensitivity is not None:
             (staging / SENSITIVITY_NAME).write_text(quantized.sensitivity.to_json(), encoding="utf-8")
-        cases = _cases(bundle, base, runner, samples)
         records = []
         for index, graph in enumerate(base.graphs):
             progress(f"measuring {Path(graph.path).name}", 0.1 + 0.9 * index / len(base.graphs))
@@ -88,7 +84,8 @@ def _write_graph(
     record = GraphRecord(source.kind, source.bucket, f"{folder}/{name}", graph.inputs, graph.outputs)
     fixed = set(manifest.buckets(quantized.record.base))
     own = [case for case in cases if case.grid == source.grid or (source.grid is None and case.grid not in fixed)]
-    return measure_graph(path, record, own or cases[:1], manifest.vision, ORT_KEEPS_MATMUL)
+    disabled = ORT_DISABLED_OPTIMIZERS[quantized.quantization.kind]
+    return measure_graph(path, record, own or cases[:1], manifest.vision, disabled)
 
 
 def _graph(
@@ -101,26 +98,6 @@ def _graph(
         constants = bundle.manifest.preprocessing
         return image_graph(vision, constants, source.grid, rest, stored, WEIGHTS_NAME, quantized.quantization)
     return fixed_graph(vision, source.grid, rest, stored, WEIGHTS_NAME, quantized.quantization)
-
-
-def _cases(
-    bundle: Bundle, base: PrecisionSet, runner: StageRunner, samples: Sequence[ValidationSample]
-) -> list[CheckCase]:
-    """A drawn picture at every bucket, two where no bucket is, and real samples."""
-    manifest = bundle.manifest
-    grids = manifest.buckets(base.precision)
-    if manifest.has_dynamic(base.precision):
-        grids += dynamic_check_grids(grids, manifest.vision.merge_size)
-    cases = [CheckCase(item.grid, None, item.pixel_values, _outputs(bundle, item.trace)) for item in samples]
-    for index, grid in enumerate(grids):
-        frames = draw_frames(grid, manifest.vision, seed=index)
-        pixels = patch_values(frames, grid, manifest.vision, manifest.preprocessing)
-        cases.append(CheckCase(grid, frames, pixels, _outputs(bundle, runner.run(grid, pixels))))
-    return cases
-
-
-def _outputs(bundle: Bundle, trace: Trace) -> list:  # type: ignore[type-arg]
-    return [trace.outputs[name] for name in bundle.manifest.vision.output_names]
 
 
 def _switch(bundle: Bundle, folder: Path, quantized: QuantizedSet, graphs: tuple[GraphRecord, ...]) -> PrecisionSet:

@@ -37,8 +37,14 @@ PRECISIONS = {
 }
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
-# ONNX Runtime makes integer products of quantized MatMuls, but not of what this pass turns them into.
-ORT_KEEPS_MATMUL = frozenset({"MatMulAddFusion"})
+# Optimizers of ONNX Runtime to switch off, by the type that linears are quantized to. The first turns a product
+# and its bias into a Gemm, of which no integer product is made; the second moves quantization before transposes,
+# which take no float8.
+ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
+    None: frozenset(),
+    "int8": frozenset({"MatMulAddFusion"}),
+    "fp8": frozenset({"MatMulAddFusion", "QDQPropagationTransformer"}),
+}
 
 
 def quantized_name(kind: str, rest: str) -> str:

@@ -90,8 +90,8 @@ def calibrate(
     data: Annotated[Path, typer.Option(help="Folder of pictures and clips, or JSON lines with `messages`.")],
     precision: Annotated[str, typer.Option(help="int8 or fp8 (e4m3).")] = "int8",
     samples: Annotated[int, typer.Option(help="Pictures and clips to observe.")] = 256,
-    method: Annotated[str, typer.Option(help="How ranges are chosen: max, entropy, percentile or mse.")] = "mse",
-    smooth: Annotated[float | None, typer.Option(help="SmoothQuant's alpha, such as 0.5; none by default.")] = None,
+    method: Annotated[str, typer.Option(help="How ranges are chosen: max, entropy, percentile or mse.")] = "max",
+    smooth: Annotated[float, typer.Option(help="SmoothQuant's alpha, 0 to 1; 0 for none.")] = 0.5,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Linears to leave unquantized, as blocks.0.* ; may repeat.")
     ] = None,

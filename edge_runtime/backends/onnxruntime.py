@@ -13,7 +13,7 @@ from contract.bundle import Bundle
 from contract.errors import BucketError
 from contract.grid import Grid
 from contract.manifest import GraphRecord
-from contract.precision import ORT_KEEPS_MATMUL, PRECISIONS
+from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import find_provider, make_session
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
 from edge_runtime.position_inputs import position_inputs
@@ -71,8 +71,8 @@ class OnnxRuntimeEngine:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self._threads
         settings.log_severity_level = 3
-        keep = ORT_KEEPS_MATMUL if PRECISIONS[self.precision].quantized else frozenset()
-        return make_session(self._bundle.graph_path(graph), settings, self._provider, self._bundle, keep)
+        disabled = ORT_DISABLED_OPTIMIZERS[PRECISIONS[self.precision].quantized]
+        return make_session(self._bundle.graph_path(graph), settings, self._provider, self._bundle, disabled)
 
 
 def load(bundle: Bundle, options: EngineOptions) -> Engine:

@@ -1,6 +1,9 @@
 """Held-out accuracy of the released checkpoint, through transformers' own classes and the edge's preprocessing.
 
 python -m tools.train_reference.evaluate --model reference/qwen3vl-tiny [--count 500] [--json]
+python -m tools.train_reference.evaluate --model reference/qwen3vl-tiny --bundle BUNDLE --precision int8
+
+The second form asks the split: a bundle's graphs encode, fp16 embeddings travel, the language model answers.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from typing import Any
 
 from contract.checkpoint import open_checkpoint
 from contract.grid import PatchGeometry
+from contract.request import Sampling
+from edge_runtime.edge import EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
 from edge_runtime.media import BucketPolicy
-from tools.parity.end_to_end import Unsplit
+from tools.parity.end_to_end import Split, Unsplit, open_both
 from tools.train_reference.heldout import HeldoutQuestion, heldout_questions
 
 MAX_NEW_TOKENS = 24
@@ -45,6 +51,19 @@ def answer_all(
         output = unsplit.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         tail = output[0, inputs["input_ids"].shape[1] :]
         answers.append(unsplit.processor.hf.decode(tail, skip_special_tokens=True))
+        progress(index + 1)
+    return answers
+
+
+def answer_all_split(
+    split: Split, questions: Sequence[HeldoutQuestion], progress: Callable[[int], None] = lambda done: None
+) -> list[str]:
+    """The split's greedy answers, through the wire format and the server's own input building."""
+    answers = []
+    for index, question in enumerate(questions):
+        inputs, _, _ = split.inputs(question.messages, Sampling(max_new_tokens=MAX_NEW_TOKENS))
+        ids = split.greedy(inputs, MAX_NEW_TOKENS)
+        answers.append(split.loaded.tokenizer.decode(ids, skip_special_tokens=True))
         progress(index + 1)
     return answers
 
@@ -81,12 +100,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--precision")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    unsplit = Unsplit(open_checkpoint(str(arguments.model)))
     questions = heldout_questions(arguments.count)
     started = time.perf_counter()
-    answers = answer_all(unsplit, questions, progress_on_stderr(len(questions)))
+    show = progress_on_stderr(len(questions))
+    if arguments.bundle is None:
+        answers = answer_all(Unsplit(open_checkpoint(str(arguments.model))), questions, show)
+    else:
+        with open_edge(arguments.bundle, EdgeOptions(engine=EngineOptions(precision=arguments.precision))) as edge:
+            answers = answer_all_split(open_both(edge, arguments.model)[0], questions, show)
     scores = score(questions, answers)
     document: dict[str, Any] = {
         "overall": scores.overall,

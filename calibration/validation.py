@@ -1,0 +1,54 @@
+"""What a quantized encoder is measured on: real samples, and a drawn picture at every bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.samples import Selection, Source, stream_samples
+from calibration.stage_runner import StageRunner, Trace
+from contract.bundle import Bundle
+from contract.grid import Grid
+from contract.manifest import PrecisionSet, VisionSpec
+from edge_runtime.media import BucketPolicy
+from export.check import CheckCase, dynamic_check_grids
+from export.check_pixels import draw_frames, patch_values
+
+REAL_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class ValidationSample:
+    """A picture or clip and its run without quantization; `frames` where it is a drawn one."""
+
+    grid: Grid
+    pixel_values: NDArray[np.float32]
+    trace: Trace
+    frames: NDArray[np.uint8] | None = None
+
+    def check_case(self, spec: VisionSpec) -> CheckCase:
+        """The same for a graph's check."""
+        outputs = [self.trace.outputs[name] for name in spec.output_names]
+        return CheckCase(self.grid, self.frames, self.pixel_values, outputs)
+
+
+def validation_samples(
+    bundle: Bundle, base: PrecisionSet, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
+) -> list[ValidationSample]:
+    """Real samples from the end of the data (with more data than samples, none of it was observed), then drawn ones."""
+    found = []
+    for _, samples in stream_samples(sources[::-1], bundle, policy, Selection(), REAL_SAMPLES):
+        for item in samples:
+            found.append(ValidationSample(item.grid, item.pixel_values, runner.run(item.grid, item.pixel_values)))
+    manifest = bundle.manifest
+    grids = manifest.buckets(base.precision)
+    if manifest.has_dynamic(base.precision):
+        grids += dynamic_check_grids(grids, manifest.vision.merge_size)
+    for index, grid in enumerate(grids):
+        frames = draw_frames(grid, manifest.vision, seed=index)
+        pixels = patch_values(frames, grid, manifest.vision, manifest.preprocessing)
+        found.append(ValidationSample(grid, pixels, runner.run(grid, pixels), frames))
+    return found
