@@ -17,7 +17,7 @@ from contract.errors import InputError
 from export.quantization import Quantization
 from export.stage_graphs import PATCHES, stage_of
 
-RANKED_ON = 3  # samples that each linear's effect is measured on; the cosine to hold is measured on all
+RANKED_ON = 3  # samples that each linear's effect is measured on: those that suffer most with all quantized
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Linears by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds."""
+    """Linears by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds.
+
+    `effects` is empty where the target holds with every linear quantized.
+    """
 
     effects: tuple[Effect, ...]
     excluded: tuple[str, ...]
@@ -61,13 +64,14 @@ class Evaluator:
         self._quantization = quantization
         self._smoothing = {item.linear: item for item in smoothing}
         self._sessions: dict[frozenset[str], Any] = {}
+        self._last: dict[int, float] = {}
 
     def effect(self, linear: str) -> Effect:
-        """Quantize one linear alone and run from its stage on, on the first RANKED_ON samples."""
+        """Quantize one linear alone and run from its stage on, on the samples that suffer most."""
         stage = stage_of(linear)
         replaced = {stage: self._session(frozenset([linear]))}
-        cosine, error = self._compare(stage, replaced, self._samples[:RANKED_ON])
-        return Effect(linear, cosine, error)
+        apart = [self._compare(stage, replaced, sample) for sample in self._worst_samples()]
+        return Effect(linear, min(cosine for cosine, _ in apart), max(error for _, error in apart))
 
     def cosine(self, linears: Sequence[str]) -> float:
         """Worst cosine over outputs and samples with these linears quantized."""
@@ -80,7 +84,14 @@ class Evaluator:
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
         replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
-        return self._compare(PATCHES, replaced, self._samples)[0]
+        found = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
+        self._last = dict(enumerate(found))
+        return min(found)
+
+    def _worst_samples(self) -> list[ValidationSample]:
+        """RANKED_ON of the samples, by their cosine when `cosine` was last measured."""
+        order = sorted(range(len(self._samples)), key=lambda index: self._last.get(index, 1.0))
+        return [self._samples[index] for index in order[:RANKED_ON]]
 
     def _session(self, linears: frozenset[str]) -> Any:
         stage = stage_of(next(iter(linears)))
@@ -88,17 +99,12 @@ class Evaluator:
         smoothing = [self._smoothing[name] for name in sorted(linears) if name in self._smoothing]
         return self._runner.quantized(stage, replace(self._quantization, input_scales=scales), smoothing)
 
-    def _compare(
-        self, first: str, replaced: dict[str, Any], samples: Sequence[ValidationSample]
-    ) -> tuple[float, float]:
-        cosines, errors = [], []
-        for sample in samples:
-            found = self._runner.resume(sample.grid, first, sample.trace.entered[first], replaced=replaced)
-            for name, actual in found.outputs.items():
-                apart = distance(actual, sample.trace.outputs[name])
-                cosines.append(apart.cosine)
-                errors.append(apart.relative_l2)
-        return float(np.min(cosines)), float(np.max(errors))
+    def _compare(self, first: str, replaced: dict[str, Any], sample: ValidationSample) -> tuple[float, float]:
+        """Worst cosine and relative L2 over the outputs."""
+        found = self._runner.resume(sample.grid, first, sample.trace.entered[first], replaced=replaced)
+        apart = [distance(actual, sample.trace.outputs[name]) for name, actual in found.outputs.items()]
+        # numpy's minimum and maximum let NaN through, so that it fails whoever compares it.
+        return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))
 
 
 def auto_exclude(
@@ -109,34 +115,27 @@ def auto_exclude(
     Raises:
         InputError: the target is not reached even without quantization.
     """
+    progress("all linears", 0.0)
+    if (cosine := evaluator.cosine(linears)) >= target:
+        return Sensitivity((), (), cosine, target)
     effects = []
     for index, linear in enumerate(linears):
-        progress(f"sensitivity of {linear}", 0.8 * index / len(linears))
+        progress(f"sensitivity of {linear}", 0.1 + 0.7 * index / len(linears))
         effects.append(evaluator.effect(linear))
     effects.sort(key=lambda effect: effect.cosine)
     ranked = [effect.linear for effect in effects]
-    low, high = 0, len(ranked)  # with `high` left out the target holds, if it can
-    reached: dict[int, float] = {}
-
-    def holds(count: int) -> bool:
-        progress(f"leaving out {count} of {len(ranked)}", 0.9)
-        reached[count] = evaluator.cosine(ranked[count:])
-        return reached[count] >= target
-
-    if not holds(0):
-        while high - low > 1:
-            middle = (low + high) // 2
-            if holds(middle):
-                high = middle
-            else:
-                low = middle
-    else:
-        high = 0
+    low, high = 0, len(ranked)  # with `low` left out the target is missed; with `high` all is as it was
+    reached = {0: cosine, high: 1.0}
+    while high - low > 1:
+        middle = (low + high) // 2
+        progress(f"leaving out {middle} of {len(ranked)}", 0.9)
+        reached[middle] = evaluator.cosine(ranked[middle:])
+        low, high = (low, middle) if reached[middle] >= target else (middle, high)
     if high == len(ranked):
         raise InputError(
             "the target cosine is not reached with any linear quantized",
             field="--auto-exclude",
-            expected=f"at most what leaving out all but one gives, {max(reached.values()):.6f}",
+            expected=f"at most what quantizing {ranked[-1]} alone gives, {reached[low]:.6f}",
             got=target,
         )
     return Sensitivity(tuple(effects), tuple(ranked[:high]), reached[high], target)

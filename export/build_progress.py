@@ -87,16 +87,28 @@ def progress_monitor(library: Any, progress: BuildProgress, cancelled: threading
     return Monitor()
 
 
-def run_cancellable(work: Callable[[], T], cancelled: threading.Event) -> T:
-    """Run `work` in a thread, so that Ctrl-C reaches this one and is not lost inside the library.
+def run_cancellable(work: Callable[[threading.Event], T]) -> T:
+    """Run `work` in a thread: Ctrl-C reaches this one, where no library's callback or import can swallow it.
+
+    Args:
+        work: gets an event; once it is set, it should stop by raising (`stop_if`).
 
     Raises:
-        KeyboardInterrupt: after `cancelled` was set and `work` has returned.
+        KeyboardInterrupt: after the event was set and `work` has stopped.
     """
+    cancelled = threading.Event()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="build") as pool:
-        future = pool.submit(work)
+        future = pool.submit(work, cancelled)
         try:
             return future.result()
         except KeyboardInterrupt:
             cancelled.set()
-            raise  # leaving the pool waits for the thread
+            if future.exception() is None:  # waits; it was done before it saw the event
+                return future.result()
+            raise
+
+
+def stop_if(cancelled: threading.Event) -> None:
+    """Raises: KeyboardInterrupt: the event is set."""
+    if cancelled.is_set():
+        raise KeyboardInterrupt

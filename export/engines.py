@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from contract.engines import ENGINE_FOLDER, EngineRecord, PlanRecord
 from contract.grid import Grid
 from contract.manifest import FileRecord, GraphRecord, Manifest
 from export.build_job import BuildJob, BuildRequest, build_key, graphs_to_build, plan_build, workspace_of
+from export.build_progress import run_cancellable, stop_if
 from export.layer_report import layer_report
 from export.tensorrt_network import parse_graph
 from export.tensorrt_plan import PlanSettings, bucket_shapes, build_plan
@@ -43,6 +45,10 @@ def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda
         BucketError, InputError: options that the bundle or the target cannot serve.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
+    return run_cancellable(lambda cancelled: _build(path, request, progress, cancelled))
+
+
+def _build(path: Path, request: BuildRequest, progress: Progress, cancelled: threading.Event) -> BuildResult:
     job = plan_build(open_bundle(path), request)
     key = build_key(job)
     existing = _existing(job.bundle.manifest, job)
@@ -51,7 +57,7 @@ def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda
     started = time.perf_counter()
     written: list[Path] = []
     try:
-        plans = _build_plans(job, key, written, progress)
+        plans = _build_plans(job, key, written, progress, cancelled)
         record = EngineRecord(
             target=job.target.name,
             library=job.library,
@@ -65,6 +71,7 @@ def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda
             plans=plans,
             stripped=request.strip_weights,
         )
+        stop_if(cancelled)
         _record(job, record)
     except BaseException:
         for file in written:
@@ -78,7 +85,9 @@ def _existing(manifest: Manifest, job: BuildJob) -> EngineRecord | None:
     return next((item for item in manifest.engines if (item.target, item.precision) == same), None)
 
 
-def _build_plans(job: BuildJob, key: str, written: list[Path], progress: Progress) -> tuple[PlanRecord, ...]:
+def _build_plans(
+    job: BuildJob, key: str, written: list[Path], progress: Progress, cancelled: threading.Event
+) -> tuple[PlanRecord, ...]:
     graphs = graphs_to_build(job)
     settings = PlanSettings(
         library=job.library,
@@ -98,7 +107,8 @@ def _build_plans(job: BuildJob, key: str, written: list[Path], progress: Progres
         report = _part(progress, f"{job.target.name} {graph.bucket or 'profiles'}", start, 1 / len(graphs))
         report("parsing", 0.0)
         parsed = parse_graph(job.library, job.bundle.graph_path(graph), graph)
-        plan = build_plan(parsed, graph, profiles, settings, report)
+        stop_if(cancelled)
+        plan = build_plan(parsed, graph, profiles, settings, report, cancelled)
         records.append(_write_plan(job, key, graph, buckets, plan, written))
     return tuple(records)
 

@@ -14,7 +14,7 @@ from contract.grid import Grid
 from contract.manifest import GraphRecord
 from contract.tensor_spec import TensorSpec
 from contract.tensorrt_library import import_library
-from export.build_progress import BuildProgress, Progress, progress_monitor, run_cancellable
+from export.build_progress import BuildProgress, Progress, progress_monitor, stop_if
 from export.polygraphy_backend import create_config_rtx, polygraphy_error, use_polygraphy
 from export.tensorrt_network import ParsedGraph
 
@@ -49,35 +49,38 @@ def bucket_shapes(inputs: Sequence[TensorSpec], grid: Grid) -> Shapes:
 
 
 def build_plan(
-    parsed: ParsedGraph, graph: GraphRecord, profiles: Sequence[Shapes], settings: PlanSettings, report: Progress
+    parsed: ParsedGraph,
+    graph: GraphRecord,
+    profiles: Sequence[Shapes],
+    settings: PlanSettings,
+    report: Progress,
+    cancelled: threading.Event,
 ) -> Any:
     """Build a parsed graph; returns the plan as a buffer (`IHostMemory`).
 
     Args:
         profiles: in the order of the plan's optimization profiles; empty for a graph of fixed shapes.
         report: called with the builder's phase and the share done.
+        cancelled: stops the builder at its next step.
 
     Raises:
         EngineError: the builder's reason.
-        KeyboardInterrupt: Ctrl-C, once the builder has stopped.
+        KeyboardInterrupt: `cancelled`, once the builder has stopped.
     """
     polygraphy = use_polygraphy(settings.library)
-    cancelled = threading.Event()
     monitor = progress_monitor(import_library(settings.library), BuildProgress(report), cancelled)
     cache = settings.timing_cache
     fresh_cache = None if cache is None else cache.with_name(f".{cache.name}.new")
 
-    def work() -> Any:
-        config = builder_config(parsed, profiles, settings, monitor)
-        network = (parsed.builder, parsed.network, parsed.parser)
-        keep = None if fresh_cache is None else str(fresh_cache)
-        return polygraphy.EngineBytesFromNetwork(network, config=lambda *_: config, save_timing_cache=keep)()
-
+    network = (parsed.builder, parsed.network, parsed.parser)
+    keep = None if fresh_cache is None else str(fresh_cache)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy asks tensorrt_rtx for a timing cache
-            plan = run_cancellable(work, cancelled)
+            config = builder_config(parsed, profiles, settings, monitor)
+            plan = polygraphy.EngineBytesFromNetwork(network, config=lambda *_: config, save_timing_cache=keep)()
     except polygraphy_error():
+        stop_if(cancelled)
         reason = parsed.log.reason()
         raise EngineError(f"{settings.library} cannot build {graph.path}: {reason}", field=graph.path) from None
     if cache is not None and fresh_cache is not None and fresh_cache.exists():

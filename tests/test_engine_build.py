@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_builder_error_names_node_and_reason(bundle: Path) -> None:
     parsed = parse_graph("tensorrt_rtx", opened.graph_path(graph), graph)
     settings = PlanSettings("tensorrt_rtx", ((7, 5),), 1 << 30)
     with pytest.raises(EngineError, match=r"patch_embed\.proj.*FP32 GEMM is not supported"):
-        build_plan(parsed, graph, [], settings, lambda what, done: None)
+        build_plan(parsed, graph, [], settings, lambda what, done: None, threading.Event())
 
 
 def test_tensor_that_differs_from_the_manifest_is_named(bundle: Path) -> None:
