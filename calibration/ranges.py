@@ -58,7 +58,7 @@ def _collector(method: str, counts: NDArray[np.float64], edges: NDArray[np.float
 
     collector = HistogramCollector(method, True, len(counts), 128, PERCENTILE, "same")
     top = np.float32(edges[-1])
-    whole = np.rint(counts).astype(np.int64)
+    whole = np.rint(counts * 1024).astype(np.int64)  # whole numbers, and what a bin shares out is not rounded away
     if method == "percentile":
         collector.histogram_dict = {"x": (whole, edges.astype(np.float32), -top, top)}
     else:  # two-sided: mirrored, each half with half of the bins

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def load_statistics(path: Path) -> Statistics | None:
         selection = Selection(about["used"], [tuple(item) for item in about["skipped"]])
         selection.per_bucket.update(about["per_bucket"])
         found = Statistics(about["key"], histograms, selection, about["samples"], about["done"], about["complete"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
     fits = all(histogram.counts.shape[1:] == (BINS,) for histogram in found.histograms.values())
     return found if fits else None

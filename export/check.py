@@ -116,8 +116,6 @@ def measure_graph(
         for name, actual, expected in zip(spec.output_names, outputs, case.reference, strict=True):
             found = distance(actual, expected)
             worst[name] = found.worst(worst[name]) if name in worst else found
-    del session
-    gc.collect()
     rows = tuple(OutputParity(name, **asdict(value)) for name, value in worst.items())
     return replace(record, parity=rows)
 

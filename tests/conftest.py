@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 # No test may reach a model hub, on any machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from calibration.calibrate import CalibrationRequest, calibrate_bundle
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
 from export.bundle import export_bundle
+from tools.train_reference.make_calibration_data import make_calibration_data
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
@@ -47,6 +50,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         precisions=("fp32", "fp16"),
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def calibration_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations about rendered pictures and clips, from seeds that are neither trained nor held out."""
+    return make_calibration_data(tmp_path_factory.mktemp("calibration"), 128)
+
+
+@pytest.fixture(scope="session")
+def calibrated(bundle: Path, calibration_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with quantized sets beside fp32 and fp16; tests must not write into it."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("calibrated") / "reference"))
+    for precision, rest in (("int8", "fp32"), ("int8", "fp16"), ("fp8", "fp16")):
+        calibrate_bundle(copy, CalibrationRequest(precision, calibration_data, samples=128, rest=rest))
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from contract.bundle import Bundle
 from contract.grid import Grid
 from contract.manifest import GraphRecord
 from contract.position_tables import position_interpolation, rotary_cos_sin
+from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from tools.random_checkpoint import RandomCheckpoint, full_config, randomise, save_image_processor
 
 
@@ -76,7 +77,13 @@ def run_graph(bundle: Bundle, graph: GraphRecord, feeds: dict[str, NDArray[Any]]
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 3
-    session = ort.InferenceSession(str(bundle.graph_path(graph)), settings, providers=["CPUExecutionProvider"])
+    quantized = next(item.precision for item in bundle.manifest.precisions if graph in item.graphs)
+    session = ort.InferenceSession(
+        str(bundle.graph_path(graph)),
+        settings,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=set(ORT_DISABLED_OPTIMIZERS[PRECISIONS[quantized].quantized]),
+    )
     return list(session.run(list(bundle.manifest.vision.output_names), feeds))
 
 
