@@ -46,6 +46,12 @@ def workplace(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.fixture(scope="module")
+def quantized(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with quantized sets that this module's builds may write into."""
+    return Path(shutil.copytree(calibrated, tmp_path_factory.mktemp("quantized") / "reference"))
+
+
 @pytest.fixture
 def fresh(bundle: Path, tmp_path: Path) -> Path:
     """A bundle of one test's own."""
@@ -86,6 +92,28 @@ def test_every_bucket_in_fp16(workplace: Path, target: str, layout: str) -> None
 def test_every_bucket_in_fp32(workplace: Path, target: str, layout: str) -> None:
     record = build_engines(workplace, BuildRequest(target, precision="fp32", layout=layout)).record
     check_engine(workplace, record)
+
+
+@pytest.mark.parametrize("target", ["desktop-ampere", "desktop-ada", "desktop-blackwell", "rtx-portable"])
+@pytest.mark.parametrize("precision", ["int8", "int8-fp16"])
+def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> None:
+    """The very files that ONNX Runtime runs on a CPU; TensorRT-RTX keeps the weights in int8, a copy per profile."""
+    record = build_engines(quantized, BuildRequest(target, precision=precision)).record
+    check_engine(quantized, record)
+    manifest = open_bundle(quantized).manifest
+    weights = manifest.file(manifest.precision(precision).weights).bytes
+    (plan,) = record.plans
+    assert manifest.file(plan.path).bytes / len(plan.buckets) < 1.5 * weights + 2**20  # in fp32 it would be thrice that
+
+
+@pytest.mark.parametrize("target", ["desktop-ada", "desktop-blackwell", "gb10"])
+def test_every_bucket_in_fp8(quantized: Path, target: str) -> None:
+    check_engine(quantized, build_engines(quantized, BuildRequest(target, precision="fp8")).record)
+
+
+def test_a_target_without_float8_says_so(quantized: Path) -> None:
+    with pytest.raises(EngineError, match="desktop-ampere cannot compute fp8"):
+        build_engines(quantized, BuildRequest("desktop-ampere", precision="fp8"))
 
 
 def test_profiles_hold_the_weights_once(fresh: Path) -> None:
