@@ -135,16 +135,24 @@ def _tensorrt(library: str) -> Callable[[Bundle, EngineOptions], Engine]:
     return partial(tensorrt.load, library)
 
 
+def _openvino(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
+    from edge_runtime.backends import openvino
+
+    return partial(openvino.load, name)
+
+
 # Adding a backend is one line here and one file in backends/.
 BACKENDS: dict[str, Callable[[], Callable[[Bundle, EngineOptions], Engine]]] = {
     "onnxruntime": _onnxruntime,
+    "openvino": partial(_openvino, "openvino"),
+    "openvino-bf16": partial(_openvino, "openvino-bf16"),
     "pytorch": _pytorch,
     "tensorrt": partial(_tensorrt, "tensorrt"),
     "tensorrt_rtx": partial(_tensorrt, "tensorrt_rtx"),
 }
 
 
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+EXTRAS = {"openvino": "openvino", "openvino-bf16": "openvino", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 
 def load_engine(name: str, bundle: Bundle, options: EngineOptions) -> Engine:

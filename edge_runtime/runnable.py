@@ -10,6 +10,7 @@ from contract.engines import LIBRARIES
 from contract.errors import ContractError, EngineError
 from contract.gpu import find_gpu
 from contract.tensorrt_library import import_library
+from edge_runtime.engine import EngineOptions
 from edge_runtime.plan_choice import choose_engine
 
 
@@ -29,7 +30,12 @@ class Runnable:
 
 def what_runs_here(bundle: Bundle) -> list[Runnable]:
     """Every backend, tried as far as that goes without running a picture."""
-    return [*_onnxruntime(bundle), *(_tensorrt(bundle, library) for library in LIBRARIES), _pytorch()]
+    return [
+        *_onnxruntime(bundle),
+        *_openvino(bundle),
+        *(_tensorrt(bundle, library) for library in LIBRARIES),
+        _pytorch(),
+    ]
 
 
 def _onnxruntime(bundle: Bundle) -> list[Runnable]:
@@ -44,6 +50,21 @@ def _onnxruntime(bundle: Bundle) -> list[Runnable]:
             found.append(Runnable(f"onnxruntime --provider {name}", True, "every graph"))
         except ContractError as error:
             found.append(Runnable(f"onnxruntime --provider {name}", False, str(error)))
+    return found
+
+
+def _openvino(bundle: Bundle) -> list[Runnable]:
+    if importlib.util.find_spec("openvino") is None:
+        return [Runnable("openvino", False, "openvino is not installed; pip install 'qwen3vl-edge[openvino]'")]
+    from edge_runtime.backends.openvino import HINTS, load
+
+    found = []
+    for name in HINTS:
+        try:
+            load(name, bundle, EngineOptions())
+            found.append(Runnable(name, True, "every graph"))
+        except ContractError as error:
+            found.append(Runnable(name, False, str(error)))
     return found
 
 

@@ -18,7 +18,9 @@ app = typer.Typer(
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder made by `export`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all.")]
-BackendOption = Annotated[str, typer.Option(help="Encoder backend: onnxruntime, tensorrt, tensorrt_rtx or pytorch.")]
+BackendOption = Annotated[
+    str, typer.Option(help="Encoder backend: onnxruntime, openvino, openvino-bf16, tensorrt, tensorrt_rtx, pytorch.")
+]
 ProviderOption = Annotated[
     str, typer.Option(help="ONNX Runtime provider: cpu, cuda, tensorrt, nv-tensorrt-rtx or openvino.")
 ]

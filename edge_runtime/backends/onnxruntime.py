@@ -10,13 +10,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
-from contract.errors import BucketError
 from contract.grid import Grid
 from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import find_provider, make_session
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
-from edge_runtime.position_inputs import position_inputs
+from edge_runtime.graph_choice import choose_graph, graph_inputs
 
 
 class OnnxRuntimeEngine:
@@ -26,8 +25,6 @@ class OnnxRuntimeEngine:
         self._bundle = bundle
         self._set = bundle.manifest.precision(options.precision)
         self.precision = self._set.precision
-        self._fixed = {graph.bucket: graph for graph in self._set.graphs if graph.kind == "fixed"}
-        self._dynamic = next((graph for graph in self._set.graphs if graph.kind == "dynamic"), None)
         find_provider(options.provider)
         self._provider = options.provider
         self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
@@ -40,17 +37,8 @@ class OnnxRuntimeEngine:
         return bundle_serves(self._bundle, self.precision)
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
-        graph = self._fixed.get(str(grid)) or self._dynamic
-        if graph is None:
-            raise BucketError(
-                f"the bundle has no graph for grid {grid}",
-                field="buckets",
-                expected=", ".join(str(name) for name in self._fixed),
-                remedy="Export it with that bucket or with the dynamic-shape graph.",
-            )
-        feeds: dict[str, NDArray[Any]] = {"pixel_values": pixel_values}
-        if graph.kind == "dynamic":
-            feeds |= position_inputs(self._bundle.manifest.vision, grid)
+        graph = choose_graph(self._set, grid)
+        feeds = graph_inputs(self._bundle.manifest.vision, graph, grid, pixel_values)
         outputs = self._session(graph).run(list(self._bundle.manifest.vision.output_names), feeds)
         return Embeddings(outputs[0], tuple(outputs[1:]))
 

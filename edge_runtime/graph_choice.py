@@ -1,0 +1,40 @@
+"""Which graph of a bundle serves a grid, and what it is fed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import BucketError
+from contract.grid import Grid
+from contract.manifest import GraphRecord, PrecisionSet, VisionSpec
+from edge_runtime.position_inputs import position_inputs
+
+
+def choose_graph(graphs: PrecisionSet, grid: Grid) -> GraphRecord:
+    """The fixed graph of that grid, or the dynamic-shape graph.
+
+    Raises:
+        BucketError: neither is there.
+    """
+    fixed = {graph.bucket: graph for graph in graphs.graphs if graph.kind == "fixed"}
+    dynamic = next((graph for graph in graphs.graphs if graph.kind == "dynamic"), None)
+    graph = fixed.get(str(grid)) or dynamic
+    if graph is None:
+        raise BucketError(
+            f"the bundle has no graph for grid {grid}",
+            field="buckets",
+            expected=", ".join(str(name) for name in fixed),
+            remedy="Export it with that bucket or with the dynamic-shape graph.",
+        )
+    return graph
+
+
+def graph_inputs(
+    vision: VisionSpec, graph: GraphRecord, grid: Grid, pixel_values: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """The graph's inputs by name: the patches, and the tables of the grid where they are not baked in."""
+    feeds: dict[str, NDArray[Any]] = {"pixel_values": pixel_values}
+    return feeds | position_inputs(vision, grid) if graph.kind == "dynamic" else feeds

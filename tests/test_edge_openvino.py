@@ -1,0 +1,86 @@
+"""OpenVINO reads the same graphs: in float32 as exact as ONNX Runtime, in bfloat16 as exact as that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.bundle import open_bundle
+from contract.distance import Distance, distance
+from contract.errors import BundleError, InputError
+from contract.grid import Grid
+from edge_runtime.backends.openvino import OpenvinoEngine, load
+from edge_runtime.engine import Embeddings, EngineOptions, load_engine
+from edge_runtime.runnable import what_runs_here
+
+GRIDS = (Grid(1, 8, 8), Grid(1, 8, 10), Grid(4, 6, 6), Grid(1, 6, 14), Grid(2, 4, 6))  # the last two: dynamic
+
+
+def bf16_here(bundle: Path) -> bool:
+    return any(item.backend == "openvino-bf16" and item.runs for item in what_runs_here(open_bundle(bundle)))
+
+
+def encode(bundle: Path, backend: str, precision: str, grid: Grid) -> Embeddings:
+    opened = open_bundle(bundle, verify=False)
+    width = opened.manifest.vision.patch_values
+    pixels = np.random.default_rng(grid.patches).uniform(-1, 1, (grid.patches, width)).astype(np.float32)
+    engine = load_engine(backend, opened, EngineOptions(precision=precision))
+    try:
+        return engine.run(grid, pixels)
+    finally:
+        engine.close()
+
+
+def worst(one: Embeddings, other: Embeddings) -> Distance:
+    pairs = zip((one.embeds, *one.deepstack), (other.embeds, *other.deepstack), strict=True)
+    found = [distance(a, b) for a, b in pairs]
+    return Distance(
+        min(item.cosine for item in found),
+        max(item.max_abs for item in found),
+        max(item.relative_l2 for item in found),
+    )
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_float32_graphs_give_the_same(calibrated: Path, grid: Grid) -> None:
+    one, other = (encode(calibrated, backend, "fp32", grid) for backend in ("openvino", "onnxruntime"))
+    assert worst(one, other).relative_l2 < 1e-4
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_int8_graphs_give_the_same(calibrated: Path, grid: Grid) -> None:
+    """The same integers; where a value lies between two of them, the last bit before it decides."""
+    one, other = (encode(calibrated, backend, "int8", grid) for backend in ("openvino", "onnxruntime"))
+    assert worst(one, other).cosine > 0.9995
+    exact = encode(calibrated, "onnxruntime", "fp32", grid)
+    assert worst(one, exact).cosine > 0.99
+
+
+def test_bfloat16_is_asked_for_by_name(calibrated: Path) -> None:
+    if not bf16_here(calibrated):
+        with pytest.raises(InputError, match="no bfloat16"):
+            load("openvino-bf16", open_bundle(calibrated), EngineOptions())
+        pytest.skip("needs a CPU with bfloat16")
+    exact = encode(calibrated, "onnxruntime", "fp32", GRIDS[1])
+    bf16 = worst(encode(calibrated, "openvino-bf16", "fp32", GRIDS[1]), exact)
+    assert 0.99 < bf16.cosine < 0.9999995  # it is bfloat16
+    assert load("openvino-bf16", open_bundle(calibrated), EngineOptions()).name == "openvino-bf16"
+
+
+def test_refusals(calibrated: Path) -> None:
+    opened = open_bundle(calibrated)
+    with pytest.raises(BundleError, match="no such precision"):
+        load("openvino", opened, EngineOptions(precision="fp64"))
+    with pytest.raises(InputError, match="no such backend"):
+        load_engine("open-vino", opened, EngineOptions())
+
+
+def test_a_closed_engine_compiles_again(calibrated: Path) -> None:
+    opened = open_bundle(calibrated)
+    engine = OpenvinoEngine("openvino", opened, EngineOptions(threads=1))
+    pixels = np.zeros((64, opened.manifest.vision.patch_values), np.float32)
+    first = engine.run(Grid(1, 8, 8), pixels)
+    engine.close()
+    np.testing.assert_array_equal(first.embeds, engine.run(Grid(1, 8, 8), pixels).embeds)
