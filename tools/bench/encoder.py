@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from contract.bundle import Bundle, open_bundle
 from contract.errors import ContractError
 from contract.grid import Grid
+from contract.precision import PRECISIONS
 from edge_runtime.engine import Engine, EngineOptions, load_engine
 from tools.bench.candidate import Candidate
 from tools.bench.environment import environment
@@ -43,6 +44,9 @@ def candidates(
         for provider in ("cpu", "openvino", "cuda", "tensorrt", "nv-tensorrt-rtx"):
             options = EngineOptions(precision=precision, threads=threads, provider=provider)
             _add(found, refused, f"onnxruntime {provider} {precision}", "onnxruntime", bundle, options, grid)
+        for backend in ("openvino", "openvino-bf16"):
+            options = EngineOptions(precision=precision, threads=threads)
+            _add(found, refused, f"{backend} {precision}", backend, bundle, options, grid)
         for library in ("tensorrt", "tensorrt_rtx"):
             options = EngineOptions(precision=precision)
             _add(found, refused, f"{library} {precision}", library, bundle, options, grid)
@@ -50,8 +54,15 @@ def candidates(
         refused["pytorch"] = "no --model"
     else:
         from tools.bench.pytorch_candidates import pytorch_candidates
+        from tools.bench.upstream_candidates import upstream_candidate
 
         found |= pytorch_candidates(model, grid, threads)
+        try:
+            found["upstream exporter, onnxruntime cpu fp32"] = upstream_candidate(
+                model, bundle.manifest.vision, grid, threads
+            )
+        except ContractError as error:
+            refused["upstream exporter"] = str(error)
     return found, refused
 
 
@@ -110,6 +121,7 @@ def rows_of(bundle: Bundle, grid: Grid, measured: dict[str, Measured], baseline:
         values = seconds.wall
         half = name.endswith(("fp16", "bf16")) or " bf16 " in name
         cost = encoder_cost(bundle.manifest.vision, grid, 2 if half else 4)
+        quantized = PRECISIONS[name.split()[-1]].quantized if name.split()[-1] in PRECISIONS else None
         peak = machine_peak("float16" if half else "float32")
         median = statistics.median(values)
         rows.append(
@@ -122,7 +134,8 @@ def rows_of(bundle: Bundle, grid: Grid, measured: dict[str, Measured], baseline:
                 "device_median_seconds": statistics.median(seconds.device) if seconds.device else None,
                 "times_faster_than_baseline": base / median,
                 "flops": cost.flops,
-                "floor_seconds": cost.floor(peak.flops_per_second, peak.bytes_per_second),
+                # The peak of integer products is not measured.
+                "floor_seconds": None if quantized else cost.floor(peak.flops_per_second, peak.bytes_per_second),
             }
         )
     return sorted(rows, key=lambda row: row["median_seconds"])
@@ -133,15 +146,22 @@ def run(bundle: Path, model: Path | None, rounds: int, threads: int, out: Path |
     opened = open_bundle(bundle)
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
+    baseline = ""
     for grid in opened.manifest.buckets():
         runnable, refused = candidates(opened, model, grid, threads)
         shape = (grid.patches, opened.manifest.vision.patch_values)
         pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        baseline = next((name for name in runnable if name.startswith("pytorch")), next(iter(runnable)))
+        baseline = next(name for kind in ("upstream", "pytorch", "") for name in runnable if name.startswith(kind))
         found = rows_of(opened, grid, measure(runnable, pixels, rounds), baseline)
         sys.stderr.writelines(f"{grid} {row['candidate']}: {row['median_seconds']:.4f} s\n" for row in found)
         rows += found
-    document = {"environment": environment(), "model": opened.manifest.model.id, "rows": rows, "not_run": refused}
+    document = {
+        "environment": environment(),
+        "model": opened.manifest.model.id,
+        "baseline": baseline,
+        "rows": rows,
+        "not_run": refused,
+    }
     text = json.dumps(document, indent=1) + "\n"
     if out is None:
         sys.stdout.write(text)

@@ -74,7 +74,7 @@ def _encoder(document: dict[str, Any]) -> str:
             f"{row['spread'][0] * 1e3:.1f} to {row['spread'][1] * 1e3:.1f}",
             "" if row["device_median_seconds"] is None else f"{row['device_median_seconds'] * 1e3:.2f}",
             f"{row['times_faster_than_baseline']:.2f}",
-            f"{row['median_seconds'] / row['floor_seconds']:.2f}",
+            f"{row['median_seconds'] / row['floor_seconds']:.2f}" if row["floor_seconds"] else "",
         ]
         for row in document["rows"]
     ]
@@ -84,7 +84,7 @@ def _encoder(document: dict[str, Any]) -> str:
         "median ms",
         "spread ms",
         "on the GPU ms",
-        "times faster than PyTorch fp32",
+        f"times faster than {document['baseline']}",
         "times the roofline",
     ]
     refused = "".join(f"- {name}: {reason}\n" for name, reason in document["not_run"].items())
