@@ -68,8 +68,8 @@ def _sides(findings: Findings) -> Html:
     model = findings.facts["bundle"]["model"]
     parts = [element("span", "", class_="dot", style=f"background: {SUBJECT}"), findings.subject]
     if findings.against is not None:
-        parts += [", beside it ", element("span", "", class_="dot", style=f"background: {AGAINST}"), findings.against]
-    return Html("".join(text(part) for part in [*parts, f"; against PyTorch in fp32, {model}"]))
+        parts += [" beside ", element("span", "", class_="dot", style=f"background: {AGAINST}"), findings.against]
+    return Html("".join(text(part) for part in [*parts, f", against PyTorch in fp32; model {model}"]))
 
 
 def _cards(findings: Findings) -> Html:

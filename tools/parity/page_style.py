@@ -28,7 +28,7 @@ main { max-width: 1160px; margin: 0 auto; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 2px; }
 h2 { font-size: 19px; margin: 0 0 4px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
-p { margin: 4px 0 10px; max-width: 78ch; }
+p { margin: 4px 0 10px; max-width: 100ch; }
 .soft { color: var(--soft); }
 section {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin-top: 18px;
@@ -54,7 +54,7 @@ th.side { text-align: center; border-left: 1px solid var(--line); }
 .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px; }
 figure { margin: 14px 0 6px; }
 figure svg { display: block; width: 100%; height: auto; }
-figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; max-width: 90ch; }
+figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; max-width: 110ch; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 18px; margin-top: 12px; }
 .pictures figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
@@ -65,6 +65,9 @@ details { margin-top: 10px; } summary { cursor: pointer; color: var(--accent); f
 code { font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 dl { display: grid; grid-template-columns: minmax(120px, 200px) 1fr; gap: 2px 14px; font-size: 13.5px; margin: 6px 0; }
 dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 900px) {
+  table { font-size: 12px; } th, td { padding: 4px 6px; } thead th, th.number { white-space: normal; }
+}
 @media (max-width: 640px) {
   body { padding: 16px 10px; } section { padding: 14px; } .pair { grid-template-columns: 1fr; }
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,10 +39,24 @@ STYLE = {
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
 }
-Sides = Sequence[tuple[str, Any]]  # (label, what was measured), the subject first
+Figure = TypeVar("Figure", bound=Callable[..., str])
 
 
-def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]], limit: float) -> str:
+def styled(draw: Figure) -> Figure:
+    """Draw with `STYLE`, leaving the settings of whoever imports this as they are."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> str:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return drawn  # type: ignore[return-value]
+
+
+@styled
+def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> str:
     """1 - cosine by bucket, a mark per output; one panel per side. Lower is better."""
     figure, axes = _panels(len(sides), 3.3)
     buckets = list(dict.fromkeys(row.bucket for _, rows in sides for row in rows))
@@ -52,7 +67,7 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]], limit: floa
             places = [buckets.index(row.bucket) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
             values = [max(1 - row.distance.cosine, FLOOR) for row in mine]
             axis.plot(places, values, "o", ms=6, color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], label=output)
-        axis.axhline(max(1 - limit, FLOOR), color=BAD, lw=1, ls="--", label=f"limit, cosine {limit:g}")
+        axis.axhline(max(1 - max(row.limit for row in rows), FLOOR), color=BAD, lw=1, ls="--", label="limit")
         axis.set(yscale="log", title=label, xticks=range(len(buckets)), xlim=(-0.6, len(buckets) - 0.4))
         axis.set_xticklabels(buckets, rotation=30 if len(buckets) > 5 else 0)
     axes[0].set_ylabel("1 − cosine")
@@ -60,6 +75,7 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]], limit: floa
     return _svg(figure, "cosine")
 
 
+@styled
 def layer_figure(layers: LayerFindings, subject: str, against: str | None) -> str:
     """Relative L2 by layer, a line per bucket; mergers, which leave the stream, as diamonds."""
     figure, axes = _panels(1, 3.6)
@@ -73,10 +89,10 @@ def layer_figure(layers: LayerFindings, subject: str, against: str | None) -> st
             points = [(names.index(row.layer), max(getattr(row, field).relative_l2, FLOOR), row.layer) for row in rows]
             stream = [(x, y) for x, y, name in points if not _is_merger(name)]
             mergers = [(x, y) for x, y, name in points if _is_merger(name)]
-            axis.plot(
-                *zip(*stream, strict=True), color=colour, lw=1.3, alpha=0.85, label="" if index else label
-            ) if stream else None
-            axis.plot(*zip(*mergers, strict=True), "D", ms=4.5, color=colour, alpha=0.85) if mergers else None
+            for found, form in ((stream, "-"), (mergers, "D")):
+                places, values = [x for x, _ in found], [y for _, y in found]
+                named = label if form == "-" and index == 0 else ""
+                axis.plot(places, values, form, color=colour, lw=1.3, ms=4.5, alpha=0.85, label=named)
     axis.axhline(layers.tolerance, color=BAD, lw=1, ls="--", label=f"tolerance {layers.tolerance:g}")
     ticks = [index for index, name in enumerate(names) if part_of(name) != "attn.residual"]
     shown = ticks[:: max(1, len(ticks) // 28)]
@@ -86,8 +102,11 @@ def layer_figure(layers: LayerFindings, subject: str, against: str | None) -> st
     return _svg(figure, "layers")
 
 
+@styled
 def activation_figure(layers: LayerFindings) -> str:
     """How large the oracle's layers are, and how far the largest channel stands out; worst over the buckets."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _panels(2, 3.1, share=False)
     names = list(dict.fromkeys(row.layer for row in layers.rows))
     stream = [name for name in names if not _is_merger(name)]
@@ -103,6 +122,9 @@ def activation_figure(layers: LayerFindings) -> str:
         range(len(stream)), [max(item.channel_peak for item in by_name[name]) for name in stream], color=SUBJECT
     )
     axes[1].set(title="largest channel over the median channel")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     for axis in axes:
         shown = list(range(0, len(stream), max(1, len(stream) // 12)))
         axis.set_xticks(shown)
@@ -111,6 +133,7 @@ def activation_figure(layers: LayerFindings) -> str:
     return _svg(figure, "activations")
 
 
+@styled
 def error_figure(measurements: Sequence[Measurement], subject: str, against: str | None) -> str:
     """How many values are off by how much, all pictures together, one panel per output."""
     outputs = list(measurements[0].subject)
@@ -130,6 +153,7 @@ def error_figure(measurements: Sequence[Measurement], subject: str, against: str
     return _svg(figure, "errors")
 
 
+@styled
 def answer_figure(sides: Sequence[tuple[str, Sequence[PromptResult]]]) -> str:
     """First token that differs, and KL of the logits at each step, over prompts at native grids."""
     figure, axes = _panels(2, 3.0, share=False)
@@ -158,12 +182,10 @@ def answer_figure(sides: Sequence[tuple[str, Sequence[PromptResult]]]) -> str:
 
 
 def _panels(count: int, height: float, *, share: bool = True) -> tuple[Any, list[Any]]:
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
     figure.patch.set_alpha(0)
     for axis in axes:
         axis.patch.set_alpha(0)
@@ -171,11 +193,8 @@ def _panels(count: int, height: float, *, share: bool = True) -> tuple[Any, list
 
 
 def _legend(figure: Any, axis: Any) -> None:
-    import matplotlib
-
     handles, labels = axis.get_legend_handles_labels()
-    with matplotlib.rc_context(STYLE):
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
 
 
 def _svg(figure: Any, name: str) -> str:
@@ -183,7 +202,7 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib
 
     stream = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")

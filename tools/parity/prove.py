@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def prove(request: ParityRequest, progress: Progress) -> Findings:
         answers, others = _ask(request, asked, subject, other, progress)
         report = _report(request, subject, gate, measured, layers, answers)
         if other is not None:
-            report = report.with_against(_against(_labels(subject, other)[1], measured, subject.precision, others))
+            report = report.with_against(_against(_labels(subject, other)[1], measured, other.engine.precision, others))
         return _findings(report, subject, gate, measured, layers, other)
 
 
@@ -212,7 +213,7 @@ def _findings(
         facts["other bundle"] = bundle_facts(other.bundle)
     if subject.facts:
         facts["device"] = subject.facts
-    facts["this machine"] = environment()
+    facts["this machine"] = {"measured": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"} | environment()
     manifest = subject.bundle.manifest
     mine, its = _labels(subject, other)
     against = None if other is None else its
