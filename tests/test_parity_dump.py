@@ -199,6 +199,7 @@ def test_a_dump_with_a_bad_member_is_refused(
 
 def test_other_files_are_refused(dumped: Path, small_bundle: Path, reference: Path, tmp_path: Path) -> None:
     refused(judge(tmp_path / "nowhere.npz", small_bundle, reference), "no such dump")
+    refused(judge(dumped, small_bundle, reference, "--images", tmp_path), "a dump brings its own pictures")
     refused(judge(reference / "config.json", small_bundle, reference), "truncated, corrupt or no dump")
     with zipfile.ZipFile(dumped) as source, zipfile.ZipFile(tmp_path / "small.npz", "w", zipfile.ZIP_DEFLATED) as out:
         for member in source.namelist():

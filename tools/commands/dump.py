@@ -9,12 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from contract.errors import InputError
-from edge_runtime.backends.pytorch import PytorchEngine
-from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from edge_runtime.edge import EdgeOptions, open_edge
 from tools.parity.dump import dump_edge
 from tools.parity.dump_format import read_dump
-from tools.parity.layers import LayerSource
+from tools.parity.layer_sources import layers_of, no_layers
 from tools.parity.pictures import pictures_of
 
 
@@ -35,7 +33,9 @@ def run(
     console = Console(stderr=True)
     pictures = pictures_of(images)
     with open_edge(bundle, options) as edge, console.status("dump") as status:
-        source = _layers(edge) if layers else None
+        source = layers_of(edge) if layers else None
+        if layers and source is None:
+            raise no_layers(edge.engine.name, "--layers")
         meta = dump_edge(edge, pictures, out, source, lambda bucket: status.update(f"bucket {bucket}"))
         manifest = edge.bundle.manifest
     written = [out]
@@ -56,21 +56,3 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _layers(edge: Edge) -> LayerSource:
-    if isinstance(edge.engine, PytorchEngine):
-        from tools.parity.torch_layers import TorchLayers
-
-        return TorchLayers(edge.engine, edge.bundle.manifest.vision)
-    if not edge.engine.name.startswith("onnxruntime"):
-        raise InputError(
-            f"{edge.engine.name} shows no intermediate layers",
-            field="--layers",
-            expected="onnxruntime or pytorch",
-            remedy="Leave --layers out, or dump the graph with: --backend onnxruntime --provider cuda",
-        )
-    from tools.parity.graph_layers import GraphLayers
-
-    engine = edge.options.engine
-    return GraphLayers(edge.bundle, edge.engine.precision, engine.provider, engine.threads)

@@ -14,14 +14,14 @@ from rich.table import Table
 
 from contract import atomic
 from contract.errors import InputError
-from edge_runtime.edge import Edge
 from tools.parity.bisect import Bisection, bisect, earliest
+from tools.parity.layer_sources import layers_of, no_layers
 from tools.parity.layers import MEANING, LayerSource, part_of
 from tools.parity.limits import limits_of
 from tools.parity.pictures import pictures_of
 from tools.parity.prove import ParityRequest, open_against, open_oracle, open_subject, prove
 from tools.parity.report import print_report
-from tools.parity.subject import Subject, layers_of
+from tools.parity.subject import Subject
 
 
 def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
@@ -74,8 +74,12 @@ def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -
         oracle = open_oracle(request.model, subject.bundle)
         stack.callback(oracle.close)
         vision = subject.bundle.manifest.vision
-        one = _layers("--backend", subject.layers(oracle), subject.backend)
-        two = TorchLayers(oracle, vision) if other is None else _layers_of_other(other, oracle)
+        one = subject.layers()
+        two = TorchLayers(oracle, vision) if other is None else layers_of(other)
+        if one is None:
+            raise no_layers(subject.backend, "--backend")
+        if two is None:
+            raise no_layers("the other side", "--against-backend")
         if tolerance is None:
             precisions = [subject.precision, *([other.engine.precision] if other else [])]
             tolerance = max(limits_of(name).layer_tolerance for name in precisions)
@@ -94,21 +98,6 @@ def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -
 
 def _label(subject: Subject, source: LayerSource) -> str:
     return f"{subject.bundle.path.name}: {source.label}"
-
-
-def _layers_of_other(other: Edge, oracle: Any) -> LayerSource:
-    return _layers("--against-backend", layers_of(other, oracle), other.engine.name)
-
-
-def _layers(option: str, source: LayerSource | None, backend: str) -> LayerSource:
-    if source is None:
-        raise InputError(
-            f"{backend} shows no intermediate layers",
-            field=option,
-            expected="onnxruntime, pytorch, or a dump made with --layers",
-            remedy="Bisect the graph that the engine was built from: --backend onnxruntime.",
-        )
-    return source
 
 
 def _bisection_json(
@@ -130,7 +119,11 @@ def _print_bisection(
     found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> None:
     console = Console()
-    console.print(f"{labels[0]} against {labels[1]}, {len(found)} pictures at buckets", highlight=False, soft_wrap=True)
+    console.print(
+        f"{labels[0]} against {labels[1]}, {len(found)} comparisons (pictures times buckets)",
+        highlight=False,
+        soft_wrap=True,
+    )
     if first is None or first.first is None:
         worst = max((gap for item in found for gap in item.gaps), key=lambda gap: gap.relative_l2)
         console.print(

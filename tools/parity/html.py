@@ -84,6 +84,11 @@ def section(anchor: str, title: str, *content: Any) -> Html:
     return Html(f'<section id="{anchor}"><h2>{text(title)}</h2>\n{inner}\n</section>')
 
 
+def number(value: float, form: str = ".1e") -> Html:
+    """A figure inside a sentence, which no line break may cut at its minus."""
+    return element("span", format(value, form), class_="figure")
+
+
 def passed(value: bool, good: str = "ok", bad: str = "failed") -> Html:
     """A verdict that is told by its word as well as by its colour."""
     return element("span", good if value else bad, class_="pass" if value else "fail")

@@ -12,12 +12,13 @@ from tools.parity.end_to_end import PromptResult
 from tools.parity.findings import Findings, LayerFindings
 from tools.parity.gate import GateRow
 from tools.parity.heat_map import gradient, heat_map
-from tools.parity.html import Column, Html, definitions, element, figure, folded, join, passed, section, table
+from tools.parity.html import Column, Html, definitions, element, figure, folded, join, number, passed, section, table
 from tools.parity.layer_drift import first_drift
 from tools.parity.layers import MEANING, module_of, part_of
 from tools.parity.output_error import QUANTILES
 from tools.parity.samples import Case
 
+SHOWN_FAILURES = 16
 SHOWN_PICTURES = 6
 SHOWN_OUTLIERS = 8
 SHOWN_ANSWERS = 40
@@ -27,8 +28,10 @@ def gate_section(findings: Findings) -> Html:
     """Limits: those missed in the open, all of them folded."""
     rows, failures = findings.report.gate, findings.report.failures
     count = f"{len(rows) - len(failures)} of {len(rows)} limits hold ({findings.gate.source})."
+    if len(failures) > SHOWN_FAILURES:
+        count += f" The first {SHOWN_FAILURES} that were missed:"
     columns = [Column("what"), Column("figure"), Column("measured", True), Column("required", True), Column("")]
-    failed = [table(columns, [_gate_cells(row) for row in failures])] if failures else []
+    failed = [table(columns, [_gate_cells(row) for row in failures[:SHOWN_FAILURES]])] if failures else []
     return section(
         "gate", "Release check", element("p", count), *failed,
         folded("All limits", table(columns, [_gate_cells(row) for row in rows])),
@@ -106,16 +109,17 @@ def _drift_sentence(layers: LayerFindings) -> Html:
         worst = max(layers.rows, key=lambda row: row.subject.relative_l2)
         return Html(
             f"No layer exceeds the tolerance of {layers.tolerance:g}; the largest error is "
-            f"{worst.subject.relative_l2:.1e} at {element('code', worst.layer).markup}."
+            f"{number(worst.subject.relative_l2).markup} at {element('code', worst.layer).markup}."
         )
     meaning = MEANING.get(part_of(drift.layer), "")
     return join(
         [
             Html('<span class="fail">First layer to drift:</span>'),
             element("code", drift.layer),
-            f"({meaning + ', ' if meaning else ''}bucket {drift.bucket}, {drift.picture}): relative L2 "
-            f"{drift.subject.relative_l2:.1e}, tolerance {layers.tolerance:g}. "
-            "`qwen3vl-edge parity --bisect` looks inside the block.",
+            f"({meaning + ', ' if meaning else ''}bucket {drift.bucket}, {drift.picture}): relative L2",
+            number(drift.subject.relative_l2),
+            f"where {layers.tolerance:g} is tolerated. To look inside the block:",
+            element("code", "qwen3vl-edge parity --bisect"),
         ]
     )
 
@@ -161,9 +165,14 @@ def _picture(findings: Findings, measurement: Measurement, case: Case) -> Html:
     )
     found = heat_map(case, error.token_error, findings.vision, findings.preprocessing)
     where = f"row {found.row}, column {found.column}" + (f", frame pair {found.frame}" if case.grid.t > 1 else "")
-    caption = (
-        f"{measurement.picture} at {measurement.grid} ({measurement.graph}), output {name}: cosine "
-        f"{error.distance.cosine:.7f}; worst token {found.worst:.1e} at {where}"
+    caption = join(
+        [
+            f"{measurement.picture} at {measurement.grid} ({measurement.graph}), output {name}: cosine",
+            number(error.distance.cosine, ".7f"),
+            "and worst token",
+            number(found.worst),
+            f"at {where}",
+        ]
     )
     alt = element("figcaption", caption).markup
     width, height = found.size

@@ -29,6 +29,7 @@ h1 { font-size: 26px; line-height: 1.25; margin: 0 0 2px; }
 h2 { font-size: 19px; margin: 0 0 4px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
 p { margin: 4px 0 10px; max-width: 100ch; }
+.figure { white-space: nowrap; }
 .soft { color: var(--soft); }
 section {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin-top: 18px;

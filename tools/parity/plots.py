@@ -18,6 +18,7 @@ from tools.parity.output_error import HISTOGRAM_EDGES
 from tools.parity.page_style import AGAINST, BAD, NEUTRAL, OUTPUT_COLOURS, SUBJECT
 
 INK = "#010203"  # replaced by the page's text colour
+LEGEND_LETTERS = 118  # that fit on one line of a figure, counting 8 for a line and the space around it
 FLOOR = 1e-16  # drawn in place of zero on a logarithmic axis
 WIDTH = 10.6  # inches; the page scales it
 STYLE = {
@@ -194,7 +195,8 @@ def _panels(count: int, height: float, *, share: bool = True) -> tuple[Any, list
 
 def _legend(figure: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    columns = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 8))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), frameon=False)
 
 
 def _svg(figure: Any, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from contract.bundle import Bundle
 from contract.checkpoint import open_checkpoint
-from contract.errors import ModelMismatchError
+from contract.errors import InputError, ModelMismatchError
 from edge_runtime.backends.pytorch import PytorchEngine
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from tools.bench.environment import environment
@@ -23,11 +23,12 @@ from tools.parity.gate import Gate, default_gate, judge
 from tools.parity.gate_file import read_gate
 from tools.parity.identity import bundle_facts
 from tools.parity.layer_drift import measure_layers
+from tools.parity.layer_sources import layers_of, layers_of_graph
 from tools.parity.limits import limits_of
 from tools.parity.pictures import pictures_of
 from tools.parity.prompts import Prompt, prompts_about, read_prompts
 from tools.parity.report import AgainstReport, Between, ParityReport
-from tools.parity.subject import Subject, layers_of, open_dump, open_engine
+from tools.parity.subject import Subject, open_dump, open_engine
 
 Progress = Callable[[str], None]
 Answers = tuple[PromptResult, ...]
@@ -89,6 +90,12 @@ def open_subject(request: ParityRequest, pictures: dict[str, Any], stack: ExitSt
         ContractError: it cannot be opened.
     """
     if request.dump is not None:
+        if request.images is not None or request.prompts is not None:
+            raise InputError(
+                "a dump brings its own pictures and holds no answers",
+                field="--dump",
+                remedy="Leave --images and --prompts out, and give --images to `dump` on the device.",
+            )
         return open_dump(request.dump, request.bundle)
     return open_engine(
         request.bundle, request.options, pictures, stack, lambda bucket: progress(f"encoder, bucket {bucket}")
@@ -145,14 +152,13 @@ def _layers(
     subject: Subject, measured: Measured, oracle: PytorchEngine, other: Edge | None, progress: Progress
 ) -> LayerFindings:
     """The worst picture of each bucket; where the engine shows no layers, the graph that it was built from."""
-    from tools.parity.graph_layers import GraphLayers
     from tools.parity.torch_layers import TorchLayers
 
-    source, vision = subject.layers(oracle), subject.bundle.manifest.vision
+    source, vision = subject.layers(), subject.bundle.manifest.vision
     label = "" if source is not None else "the graph, since this engine shows no layers: "
-    source = source or GraphLayers(subject.bundle, subject.precision)
+    source = source or layers_of_graph(subject.bundle, subject.precision)
     cases = [kept[0][1] for grid, kept in measured.worst.items() if source.serves(grid)]
-    against = None if other is None else layers_of(other, oracle)
+    against = None if other is None else layers_of(other)
     rows = measure_layers(
         cases, vision, source, TorchLayers(oracle, vision), against, lambda bucket: progress(f"layers, bucket {bucket}")
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from contract.bundle import Bundle, open_bundle
-from edge_runtime.backends.pytorch import PytorchEngine
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from tools.parity.dump import DumpLayers, check_dump, dump_samples
 from tools.parity.dump_format import Dump, read_dump
+from tools.parity.layer_sources import layers_of
 from tools.parity.layers import LayerSource
 from tools.parity.samples import Sample, edge_cases, run_cases
 
@@ -26,7 +26,7 @@ class Subject:
     Attributes:
         edge: None for a dump, which cannot be asked anything more.
         samples: what it returned for each picture at each bucket; to be read once.
-        layers: its own intermediate outputs, given the oracle; None where it shows none.
+        layers: opens its own intermediate outputs; None where it shows none.
         facts: where a dump was made.
     """
 
@@ -35,7 +35,7 @@ class Subject:
     precision: str
     edge: Edge | None
     samples: Iterator[Sample]
-    layers: Callable[[PytorchEngine], LayerSource | None]
+    layers: Callable[[], LayerSource | None]
     facts: dict[str, Any]
 
     @property
@@ -54,9 +54,7 @@ def open_engine(
     """
     edge = stack.enter_context(open_edge(path, options))
     samples = run_cases(edge, edge_cases(edge, pictures, progress))
-    return Subject(
-        edge.bundle, edge.engine.name, edge.engine.precision, edge, samples, lambda oracle: layers_of(edge, oracle), {}
-    )
+    return Subject(edge.bundle, edge.engine.name, edge.engine.precision, edge, samples, lambda: layers_of(edge), {})
 
 
 def open_dump(path: Path, bundle_path: Path) -> Subject:
@@ -75,22 +73,9 @@ def open_dump(path: Path, bundle_path: Path) -> Subject:
         dump.meta.precision,
         None,
         dump_samples(dump, bundle.manifest),
-        lambda oracle: layers if layers.offers(ANY_LAYER) else None,
+        lambda: layers if layers.offers(ANY_LAYER) else None,
         _dump_facts(dump),
     )
-
-
-def layers_of(edge: Edge, oracle: PytorchEngine) -> LayerSource | None:
-    """The layers that an edge's own engine computes; None for a TensorRT plan, which keeps them to itself."""
-    from tools.parity.graph_layers import GraphLayers
-    from tools.parity.torch_layers import TorchLayers
-
-    if edge.engine.name == "pytorch":
-        return TorchLayers(oracle, edge.bundle.manifest.vision)
-    if not edge.engine.name.startswith("onnxruntime"):
-        return None
-    engine = edge.options.engine
-    return GraphLayers(edge.bundle, edge.engine.precision, engine.provider, engine.threads)
 
 
 def _dump_facts(dump: Dump) -> dict[str, Any]:
