@@ -25,7 +25,7 @@ from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
 from tools.parity.dump_format import read_dump
 from tools.parity.encoder import compare_encoders
-from tools.parity.identity import bundle_identity
+from tools.parity.identity import set_identity
 from tools.parity.pictures import draw_picture, pictures_of
 
 POLYGRAPHY = [str(Path(sys.executable).parent / "polygraphy")]
@@ -82,7 +82,7 @@ def test_pixels_travel_as_bytes_and_a_later_engine_does_not_change_the_bundle(
     assert dump.array(0, "pixels").dtype == np.uint8
     assert not dump.has(0, "pixel_values")
     manifest = open_bundle(small_bundle).manifest
-    assert dump.meta.bundle_identity == bundle_identity(manifest)
+    assert dump.meta.set_identity == set_identity(manifest, "fp16") != set_identity(manifest, "fp32")
     built = tmp_path / "built"  # as `build` leaves it: one more file, and a manifest that names it
     shutil.copytree(small_bundle, built)
     (built / "engines").mkdir()
@@ -91,7 +91,7 @@ def test_pixels_travel_as_bytes_and_a_later_engine_does_not_change_the_bundle(
     digest = "c90e1ee7ee6f3b9a9d1e5c0f3f7a7e0a8e0d3a2a7e5d3e6c6a1a0c6f1b1f1f1f"
     document["files"].append({"path": "engines/a.plan", "bytes": 4, "sha256": digest})
     (built / MANIFEST_NAME).write_text(json.dumps(document))
-    assert bundle_identity(open_bundle(built, verify=False).manifest) == dump.meta.bundle_identity
+    assert set_identity(open_bundle(built, verify=False).manifest, "fp16") == dump.meta.set_identity
 
 
 def test_a_dump_with_layers_can_be_bisected(small_bundle: Path, reference: Path, folder: Path, tmp_path: Path) -> None:
@@ -110,9 +110,15 @@ def test_a_dump_with_layers_can_be_bisected(small_bundle: Path, reference: Path,
     assert "a dump made with --layers" in done.stderr
 
 
-def test_a_dump_of_another_bundle_is_refused(dumped: Path, small_bundle: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_dump_of_another_bundle_is_refused(
+    dumped: Path, folder: Path, small_bundle: Path, reference: Path, tmp_path: Path
+) -> None:
     other = with_weight_changed(small_bundle, tmp_path / "other", "merger.norm.bias", (0,), 1.0)
-    refused(judge(dumped, other, reference), "made with another bundle")
+    assert judge(dumped, other, reference).returncode == 0  # its fp16 set is the one that was dumped
+    single = tmp_path / "fp32.npz"
+    arguments = ("--precision", "fp32", "--images", folder / "pictures", "--out", single)
+    assert run_here("dump", "--bundle", small_bundle, *arguments).returncode == 0
+    refused(judge(single, other, reference), "made with another bundle")
     document = json.loads((other / MANIFEST_NAME).read_text())
     document["model"]["model_hash"] = "00" * 32
     (other / MANIFEST_NAME).write_text(json.dumps(document))

@@ -14,7 +14,7 @@ from tools.parity.encoder import EncoderRow
 from tools.parity.end_to_end import PromptResult
 from tools.parity.gate import default_gate, judge
 from tools.parity.gate_file import read_gate
-from tools.parity.limits import LIMITS, UNKNOWN, limits_of
+from tools.parity.limits import UNKNOWN, limits_of
 from tools.parity.pictures import draw_picture
 
 OUTPUTS = ("embeds", "deepstack.0")
@@ -30,7 +30,7 @@ def gate_of(tmp_path: Path, text: str, precision: str = "fp16"):  # type: ignore
 def test_defaults_are_one_table() -> None:
     assert default_gate("fp32", "fp32").answers.min_agreement == 1.0
     assert default_gate("fp32", "fp16").answers.min_agreement == 0.99
-    assert default_gate("int8", "fp16").encoder.min_cosine == LIMITS["int8"].min_cosine == 0.999
+    assert default_gate("int8", "fp16").encoder.min_cosine == limits_of("int8-fp16").min_cosine == 0.999
     assert (limits_of("fp8").min_cosine, limits_of("fp8").min_agreement) == (0.998, 0.98)
     assert limits_of("int4") == UNKNOWN
     failed = [row for row in judge(default_gate("fp16", "fp16"), [ROW], [PROMPT], None) if not row.passed]

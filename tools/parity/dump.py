@@ -19,7 +19,7 @@ from edge_runtime.engine import Embeddings
 from tools.bench.environment import environment
 from tools.parity.dump_format import Dump, DumpMeta, DumpWriter, SampleRecord, write_dump
 from tools.parity.encoder import named_outputs
-from tools.parity.identity import bundle_identity
+from tools.parity.identity import set_identity
 from tools.parity.layers import LayerSource, stream_layers
 from tools.parity.pixels import from_rgb, to_rgb
 from tools.parity.samples import Case, Sample, edge_cases
@@ -82,7 +82,7 @@ def _meta(edge: Edge, records: tuple[SampleRecord, ...]) -> DumpMeta:
     return DumpMeta(
         model=manifest.model.id,
         model_hash=manifest.model.model_hash,
-        bundle_identity=bundle_identity(manifest),
+        set_identity=set_identity(manifest, edge.engine.precision),
         manifest_sha256=sha256_of(edge.bundle.path / MANIFEST_NAME),
         backend=edge.engine.name,
         precision=edge.engine.precision,
@@ -97,23 +97,25 @@ def check_dump(dump: Dump, bundle: Bundle) -> None:
 
     Raises:
         ModelMismatchError: it was made with another model or another export of it.
-        InputError: its outputs or buckets are not this model's.
+        BundleError: the bundle has no set of its precision.
+        InputError: its outputs are not this model's.
     """
     manifest = bundle.manifest
-    for what, ours, its in (
-        ("model", manifest.model.model_hash, dump.meta.model_hash),
-        ("bundle", bundle_identity(manifest), dump.meta.bundle_identity),
-    ):
-        if ours != its:
-            raise ModelMismatchError(
-                f"dump {dump.path} was made with another {what} than {bundle.path}",
-                field="--dump",
-                expected=f"hash {ours[:12]}…",
-                got=f"{its[:12]}…",
-                remedy="Give the bundle that the device runs, or dump again on the device.",
-            )
+    _check_hash(dump, bundle, "model", manifest.model.model_hash, dump.meta.model_hash)
+    _check_hash(dump, bundle, "bundle", set_identity(manifest, dump.meta.precision), dump.meta.set_identity)
     if dump.meta.outputs != manifest.vision.output_names or not dump.meta.samples:
         raise InputError(f"dump {dump.path} has other outputs or no samples", field="--dump")
+
+
+def _check_hash(dump: Dump, bundle: Bundle, what: str, ours: str, its: str) -> None:
+    if ours != its:
+        raise ModelMismatchError(
+            f"dump {dump.path} was made with another {what} than {bundle.path}",
+            field="--dump",
+            expected=f"hash {ours[:12]}…",
+            got=f"{its[:12]}…",
+            remedy="Give the bundle that the device runs, or dump again on the device.",
+        )
 
 
 def dump_samples(dump: Dump, manifest: Manifest) -> Iterator[Sample]:

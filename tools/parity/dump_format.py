@@ -46,14 +46,14 @@ class DumpMeta:
     """What the arrays are.
 
     Attributes:
-        bundle_identity: `tools.parity.identity.bundle_identity` of the bundle that the device holds.
+        set_identity: `tools.parity.identity.set_identity` of what the device ran.
         manifest_sha256: of the device's own manifest, engines included.
         environment: machine and library versions (`tools.bench.environment`).
     """
 
     model: str
     model_hash: str
-    bundle_identity: str
+    set_identity: str
     manifest_sha256: str
     backend: str
     precision: str

@@ -13,6 +13,7 @@ from contract.bundle import Bundle
 from contract.errors import BucketError
 from contract.grid import Grid
 from contract.manifest import GraphRecord
+from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import make_session
 from edge_runtime.position_inputs import position_inputs
 from tools.parity.samples import Case
@@ -70,7 +71,9 @@ class GraphLayers:
             settings.log_severity_level = 3
             path = self._bundle.graph_path(graph)
             model = with_outputs(onnx.load(str(path), load_external_data=False), layers)
-            self._loaded = (key, make_session(path, settings, self._provider, self._bundle, model=model))
+            disabled = ORT_DISABLED_OPTIMIZERS[PRECISIONS[self._set.precision].quantized]
+            session = make_session(path, settings, self._provider, self._bundle, disabled, model)
+            self._loaded = (key, session)
         return self._loaded[1]
 
 

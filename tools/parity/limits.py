@@ -1,8 +1,13 @@
-"""What parity must hold by default, one row per precision; a gate file (`--gate`) overrides it."""
+"""What parity must hold by default, by precision; a gate file (`--gate`) overrides it.
+
+Cosine and agreement stand in `contract.precision`, beside what a precision is; here is what a layer may be off by.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from contract.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -20,16 +25,16 @@ class PrecisionLimits:
     layer_tolerance: float
 
 
-# int8 and fp8 are provisional until a bundle of each has been measured on real pictures.
-LIMITS = {
-    "fp32": PrecisionLimits(min_cosine=0.99999, min_agreement=1.0, layer_tolerance=1e-4),
-    "fp16": PrecisionLimits(min_cosine=0.9999, min_agreement=0.99, layer_tolerance=1e-2),
-    "int8": PrecisionLimits(min_cosine=0.999, min_agreement=0.98, layer_tolerance=1e-1),
-    "fp8": PrecisionLimits(min_cosine=0.998, min_agreement=0.98, layer_tolerance=1e-1),
-}
+# By the coarsest type that a set computes in; int8 and fp8 are provisional.
+LAYER_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1, "fp8": 1e-1}
+# For a precision that this release does not know.
 UNKNOWN = PrecisionLimits(min_cosine=0.999, min_agreement=0.98, layer_tolerance=1e-1)
 
 
 def limits_of(precision: str) -> PrecisionLimits:
-    """The row of a precision, `UNKNOWN` for one that has none."""
-    return LIMITS.get(precision, UNKNOWN)
+    """Limits of a set's precision, `UNKNOWN` for one that is in no table."""
+    if precision not in PRECISIONS:
+        return UNKNOWN
+    found = PRECISIONS[precision]
+    tolerance = LAYER_TOLERANCES[found.quantized or found.rest]
+    return PrecisionLimits(found.min_cosine, found.min_agreement, tolerance)
