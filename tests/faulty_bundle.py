@@ -11,20 +11,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from contract.bundle import record_file
+from contract.bundle import open_bundle, record_file
 from contract.manifest import MANIFEST_NAME
 
 BUCKET = "1x8x8"  # of conftest's small bundle
 
 
-def with_weight_changed(bundle: Path, out: Path, tensor: str, index: tuple[int, ...], change: float) -> Path:
-    """A copy whose fp32 `tensor` has one element changed by `change`."""
+def with_weight_changed(
+    bundle: Path, out: Path, tensor: str, index: tuple[int, ...], change: float, precision: str = "fp32"
+) -> Path:
+    """A copy whose `tensor`, float32 in that set, has one element changed by `change`."""
     shutil.copytree(bundle, out)
-    graph = onnx.load(str(out / "fp32" / f"{BUCKET}.onnx"), load_external_data=False).graph
+    folder = (out / open_bundle(bundle, verify=False).manifest.precision(precision).weights).parent
+    graph = onnx.load(str(folder / f"{BUCKET}.onnx"), load_external_data=False).graph
     stored = next(item for item in graph.initializer if item.name == tensor)
     place = {entry.key: entry.value for entry in stored.external_data}
     weights = np.memmap(
-        out / "fp32" / place["location"], np.float32, "r+", offset=int(place["offset"]), shape=tuple(stored.dims)
+        folder / place["location"], np.float32, "r+", offset=int(place["offset"]), shape=tuple(stored.dims)
     )
     weights[index] += change
     weights.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -10,8 +11,10 @@ import pytest
 from faulty_bundle import with_node_changed, with_weight_changed
 from run_cli import run_here
 
+from calibration.calibrate import CalibrationRequest, calibrate_bundle
 from contract.bundle import sha256_of
 from tools.parity.pictures import draw_picture
+from tools.train_reference.make_calibration_data import make_calibration_data
 
 WEIGHTS = [
     ("patch_embed.proj.weight", "patch_embed.proj"),
@@ -34,8 +37,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bisect(bundle: Path, reference: Path, pictures: Path, *more: object) -> tuple[int, dict]:  # type: ignore[type-arg]
     done = run_here(
-        "parity", "--bisect", "--bundle", bundle, "--model", reference, "--images", pictures, "--precision", "fp32",
-        "--json", *more,
+        "parity", "--bisect", "--bundle", bundle, "--model", reference, "--images", pictures, "--json",
+        *(() if "--precision" in more else ("--precision", "fp32")), *more,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -94,6 +97,26 @@ def test_precisions_part_where_the_tolerance_says(small_bundle: Path, reference:
     code, found = bisect(small_bundle, reference, pictures, *other, "--tolerance", "1e-5")
     assert code == 1
     assert found["first_layer"] == "patch_embed.proj"  # fp16 rounds the very first product
+
+
+def test_a_smoothed_set_is_compared_where_it_means_the_same(
+    small_bundle: Path, reference: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """SmoothQuant rescales norms and values: they differ from PyTorch's without being wrong."""
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "quantized"))
+    data = make_calibration_data(tmp_path / "data", 16)
+    calibrate_bundle(bundle, CalibrationRequest("int8", data, samples=16, rest="fp32"))
+    arguments = ("--precision", "int8", "--tolerance", "0.2")
+    assert bisect(bundle, reference, pictures, *arguments)[1]["first_layer"] is None
+    faulty = with_weight_changed(
+        bundle, tmp_path / "faulty", "blocks.4.mlp.linear_fc2.bias", (9,), 200.0, precision="int8"
+    )
+    code, found = bisect(faulty, reference, pictures, *arguments)
+    assert (code, found["first_layer"]) == (1, "blocks.4.mlp.linear_fc2")
+    assert found["first"]["first"]["channel"] == 9
+    compared = {gap["layer"] for gap in found["first"]["gaps"]}
+    assert {"blocks.4.mlp.linear_fc1", "blocks.4.mlp.act"} <= compared
+    assert not compared & {"blocks.4.norm1", "blocks.4.norm2", "blocks.4.attn.qkv", "blocks.4.attn.flat"}
 
 
 def test_what_cannot_be_bisected(small_bundle: Path, reference: Path, tmp_path: Path) -> None:

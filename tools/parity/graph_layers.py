@@ -16,6 +16,7 @@ from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import make_session
 from edge_runtime.position_inputs import position_inputs
+from tools.parity.layers import SMOOTHED_PARTS, part_of
 from tools.parity.samples import Case
 
 
@@ -34,6 +35,10 @@ class GraphLayers:
         self._loaded: tuple[tuple[str, tuple[str, ...]], Any] | None = None
 
     def offers(self, layer: str) -> bool:
+        """Whether every graph of the set computes it, and computes the same values as PyTorch does."""
+        calibration = self._set.calibration
+        if calibration is not None and calibration.smooth is not None and part_of(layer) in SMOOTHED_PARTS:
+            return False
         return all(layer in self._tensors(graph) for graph in self._set.graphs if graph.kind != "image_uint8")
 
     def serves(self, grid: Grid) -> bool:

@@ -32,6 +32,8 @@ BLOCK_PARTS = {
     "mlp.linear_fc2": True,
     "mlp.residual": True,
 }
+# What SmoothQuant rescales per channel (`calibration/smoothing.py`): not the same values as in PyTorch, by design.
+SMOOTHED_PARTS = ("norm", "norm1", "norm2", "attn.qkv", "attn.flat")
 MERGER_PARTS = ("norm", "linear_fc1", "act", "linear_fc2")
 EMBED_PARTS = ("patch_embed.proj", "pos_embed.flat")
 # For people, where the name alone does not say it.
