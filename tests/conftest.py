@@ -67,6 +67,7 @@ def calibrated(bundle: Path, calibration_data: Path, tmp_path_factory: pytest.Te
     return copy
 
 
+@pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with one image and one clip bucket, for tests that run all of it; tests must not write into it."""
     out = tmp_path_factory.mktemp("bundle") / "small"
