@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_bundle import with_weight_changed
 from run_cli import run_here
 
 from contract.bundle import open_bundle, sha256_of
 from contract.grid import Grid
 from edge_runtime.edge import Edge, open_edge
+from tools.parity.end_to_end import PromptResult
 from tools.parity.heat_map import heat_map
 from tools.parity.pictures import draw_picture
 from tools.parity.pixels import from_rgb, to_rgb
+from tools.parity.plots import answer_figure
 from tools.parity.samples import edge_cases
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -152,3 +155,31 @@ def test_the_heat_map_is_hot_where_the_error_is(edge: Edge) -> None:
     assert (found.frame, found.row, found.column, found.worst) == (2, 1, 3, 0.5)
     nan = np.where(errors == 0.5, np.nan, errors)
     assert heat_map(case, nan, manifest.vision, manifest.preprocessing).row == 1
+
+
+def test_a_page_of_a_device_that_returns_nan(small_bundle: Path, reference: Path, tmp_path: Path) -> None:
+    """An overflow is what such a page is opened for: it is drawn, it says so, and no limit holds for NaN."""
+    nan = float("nan")
+    broken = with_weight_changed(small_bundle, tmp_path / "broken", "blocks.4.mlp.linear_fc2.bias", (3,), nan)
+    dump, page = tmp_path / "dump.npz", tmp_path / "page.html"
+    made = run_here("dump", "--bundle", broken, "--precision", "fp32", "--layers", "--out", dump)
+    assert made.returncode == 0, made.stderr
+    done = run_here("parity", "--dump", dump, "--bundle", broken, "--model", reference, "--report", page)
+    assert done.returncode == 1, done.stderr
+    assert "cosine nan, required at least 0.99999" in done.stdout
+    text = page.read_text(encoding="utf-8")
+    assert "Parity is broken" in text
+    assert '<div class="card"><b>blocks.4</b>' in text  # the first module to drift
+    assert 'worst token\n<span class="figure">inf</span>' in text
+    bisected = run_here("parity", "--bisect", "--dump", dump, "--bundle", broken, "--model", reference)
+    assert (bisected.returncode, "blocks.4.mlp.residual" in bisected.stdout.splitlines()[-1]) == (1, True)
+
+
+def test_where_answers_part_is_drawn() -> None:
+    alike = PromptResult("a", True, (1, 2), (1, 2), "x", "x", None, (1e-9, 1e-9), 10)
+    parted = PromptResult("b", True, (1, 2), (1, 3), "x", "y", 1, (1e-9, 0.5), 10)
+    resized = PromptResult("c", False, (1, 2), (1, 3), "x", "y", 0, (9.0, 9.0), 10)
+    assert "no answer differs" in answer_figure([("one", [alike, resized])])
+    drawn = answer_figure([("one", [alike, parted]), ("other", [alike])])
+    assert "no answer differs" not in drawn
+    assert {"one, largest", "other, median"} <= set(re.findall(r">([^<>]+)</text>", drawn))
