@@ -17,7 +17,7 @@ class LayerFindings:
     """The encoder's layers.
 
     Attributes:
-        label: what computed them, which for a TensorRT plan is the graph that it was built from.
+        label: what computed them; for an engine that shows none (a TensorRT plan) its graph on ONNX Runtime.
         tolerance: relative L2 beyond which a layer counts as drifted.
     """
 

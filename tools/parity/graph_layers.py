@@ -10,12 +10,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
-from contract.errors import BucketError
 from contract.grid import Grid
 from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import make_session
-from edge_runtime.position_inputs import position_inputs
+from edge_runtime.engine import bundle_serves
+from edge_runtime.graph_choice import choose_graph, graph_inputs
 from tools.parity.layers import SMOOTHED_PARTS, part_of
 from tools.parity.samples import Case
 
@@ -42,23 +42,15 @@ class GraphLayers:
         return all(layer in self._tensors(graph) for graph in self._set.graphs if graph.kind != "image_uint8")
 
     def serves(self, grid: Grid) -> bool:
-        return self._graph(grid) is not None
+        served = bundle_serves(self._bundle, self._set.precision)
+        return served.dynamic or grid in served.buckets
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Raises BucketError where no graph serves the case's grid."""
-        graph = self._graph(case.grid)
-        if graph is None:
-            raise BucketError(f"the bundle has no graph for grid {case.grid}", field="buckets")
-        feeds: dict[str, NDArray[Any]] = {"pixel_values": case.pixel_values}
-        if graph.kind == "dynamic":
-            feeds |= position_inputs(self._bundle.manifest.vision, case.grid)
+        graph = choose_graph(self._set, case.grid)
+        feeds = graph_inputs(self._bundle.manifest.vision, graph, case.grid, case.pixel_values)
         found = self._session(graph, tuple(layers)).run(list(layers), feeds)
         return dict(zip(layers, found, strict=True))
-
-    def _graph(self, grid: Grid) -> GraphRecord | None:
-        fixed = (graph for graph in self._set.graphs if graph.kind == "fixed" and graph.grid == grid)
-        dynamic = (graph for graph in self._set.graphs if graph.kind == "dynamic")
-        return next(fixed, None) or next(dynamic, None)
 
     def _tensors(self, graph: GraphRecord) -> frozenset[str]:
         if graph.path not in self._names:

@@ -12,7 +12,7 @@ from tools.parity.layers import LayerSource
 
 
 def layers_of(edge: Edge) -> LayerSource | None:
-    """The layers that an edge's own engine computes; None for a TensorRT plan, which keeps them to itself.
+    """The layers that an edge's own engine computes; None where it keeps them to itself, as a TensorRT plan does.
 
     Raises:
         InputError: a package that shows them is not installed.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from contract import atomic
 from contract.errors import InputError
 from contract.manifest import Manifest
-from edge_runtime.position_inputs import position_inputs
+from edge_runtime.graph_choice import choose_graph, graph_inputs
 from tools.parity.dump import dump_samples
 from tools.parity.dump_format import Dump
 from tools.parity.encoder import named_outputs
@@ -39,10 +39,8 @@ def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path
         name = "dynamic" if record.graph == "dynamic" else record.bucket
         outputs = named_outputs(dump.meta.outputs, sample.embeddings)
         outputs |= {layer: dump.array(index, f"layer/{layer}") for layer in record.layers}
-        feed: dict[str, NDArray[Any]] = {"pixel_values": sample.case.pixel_values}
-        if record.graph == "dynamic":
-            feed |= position_inputs(manifest.vision, sample.case.grid)
-        feeds[name].append(feed)
+        graph = choose_graph(manifest.precision(dump.meta.precision), sample.case.grid)
+        feeds[name].append(graph_inputs(manifest.vision, graph, sample.case.grid, sample.case.pixel_values))
         found[name].append(comparator.IterationResult(outputs, runner_name=runner))
     written = []
     for name, iterations in found.items():
