@@ -68,6 +68,21 @@ def calibrated(bundle: Path, calibration_data: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one image and one clip bucket, for tests that run all of it; tests must not write into it."""
+    out = tmp_path_factory.mktemp("bundle") / "small"
+    export_bundle(
+        str(REFERENCE),
+        out,
+        image_buckets="128x128",
+        video_buckets="8x96x128",
+        precisions=("fp32", "fp16"),
+        dynamic=False,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
 def edge(bundle: Path) -> Iterator[Edge]:
     """The device with fp32 graphs and fp32 on the wire."""
     with open_edge(bundle, EdgeOptions(wire_dtype="fp32", engine=EngineOptions(precision="fp32"))) as opened:

@@ -15,6 +15,9 @@ app = typer.Typer(
     help="Qwen3-VL on two machines: the vision encoder on the device, the language model on a server.",
 )
 
+edge_app = typer.Typer(no_args_is_help=True, help="What runs on the device itself.")
+app.add_typer(edge_app, name="edge")
+
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder made by `export`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all.")]
@@ -27,6 +30,7 @@ ProviderOption = Annotated[
 TargetOption = Annotated[
     str | None, typer.Option(help="Which engine of the bundle (TensorRT); the first that fits this GPU.")
 ]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="Which precision of the bundle; the first by default.")]
 
 
@@ -174,7 +178,7 @@ def server(
 def parity(
     bundle: BundleOption,
     model: Annotated[str, typer.Option(help="The checkpoint that the bundle was exported from.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")] = None,
+    images: ImagesOption = None,
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines with `messages`; questions about the pictures.")
     ] = None,
@@ -185,16 +189,74 @@ def parity(
     wire_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     threads: ThreadsOption = 0,
+    report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="TOML file with the release's thresholds.")] = None,
+    dump: Annotated[Path | None, typer.Option(help="A device's dump, in place of an engine that runs here.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Bundle of the other side; this one by default.")] = None,
+    against_backend: Annotated[str | None, typer.Option(help="Backend of the other side.")] = None,
+    against_provider: Annotated[str | None, typer.Option(help="Provider of the other side.")] = None,
+    against_precision: Annotated[str | None, typer.Option(help="Precision of the other side.")] = None,
+    against_target: Annotated[str | None, typer.Option(help="Engine of the other side.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Only name the first layer at which both sides part.")
+    ] = False,
+    tolerance: Annotated[float | None, typer.Option(help="Relative L2 of a layer, for --bisect.", min=0.0)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ."""
+    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
+
+    With any --against option a second side is measured beside the first, on the same pixels.
+    """
+    from contract.errors import InputError
     from edge_runtime.edge import EdgeOptions
     from edge_runtime.engine import EngineOptions
-    from tools.commands.parity import run
+    from tools.commands.parity import run, run_bisect
+    from tools.parity.prove import ParityRequest
 
     engine = EngineOptions(precision=precision, threads=threads, model=Path(model), provider=provider, target=target)
     options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
-    run(bundle, model, images, prompts, options, max_new_tokens, as_json)
+    other = None
+    if any(
+        item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
+    ):
+        engine = EngineOptions(against_precision, threads, Path(model), against_provider or "cpu", against_target)
+        other = (against or bundle, EdgeOptions(against_backend or "onnxruntime", engine, wire_dtype))
+    request = ParityRequest(
+        bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None
+    )
+    if not bisect:
+        run(request, report, as_json)
+    elif report is not None or gate is not None:
+        raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
+    else:
+        run_bisect(request, tolerance, as_json)
+
+
+@edge_app.command()
+@app.command()
+def dump(
+    bundle: BundleOption,
+    out: Annotated[Path, typer.Option("--out", help="Dump file to write (.npz).")],
+    images: ImagesOption = None,
+    backend: BackendOption = "onnxruntime",
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also intermediate outputs (onnxruntime, pytorch).")] = False,
+    polygraphy: Annotated[
+        Path | None, typer.Option(help="Folder for polygraphy's files: <bucket>.inputs.json and .outputs.json.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what this device's engine makes of pictures, for `parity --dump` on a workstation."""
+    from edge_runtime.edge import EdgeOptions
+    from edge_runtime.engine import EngineOptions
+    from tools.commands.dump import run
+
+    engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
+    run(bundle, out, images, EdgeOptions(backend=backend, engine=engine), layers, polygraphy, as_json)
 
 
 @app.command()

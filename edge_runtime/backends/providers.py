@@ -22,6 +22,9 @@ from contract.bundle import Bundle
 from contract.engines import ENGINE_FOLDER
 from contract.errors import InputError
 
+# Where a graph given as bytes finds its weights; without it they are looked for in the working folder.
+WEIGHTS_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+
 
 @dataclass(frozen=True)
 class Provider:
@@ -97,9 +100,20 @@ def find_provider(name: str) -> Provider:
 
 
 def make_session(
-    path: Path, settings: Any, name: str, bundle: Bundle, disabled_optimizers: frozenset[str] = frozenset()
+    path: Path,
+    settings: Any,
+    name: str,
+    bundle: Bundle,
+    disabled_optimizers: frozenset[str] = frozenset(),
+    model: bytes | None = None,
 ) -> Any:
     """An ONNX Runtime session of a graph on that provider, and on no other.
+
+    Args:
+        path: the graph; weights that it refers to lie beside it.
+        settings: `SessionOptions`.
+        disabled_optimizers: ONNX Runtime's graph optimizers to leave out.
+        model: an edited copy of the graph, loaded in its place.
 
     Raises:
         InputError: the provider is not installed, has no device here, or did not start; or the graph is bad.
@@ -113,10 +127,12 @@ def make_session(
     else:
         arguments = {}
         settings.add_provider_for_devices(plugin_devices(name), plugin_options(name, options))
+    if model is not None:
+        settings.add_session_config_entry(WEIGHTS_FOLDER_ENTRY, str(path.parent))
     try:
         with _quiet():
             session = ort.InferenceSession(
-                str(path), settings, disabled_optimizers=set(disabled_optimizers), **arguments
+                model or str(path), settings, disabled_optimizers=set(disabled_optimizers), **arguments
             )
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise InputError(f"ONNX Runtime cannot load {path}: {error}", field=path.name) from None

@@ -25,15 +25,15 @@ class PytorchEngine:
 
     def __init__(self, checkpoint: Checkpoint, serves: Serves = Serves((), dynamic=True)) -> None:
         self.serves = serves
-        self._encoder = load_encoder(checkpoint)
+        self.encoder = load_encoder(checkpoint)
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         with torch.inference_mode():
-            output = self._encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
+            output = self.encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
         return Embeddings(output.pooler_output.numpy(), tuple(level.numpy() for level in output.deepstack_features))
 
     def close(self) -> None:
-        del self._encoder
+        del self.encoder
 
 
 def load_encoder(checkpoint: Checkpoint) -> Any:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from contract.distance import Distance, distance
 from contract.grid import Grid
 from edge_runtime.edge import Edge
-from edge_runtime.engine import Engine
-from edge_runtime.prompt import prepare_prompt
+from edge_runtime.engine import Embeddings, Engine
+from tools.parity.limits import limits_of
+from tools.parity.output_error import OutputError, output_error
+from tools.parity.samples import Case, Sample, edge_cases, run_cases
 
-# What an fp32 graph must hold; fp16 rounds every weight and product to 11 bits.
-MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999}
+KEPT_PER_BUCKET = 3  # worst pictures whose pixels are kept, to be shown
 
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """One output of one bucket, worst over the pictures."""
+    """One output of one bucket, worst over the pictures.
+
+    Attributes:
+        limit: least cosine that passes.
+        worst_token: largest L2 of a token's error, relative to the reference tokens' norms.
+    """
 
     bucket: str
     graph: str
@@ -28,10 +32,43 @@ class EncoderRow:
     pictures: int
     distance: Distance
     limit: float
+    worst_token: float = float("nan")
 
     @property
     def passed(self) -> bool:
         return self.distance.cosine >= self.limit  # False for NaN
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One picture at one bucket.
+
+    Attributes:
+        subject: per output, what is under test against PyTorch.
+        against: the same of the other side, None where there is none or it does not serve the grid.
+        between: the subject against the other side.
+    """
+
+    grid: Grid
+    graph: str
+    picture: str
+    subject: dict[str, OutputError]
+    against: dict[str, OutputError] | None = None
+    between: dict[str, Distance] | None = None
+
+    @property
+    def badness(self) -> float:
+        """Largest token error of any output; NaN counts as infinite."""
+        worst = max((error.worst_token for error in self.subject.values()), key=lambda value: (value != value, value))
+        return float("inf") if worst != worst else worst
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A whole run: every measurement, and per bucket the pictures that came out worst, worst first."""
+
+    measurements: tuple[Measurement, ...]
+    worst: dict[Grid, tuple[tuple[Measurement, Case], ...]]
 
 
 def compare_encoders(
@@ -44,59 +81,73 @@ def compare_encoders(
 
     The dynamic-shape graph is checked on one grid that no bucket covers.
     """
-    rows: list[EncoderRow] = []
-    for grid, kind in _grids(edge):
-        progress(str(grid))
-        worst: dict[str, Distance] = {}
-        for picture in pictures.values():
-            pixels = _pixels(edge, picture, grid)
-            ours, reference = edge.engine.run(grid, pixels), oracle.run(grid, pixels)
-            names = edge.bundle.manifest.vision.output_names
-            pairs = zip(
-                names,
-                (ours.embeds, *ours.deepstack),
-                (reference.embeds, *reference.deepstack),
-                strict=True,
-            )
-            for name, actual, expected in pairs:
-                found = distance(actual, expected)
-                worst[name] = found.worst(worst[name]) if name in worst else found
-        rows += [
-            EncoderRow(str(grid), kind, name, len(pictures), value, MIN_COSINE[edge.engine.precision])
-            for name, value in worst.items()
-        ]
-    return rows
+    names = edge.bundle.manifest.vision.output_names
+    measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, oracle)
+    return encoder_rows(measured.measurements, limits_of(edge.engine.precision).min_cosine)
 
 
-def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
-    buckets = edge.policy.buckets or ()
-    yield from ((grid, "fixed") for grid in buckets)
-    if edge.policy.dynamic:
-        merge = edge.policy.geometry.merge_size
-        largest = max(buckets, key=lambda grid: grid.patches, default=Grid(1, 4 * merge, 4 * merge))
-        off = Grid(1, largest.h, largest.w + merge)
-        while off in buckets:
-            off = Grid(1, off.h, off.w + merge)
-        yield off, "dynamic"
+def measure(samples: Iterable[Sample], names: Sequence[str], oracle: Engine, against: Engine | None = None) -> Measured:
+    """Hold each sample, and what `against` makes of the same pixels, against the oracle.
+
+    Args:
+        samples: from an engine or from a device's dump.
+        names: of the outputs, in order.
+    """
+    found: list[Measurement] = []
+    worst: dict[Grid, list[tuple[Measurement, Case]]] = {}
+    for sample in samples:
+        measurement = _measure(sample, names, oracle, against)
+        found.append(measurement)
+        kept = worst.setdefault(sample.case.grid, [])
+        kept.append((measurement, sample.case))
+        kept.sort(key=lambda pair: -pair[0].badness)
+        del kept[KEPT_PER_BUCKET:]
+    return Measured(tuple(found), {grid: tuple(kept) for grid, kept in worst.items()})
 
 
-def _pixels(edge: Edge, picture: Any, grid: Grid) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The picture at the grid's size through the edge's own preprocessing; a clip is the picture, panned."""
-    height, width = edge.policy.geometry.pixels(grid)
-    part: dict[str, Any] = {"resized_height": height, "resized_width": width}
-    if grid.t == 1:
-        part |= {"type": "image", "image": picture}
-    else:
-        frames = [_pan(picture, 4 * index) for index in range(edge.policy.geometry.frames(grid))]
-        part |= {"type": "video", "video": frames, "min_pixels": 1, "max_pixels": height * width}
-    messages = [{"role": "user", "content": [part]}]
-    policy = type(edge.policy)(edge.policy.geometry, None, dynamic=True)
-    prompt = prepare_prompt(messages, edge.processor, policy)
-    assert prompt.media[0].grid == grid, (prompt.media[0].grid, grid)
-    return prompt.media[0].pixel_values
+def _measure(sample: Sample, names: Sequence[str], oracle: Engine, against: Engine | None) -> Measurement:
+    case = sample.case
+    reference = named_outputs(names, oracle.run(case.grid, case.pixel_values))
+    subject = named_outputs(names, sample.embeddings)
+    errors = {name: output_error(subject[name], reference[name]) for name in names}
+    if against is None or not (case.grid in against.serves.buckets or against.serves.dynamic):
+        return Measurement(case.grid, case.graph, case.picture, errors)
+    other = named_outputs(names, against.run(case.grid, case.pixel_values))
+    return Measurement(
+        case.grid,
+        case.graph,
+        case.picture,
+        errors,
+        {name: output_error(other[name], reference[name]) for name in names},
+        {name: distance(subject[name], other[name]) for name in names},
+    )
 
 
-def _pan(picture: Any, offset: int) -> Any:
-    from PIL import ImageChops
+def named_outputs(names: Sequence[str], embeddings: Embeddings) -> dict[str, Any]:
+    """The encoder's outputs, [n, D] each, by the names that the manifest gives them."""
+    return dict(zip(names, (embeddings.embeds, *embeddings.deepstack), strict=True))
 
-    return ImageChops.offset(picture.convert("RGB"), offset, 0)
+
+def encoder_rows(
+    measurements: Sequence[Measurement], min_cosine: float | dict[str, float], *, against: bool = False
+) -> list[EncoderRow]:
+    """Worst over the pictures per bucket and output, in the order measured.
+
+    Args:
+        min_cosine: the limit, or one per output.
+        against: of the other side, without what it did not serve.
+    """
+    rows: dict[tuple[str, str], EncoderRow] = {}
+    for item in measurements:
+        for name, error in ((item.against if against else item.subject) or {}).items():
+            limit = min_cosine[name] if isinstance(min_cosine, dict) else min_cosine
+            key = (str(item.grid), name)
+            row = EncoderRow(key[0], item.graph, name, 1, error.distance, limit, error.worst_token)
+            rows[key] = _worse(rows[key], row) if key in rows else row
+    return list(rows.values())
+
+
+def _worse(one: EncoderRow, other: EncoderRow) -> EncoderRow:
+    token = max(one.worst_token, other.worst_token, key=lambda value: (value != value, value))
+    found = one.distance.worst(other.distance)
+    return EncoderRow(one.bucket, one.graph, one.output, one.pictures + other.pictures, found, one.limit, token)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from contract.distance import Distance
 from tools.parity.encoder import EncoderRow
 from tools.parity.end_to_end import PromptResult
+from tools.parity.gate import GateRow
+
+
+@dataclass(frozen=True)
+class Between:
+    """The subject's output held against the other side's, worst over the pictures of a bucket."""
+
+    bucket: str
+    output: str
+    distance: Distance
+
+
+@dataclass(frozen=True)
+class AgainstReport:
+    """The other side of a comparison, held against the same oracle; no limit is put on it."""
+
+    label: str
+    encoder: tuple[EncoderRow, ...]
+    between: tuple[Between, ...]
+    prompts: tuple[PromptResult, ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +39,9 @@ class ParityReport:
 
     Attributes:
         min_agreement: share of exact prompts whose tokens must be identical: 1.0 for fp32 embeddings on
-            the wire, 0.99 for fp16.
+            the wire, 0.99 for fp16; a gate may ask for another.
+        gate: every limit and what was measured, encoder rows and agreement among them.
+        against: the other side, where two were compared.
     """
 
     bundle: str
@@ -30,6 +53,11 @@ class ParityReport:
     prompts: tuple[PromptResult, ...]
     min_agreement: float
     tools: dict[str, str]
+    gate: tuple[GateRow, ...] = ()
+    against: AgainstReport | None = None
+
+    def with_against(self, against: AgainstReport) -> ParityReport:
+        return replace(self, against=against)
 
     @property
     def exact_prompts(self) -> tuple[PromptResult, ...]:
@@ -43,7 +71,13 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        return all(row.passed for row in self.encoder) and self.agreement >= self.min_agreement
+        held = all(row.passed for row in self.encoder) and self.agreement >= self.min_agreement
+        return held and not self.failures
+
+    @property
+    def failures(self) -> tuple[GateRow, ...]:
+        """Limits that were missed."""
+        return tuple(row for row in self.gate if not row.passed)
 
     @property
     def max_kl(self) -> float:
@@ -56,6 +90,8 @@ class ParityReport:
             row["passed"] = item.passed
         for row, prompt in zip(document["prompts"], self.prompts, strict=True):
             row["agrees"] = prompt.agrees
+        for row, limit in zip(document["gate"], self.gate, strict=True):
+            row["passed"] = limit.passed
         exact = self.exact_prompts
         return {
             "passed": self.passed,
@@ -68,16 +104,32 @@ class ParityReport:
 
 
 def print_report(report: ParityReport) -> None:
-    """Tables on stdout: encoder by bucket and output, then the prompts that differ."""
+    """Tables on stdout: encoder by bucket and output, the prompts that differ, the limits that were missed."""
     console = Console()
-    table = Table(title=f"encoder: {report.backend} {report.precision} against PyTorch fp32", title_justify="left")
+    _print_encoder(console, f"encoder: {report.backend} {report.precision} against PyTorch fp32", report.encoder)
+    if report.against is not None:
+        _print_encoder(console, f"the other side: {report.against.label} against PyTorch fp32", report.against.encoder)
+    if report.prompts:
+        _print_answers(console, report)
+    else:
+        console.print("end to end: not measured, because no prompts were asked (a dump holds no answers)")
+    for row in report.failures:
+        console.print(f"[red]failed[/] {row}", soft_wrap=True)
+    console.print("[bold green]parity holds[/]" if report.passed else "[bold red]parity is broken[/]")
+
+
+def _print_encoder(console: Console, title: str, rows: tuple[EncoderRow, ...]) -> None:
+    table = Table(title=title, title_justify="left")
     for name in ("bucket", "graph", "output", "cosine", "max abs", "relative L2", ""):
         table.add_column(name, justify="right" if name in ("cosine", "max abs", "relative L2") else "left")
-    for row in report.encoder:
+    for row in rows:
         found = row.distance
         figures = (f"{found.cosine:.7f}", f"{found.max_abs:.1e}", f"{found.relative_l2:.1e}")
         table.add_row(row.bucket, row.graph, row.output, *figures, "ok" if row.passed else f"below {row.limit}")
     console.print(table)
+
+
+def _print_answers(console: Console, report: ParityReport) -> None:
     exact = report.exact_prompts
     console.print(
         f"end to end, {report.wire_dtype} on the wire: {sum(item.agrees for item in exact)} of {len(exact)} prompts "
@@ -95,4 +147,3 @@ def print_report(report: ParityReport) -> None:
                 f"split {item.split_text!r}",
                 markup=False,
             )
-    console.print("[bold green]parity holds[/]" if report.passed else "[bold red]parity is broken[/]")

@@ -1,0 +1,47 @@
+"""All that one run found, as the page shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from contract.manifest import Preprocessing, VisionSpec
+from tools.parity.encoder import Measured
+from tools.parity.gate import Gate
+from tools.parity.layer_drift import LayerRow
+from tools.parity.report import ParityReport
+
+
+@dataclass(frozen=True)
+class LayerFindings:
+    """The encoder's layers.
+
+    Attributes:
+        label: what computed them; for an engine that shows none (a TensorRT plan) its graph on ONNX Runtime.
+        tolerance: relative L2 beyond which a layer counts as drifted.
+    """
+
+    label: str
+    tolerance: float
+    rows: tuple[LayerRow, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One run.
+
+    Attributes:
+        subject: label of what is under test; `against` of the other side, None without one.
+        layers: None where they were not measured.
+        facts: hashes and versions by heading, in the order to be shown.
+    """
+
+    report: ParityReport
+    gate: Gate
+    measured: Measured
+    layers: LayerFindings | None
+    subject: str
+    against: str | None
+    vision: VisionSpec
+    preprocessing: Preprocessing
+    facts: dict[str, dict[str, Any]]

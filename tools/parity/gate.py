@@ -1,0 +1,143 @@
+"""Thresholds of a release, held against what was measured; each becomes one row that passes or fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tools.parity.encoder import EncoderRow
+from tools.parity.end_to_end import PromptResult
+from tools.parity.layer_drift import LayerRow
+from tools.parity.limits import limits_of
+
+
+@dataclass(frozen=True)
+class EncoderLimits:
+    """Limits of an encoder output, worst over the pictures; None where it is not limited.
+
+    Attributes:
+        max_token_error: of one token's L2 error, relative to the reference tokens' norms.
+    """
+
+    min_cosine: float | None = None
+    max_relative_l2: float | None = None
+    max_abs: float | None = None
+    max_token_error: float | None = None
+
+
+@dataclass(frozen=True)
+class AnswerLimits:
+    """Limits of the greedy answers to prompts whose pictures keep their native grid.
+
+    Attributes:
+        min_agreement: share of them with the unsplit model's tokens.
+        max_kl: nats at any step.
+        min_prompts: how many have to be asked.
+        required: limits fail when no prompt was asked at all.
+    """
+
+    min_agreement: float
+    max_kl: float | None = None
+    min_prompts: int | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All limits of one run.
+
+    Attributes:
+        outputs: limits per encoder output; `encoder` holds for those not named.
+        max_layer_l2: relative L2 of the residual stream and the mergers; None where layers are not limited.
+    """
+
+    encoder: EncoderLimits
+    answers: AnswerLimits
+    outputs: dict[str, EncoderLimits] = field(default_factory=dict)
+    max_layer_l2: float | None = None
+    source: str = "the defaults of this precision"
+
+    def of_output(self, name: str) -> EncoderLimits:
+        return self.outputs.get(name, self.encoder)
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One limit and what was measured; None where it was not."""
+
+    what: str
+    figure: str
+    measured: float | None
+    limit: float
+    at_least: bool
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN, and for what was not measured."""
+        if self.measured is None:
+            return False
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+    def __str__(self) -> str:
+        """`encoder 1x8x8 embeds: cosine 0.99, required at least 0.999`."""
+        measured = "not measured" if self.measured is None else f"{self.measured:.7g}"
+        return f"{self.what}: {self.figure} {measured}, required at {'least' if self.at_least else 'most'} {self.limit}"
+
+
+def default_gate(precision: str, wire_dtype: str) -> Gate:
+    """Limits of `tools.parity.limits` for these."""
+    agreement = min(limits_of(precision).min_agreement, limits_of(wire_dtype).min_agreement)
+    return Gate(EncoderLimits(min_cosine=limits_of(precision).min_cosine), AnswerLimits(agreement))
+
+
+def judge(
+    gate: Gate, encoder: Sequence[EncoderRow], prompts: Sequence[PromptResult], layers: Sequence[LayerRow] | None
+) -> list[GateRow]:
+    """One row per limit and what it limits.
+
+    Args:
+        prompts: all that were asked.
+        layers: None where layers were not measured.
+    """
+    rows = [found for row in encoder for found in _encoder(gate.of_output(row.output), row)]
+    if gate.max_layer_l2 is not None:
+        rows += _layers(gate.max_layer_l2, layers)
+    return rows + _answers(gate.answers, prompts)
+
+
+def _encoder(limits: EncoderLimits, row: EncoderRow) -> list[GateRow]:
+    what = f"encoder {row.bucket} {row.graph} {row.output}"
+    found = row.distance
+    candidates = [
+        ("cosine", found.cosine, limits.min_cosine, True),
+        ("relative L2", found.relative_l2, limits.max_relative_l2, False),
+        ("largest error", found.max_abs, limits.max_abs, False),
+        ("token error", row.worst_token, limits.max_token_error, False),
+    ]
+    return [
+        GateRow(what, figure, value, limit, least) for figure, value, limit, least in candidates if limit is not None
+    ]
+
+
+def _layers(limit: float, layers: Sequence[LayerRow] | None) -> list[GateRow]:
+    if layers is None:
+        return [GateRow("layers", "relative L2", None, limit, at_least=False)]
+    worst: dict[str, float] = {}
+    for row in layers:
+        values = (worst.get(row.layer, 0.0), row.subject.relative_l2)
+        worst[row.layer] = max(values, key=lambda value: (value != value, value))
+    return [GateRow(f"layer {name}", "relative L2", value, limit, at_least=False) for name, value in worst.items()]
+
+
+def _answers(limits: AnswerLimits, prompts: Sequence[PromptResult]) -> list[GateRow]:
+    exact = [item for item in prompts if item.exact]
+    if not exact and not limits.required:
+        return []
+    agreement = sum(item.agrees for item in exact) / len(exact) if exact else None
+    rows = [GateRow("answers", "agreement", agreement, limits.min_agreement, at_least=True)]
+    if limits.max_kl is not None:
+        steps = [value for item in exact for value in item.kl]
+        rows.append(GateRow("answers", "largest KL", max(steps) if steps else None, limits.max_kl, at_least=False))
+    if limits.min_prompts is not None:
+        rows.append(GateRow("answers", "prompts at native grids", len(exact), limits.min_prompts, at_least=True))
+    return rows

@@ -1,0 +1,40 @@
+"""What parity must hold by default, by precision; a gate file (`--gate`) overrides it.
+
+Cosine and agreement stand in `contract.precision`, beside what a precision is; here is what a layer may be off by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contract.precision import PRECISIONS
+
+
+@dataclass(frozen=True)
+class PrecisionLimits:
+    """Limits of one precision.
+
+    Attributes:
+        min_cosine: of every encoder output in every bucket to PyTorch fp32.
+        min_agreement: share of prompts whose greedy tokens are the unsplit model's.
+        layer_tolerance: relative L2 of a layer's output beyond which it counts as drifted.
+    """
+
+    min_cosine: float
+    min_agreement: float
+    layer_tolerance: float
+
+
+# By the coarsest type that a set computes in; int8 and fp8 are provisional.
+LAYER_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1, "fp8": 1e-1}
+# For a precision that this release does not know.
+UNKNOWN = PrecisionLimits(min_cosine=0.999, min_agreement=0.98, layer_tolerance=1e-1)
+
+
+def limits_of(precision: str) -> PrecisionLimits:
+    """Limits of a set's precision, `UNKNOWN` for one that is in no table."""
+    if precision not in PRECISIONS:
+        return UNKNOWN
+    found = PRECISIONS[precision]
+    tolerance = LAYER_TOLERANCES[found.quantized or found.rest]
+    return PrecisionLimits(found.min_cosine, found.min_agreement, tolerance)
