@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,19 @@ def test_unknown_backend_provider_precision_and_dtype_are_named(bundle: Path) ->
         open_edge(bundle, EdgeOptions(wire_dtype="fp7"))
 
 
-def test_engine_without_a_graph_for_the_grid_says_so(edge: Edge) -> None:
-    engine = load_engine("onnxruntime", edge.bundle, EngineOptions())
-    engine._dynamic = None  # type: ignore[attr-defined]
-    with pytest.raises(BucketError, match="no graph"):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_engine_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    opened = open_bundle(bundle)
+    fixed_only = tuple(
+        replace(kept, graphs=tuple(graph for graph in kept.graphs if graph.kind == "fixed"))
+        for kept in opened.manifest.precisions
+    )
+    engine = load_engine(
+        backend, replace(opened, manifest=replace(opened.manifest, precisions=fixed_only)), EngineOptions()
+    )
+    with pytest.raises(BucketError, match="no graph for grid 1x2x2"):
         engine.run(Grid(1, 2, 2), np.zeros((4, 1536), np.float32))
 
 

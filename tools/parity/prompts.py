@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from contract.errors import InputError
+from edge_runtime.messages_file import read_conversations
 
 Prompt = tuple[str, list[dict[str, Any]]]
 _QUESTIONS = ("Describe this picture.", "What colours do you see?", "How many objects are there?")
@@ -33,40 +32,9 @@ def _user(*parts: Any) -> dict[str, Any]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """JSON lines with `messages` and perhaps `id`; media paths are relative to the file's folder.
+    """The conversations of a JSON-lines file: `edge_runtime.messages_file`, named by this command's option.
 
     Raises:
         InputError: missing, or a line that is not such an object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", field="--prompts") from None
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-            messages = document["messages"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}:{number} is not an object with messages", field="--prompts") from None
-        prompts.append((str(document.get("id", number)), [_rooted(message, path.parent) for message in messages]))
-    if not prompts:
-        raise InputError(f"{path} holds no prompts", field="--prompts")
-    return prompts
-
-
-def _rooted(message: dict[str, Any], folder: Path) -> dict[str, Any]:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    parts = []
-    for part in content:
-        part = dict(part)
-        for kind in ("image", "video"):
-            value = part.get(kind)
-            if isinstance(value, str) and "://" not in value and not value.startswith(("data:", "/")):
-                part[kind] = str(folder / value)
-        parts.append(part)
-    return {**message, "content": parts}
+    return read_conversations(path, "--prompts")
