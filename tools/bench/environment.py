@@ -12,8 +12,8 @@ from typing import Any
 from contract.gpu import find_gpu
 
 PACKAGES = (
-    "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino", "polygraphy", "tensorrt",
-    "tensorrt-rtx-cu13", "torch", "transformers",
+    "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino", "onnxscript", "openvino",
+    "polygraphy", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers",
 )  # fmt: skip
 
 

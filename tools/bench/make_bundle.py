@@ -2,8 +2,8 @@
 
 python -m tools.bench.make_bundle --size 2B --out bundles/bench-2B [--buckets 448x448]
 
-writes bundles/bench-2B/model and bundles/bench-2B/bundle. Prompts and pictures go through the reference
-checkpoint's processor: a checkpoint with random weights has no tokenizer.
+writes bundles/bench-2B/random-2B, a checkpoint, and bundles/bench-2B/bundle. Prompts and pictures go through the
+reference checkpoint's processor: a checkpoint with random weights has no tokenizer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PICTURES = 8
 
 def make_bundle(size: str, out: Path, buckets: str) -> Path:
     """Write the model and its calibrated bundle; the bundle's folder comes back."""
-    model = encoder_checkpoint(out / "model", torch.float32, **TOWERS[size]).path
+    model = encoder_checkpoint(out / f"random-{size}", torch.float32, **TOWERS[size]).path
     config = (model / "config.json").read_bytes()
     for file in open_checkpoint(str(REFERENCE)).processor_files():
         shutil.copyfile(file, model / file.name)

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from contract.precision import PRECISIONS
+
 if TYPE_CHECKING:
     from calibration.calibrate import CalibrationRequest, CalibrationResult
 
@@ -73,7 +75,19 @@ def _print(result: CalibrationResult, seconds: float) -> None:
         worst = min(row.cosine for row in graph.parity), max(row.relative_l2 for row in graph.parity)
         table.add_row(f"{graph.bucket or 'any'} {graph.kind}", f"{worst[0]:.6f}", f"{worst[1]:.1e}")
     console.print(table)
+    _warn_of_loss(result, errors)
     console.print("nothing changed since it was made" if result.skipped else f"calibrated in {seconds:.1f} s")
+
+
+def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
+    """The set is kept, for parity to judge on real pictures; but nobody should learn only there that it lost much."""
+    limit = PRECISIONS[result.graphs.precision].min_cosine
+    worst = min(row.cosine for graph in result.graphs.graphs for row in graph.parity)
+    if worst < limit:
+        errors.print(
+            f"[yellow]the worst cosine is {worst:.5f}, and parity asks for {limit}: "
+            f"try --auto-exclude {limit}, another --smooth, or more of the pictures that the device will see[/]"
+        )
 
 
 def _warn(result: CalibrationResult, errors: Console) -> None:
