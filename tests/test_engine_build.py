@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,15 @@ def test_nested_phases() -> None:
     assert seen == [0.0, 0.0, 0.25, 0.5, 0.5, 0.75]
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Whoever starts the tests in the background has SIGINT ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_stops_the_builder_and_leaves_the_bundle_as_it_was(fresh: Path) -> None:
     kept = build_engines(fresh, BuildRequest("desktop-ada", buckets=(Grid(1, 8, 8),))).record
     before = {file: file.stat().st_mtime_ns for file in fresh.rglob("*")}
@@ -384,6 +394,7 @@ def test_cli_builds_and_inspects(fresh: Path) -> None:
     assert json.loads(run("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")  # a caught signal is default again in a new process, an ignored one not
 def test_cli_interrupted(fresh: Path) -> None:
     many = ",".join(f"{32 * rows}x{32 * columns}" for rows in range(2, 9) for columns in range(2, 7))
     command = [sys.executable, "-m", "tools.cli", "build", str(fresh), "--target", "desktop-ada", "--buckets", many]
