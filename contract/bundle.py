@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract.errors import BundleError
+from contract.checkpoint import Checkpoint, open_checkpoint
+from contract.errors import BundleError, ModelMismatchError
 from contract.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, parse_manifest
 
 PROCESSOR_FOLDER = "processor"
@@ -57,6 +59,29 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     for record in manifest.files:
         check_file(folder, record, verify=verify, remedy=rebuild.get(record.path, COPY_AGAIN))
     return Bundle(folder, manifest)
+
+
+def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:
+    """The checkpoint that a bundle was exported from, and no other.
+
+    Args:
+        model: folder or hub id, as `open_checkpoint` takes it, from the option `--model`.
+        patterns: as `open_checkpoint` takes them.
+
+    Raises:
+        CheckpointError: it is missing.
+        ModelMismatchError: it is another model.
+    """
+    checkpoint = open_checkpoint(model, patterns=patterns)
+    if checkpoint.model_hash != bundle.manifest.model.model_hash:
+        raise ModelMismatchError(
+            f"{model} is not the model that the bundle was exported from",
+            field="--model",
+            expected=bundle.manifest.model.id,
+            got=checkpoint.name,
+            remedy="Give the checkpoint of the bundle, or export it again.",
+        )
+    return checkpoint
 
 
 def record_file(folder: Path, file: Path) -> FileRecord:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from contract.bundle import Bundle
 from contract.engines import LIBRARIES
@@ -43,14 +45,7 @@ def _onnxruntime(bundle: Bundle) -> list[Runnable]:
         return [Runnable("onnxruntime", False, "onnxruntime is not installed")]
     from edge_runtime.backends.providers import PROVIDERS, start_provider
 
-    found = []
-    for name in PROVIDERS:
-        try:
-            start_provider(bundle, name)
-            found.append(Runnable(f"onnxruntime --provider {name}", True, "every graph"))
-        except ContractError as error:
-            found.append(Runnable(f"onnxruntime --provider {name}", False, str(error)))
-    return found
+    return [_tried(f"onnxruntime --provider {name}", partial(start_provider, bundle, name)) for name in PROVIDERS]
 
 
 def _openvino(bundle: Bundle) -> list[Runnable]:
@@ -58,14 +53,15 @@ def _openvino(bundle: Bundle) -> list[Runnable]:
         return [Runnable("openvino", False, "openvino is not installed; pip install 'qwen3vl-edge[openvino]'")]
     from edge_runtime.backends.openvino import HINTS, load
 
-    found = []
-    for name in HINTS:
-        try:
-            load(name, bundle, EngineOptions())
-            found.append(Runnable(name, True, "every graph"))
-        except ContractError as error:
-            found.append(Runnable(name, False, str(error)))
-    return found
+    return [_tried(name, partial(load, name, bundle, EngineOptions())) for name in HINTS]
+
+
+def _tried(backend: str, start: Callable[[], object]) -> Runnable:
+    try:
+        start()
+    except ContractError as error:
+        return Runnable(backend, False, str(error))
+    return Runnable(backend, True, "every graph")
 
 
 def _tensorrt(bundle: Bundle, library: str) -> Runnable:

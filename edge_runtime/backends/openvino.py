@@ -9,62 +9,42 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.errors import InputError
-from contract.grid import Grid
 from contract.manifest import GraphRecord
-from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
-from edge_runtime.graph_choice import choose_graph, graph_inputs
+from edge_runtime.engine import Engine, EngineOptions
+from edge_runtime.graph_engine import GraphEngine
 
 HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
 
 
-class OpenvinoEngine:
-    """One compiled model per graph, made when its bucket is first used; each picture gets all threads."""
+class OpenvinoEngine(GraphEngine):
+    """One compiled model per graph; each picture gets all threads."""
 
     def __init__(self, name: str, bundle: Bundle, options: EngineOptions) -> None:
+        super().__init__(bundle, options)
         self.name = name
-        self._bundle = bundle
-        self._set = bundle.manifest.precision(options.precision)
-        self.precision = self._set.precision
         self._core = ov.Core()
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[name], "PERFORMANCE_HINT": "LATENCY"}
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
-        self._requests: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._running = threading.Lock()
 
-    @property
-    def serves(self) -> Serves:
-        return bundle_serves(self._bundle, self.precision)
+    def load_graph(self, graph: GraphRecord) -> Any:
+        path = self.bundle.graph_path(graph)
+        try:
+            compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._settings)
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO cannot load {path}: {str(error).splitlines()[0]}", field=path.name) from None
+        return compiled.create_infer_request()
 
-    def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
-        graph = choose_graph(self._set, grid)
-        vision = self._bundle.manifest.vision
-        with self._lock:  # a request holds its buffers; one at a time has all cores anyway
-            request = self._request(graph)
-            request.infer(graph_inputs(vision, graph, grid, pixel_values))
-            outputs = [request.get_tensor(name).data.copy() for name in vision.output_names]
-        return Embeddings(outputs[0], tuple(outputs[1:]))
-
-    def close(self) -> None:
-        self._requests.clear()
-
-    def _request(self, graph: GraphRecord) -> Any:
-        if graph.path not in self._requests:
-            path = self._bundle.graph_path(graph)
-            try:
-                compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._settings)
-            except RuntimeError as error:
-                raise InputError(
-                    f"OpenVINO cannot load {path}: {str(error).splitlines()[0]}", field=path.name
-                ) from None
-            self._requests[graph.path] = compiled.create_infer_request()
-        return self._requests[graph.path]
+    def infer(self, loaded: Any, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        with self._running:  # a request holds its buffers; one at a time has all cores anyway
+            loaded.infer(feeds)
+            return [loaded.get_tensor(name).data.copy() for name in self.bundle.manifest.vision.output_names]
 
 
 def load(name: str, bundle: Bundle, options: EngineOptions) -> Engine:

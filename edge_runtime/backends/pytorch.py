@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle
-from contract.checkpoint import Checkpoint, CheckpointTensor, open_checkpoint
-from contract.errors import InputError, ModelMismatchError
+from contract.bundle import Bundle, open_model_of
+from contract.checkpoint import Checkpoint, CheckpointTensor
+from contract.errors import InputError
 from contract.grid import Grid
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
 
@@ -63,16 +63,10 @@ def load(bundle: Bundle, options: EngineOptions) -> Engine:
 
     Raises:
         InputError: no checkpoint given.
+        CheckpointError: it is missing.
         ModelMismatchError: the checkpoint is not the one that the bundle was exported from.
     """
     if options.model is None:
         raise InputError("backend pytorch needs the checkpoint", field="--model", remedy="Give --model FOLDER.")
-    checkpoint = open_checkpoint(str(options.model))
-    if checkpoint.model_hash != bundle.manifest.model.model_hash:
-        raise ModelMismatchError(
-            f"{options.model} is not the model that the bundle was exported from",
-            field="--model",
-            expected=bundle.manifest.model.id,
-            got=checkpoint.name,
-        )
+    checkpoint = open_model_of(bundle, str(options.model))
     return PytorchEngine(checkpoint, bundle_serves(bundle, options.precision))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.checkpoint import Checkpoint, open_checkpoint
-from contract.errors import CheckpointError
+from contract.bundle import open_model_of
+from contract.checkpoint import Checkpoint
 from contract.request import Limits, Sampling
 from contract.validate import validate_request
 from contract.wire import body_size, decode_request, encode_request
@@ -105,17 +105,10 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
     """Load both sides.
 
     Raises:
-        CheckpointError: the checkpoint is missing, or not the one that the bundle was exported from.
+        CheckpointError: the checkpoint is missing.
+        ModelMismatchError: it is not the one that the bundle was exported from.
     """
-    checkpoint = open_checkpoint(str(model), patterns=("*",))
-    if checkpoint.model_hash != edge.bundle.manifest.model.model_hash:
-        raise CheckpointError(
-            f"{model} is not the model that the bundle was exported from",
-            field="--model",
-            expected=edge.bundle.manifest.model.id,
-            got=checkpoint.name,
-            remedy="Give the checkpoint of the bundle, or export it again.",
-        )
+    checkpoint = open_model_of(edge.bundle, str(model), patterns=("*",))
     from server.language_model import load_language_model
     from server.options import ServerOptions
 

@@ -10,8 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from contract.bundle import Bundle
-from contract.checkpoint import open_checkpoint
+from contract.bundle import Bundle, open_model_of
 from contract.errors import InputError, ModelMismatchError
 from edge_runtime.backends.pytorch import PytorchEngine
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
@@ -129,16 +128,7 @@ def open_oracle(model: str, bundle: Bundle) -> PytorchEngine:
         CheckpointError: the checkpoint is missing.
         ModelMismatchError: it is not the one that the bundle was exported from.
     """
-    checkpoint = open_checkpoint(model)
-    if checkpoint.model_hash != bundle.manifest.model.model_hash:
-        raise ModelMismatchError(
-            f"{model} is not the model that the bundle was exported from",
-            field="--model",
-            expected=bundle.manifest.model.id,
-            got=checkpoint.name,
-            remedy="Give the checkpoint of the bundle, or export it again.",
-        )
-    return PytorchEngine(checkpoint)
+    return PytorchEngine(open_model_of(bundle, model))
 
 
 def _gate(request: ParityRequest, subject: Subject) -> Gate:

@@ -1,0 +1,61 @@
+"""An engine that runs the bundle's ONNX graphs: what ONNX Runtime and OpenVINO have in common."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import Bundle
+from contract.grid import Grid
+from contract.manifest import GraphRecord
+from edge_runtime.engine import Embeddings, EngineOptions, Serves, bundle_serves
+from edge_runtime.graph_choice import choose_graph, graph_inputs
+
+
+class GraphEngine(ABC):
+    """One loaded graph per bucket of one precision, loaded when its bucket is first used.
+
+    Raises:
+        BundleError: the bundle has no such precision.
+    """
+
+    name: str
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        self.bundle = bundle
+        self.graphs = bundle.manifest.precision(options.precision)
+        self.precision = self.graphs.precision
+        self._loaded: dict[str, Any] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def serves(self) -> Serves:
+        return bundle_serves(self.bundle, self.precision)
+
+    def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
+        graph = choose_graph(self.graphs, grid)
+        feeds = graph_inputs(self.bundle.manifest.vision, graph, grid, pixel_values)
+        outputs = self.infer(self.loaded(graph), feeds)
+        return Embeddings(outputs[0], tuple(outputs[1:]))
+
+    def close(self) -> None:
+        self._loaded.clear()
+
+    def loaded(self, graph: GraphRecord) -> Any:
+        """The graph as the library runs it; safe to call from several threads."""
+        with self._loading:
+            if graph.path not in self._loaded:
+                self._loaded[graph.path] = self.load_graph(graph)
+            return self._loaded[graph.path]
+
+    @abstractmethod
+    def load_graph(self, graph: GraphRecord) -> Any:
+        """Make what `infer` runs."""
+
+    @abstractmethod
+    def infer(self, loaded: Any, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the order of `vision.output_names`, owned by the caller."""
