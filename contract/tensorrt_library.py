@@ -7,7 +7,9 @@ against the bindings of each supported version (tests/test_tensorrt_api.py), and
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from contract.errors import EngineError
 
@@ -59,9 +61,19 @@ class CollectedLog:
         return self.errors[0] if self.errors else "the library gave no reason"
 
 
-def new_logger(library: Any, log: CollectedLog) -> Any:
-    """A logger that collects into `log` instead of printing."""
+def logger_into(library: Any, log: CollectedLog) -> Any:
+    """The process's logger for the library, which from now on also collects into `log` for as long as that lives.
 
+    There is one, and it is never freed: the library keeps a bare pointer to the first logger that it is given,
+    for as long as any of its objects lives, and only warns about the later ones.
+    """
+    logger = _logger(library)
+    logger.logs.add(log)
+    return logger
+
+
+@cache
+def _logger(library: Any) -> Any:
     if TYPE_CHECKING:
         module = trt
     else:
@@ -70,11 +82,14 @@ def new_logger(library: Any, log: CollectedLog) -> Any:
     class Logger(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
+            self.logs: WeakSet[CollectedLog] = WeakSet()
 
         def log(self, severity: trt.ILogger.Severity, message: str) -> None:
             if int(severity) <= int(module.ILogger.Severity.ERROR):
-                log.errors.append(message)
+                for log in list(self.logs):
+                    log.errors.append(message)
             elif severity == module.ILogger.Severity.WARNING:
-                log.warnings.append(message)
+                for log in list(self.logs):
+                    log.warnings.append(message)
 
     return Logger()

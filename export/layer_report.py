@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from contract.gpu import find_gpu
-from contract.tensorrt_library import CollectedLog, import_library, new_logger
+from contract.tensorrt_library import CollectedLog, import_library, logger_into
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -19,7 +19,7 @@ def layer_report(library: str, plan: Any) -> str | None:
         module = trt
     else:
         module = import_library(library)
-    engine = module.Runtime(new_logger(module, CollectedLog())).deserialize_cuda_engine(plan)
+    engine = module.Runtime(logger_into(module, CollectedLog())).deserialize_cuda_engine(plan)
     if engine is None:
         return None
     text: str = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)

@@ -11,7 +11,7 @@ import numpy as np
 from contract.errors import EngineError
 from contract.manifest import GraphRecord
 from contract.tensor_spec import TensorSpec
-from contract.tensorrt_library import CollectedLog, dimensions, import_library, new_logger
+from contract.tensorrt_library import CollectedLog, dimensions, import_library, logger_into
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -39,7 +39,7 @@ def parse_graph(library: str, path: Path, graph: GraphRecord) -> ParsedGraph:
     else:
         module = import_library(library)
     log = CollectedLog()
-    logger = new_logger(module, log)
+    logger = logger_into(module, log)
     builder = module.Builder(logger)
     # Strongly typed: dtypes are the graph's; no builder flag may change one.
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

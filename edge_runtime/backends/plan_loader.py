@@ -12,7 +12,7 @@ from contract.bundle import Bundle
 from contract.engines import EngineRecord, PlanRecord
 from contract.errors import EngineError
 from contract.tensor_spec import TensorSpec
-from contract.tensorrt_library import CollectedLog, dimensions, new_logger
+from contract.tensorrt_library import CollectedLog, dimensions, logger_into
 from edge_runtime.plan_choice import rebuild_command
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanReco
             cannot be refitted; names the command that rebuilds it.
     """
     log = CollectedLog()
-    logger = new_logger(library, log)
+    logger = logger_into(library, log)
     if TYPE_CHECKING:
         module = trt
     else:
