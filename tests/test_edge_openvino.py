@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,27 @@ def test_a_closed_engine_compiles_again(calibrated: Path) -> None:
     first = engine.run(Grid(1, 8, 8), pixels)
     engine.close()
     np.testing.assert_array_equal(first.embeds, engine.run(Grid(1, 8, 8), pixels).embeds)
+
+
+SIGNALLED = """
+import os, signal, sys
+from contract.bundle import open_bundle
+from edge_runtime.engine import EngineOptions, load_engine
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+bundle = open_bundle(sys.argv[1], verify=False)
+first = load_engine("openvino", bundle, EngineOptions())
+second = load_engine("openvino", bundle, EngineOptions())
+for engine in (first, second):
+    engine.close()
+del engine, first, second
+os.kill(os.getpid(), signal.SIGTERM)
+print(*heard)
+"""
+
+
+def test_a_signal_after_engines_were_freed_in_turn(calibrated: Path) -> None:
+    """A Core of its own per engine, and this process would die of SIGSEGV (see openvino_core)."""
+    command = [sys.executable, "-c", SIGNALLED, str(calibrated)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "SIGTERM"), done.stderr
