@@ -13,6 +13,7 @@ from contract.errors import ContractError, ServerUnavailableError
 from contract.wire import CONTENT_TYPE, body_size
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+DATA, DONE = "data: ", "data: [DONE]"
 
 
 class RefusedError(ContractError):
@@ -60,20 +61,41 @@ def stream(server: str, body: Body, *, timeout: float = 600.0) -> Iterator[Event
     with _post(server, body, timeout) as response:
         try:
             for line in response.iter_lines():
-                if not line.startswith("data: "):
-                    continue
-                if line == "data: [DONE]":
+                if line == DONE:
                     return
-                event = json.loads(line[len("data: ") :])
-                if "error" in event:
-                    raise _refused(event, response.status_code)
-                last = "finish_reason" in event  # its text is the whole answer, not an addition to it
-                yield Event("" if last else event["text"], event if last else None)
+                if line.startswith(DATA):
+                    yield event_of(line, response.status_code)
         except httpx.HTTPError as error:
-            raise ServerUnavailableError(
-                f"server {server} broke off the answer ({type(error).__name__})", field="--server"
-            ) from None
-    raise ServerUnavailableError(f"server {server} ended the answer early", field="--server")
+            raise broken_off(server, error) from None
+    raise broken_off(server, None)
+
+
+def event_of(line: str, status: int) -> Event:
+    """What one `data:` line of a stream says.
+
+    Raises:
+        RefusedError, ServerUnavailableError: it is an error.
+    """
+    event = json.loads(line[len(DATA) :])
+    if "error" in event:
+        raise refused(event, status)
+    last = "finish_reason" in event  # its text is the whole answer, not an addition to it
+    return Event("" if last else event["text"], event if last else None)
+
+
+def broken_off(server: str, error: httpx.HTTPError | None) -> ServerUnavailableError:
+    """A stream that ended before its last event."""
+    how = f"broke off the answer ({type(error).__name__})" if error is not None else "ended the answer early"
+    return ServerUnavailableError(f"server {server} {how}", field="--server")
+
+
+def unreachable(server: str, error: Exception) -> ServerUnavailableError:
+    """No answer at all."""
+    return ServerUnavailableError(
+        f"server {server} cannot be reached ({type(error).__name__})",
+        field="--server",
+        remedy="Start it with: qwen3vl-edge server --model MODEL",
+    )
 
 
 class _post:
@@ -96,14 +118,10 @@ class _post:
             response = self._client.send(message, stream=True)
             if response.status_code >= 400:
                 response.read()
-                raise _refused(_error_body(response), response.status_code)
+                raise refused(error_body(response), response.status_code)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._client.close()
-            raise ServerUnavailableError(
-                f"server {self._server} cannot be reached ({type(error).__name__})",
-                field="--server",
-                remedy="Start it with: qwen3vl-edge server --model MODEL",
-            ) from None
+            raise unreachable(self._server, error) from None
         except BaseException:
             self._client.close()
             raise
@@ -113,7 +131,8 @@ class _post:
         self._client.close()
 
 
-def _error_body(response: httpx.Response) -> dict[str, Any]:
+def error_body(response: httpx.Response) -> dict[str, Any]:
+    """The error object of a read response, or one that says what came in its place."""
     try:
         body = response.json()
     except ValueError:
@@ -123,9 +142,11 @@ def _error_body(response: httpx.Response) -> dict[str, Any]:
     return {"error": {"message": f"the server answered {response.status_code} {response.text[:200]}"}}
 
 
-def _refused(body: dict[str, Any], status: int) -> ContractError:
+def refused(body: dict[str, Any], status: int) -> ContractError:
+    """The server's own words as an error of the contract."""
     error = body["error"]
     kind = ServerUnavailableError if status == 503 else RefusedError
-    refused = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
-    refused.code = error.get("code") or refused.code
-    return refused
+    found = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
+    found.code = error.get("code") or found.code
+    found.status = status if status >= 400 else 502  # 200: the error came in the middle of a stream
+    return found

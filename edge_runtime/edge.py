@@ -13,9 +13,10 @@ from typing import Any
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
-from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
+from edge_runtime.embedding_cache import EmbeddingCache
+from edge_runtime.engine import Engine, EngineOptions, load_engine
 from edge_runtime.media import BucketPolicy, Message
-from edge_runtime.prompt import PreparedMedia, Processor, load_processor, prepare_prompt
+from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 
 WIRE_DTYPES = ("fp16", "fp32")
 
@@ -27,6 +28,7 @@ class EdgeOptions:
     Attributes:
         backend: a key of `edge_runtime.engine.BACKENDS`.
         wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
+        cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
     """
 
@@ -35,14 +37,24 @@ class EdgeOptions:
     wire_dtype: str = "fp16"
     max_distortion: float = 0.1
     min_scale: float = 0.7
+    cache: Path | None = None
+    cache_bytes: int = 2**30
 
 
 @dataclass(frozen=True)
 class EdgeTimings:
-    """Seconds spent on the device."""
+    """Seconds spent on the device; what came from the cache took no encoding."""
 
     preprocess: float
     encode: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A conversation preprocessed, not yet encoded, and the seconds that took."""
+
+    prompt: Prompt
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ class Edge:
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
         )
+        self.cache = None
+        if options.cache is not None:
+            self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._identity())
 
     def __enter__(self) -> Edge:
         return self
@@ -92,29 +107,57 @@ class Edge:
             InputError: media or messages that cannot be used.
             BucketError: no graph serves a picture.
         """
+        return self.embed(self.prepare(messages), sampling, stream=stream)
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """The first half of `encode`: media fetched and resized, prompt tokenized. One thread at a time.
+
+        Raises:
+            InputError, BucketError: as `encode`.
+        """
         started = time.perf_counter()
         prompt = prepare_prompt(messages, self.processor, self.policy)
-        preprocess = time.perf_counter() - started
+        return Prepared(prompt, time.perf_counter() - started)
+
+    def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
+        """The second half of `encode`: the engine, or the cache where it has been here before."""
         media, seconds = [], []
-        for item in prompt.media:
+        for item in prepared.prompt.media:
             started = time.perf_counter()
-            embeddings = self.engine.run(item.grid, item.pixel_values)
-            media.append(self._media(item, embeddings))
+            media.append(self._media(item))
             seconds.append(time.perf_counter() - started)
         request = GenerateRequest(
             model_hash=self.bundle.manifest.model.model_hash,
-            input_ids=prompt.input_ids,
+            input_ids=prepared.prompt.input_ids,
             media=tuple(media),
             sampling=sampling or Sampling(),
             stream=stream,
             request_id=uuid.uuid4().hex,
         )
-        return EncodedPrompt(request, prompt.media, EdgeTimings(preprocess, tuple(seconds)))
+        return EncodedPrompt(request, prepared.prompt.media, EdgeTimings(prepared.seconds, tuple(seconds)))
 
-    def _media(self, item: PreparedMedia, embeddings: Embeddings) -> Media:
+    def _media(self, item: PreparedMedia) -> Media:
+        origin = self._origin(item)
+        key = ""
+        if self.cache is not None:
+            key = self.cache.key(item.grid, item.pixel_values)
+            kept = self.cache.get(key)
+            if kept is not None:
+                return Media(item.kind, item.grid, kept.embeds, kept.deepstack, origin | {"cached": True})
+        embeddings = self.engine.run(item.grid, item.pixel_values)
         if self.options.wire_dtype == "fp16":
             embeddings = embeddings.to_fp16()
-        return Media(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, self._origin(item))
+        if self.cache is not None:
+            self.cache.put(key, embeddings)
+        return Media(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, origin)
+
+    def _identity(self) -> str:
+        """All that decides what the engine makes of given pixels."""
+        manifest = self.bundle.manifest
+        graphs = manifest.precision(self.engine.precision)
+        files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
+        parts = [manifest.model.model_hash, self.engine.name, self.engine.precision, self.options.wire_dtype]
+        return "\n".join([*parts, *(manifest.file(path).sha256 for path in files)])
 
     def _origin(self, item: PreparedMedia) -> dict[str, Any]:
         return {

@@ -39,10 +39,15 @@ def open_image(source: Any) -> Image.Image:
         data = _data_uri(text, label)
     else:
         data = Path(text.removeprefix("file://"))
-    return _decode(data, label)
+    return decode_image(data, label)
 
 
-def _decode(data: bytes | Path, label: str) -> Image.Image:
+def decode_image(data: bytes | Path, label: str) -> Image.Image:
+    """Open and fully decode a picture from its bytes or file; `label` names it in errors.
+
+    Raises:
+        InputError: as `open_image`.
+    """
     try:
         image = Image.open(BytesIO(data) if isinstance(data, bytes) else data)
         if image.width * image.height > MAX_IMAGE_PIXELS:

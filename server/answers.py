@@ -1,20 +1,15 @@
-"""A finished generation as the JSON object that clients read, and errors as OpenAI's error object."""
+"""A finished generation as the JSON object that clients read."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from contract.errors import ContractError
 from contract.request import GenerateRequest
-from server.errors import InternalError
 
 if TYPE_CHECKING:
     from server.engine import GenerateResult
     from server.language_model import LoadedModel
-
-logger = logging.getLogger("server")
 
 
 def answer(request: GenerateRequest, result: GenerateResult, loaded: LoadedModel) -> dict[str, Any]:
@@ -49,11 +44,3 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
         "merge_size": loaded.shape.merge_size,
         "max_positions": loaded.max_positions,
     }
-
-
-def as_contract_error(error: BaseException, request_id: str) -> ContractError:
-    """`error` if a client may see it, or else a bare 500; its stack trace goes to the log alone."""
-    if isinstance(error, ContractError):
-        return error
-    logger.error("request %r failed", request_id, exc_info=error)
-    return InternalError("the server failed on this request", got=f"request {request_id}")

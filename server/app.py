@@ -16,17 +16,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from contract.errors import WireError
+from contract.http_body import read_body
+from contract.http_counter import RequestCounter
+from contract.http_errors import HttpError, install_error_handlers
 from contract.request import GenerateRequest
 from contract.wire import CONTENT_TYPE, decode_request
 from server.answers import answer, describe
-from server.body import read_body
-from server.error_handlers import install_error_handlers
-from server.errors import HttpError
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
 from server.options import ServerOptions
 from server.readiness import Readiness
-from server.request_counter import RequestCounter
 from server.streaming import EventStream, TokenFeed, events
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 MAX_REQUEST_ID = 128
+ROUTES = ("/v1/generate", "/v1/models", "/readyz", "/healthz")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it but the metrics
 
 
@@ -48,7 +48,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0)
     started = int(time.time())
     install_error_handlers(app)
-    app.add_middleware(RequestCounter, metrics=metrics, routes=("/v1/generate", "/v1/models", "/readyz", "/healthz"))
+    app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

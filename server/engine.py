@@ -21,10 +21,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from contract.errors import ServerUnavailableError
 from contract.grid import Grid
+from contract.http_errors import QueueFullError
 from contract.request import GenerateRequest, Limits, Media, Sampling
 from contract.validate import validate_request
 from server.detokenize import Detokenizer, decode
-from server.errors import OutOfMemoryError, QueueFullError
+from server.errors import OutOfMemoryError
 from server.generation_inputs import check_positions, drop_masked_tokens, generation_config, generation_inputs
 from server.language_model import LoadedModel
 

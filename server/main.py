@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
-from contract.errors import InputError
+from contract.http_listener import listen, quiet_stop
 from server.options import ServerOptions
 from server.readiness import Readiness
 
@@ -35,28 +32,11 @@ def serve(options: ServerOptions) -> None:
     """
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
-    listener = listen(options)
+    listener = listen(options.host, options.port)
     try:
         _serve_on(listener, checkpoint, options)
     finally:
         listener.close()
-
-
-def listen(options: ServerOptions) -> socket.socket:
-    """A listening socket, so that a taken port is one line and port 0 has its number before anything loads.
-
-    Raises:
-        InputError: no such address, or it is taken.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {options.host} port {options.port} ({error.strerror or error})", field="--port"
-        ) from None
 
 
 def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions) -> None:
@@ -79,7 +59,7 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
     loader.start()
-    with _quiet_stop():
+    with quiet_stop():
         server.run(sockets=[listener])
     if readiness.loaded:
         readiness.engine.close()
@@ -128,18 +108,3 @@ def _log_to_stderr() -> None:
     if not logging.getLogger().handlers:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logger.setLevel(logging.INFO)
-
-
-@contextmanager
-def _quiet_stop() -> Iterator[None]:
-    """uvicorn raises the signal again that stopped it; a stop that was asked for is no failure."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)

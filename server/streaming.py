@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from contract.http_errors import as_contract_error
 from contract.request import GenerateRequest
-from server.answers import answer, as_contract_error
+from server.answers import answer
 
 if TYPE_CHECKING:
     from server.engine import Engine, GenerateResult

@@ -13,10 +13,11 @@ import torch
 from server_checkpoint import CASE_NAMES, MAX_POSITIONS, make_case, oracle
 
 from contract.errors import ContractError, LimitError, ServerUnavailableError, WireError
+from contract.http_errors import QueueFullError
 from contract.request import GenerateRequest, Sampling
 from contract.wire import decode_request, encode_request
 from server.engine import Engine
-from server.errors import OutOfMemoryError, QueueFullError
+from server.errors import OutOfMemoryError
 from server.language_model import load_language_model
 from server.options import ServerOptions
 

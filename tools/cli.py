@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Qwen3-VL on two machines: the vision encoder on the device, the language model on a server.",
 )
 
-edge_app = typer.Typer(no_args_is_help=True, help="What runs on the device itself.")
+edge_app = typer.Typer(invoke_without_command=True)
 app.add_typer(edge_app, name="edge")
 
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder made by `export`.")]
@@ -230,6 +230,36 @@ def parity(
         raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
     else:
         run_bisect(request, tolerance, as_json)
+
+
+@edge_app.callback()
+def edge(
+    context: typer.Context,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder made by `export`.")] = None,
+    server: Annotated[str | None, typer.Option(help="URL of the server. [default: http://127.0.0.1:8000]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. [default: 8080]")] = None,
+    unix_socket: Annotated[Path | None, typer.Option(help="Also listen on this socket.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Encoder backend, as for `ask`.")] = None,
+    provider: Annotated[str | None, typer.Option(help="ONNX Runtime provider, as for `ask`.")] = None,
+    precision: PrecisionOption = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep embeddings in.")] = None,
+    media_folder: Annotated[
+        list[Path] | None, typer.Option(help="Clients may name files under this folder. May repeat.")
+    ] = None,
+) -> None:
+    """The daemon on the device: a local OpenAI-compatible API; pictures are encoded here, only embeddings leave."""
+    if context.invoked_subcommand is not None:
+        return
+    if bundle is None and config is None:
+        sys.stdout.write(context.get_help() + "\n")
+        return
+    from tools.commands.edge import run
+
+    options = {"bundle": bundle, "server": server, "host": host, "port": port, "unix_socket": unix_socket}
+    options |= {"backend": backend, "provider": provider, "precision": precision, "cache": cache}
+    run(config, options | {"media_folders": media_folder or None})
 
 
 @edge_app.command()

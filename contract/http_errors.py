@@ -1,18 +1,58 @@
-"""Every failure of a route as OpenAI's error object."""
+"""Errors of HTTP itself, and every failure of a route as OpenAI's error object: for the server and for the daemon."""
 
 from __future__ import annotations
+
+import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from contract.errors import ContractError, ServerUnavailableError
-from server.answers import as_contract_error
-from server.errors import HttpError, QueueFullError
+from contract.errors import ContractError, LimitError
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 LOADING_RETRY_SECONDS = 5
+logger = logging.getLogger(__name__)
+
+
+class QueueFullError(LimitError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after: whole seconds after which trying again makes sense.
+    """
+
+    status = 429
+    code = "queue_full"
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__("the queue is full", got=f"{waiting} waiting", remedy=f"Try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class HttpError(ContractError):
+    """A fault of the HTTP request itself: its method, path, length or content type."""
+
+    def __init__(self, status: int, code: str, message: str, **details: object) -> None:
+        super().__init__(message, **details)  # type: ignore[arg-type]
+        self.status = status
+        self.code = code
+
+
+class InternalError(ContractError):
+    """A fault of whoever answers; the client learns no more than the request's id."""
+
+    status = 500
+    code = "internal_error"
+
+
+def as_contract_error(error: BaseException, request_id: str) -> ContractError:
+    """`error` if a client may see it, or else a bare 500; its stack trace goes to the log alone."""
+    if isinstance(error, ContractError):
+        return error
+    logger.error("request %r failed", request_id, exc_info=error)
+    return InternalError("the server failed on this request", got=f"request {request_id}")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -26,10 +66,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def error_response(error: ContractError, headers: dict[str, str] | None = None) -> JSONResponse:
     """The answer for an error, with Retry-After where trying again can help."""
     headers = dict(headers or {})
-    if isinstance(error, QueueFullError):
-        headers["Retry-After"] = str(error.retry_after)
-    elif isinstance(error, ServerUnavailableError):
-        headers["Retry-After"] = str(LOADING_RETRY_SECONDS)
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(getattr(error, "retry_after", LOADING_RETRY_SECONDS))
     return JSONResponse(error.to_openai(), status_code=error.status, headers=headers)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from server.metrics import Metrics
 
 
 class RequestCounter:
     """ASGI middleware; paths that are no route share one label, so that a scanner cannot make new ones."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, requests: Counter, routes: tuple[str, ...]) -> None:
         self._app = app
-        self._metrics = metrics
+        self._requests = requests
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,12 +26,12 @@ class RequestCounter:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = True
-                self._metrics.requests.labels(endpoint, str(message["status"])).inc()
+                self._requests.labels(endpoint, str(message["status"])).inc()
             await send(message)
 
         try:
             await self._app(scope, receive, counting)
         except Exception:
             if not answered:  # the 500 is sent further out, where this does not see it
-                self._metrics.requests.labels(endpoint, "500").inc()
+                self._requests.labels(endpoint, "500").inc()
             raise

@@ -7,7 +7,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from contract.errors import ContractError, LimitError
-from server.errors import HttpError
+from contract.http_errors import HttpError
 
 
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray:

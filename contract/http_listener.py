@@ -1,0 +1,39 @@
+"""Where a server or daemon listens, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from contract.errors import InputError
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a taken port is one line and port 0 has its number before anything loads.
+
+    Raises:
+        InputError: no such address, or it is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host} port {port} ({error.strerror or error})", field="--port") from None
+
+
+@contextmanager
+def quiet_stop() -> Iterator[None]:
+    """uvicorn raises the signal again that stopped it; a stop that was asked for is no failure."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)

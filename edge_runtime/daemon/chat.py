@@ -1,0 +1,137 @@
+"""One chat request: encoded here, generated there, told in OpenAI's objects as it comes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract.wire import body_size, encode_request
+from edge_runtime.async_client import AsyncClient
+from edge_runtime.daemon.openai_request import ChatRequest
+from edge_runtime.daemon.stop_strings import StopStrings
+from edge_runtime.edge import EncodedPrompt
+
+
+@dataclass
+class Progress:
+    """What is known of an answer so far.
+
+    Attributes:
+        pieces: of the text, as shown to the client.
+        tokens: generated so far.
+        final: the server's last event, None until it came, and for ever where a stop string ended the answer.
+        first_token_s: from the request sent to its first token: network, queue and prefill.
+        generate_s: until the end.
+    """
+
+    pieces: list[str] = field(default_factory=list)
+    tokens: int = 0
+    final: dict[str, Any] | None = None
+    first_token_s: float | None = None
+    generate_s: float = 0.0
+    sent_bytes: int = 0
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self.final is None else str(self.final["finish_reason"])
+
+
+async def generate(
+    client: AsyncClient, encoded: EncodedPrompt, request: ChatRequest, deadline_s: float, progress: Progress
+) -> AsyncGenerator[str, None]:
+    """Pieces of the answer's text; `progress` is kept up to date.
+
+    Raises:
+        ServerUnavailableError, RefusedError: as the client.
+    """
+    body = encode_request(encoded.request)
+    progress.sent_bytes = body_size(body)
+    stops = StopStrings(request.stop_strings)
+    sent = time.perf_counter()
+    events = client.stream(body, deadline_s)
+    try:
+        async for event in events:
+            if progress.first_token_s is None:
+                progress.first_token_s = time.perf_counter() - sent
+            progress.final = event.final
+            progress.tokens += event.final is None
+            piece = stops.add(event.text) if event.final is None else stops.finish()
+            if piece:
+                progress.pieces.append(piece)
+                yield piece
+            if stops.found:
+                progress.final = None
+                return
+    finally:
+        progress.generate_s = time.perf_counter() - sent
+        await events.aclose()  # the server stops with it
+
+
+def completion(model: str, encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
+    """The whole answer as a `chat.completion`."""
+    message = {"role": "assistant", "content": "".join(progress.pieces)}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": progress.finish_reason}
+    return {
+        **_head(model, encoded, "chat.completion"),
+        "choices": [choice],
+        "usage": usage(encoded, progress),
+        "qwen3vl_edge": evidence(encoded, progress),
+    }
+
+
+async def chunks(
+    model: str, encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
+) -> AsyncIterator[str]:
+    """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last."""
+    head = {**_head(model, encoded, "chat.completion.chunk"), "system_fingerprint": None}
+
+    def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _event({**head, "choices": [choice], **more})
+
+    yield chunk({"role": "assistant", "content": ""})
+    async for piece in pieces:
+        yield chunk({"content": piece})
+    yield chunk({}, progress.finish_reason, qwen3vl_edge=evidence(encoded, progress))
+    if request.stream_options is not None and request.stream_options.include_usage:
+        yield _event({**head, "choices": [], "usage": usage(encoded, progress)})
+    yield "data: [DONE]\n\n"
+
+
+def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
+    """Token counts; visual tokens are a part of the prompt's."""
+    prompt = len(encoded.request.input_ids)
+    final = progress.final or {}
+    completion_tokens = int(final.get("usage", {}).get("completion_tokens", progress.tokens))
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt + completion_tokens,
+    }
+
+
+def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
+    """How the answer came about: what the model saw of each picture, where the time went, what was sent."""
+    media = [
+        {"kind": item.kind, "grid": str(item.grid), **item.origin, "encode_s": round(seconds, 6)}
+        for item, seconds in zip(encoded.request.media, encoded.timings.encode, strict=True)
+    ]
+    seconds = {
+        "preprocess": encoded.timings.preprocess,
+        "encode": sum(encoded.timings.encode),
+        "first_token": progress.first_token_s or 0.0,
+        "generate": progress.generate_s,
+    }
+    rounded = {name: round(value, 6) for name, value in seconds.items()}
+    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes}
+
+
+def _head(model: str, encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{encoded.request.request_id}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

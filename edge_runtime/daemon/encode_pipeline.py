@@ -1,0 +1,106 @@
+"""Requests through preprocessing and the engine, one thread each, so that they overlap; and no more than fit.
+
+While the engine encodes one request, the next is fetched, resized and tokenized. A request counts as under way until
+its answer has been sent, so what is held in memory is bounded; the next one is refused with 429.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contract.http_errors import QueueFullError
+from contract.request import Sampling
+from edge_runtime.daemon.media_access import MediaAccess
+from edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
+from edge_runtime.edge import Edge, EncodedPrompt, Prepared
+
+RETRY_AFTER_SECONDS = 2
+
+
+@dataclass
+class Waiting:
+    """How many requests are under way, and the most that may be."""
+
+    limit: int
+    now: int = 0
+
+
+class EncodePipeline:
+    """Owns an opened edge; `close` frees it."""
+
+    def __init__(self, edge: Edge, access: MediaAccess, max_waiting: int) -> None:
+        self.edge = edge
+        self._access = access
+        self.waiting = Waiting(max_waiting)
+        self._lock = threading.Lock()
+        # Tokenizers and processors are not made for several threads; neither are most engines.
+        self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the requests under way, until the block is left.
+
+        Raises:
+            QueueFullError: all are taken.
+        """
+        with self._lock:
+            if self.waiting.now >= self.waiting.limit:
+                raise QueueFullError(self.waiting.now, RETRY_AFTER_SECONDS)
+            self.waiting.now += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.waiting.now -= 1
+
+    async def encode(self, chat: list[ChatMessage], sampling: Sampling) -> EncodedPrompt:
+        """Fetch, preprocess and encode a conversation.
+
+        Raises:
+            InputError, LimitError, BucketError: media or messages that cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._prepare, self._prepared, chat)
+        return await loop.run_in_executor(self._encode, lambda: self.edge.embed(prepared, sampling, stream=True))
+
+    def self_test(self) -> None:
+        """One pass through everything on a drawn picture, so that a broken engine is found before it is needed.
+
+        Raises:
+            ContractError: whatever is wrong.
+        """
+        from PIL import Image
+
+        serves = self.edge.engine.serves
+        grid = next((bucket for bucket in serves.buckets if bucket.t == 1), None)
+        if grid is None and not serves.dynamic:  # clips alone
+            patches = np.zeros((serves.buckets[0].patches, self.edge.bundle.manifest.vision.patch_values), np.float32)
+            self.edge.engine.run(serves.buckets[0], patches).to_fp16()
+            return
+        height, width = self.edge.policy.geometry.pixels(grid) if grid is not None else (64, 64)
+        picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+        message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]}
+        self.edge.embed(self.edge.prepare([message]))
+
+    def close(self) -> None:
+        for pool in (self._prepare, self._encode):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.edge.engine.close()
+
+    def _prepared(self, chat: list[ChatMessage]) -> Prepared:
+        scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
+        try:
+            return self.edge.prepare(fetch_messages(chat, self._access, scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

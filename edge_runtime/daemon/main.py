@@ -1,0 +1,145 @@
+"""Start, serve, stop. torch and the web framework are imported when `serve` runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contract.bundle import open_bundle
+from contract.errors import InputError
+from contract.http_listener import listen, quiet_stop
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.daemon.systemd import notify
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from edge_runtime.daemon.app import Daemon
+
+logger = logging.getLogger("edge")
+
+
+def serve(config: DaemonConfig) -> None:
+    """Open the bundle and answer until SIGTERM or Ctrl-C; returns after a clean stop.
+
+    The address answers at once, `/readyz` with 503 until the bundle is open and has encoded a picture.
+
+    Raises:
+        InputError: an address that cannot be listened on, or options that cannot be used.
+        BundleError: the bundle is missing or altered.
+    """
+    open_bundle(config.bundle, verify=False)  # a wrong folder is told before torch is imported
+    listeners = [listen(config.host, config.port)]
+    try:
+        if config.unix_socket is not None:
+            listeners.append(_listen_on_path(config.unix_socket))
+        _serve_on(listeners, config)
+    finally:
+        for listener in listeners:
+            listener.close()
+        if config.unix_socket is not None and len(listeners) > 1:
+            config.unix_socket.unlink(missing_ok=True)
+
+
+def _listen_on_path(path: Path) -> socket.socket:
+    """A Unix socket that only this user can open; one that a killed daemon left is replaced.
+
+    Raises:
+        InputError: another process listens there, the path is something else, or it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists():
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                raise InputError(f"{path} is there and no socket", field="unix_socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise InputError(f"another process listens on {path}", field="unix_socket")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"cannot listen on {path} ({error.strerror or error})", field="unix_socket") from None
+    except InputError:
+        listener.close()
+        raise
+    return listener
+
+
+def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
+    import uvicorn
+
+    from edge_runtime.daemon.app import Daemon, create_app
+
+    _log_to_stderr()
+    daemon = Daemon(config)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(daemon),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=config.drain_s,
+        )
+    )
+    url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
+    logger.info("opening %s; %s answers 503 until it is ready", config.bundle, url)
+    threading.Thread(target=_start, args=(daemon, server, url), daemon=True).start()
+    with quiet_stop():
+        server.run(sockets=listeners)
+    notify("STOPPING=1")
+    if daemon.started is not None:
+        daemon.started.close()
+    if daemon.failure is not None:
+        raise daemon.failure
+    logger.info("stopped")
+
+
+def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
+    """Open the bundle, prove that it encodes, and say so."""
+    config = daemon.config
+    try:
+        from edge_runtime.daemon.encode_pipeline import EncodePipeline
+        from edge_runtime.daemon.media_access import MediaAccess
+        from edge_runtime.edge import EdgeOptions, open_edge
+        from edge_runtime.engine import EngineOptions
+
+        engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
+        options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
+        access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
+        pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting)
+        pipeline.self_test()
+    except BaseException as error:
+        daemon.failure = error
+        server.should_exit = True
+        return
+    daemon.started = pipeline
+    edge = pipeline.edge
+    logger.info(
+        "ready: %s, %s %s, %d buckets%s",
+        edge.bundle.manifest.model.id,
+        edge.engine.name,
+        edge.engine.precision,
+        len(edge.engine.serves.buckets),
+        " and any other size" if edge.engine.serves.dynamic else "",
+    )
+    logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")
+    notify("READY=1")
+
+
+def _log_to_stderr() -> None:
+    """Plain lines on stderr, unless the program around has set up logging already."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)

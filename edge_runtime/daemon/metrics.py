@@ -1,0 +1,77 @@
+"""Prometheus metrics of one daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.edge import EncodedPrompt
+from edge_runtime.embedding_cache import EmbeddingCache
+
+PREFIX = "qwen3vl_edge_device"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Metrics:
+    """The daemon's counters, in a registry of their own.
+
+    Args:
+        pipeline: called at each scrape; None while the daemon starts.
+    """
+
+    def __init__(self, pipeline: Callable[[], EncodePipeline | None]) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
+        self.media = Counter(
+            f"{PREFIX}_media", "Images and clips by grid and by what served them", ["grid", "graph"], registry=registry
+        )
+        self.distortion = Histogram(
+            f"{PREFIX}_distortion",
+            "Change of aspect ratio by the bucket; 0 is none",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            f"{PREFIX}_seconds",
+            "Seconds by stage: preprocess, encode (one image or clip), first_token, generate",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.sent = Counter(f"{PREFIX}_sent_bytes", "Bytes sent to the server", registry=registry)
+        for name, what, read in (
+            ("under_way", "Requests under way", lambda found: found.waiting.now),
+            ("cache_hits", "Embeddings found in the cache since start", lambda found: _cache(found, "hits")),
+            ("cache_misses", "Embeddings not found in the cache since start", lambda found: _cache(found, "misses")),
+            ("cache_bytes", "Bytes of embeddings on disk", lambda found: _cache(found, "bytes")),
+        ):
+            gauge = Gauge(f"{PREFIX}_{name}", what, registry=registry)
+            gauge.set_function(_reader(pipeline, read))
+
+    def encoded(self, prompt: EncodedPrompt) -> None:
+        """Count what a request cost on the device."""
+        if prompt.request.media:
+            self.seconds.labels("preprocess").observe(prompt.timings.preprocess)
+        for item, seconds in zip(prompt.request.media, prompt.timings.encode, strict=True):
+            graph = "cache" if item.origin.get("cached") else "fixed" if item.origin["fixed"] else "dynamic"
+            self.media.labels(str(item.grid), graph).inc()
+            self.distortion.observe(item.origin["distortion"])
+            self.seconds.labels("encode").observe(seconds)
+
+
+def _reader(
+    pipeline: Callable[[], EncodePipeline | None], read: Callable[[EncodePipeline], float]
+) -> Callable[[], float]:
+    def now() -> float:
+        found = pipeline()
+        return 0.0 if found is None else read(found)
+
+    return now
+
+
+def _cache(pipeline: EncodePipeline, name: str) -> float:
+    cache: EmbeddingCache | None = pipeline.edge.cache
+    return 0.0 if cache is None else float(getattr(cache, name))

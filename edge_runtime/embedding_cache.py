@@ -1,0 +1,132 @@
+"""Embeddings kept on disk by what they were made from, so that no picture is encoded twice.
+
+A file is the sha256 of its content, then one array in numpy's format: [1 + DeepStack levels, n, D]. What is cut
+short or altered is deleted and made again: a cache may be slow, never wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import atomic
+from contract.errors import InputError
+from contract.grid import Grid
+from edge_runtime.engine import Embeddings
+
+logger = logging.getLogger("edge")
+_DIGEST_BYTES = 32
+_SUFFIX = ".embeds"
+
+
+class EmbeddingCache:
+    """A folder of at most `max_bytes`, the longest unused first to go; shared by threads and across restarts.
+
+    Args:
+        folder: made if missing.
+        identity: all that decides what comes of given pixels: bundle, graphs, backend, precision, wire dtype.
+
+    Raises:
+        InputError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, identity: str) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.hits = self.misses = 0
+        self._identity = hashlib.sha256(identity.encode()).digest()
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{_SUFFIX}")]
+        except OSError as error:
+            raise InputError(f"cache folder {folder} cannot be used ({error.strerror})", field="cache") from None
+        for _, path in sorted(found):
+            self._sizes[path.stem] = path.stat().st_size
+        self._bytes = sum(self._sizes.values())
+        self._make_room(0)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk."""
+        return self._bytes
+
+    def key(self, grid: Grid, pixel_values: NDArray[np.float32]) -> str:
+        """Name of what these pixels become. pixel_values: float32 [patches, patch values]."""
+        digest = hashlib.sha256(self._identity)
+        digest.update(str(grid).encode())
+        digest.update(np.ascontiguousarray(pixel_values).data)
+        return digest.hexdigest()
+
+    def get(self, key: str) -> Embeddings | None:
+        """The embeddings, or None; a damaged file is removed."""
+        with self._lock:
+            known = key in self._sizes
+        stacked = self._read(key) if known else None
+        with self._lock:
+            if stacked is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            if key in self._sizes:
+                self._sizes.move_to_end(key)
+        return Embeddings(stacked[0], tuple(stacked[1:]))
+
+    def put(self, key: str, embeddings: Embeddings) -> None:
+        """Keep embeddings. A full or broken disk costs the entry, not the request."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack([embeddings.embeds, *embeddings.deepstack]), allow_pickle=False)
+        body = buffer.getvalue()
+        size = len(body) + _DIGEST_BYTES
+        if size > self.max_bytes:
+            return
+        with self._lock:
+            self._make_room(size)
+            try:
+                atomic.write_bytes(self._path(key), hashlib.sha256(body).digest() + body)
+            except OSError as error:
+                logger.warning("cache %s cannot be written (%s)", self.folder, error.strerror)
+                return
+            self._bytes += size - self._sizes.pop(key, 0)
+            self._sizes[key] = size
+
+    def _read(self, key: str) -> NDArray[Any] | None:
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+                raise ValueError("its checksum is wrong")
+            found: NDArray[Any] = np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False)
+            os.utime(path)  # the order survives a restart
+        except FileNotFoundError:
+            self._forget(key)
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("cache entry %s is dropped (%s)", path.name, error)
+            self._forget(key)
+            return None
+        return found
+
+    def _make_room(self, size: int) -> None:
+        while self._sizes and self._bytes + size > self.max_bytes:
+            key, freed = self._sizes.popitem(last=False)
+            self._bytes -= freed
+            self._path(key).unlink(missing_ok=True)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._bytes -= self._sizes.pop(key, 0)
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
