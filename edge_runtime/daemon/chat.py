@@ -8,10 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.wire import body_size, encode_request
-from edge_runtime.async_client import AsyncClient
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.stop_strings import StopStrings
+from edge_runtime.daemon.upstream import Upstream
 from edge_runtime.edge import EncodedPrompt
 
 
@@ -25,6 +24,7 @@ class Progress:
         final: the server's last event, None until it came, and for ever where a stop string ended the answer.
         first_token_s: from the request sent to its first token: network, queue and prefill.
         generate_s: until the end.
+        sent_bytes: of all bodies that went out.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -40,18 +40,20 @@ class Progress:
 
 
 async def generate(
-    client: AsyncClient, encoded: EncodedPrompt, request: ChatRequest, deadline_s: float, progress: Progress
+    upstream: Upstream, encoded: EncodedPrompt, request: ChatRequest, deadline_s: float, progress: Progress
 ) -> AsyncGenerator[str, None]:
     """Pieces of the answer's text; `progress` is kept up to date.
 
     Raises:
-        ServerUnavailableError, RefusedError: as the client.
+        ServerUnavailableError, RefusedError: as the upstream.
     """
-    body = encode_request(encoded.request)
-    progress.sent_bytes = body_size(body)
+
+    def count(size: int) -> None:
+        progress.sent_bytes += size
+
     stops = StopStrings(request.stop_strings)
     sent = time.perf_counter()
-    events = client.stream(body, deadline_s)
+    events = upstream.stream(encoded, request, deadline_s, count)
     try:
         async for event in events:
             if progress.first_token_s is None:

@@ -20,7 +20,7 @@ from edge_runtime.daemon.systemd import notify
 if TYPE_CHECKING:
     import uvicorn
 
-    from edge_runtime.daemon.app import Daemon
+    from edge_runtime.daemon.state import Daemon
 
 logger = logging.getLogger("edge")
 
@@ -80,10 +80,12 @@ def _listen_on_path(path: Path) -> socket.socket:
 def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     import uvicorn
 
-    from edge_runtime.daemon.app import Daemon, create_app
+    from edge_runtime.daemon.app import create_app
+    from edge_runtime.daemon.state import Daemon
+    from edge_runtime.daemon.upstream import Qwen3VLServer
 
     _log_to_stderr()
-    daemon = Daemon(config)
+    daemon = Daemon(config, Qwen3VLServer(config.server))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(daemon),

@@ -1,0 +1,177 @@
+"""OpenAI's chat completions in front of this device's encoder, and `/v1/encode`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from contract.errors import ContractError
+from contract.http_body import read_body
+from contract.http_errors import HttpError
+from contract.wire import CONTENT_TYPE, encode_request
+from edge_runtime.daemon.chat import Progress, chunks, completion, generate
+from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
+from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.openai_request import ChatRequest, parse_chat, sampling_of
+from edge_runtime.daemon.state import Daemon
+from edge_runtime.edge import EncodedPrompt
+
+ROUTES = ("/v1/chat/completions", "/v1/encode")
+BODY_SECONDS = 60.0
+logger = logging.getLogger("edge")
+
+
+def chat_routes(daemon: Daemon) -> APIRouter:
+    """`/v1/chat/completions` and `/v1/encode`."""
+    router = APIRouter()
+
+    @router.post("/v1/encode")
+    async def encode(request: Request) -> Response:
+        """A chat request's body to what would go to the server: token ids and embeddings (safetensors)."""
+        with daemon.pipeline.place():
+            chat = await read_chat(request, daemon)
+            encoded = await encode_chat(chat, daemon)
+            return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """OpenAI's chat completions, streamed and not; pictures are encoded here."""
+        with ExitStack() as place:
+            place.enter_context(daemon.pipeline.place())
+            chat = await read_chat(request, daemon)
+            encoded = await encode_chat(chat, daemon)
+            progress = Progress()
+            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress)
+            if not chat.stream:
+                return await _whole(request, daemon, encoded, pieces, progress)
+            return await _streamed(request, daemon, chat, encoded, pieces, progress, place)
+
+    return router
+
+
+async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
+    """The checked body.
+
+    Raises:
+        ContractError: whatever is wrong with it; 404 for a model that is not served.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HttpError(415, "unsupported_content_type", "the body is not JSON", field="Content-Type", got=kind[:80])
+    chat = parse_chat(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS))
+    if chat.model not in ("", "default", daemon.model):
+        raise HttpError(
+            404,
+            "model_not_found",
+            "no such model here",
+            field="model",
+            expected=daemon.model,
+            got=repr(chat.model)[:80],
+        )
+    return chat
+
+
+async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
+    """Its conversation encoded, and counted.
+
+    Raises:
+        ContractError: media that cannot be used.
+    """
+    encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
+    daemon.metrics.encoded(encoded)
+    return encoded
+
+
+async def _whole(
+    request: Request, daemon: Daemon, encoded: EncodedPrompt, pieces: AsyncGenerator[str, None], progress: Progress
+) -> Response:
+    """The whole answer; a client that leaves ends its generation."""
+
+    async def collect() -> None:
+        async with aclosing(pieces):
+            async for _ in pieces:
+                pass
+
+    try:
+        if await unless_left(request, collect()) is LEFT:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        _account(daemon.metrics, progress, encoded)
+    return JSONResponse(completion(daemon.model, encoded, progress))
+
+
+async def _streamed(
+    request: Request,
+    daemon: Daemon,
+    chat: ChatRequest,
+    encoded: EncodedPrompt,
+    pieces: AsyncGenerator[str, None],
+    progress: Progress,
+    place: ExitStack,
+) -> Response:
+    """The answer as events. The first piece is awaited: an error before the answer begins is a status, not an event."""
+    first: str | Literal[Left.LEFT] | None = LEFT
+    try:
+        first = await unless_left(request, anext(pieces, None))
+    finally:
+        if first is LEFT:
+            await pieces.aclose()
+            _account(daemon.metrics, progress, encoded)
+    if first is LEFT:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    held = place.pop_all()  # the place is taken until the last event was sent
+
+    async def end() -> None:
+        await pieces.aclose()
+        held.close()
+        _account(daemon.metrics, progress, encoded)
+
+    return ClosingStream(_events(daemon, encoded, chat, first, pieces, progress), end)
+
+
+async def _events(
+    daemon: Daemon,
+    encoded: EncodedPrompt,
+    chat: ChatRequest,
+    first: str | None,
+    pieces: AsyncIterator[str],
+    progress: Progress,
+) -> AsyncIterator[str]:
+    async def all_pieces() -> AsyncIterator[str]:
+        if first is not None:
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    try:
+        async for event in chunks(daemon.model, encoded, chat, all_pieces(), progress):
+            yield event
+    except ContractError as error:
+        yield f"data: {json.dumps(error.to_openai())}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+def _account(metrics: Metrics, progress: Progress, encoded: EncodedPrompt) -> None:
+    metrics.sent.inc(progress.sent_bytes)
+    if progress.first_token_s is not None:
+        metrics.seconds.labels("first_token").observe(progress.first_token_s)
+        metrics.seconds.labels("generate").observe(progress.generate_s)
+    # No prompt, no picture, no answer: only what it cost.
+    logger.info(
+        "request %s: %d media, %d prompt tokens, %d tokens, %d bytes sent, "
+        "preprocess %.3f s, encode %.3f s, generate %.3f s",
+        encoded.request.request_id,
+        len(encoded.request.media),
+        len(encoded.request.input_ids),
+        progress.tokens,
+        progress.sent_bytes,
+        encoded.timings.preprocess,
+        sum(encoded.timings.encode),
+        progress.generate_s,
+    )

@@ -1,0 +1,42 @@
+"""What the routes of one daemon share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from contract.errors import ServerUnavailableError
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.metrics import Metrics
+
+if TYPE_CHECKING:
+    from edge_runtime.daemon.upstream import Upstream
+
+
+class Daemon:
+    """Settings, server, pipeline and metrics.
+
+    Attributes:
+        upstream: the server that answers.
+        started: None until the bundle is open and has passed its self-test.
+        failure: why the start failed; the process ends with it.
+    """
+
+    def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
+        self.config = config
+        self.upstream = upstream
+        self.started: EncodePipeline | None = None
+        self.failure: BaseException | None = None
+        self.metrics = Metrics(lambda: self.started)
+
+    @property
+    def pipeline(self) -> EncodePipeline:
+        """Raises: ServerUnavailableError: still starting."""
+        if self.started is None:
+            raise ServerUnavailableError("the daemon is still starting", remedy="Try again when /readyz answers 200.")
+        return self.started
+
+    @property
+    def model(self) -> str:
+        """Id of the model that answers."""
+        return self.pipeline.edge.bundle.manifest.model.id

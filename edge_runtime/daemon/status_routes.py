@@ -1,0 +1,60 @@
+"""What the daemon says of itself: alive, ready, models, metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.state import Daemon
+
+ROUTES = ("/healthz", "/readyz", "/v1/models")
+
+
+def status_routes(daemon: Daemon) -> APIRouter:
+    """The routes that need no request body."""
+    router = APIRouter()
+    started = int(time.time())
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """200 as long as the process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """200 once this device can encode; whether the server can be reached stands in the body."""
+        pipeline = daemon.pipeline
+        server = await daemon.upstream.ready()
+        return {
+            "status": "ready",
+            **_describe(pipeline),
+            "server": "ready" if server is not None else "not reachable or not ready",
+        }
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that answers."""
+        card = {"id": daemon.model, "object": "model", "created": started, "owned_by": "qwen3vl-edge"}
+        return {"object": "list", "data": [{**card, **_describe(daemon.pipeline)}]}
+
+    @router.get("/metrics")
+    async def scrape() -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(daemon.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _describe(pipeline: EncodePipeline) -> dict[str, Any]:
+    edge = pipeline.edge
+    return {
+        "model_hash": edge.bundle.manifest.model.model_hash,
+        "backend": edge.engine.name,
+        "precision": edge.engine.precision,
+        "buckets": [str(grid) for grid in edge.engine.serves.buckets],
+        "any_size": edge.engine.serves.dynamic,
+    }
