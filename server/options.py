@@ -25,6 +25,9 @@ class ServerOptions:
         max_json_body_bytes: a lower limit for JSON bodies, whose numbers cost several times their text in memory.
         body_timeout_s: seconds a client may take to send its body.
         graceful_timeout_s: seconds that running requests get to finish after SIGTERM.
+        keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
+        keep_answers, keep_answers_bytes: the most of them; the oldest go first.
+        abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
 
     Raises:
         InputError: a value out of range.
@@ -41,6 +44,10 @@ class ServerOptions:
     max_json_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 60.0
     graceful_timeout_s: int = 30
+    keep_answers_s: float = 600.0
+    keep_answers: int = 1024
+    keep_answers_bytes: int = 32 * 2**20
+    abandoned_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
@@ -50,3 +57,6 @@ class ServerOptions:
             raise InputError("port is out of range", field="--port", expected="0 to 65535", got=self.port)
         if self.max_queue < 1:
             raise InputError("the queue has no room", field="max_queue", expected="at least 1", got=self.max_queue)
+        for name in ("keep_answers_s", "keep_answers", "keep_answers_bytes", "abandoned_s"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is negative", field=name, expected="0 or more", got=getattr(self, name))

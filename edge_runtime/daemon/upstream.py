@@ -31,6 +31,9 @@ class Upstream(Protocol):
     ) -> AsyncGenerator[Event, None]:
         """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`.
 
+        Requests with the same `encoded.request.request_id` are one request that is sent again; where the server
+        knows Idempotency-Key, that is it. It may go on generating when this is closed early: see `forget`.
+
         Args:
             chat: the conversation as the client sent it; its media are `encoded.request.media`, in order.
             deadline_s: seconds for everything, retries and answer.
@@ -40,6 +43,10 @@ class Upstream(Protocol):
             ServerUnavailableError: not reached, or the answer not complete, within the deadline.
             RefusedError: the server refused the request.
         """
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The answer to this request is needed no more. Returns at once, from within the event loop; raises nothing."""
         ...
 
 
@@ -66,9 +73,12 @@ class Qwen3VLServer:
     ) -> AsyncGenerator[Event, None]:
         body = encode_request(encoded.request)
         on_sent(body_size(body))
-        events = self._client.stream(body, deadline_s)
+        events = self._client.stream(body, deadline_s, encoded.request.request_id)
         try:
             async for event in events:
                 yield event
         finally:
-            await events.aclose()  # the server stops with it
+            await events.aclose()
+
+    def forget(self, request_id: str) -> None:
+        self._client.forget(request_id)
