@@ -34,6 +34,11 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
+        spool_mib: of requests and answers in it. spool_jobs: jobs that may wait; the next is answered 429.
+        job_concurrency: jobs sent at a time.
+        job_deadline_s: seconds after which a job that was not answered expires.
+        job_keep_s: seconds for which an ended job can be asked for.
 
     Raises:
         InputError: a value out of range.
@@ -60,6 +65,12 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    spool: Path | None = None
+    spool_mib: int = 1024
+    spool_jobs: int = 1000
+    job_concurrency: int = 1
+    job_deadline_s: float = 86_400.0
+    job_keep_s: float = 86_400.0
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
@@ -80,6 +91,11 @@ _RANGES = (
     ("max_media_mib", 1, 16_384),
     ("max_body_mib", 1, 16_384),
     ("drain_s", 0, 3600),
+    ("spool_mib", 1, 2**30),
+    ("spool_jobs", 1, 1_000_000),
+    ("job_concurrency", 1, 64),
+    ("job_deadline_s", 0.1, 366 * 86_400),
+    ("job_keep_s", 0, 366 * 86_400),
 )
 
 

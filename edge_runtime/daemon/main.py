@@ -81,11 +81,13 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     import uvicorn
 
     from edge_runtime.daemon.app import create_app
+    from edge_runtime.daemon.spool import Spool
     from edge_runtime.daemon.state import Daemon
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
     _log_to_stderr()
-    daemon = Daemon(config, Qwen3VLServer(config.server))
+    spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
+    daemon = Daemon(config, Qwen3VLServer(config.server), spool)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(daemon),
@@ -101,6 +103,8 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     with quiet_stop():
         server.run(sockets=listeners)
     notify("STOPPING=1")
+    if spool is not None:
+        spool.close()
     if daemon.started is not None:
         daemon.started.close()
     if daemon.failure is not None:

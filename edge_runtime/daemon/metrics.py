@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.spool import STATUSES, Counts
 from edge_runtime.edge import EncodedPrompt
 from edge_runtime.embedding_cache import EmbeddingCache
 
@@ -50,6 +51,14 @@ class Metrics:
         ):
             gauge = Gauge(f"{PREFIX}_{name}", what, registry=registry)
             gauge.set_function(_reader(pipeline, read))
+
+    def watch_spool(self, counts: Callable[[], Counts]) -> None:
+        """Also show the spool, as it is at each scrape."""
+        jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self.registry)
+        for status in STATUSES:
+            jobs.labels(status).set_function(lambda status=status: float(counts().jobs.get(status, 0)))
+        size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self.registry)
+        size.set_function(lambda: float(counts().bytes))
 
     def encoded(self, prompt: EncodedPrompt) -> None:
         """Count what a request cost on the device."""

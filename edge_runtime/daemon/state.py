@@ -8,8 +8,10 @@ from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.spool import Spool
 
 if TYPE_CHECKING:
+    from edge_runtime.daemon.job_runner import JobRunner
     from edge_runtime.daemon.upstream import Upstream
 
 
@@ -20,14 +22,19 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
+        spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
     """
 
-    def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
+    def __init__(self, config: DaemonConfig, upstream: Upstream, spool: Spool | None = None) -> None:
         self.config = config
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
+        self.spool = spool
+        self.runner: JobRunner | None = None
         self.metrics = Metrics(lambda: self.started)
+        if spool is not None:
+            self.metrics.watch_spool(lambda: spool.counts)
 
     @property
     def pipeline(self) -> EncodePipeline:
