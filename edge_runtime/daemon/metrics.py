@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -55,8 +56,12 @@ class Metrics:
     def watch_spool(self, counts: Callable[[], Counts]) -> None:
         """Also show the spool, as it is at each scrape."""
         jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self.registry)
+
+        def number(status: str) -> float:
+            return float(counts().jobs.get(status, 0))
+
         for status in STATUSES:
-            jobs.labels(status).set_function(lambda status=status: float(counts().jobs.get(status, 0)))
+            jobs.labels(status).set_function(partial(number, status))
         size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self.registry)
         size.set_function(lambda: float(counts().bytes))
 
