@@ -30,6 +30,7 @@ from edge_runtime.client import (
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
+BEFORE_IT_BEGINS = 4
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 
@@ -43,7 +44,8 @@ class AsyncClient:
 
     Args:
         silence_s: an open answer that brings nothing for so long is taken for a broken connection. The server sends
-            a line every 15 s while a request waits.
+            a line every 15 s while a request waits. Before the answer begins it is four times as long: the end of the
+            body may lie in this machine's buffers, on its way through a slow network.
     """
 
     def __init__(self, server: str, silence_s: float = 45.0) -> None:
@@ -168,13 +170,16 @@ class AsyncClient:
     async def _try(self, body: Body, key: str, left: float) -> httpx.Response:
         headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(body)), HEADER: key}
 
+        handed_over = asyncio.Event()
+
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in body:
                 yield cast("bytes", chunk)  # a memoryview is as good, and no copy
+            handed_over.set()
 
         try:
             message = self._http.build_request("POST", f"{self.server}/v1/generate", content=chunks(), headers=headers)
-            response = await asyncio.wait_for(self._http.send(message, stream=True), max(left, 0.001))
+            response = await asyncio.wait_for(self._send(message, handed_over), max(left, 0.001))
         except asyncio.TimeoutError:
             raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
         except httpx.InvalidURL as error:
@@ -190,6 +195,17 @@ class AsyncClient:
             asked = response.headers.get("retry-after", "")
             raise _TryAgainError(found, float(asked) if asked.isdigit() else 0.0)
         raise found
+
+    async def _send(self, message: httpx.Request, handed_over: asyncio.Event) -> httpx.Response:
+        """The open response. Raises asyncio.TimeoutError if the whole body brings none."""
+        sending = asyncio.ensure_future(self._http.send(message, stream=True))
+        handed = asyncio.ensure_future(handed_over.wait())
+        try:
+            await asyncio.wait({sending, handed}, return_when=asyncio.FIRST_COMPLETED)
+            return await asyncio.wait_for(sending, BEFORE_IT_BEGINS * self._silence_s)
+        finally:
+            for task in (sending, handed):
+                task.cancel()
 
     def _another_answer(self) -> ServerUnavailableError:
         return ServerUnavailableError(

@@ -153,9 +153,13 @@ def test_a_full_disk_refuses_the_job_and_nothing_else(tmp_path: Path) -> None:
 
     async def work(spool: Spool) -> list[str]:
         kept: list[str] = []
+
+        async def fill() -> None:
+            while len(kept) < 100:
+                kept.append((await spool.add(new(f"{len(kept):03}", size=30_000))).id)
+
         with pytest.raises(HttpError) as refused:
-            for number in range(100):
-                kept.append((await spool.add(new(f"{number:03}", size=30_000))).id)
+            await fill()
         assert (refused.value.status, refused.value.code) == (507, "spool_disk")
         assert 3 < len(kept) < 100
         assert [job.id for job in await spool.newest(100)] == kept[::-1]

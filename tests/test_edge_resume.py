@@ -73,7 +73,7 @@ def test_answers_cut_at_random_places_come_whole_and_once(request_of: GenerateRe
 
 def test_a_connection_that_falls_silent_is_given_up_for_another(request_of: GenerateRequest, server_url: str) -> None:
     async def run(url: str) -> list[Event]:
-        async with AsyncClient(url, silence_s=1.0) as client:
+        async with AsyncClient(url, silence_s=0.5) as client:
             return await ask(client, replace(request_of, request_id=f"silent {os.getpid()}"))
 
     with cutting_proxy(server_url, seed=1, longest=400, share=0.6) as proxy:
