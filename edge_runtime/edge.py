@@ -59,8 +59,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A request ready to send, and where the time went."""
+    """A request ready to send, the id of the model that it is for, and where the time went."""
 
+    model: str
     request: GenerateRequest
     media: tuple[PreparedMedia, ...]
     timings: EdgeTimings
@@ -134,7 +135,8 @@ class Edge:
             stream=stream,
             request_id=uuid.uuid4().hex,
         )
-        return EncodedPrompt(request, prepared.prompt.media, EdgeTimings(prepared.seconds, tuple(seconds)))
+        timings = EdgeTimings(prepared.seconds, tuple(seconds))
+        return EncodedPrompt(self.bundle.manifest.model.id, request, prepared.prompt.media, timings)
 
     def _media(self, item: PreparedMedia) -> Media:
         origin = self._origin(item)

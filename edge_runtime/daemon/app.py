@@ -11,21 +11,23 @@ from fastapi import FastAPI
 from contract.http_counter import RequestCounter
 from contract.http_errors import install_error_handlers
 from edge_runtime.daemon import chat_routes, status_routes
+from edge_runtime.daemon.reload import Reloader
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.daemon.systemd import feed_watchdog
 
 ROUTES = (*chat_routes.ROUTES, *status_routes.ROUTES)
 
 
-def create_app(daemon: Daemon) -> FastAPI:
-    """The application."""
+def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
+    """The application; `reloader` runs as long as it does."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watchdog = asyncio.create_task(feed_watchdog())
+        beside = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
         async with daemon.upstream:
             yield
-        watchdog.cancel()
+        for task in beside:
+            task.cancel()
 
     app = FastAPI(title="qwen3vl-edge daemon", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)

@@ -72,12 +72,12 @@ async def generate(
         await events.aclose()  # the server stops with it
 
 
-def completion(model: str, encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
+def completion(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     """The whole answer as a `chat.completion`."""
     message = {"role": "assistant", "content": "".join(progress.pieces)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": progress.finish_reason}
     return {
-        **_head(model, encoded, "chat.completion"),
+        **_head(encoded, "chat.completion"),
         "choices": [choice],
         "usage": usage(encoded, progress),
         "qwen3vl_edge": evidence(encoded, progress),
@@ -85,10 +85,10 @@ def completion(model: str, encoded: EncodedPrompt, progress: Progress) -> dict[s
 
 
 async def chunks(
-    model: str, encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
+    encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
 ) -> AsyncIterator[str]:
     """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last."""
-    head = {**_head(model, encoded, "chat.completion.chunk"), "system_fingerprint": None}
+    head = {**_head(encoded, "chat.completion.chunk"), "system_fingerprint": None}
 
     def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -131,8 +131,9 @@ def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes}
 
 
-def _head(model: str, encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{encoded.request.request_id}", "object": kind, "created": int(time.time()), "model": model}
+def _head(encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
+    name = f"chatcmpl-{encoded.request.request_id}"
+    return {"id": name, "object": kind, "created": int(time.time()), "model": encoded.model}
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from contract.errors import InputError
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        log_format: "text" or "json" (one object a line).
+        log_prompts: log what is asked and answered; never a picture.
 
     Raises:
         InputError: a value out of range.
@@ -60,10 +63,16 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    log_format: str = "text"
+    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
+        if self.log_format not in LOG_FORMATS:
+            raise InputError(
+                "no such log format", field="log_format", expected=" or ".join(LOG_FORMATS), got=self.log_format
+            )
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:

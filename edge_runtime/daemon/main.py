@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import stat
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("edge")
 
 
-def serve(config: DaemonConfig) -> None:
+def serve(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
     """Open the bundle and answer until SIGTERM or Ctrl-C; returns after a clean stop.
 
     The address answers at once, `/readyz` with 503 until the bundle is open and has encoded a picture.
+
+    Args:
+        reread: the settings as they are at the time of a reload (SIGHUP).
 
     Raises:
         InputError: an address that cannot be listened on, or options that cannot be used.
@@ -39,7 +42,7 @@ def serve(config: DaemonConfig) -> None:
     try:
         if config.unix_socket is not None:
             listeners.append(_listen_on_path(config.unix_socket))
-        _serve_on(listeners, config)
+        _serve_on(listeners, config, reread)
     finally:
         for listener in listeners:
             listener.close()
@@ -77,18 +80,21 @@ def _listen_on_path(path: Path) -> socket.socket:
     return listener
 
 
-def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
+def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
     import uvicorn
 
     from edge_runtime.daemon.app import create_app
+    from edge_runtime.daemon.logs import log_to_stderr
+    from edge_runtime.daemon.reload import Reloader
     from edge_runtime.daemon.state import Daemon
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format)
     daemon = Daemon(config, Qwen3VLServer(config.server))
+    reloader = Reloader(daemon, reread)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(daemon),
+            create_app(daemon, reloader),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -112,16 +118,9 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     """Open the bundle, prove that it encodes, and say so."""
     config = daemon.config
     try:
-        from edge_runtime.daemon.encode_pipeline import EncodePipeline
-        from edge_runtime.daemon.media_access import MediaAccess
-        from edge_runtime.edge import EdgeOptions, open_edge
-        from edge_runtime.engine import EngineOptions
+        from edge_runtime.daemon.open_pipeline import open_pipeline
 
-        engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
-        options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
-        access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
-        pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting)
-        pipeline.self_test()
+        pipeline = open_pipeline(config)
     except BaseException as error:
         daemon.failure = error
         server.should_exit = True
@@ -138,10 +137,3 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     )
     logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")
     notify("READY=1")
-
-
-def _log_to_stderr() -> None:
-    """Plain lines on stderr, unless the program around has set up logging already."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logger.setLevel(logging.INFO)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from edge_runtime.daemon.board import powers, resident_bytes, temperatures
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.places import Places
 from edge_runtime.edge import EncodedPrompt
 from edge_runtime.embedding_cache import EmbeddingCache
 
@@ -22,7 +26,7 @@ class Metrics:
         pipeline: called at each scrape; None while the daemon starts.
     """
 
-    def __init__(self, pipeline: Callable[[], EncodePipeline | None]) -> None:
+    def __init__(self, pipeline: Callable[[], EncodePipeline | None], places: Places) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
         self.media = Counter(
@@ -43,13 +47,19 @@ class Metrics:
         )
         self.sent = Counter(f"{PREFIX}_sent_bytes", "Bytes sent to the server", registry=registry)
         for name, what, read in (
-            ("under_way", "Requests under way", lambda found: found.waiting.now),
             ("cache_hits", "Embeddings found in the cache since start", lambda found: _cache(found, "hits")),
             ("cache_misses", "Embeddings not found in the cache since start", lambda found: _cache(found, "misses")),
             ("cache_bytes", "Bytes of embeddings on disk", lambda found: _cache(found, "bytes")),
         ):
             gauge = Gauge(f"{PREFIX}_{name}", what, registry=registry)
             gauge.set_function(_reader(pipeline, read))
+        for name, what, now in (
+            ("under_way", "Requests under way", lambda: places.taken),
+            ("resident_bytes", "Resident memory of the daemon", resident_bytes),
+        ):
+            Gauge(f"{PREFIX}_{name}", what, registry=registry).set_function(now)
+        self.reloads = Counter(f"{PREFIX}_reloads", "Reloads by result", ["result"], registry=registry)
+        registry.register(_Board())
 
     def encoded(self, prompt: EncodedPrompt) -> None:
         """Count what a request cost on the device."""
@@ -60,6 +70,20 @@ class Metrics:
             self.media.labels(str(item.grid), graph).inc()
             self.distortion.observe(item.origin["distortion"])
             self.seconds.labels("encode").observe(seconds)
+
+
+class _Board(Collector):
+    """Temperatures and power, read at each scrape; a board without sensors shows none."""
+
+    def collect(self) -> Iterator[Metric]:
+        for name, what, readings in (
+            ("temperature_celsius", "Temperature by thermal zone", temperatures()),
+            ("power_watts", "Power by rail", powers()),
+        ):
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", what, labels=["sensor"])
+            for reading in readings:
+                family.add_metric([reading.sensor], reading.value)
+            yield family
 
 
 def _reader(

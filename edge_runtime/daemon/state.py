@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.places import Places
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.upstream import Upstream
@@ -20,6 +21,8 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
+        places: of requests under way.
+        last_reload: how the last reload ended, None before the first.
     """
 
     def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
@@ -27,7 +30,9 @@ class Daemon:
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
-        self.metrics = Metrics(lambda: self.started)
+        self.places = Places(config.max_waiting)
+        self.last_reload: dict[str, Any] | None = None
+        self.metrics = Metrics(lambda: self.started, self.places)
 
     @property
     def pipeline(self) -> EncodePipeline:

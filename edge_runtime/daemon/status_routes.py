@@ -33,6 +33,7 @@ def status_routes(daemon: Daemon) -> APIRouter:
             "status": "ready",
             **_describe(pipeline),
             "server": "ready" if server is not None else "not reachable or not ready",
+            "last_reload": daemon.last_reload,
         }
 
     @router.get("/v1/models")
