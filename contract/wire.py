@@ -271,7 +271,7 @@ def _medium(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]]) 
     if by_hash:
         if "levels" in item:
             raise WireError("media item by hash has levels", field=f"media.{index}.levels")
-        return MediaReference(index, kind, grid, name, origin)
+        return MediaReference(index, kind, grid, str(name), origin)
     levels = item.get("levels")
     if type(levels) is not int or not 0 <= levels <= 64:
         raise WireError("media item is malformed", field=f"media.{index}", expected="levels (0 to 64) and origin")

@@ -133,15 +133,15 @@ async def _read_request(
 
 def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
-    named: set[str] = set()
+    held: list[Media] = []
 
     def lookup(references: Sequence[MediaReference]) -> list[Media]:
-        named.update(item.hash for item in references)
-        return store.lookup(references)
+        held.extend(store.lookup(references))
+        return held
 
     prepared = engine.prepare(decode_request(body, engine.limits, lookup))
     for index, item in enumerate(prepared.media):
-        if item.hash not in named:  # what is held was checked when it came
+        if not any(item is known for known in held):  # what is held was checked when it came
             check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
     store.keep_all(prepared)
     return prepared

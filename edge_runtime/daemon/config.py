@@ -34,6 +34,7 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        send_by_hash: embeddings that the server holds already are named by their hash and not sent again.
 
     Raises:
         InputError: a value out of range.
@@ -60,6 +61,7 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    send_by_hash: bool = True
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):

@@ -85,7 +85,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
     _log_to_stderr()
-    daemon = Daemon(config, Qwen3VLServer(config.server))
+    daemon = Daemon(config, Qwen3VLServer(config.server, config.send_by_hash))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(daemon),
