@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from edge_runtime.engine import Embeddings
 logger = logging.getLogger("edge")
 _DIGEST_BYTES = 32
 _SUFFIX = ".embeds"
+_ABANDONED_SECONDS = 600  # a temporary file this old belongs to a process that was killed
 
 
 class EmbeddingCache:
@@ -48,6 +50,7 @@ class EmbeddingCache:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned()
             found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{_SUFFIX}")]
         except OSError as error:
             raise InputError(f"cache folder {folder} cannot be used ({error.strerror})", field="cache") from None
@@ -70,16 +73,16 @@ class EmbeddingCache:
 
     def get(self, key: str) -> Embeddings | None:
         """The embeddings, or None; a damaged file is removed."""
-        with self._lock:
-            known = key in self._sizes
-        stacked = self._read(key) if known else None
+        stacked = self._read(key)  # also what another daemon has put there
         with self._lock:
             if stacked is None:
                 self.misses += 1
                 return None
             self.hits += 1
-            if key in self._sizes:
-                self._sizes.move_to_end(key)
+            if key not in self._sizes:
+                self._sizes[key] = stacked.nbytes + _DIGEST_BYTES
+                self._bytes += self._sizes[key]
+            self._sizes.move_to_end(key)
         return Embeddings(stacked[0], tuple(stacked[1:]))
 
     def put(self, key: str, embeddings: Embeddings) -> None:
@@ -116,6 +119,15 @@ class EmbeddingCache:
             self._forget(key)
             return None
         return found
+
+    def _remove_abandoned(self) -> None:
+        oldest = time.time() - _ABANDONED_SECONDS
+        for path in self.folder.glob(f".*{_SUFFIX}.*"):
+            try:
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+            except FileNotFoundError:
+                pass  # it was another daemon's after all, and is complete now
 
     def _make_room(self, size: int) -> None:
         while self._sizes and self._bytes + size > self.max_bytes:
