@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 
@@ -19,8 +20,7 @@ def library_versions(backend: str) -> list[str]:
     """The machine's architecture, and name and version of each package of the backend that is installed."""
     found = [platform.machine()]
     for name in _PACKAGES.get(backend, ()):
-        try:
+        # Another package of the same library may be there, or it was installed without metadata.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            pass  # another package of the same library is there, or it was installed without metadata
     return found

@@ -138,7 +138,11 @@ def test_two_daemons_may_share_a_folder(tmp_path: Path) -> None:
     found = other.get("0")
     assert found is not None
     assert equal(found, embeddings(0))
-    assert other.bytes > 0
+    small = EmbeddingCache(tmp_path, 2 * one.bytes, "a")
+    one.put("1", embeddings(1))
+    small.put("2", embeddings(2))  # makes room among what both wrote
+    assert len(list(tmp_path.iterdir())) == 2
+    assert one.get("2") is not None
 
 
 def test_what_a_killed_daemon_left_is_removed(tmp_path: Path) -> None:
