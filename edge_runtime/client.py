@@ -17,9 +17,14 @@ DATA, DONE = "data: ", "data: [DONE]"
 
 
 class RefusedError(ContractError):
-    """The server answered with an error object; its own words are passed on."""
+    """The server answered with an error object; its own words are passed on.
+
+    Attributes:
+        missing: hashes of embeddings that it does not hold, where that is why.
+    """
 
     code = "refused_by_server"
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,5 +153,7 @@ def refused(body: dict[str, Any], status: int) -> ContractError:
     kind = ServerUnavailableError if status == 503 else RefusedError
     found = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
     found.code = error.get("code") or found.code
+    if isinstance(found, RefusedError) and isinstance(missing := error.get("missing"), list):
+        found.missing = tuple(str(name) for name in missing)
     found.status = status if status >= 400 else 502  # 200: the error came in the middle of a stream
     return found

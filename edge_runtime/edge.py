@@ -15,6 +15,7 @@ from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Engine, EngineOptions, load_engine
+from edge_runtime.library_versions import library_versions
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 
@@ -159,6 +160,13 @@ class Edge:
         graphs = manifest.precision(self.engine.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
         parts = [manifest.model.model_hash, self.engine.name, self.engine.precision, self.options.wire_dtype]
+        parts += library_versions(self.options.backend)
+        parts += [
+            manifest.file(path).sha256
+            for record in manifest.engines
+            if record.library == self.options.backend and record.precision == self.engine.precision
+            for path in record.files
+        ]
         return "\n".join([*parts, *(manifest.file(path).sha256 for path in files)])
 
     def _origin(self, item: PreparedMedia) -> dict[str, Any]:

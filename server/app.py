@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
+from contract.embedding_hash import check_hash
 from contract.errors import WireError
 from contract.http_body import read_body
 from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
-from contract.request import GenerateRequest
+from contract.request import GenerateRequest, Media, MediaReference
 from contract.wire import CONTENT_TYPE, decode_request
 from server.answers import answer, describe
+from server.embedding_routes import embedding_routes
+from server.embedding_store import EmbeddingStore
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
 from server.options import ServerOptions
@@ -45,10 +49,12 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         options: limits and the model's name.
     """
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
-    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0)
+    store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s)
+    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0, store)
     started = int(time.time())
     install_error_handlers(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
+    app.include_router(embedding_routes(readiness, options, store))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -59,7 +65,8 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def readyz() -> dict[str, Any]:
         """200 once the model is loaded and has generated; 503 before."""
         loaded = readiness.engine.loaded
-        return {"status": "ready", "model": loaded.name, **describe(loaded)}
+        holds = {"holds_embeddings": store.max_bytes > 0}
+        return {"status": "ready", "model": loaded.name, **describe(loaded), **holds}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -78,7 +85,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
         engine.check_room()  # before a body is read that would wait for nothing
-        prepared = await _read_request(request, engine, options, metrics)
+        prepared = await _read_request(request, engine, options, metrics, store)
         cancel = threading.Event()
         if not prepared.stream:
             future = engine.submit(prepared, None, cancel)
@@ -93,7 +100,9 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     return app
 
 
-async def _read_request(request: Request, engine: Engine, options: ServerOptions, metrics: Metrics) -> GenerateRequest:
+async def _read_request(
+    request: Request, engine: Engine, options: ServerOptions, metrics: Metrics, store: EmbeddingStore
+) -> GenerateRequest:
     """Body to checked request, whichever of the two content types it has.
 
     Raises:
@@ -117,9 +126,25 @@ async def _read_request(request: Request, engine: Engine, options: ServerOptions
     def decode() -> GenerateRequest:
         if kind == JSON:
             return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare))
-        return _with_request_id(engine.prepare(decode_request(body, limits)))
+        return _with_request_id(_binary_request(body, engine, store))
 
     return await run_in_threadpool(decode)
+
+
+def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore) -> GenerateRequest:
+    """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
+    held: list[Media] = []
+
+    def lookup(references: Sequence[MediaReference]) -> list[Media]:
+        held.extend(store.lookup(references))
+        return held
+
+    prepared = engine.prepare(decode_request(body, engine.limits, lookup))
+    for index, item in enumerate(prepared.media):
+        if not any(item is known for known in held):  # what is held was checked when it came
+            check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
+    store.keep_all(prepared)
+    return prepared
 
 
 def _with_request_id(request: GenerateRequest) -> GenerateRequest:

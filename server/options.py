@@ -25,6 +25,8 @@ class ServerOptions:
         max_json_body_bytes: a lower limit for JSON bodies, whose numbers cost several times their text in memory.
         body_timeout_s: seconds a client may take to send its body.
         graceful_timeout_s: seconds that running requests get to finish after SIGTERM.
+        hold_embeddings_mib: memory for embeddings that later requests may name by hash; 0 holds none.
+        hold_embeddings_s: seconds since their last use that they are held.
 
     Raises:
         InputError: a value out of range.
@@ -41,6 +43,8 @@ class ServerOptions:
     max_json_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 60.0
     graceful_timeout_s: int = 30
+    hold_embeddings_mib: int = 256
+    hold_embeddings_s: float = 3600.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
@@ -50,3 +54,10 @@ class ServerOptions:
             raise InputError("port is out of range", field="--port", expected="0 to 65535", got=self.port)
         if self.max_queue < 1:
             raise InputError("the queue has no room", field="max_queue", expected="at least 1", got=self.max_queue)
+        if self.hold_embeddings_mib < 0 or self.hold_embeddings_s <= 0:
+            raise InputError(
+                "cannot hold embeddings so",
+                field="hold_embeddings_mib",
+                expected="hold_embeddings_mib at least 0, hold_embeddings_s above 0",
+                got=f"{self.hold_embeddings_mib} MiB, {self.hold_embeddings_s:g} s",
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Progress:
         first_token_s: from the request sent to its first token: network, queue and prefill.
         generate_s: until the end.
         sent_bytes: of all bodies that went out.
+        by_hash: which of the media the last body named and did not send.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Progress:
     first_token_s: float | None = None
     generate_s: float = 0.0
     sent_bytes: int = 0
+    by_hash: frozenset[int] = frozenset()
 
     @property
     def finish_reason(self) -> str:
@@ -48,8 +50,9 @@ async def generate(
         ServerUnavailableError, RefusedError: as the upstream.
     """
 
-    def count(size: int) -> None:
+    def count(size: int, by_hash: Collection[int] = ()) -> None:
         progress.sent_bytes += size
+        progress.by_hash = frozenset(by_hash)
 
     stops = StopStrings(request.stop_strings)
     sent = time.perf_counter()
@@ -118,8 +121,14 @@ def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
 def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     """How the answer came about: what the model saw of each picture, where the time went, what was sent."""
     media = [
-        {"kind": item.kind, "grid": str(item.grid), **item.origin, "encode_s": round(seconds, 6)}
-        for item, seconds in zip(encoded.request.media, encoded.timings.encode, strict=True)
+        {
+            "kind": item.kind,
+            "grid": str(item.grid),
+            **item.origin,
+            "encode_s": round(seconds, 6),
+            "sent": "hash" if index in progress.by_hash else "tensors",
+        }
+        for index, (item, seconds) in enumerate(zip(encoded.request.media, encoded.timings.encode, strict=True))
     ]
     seconds = {
         "preprocess": encoded.timings.preprocess,

@@ -165,6 +165,8 @@ async def _events(
 def _account(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: EncodedPrompt) -> None:
     metrics = daemon.metrics
     metrics.sent.inc(progress.sent_bytes)
+    metrics.by_hash.inc(len(progress.by_hash))
+    metrics.saved.inc(sum(encoded.request.media[index].nbytes for index in progress.by_hash))
     if progress.first_token_s is not None:
         metrics.seconds.labels("first_token").observe(progress.first_token_s)
         metrics.seconds.labels("generate").observe(progress.generate_s)

@@ -37,6 +37,7 @@ class DaemonConfig:
         drain_s: seconds that running requests get after SIGTERM.
         log_format: "text" or "json" (one object a line).
         log_prompts: log what is asked and answered; never a picture.
+        send_by_hash: embeddings that the server holds already are named by their hash and not sent again.
 
     Raises:
         InputError: a value out of range.
@@ -65,6 +66,7 @@ class DaemonConfig:
     drain_s: int = 30
     log_format: str = "text"
     log_prompts: bool = False
+    send_by_hash: bool = True
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):

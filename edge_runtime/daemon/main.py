@@ -90,7 +90,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
     log_to_stderr(config.log_format)
-    daemon = Daemon(config, Qwen3VLServer(config.server))
+    daemon = Daemon(config, Qwen3VLServer(config.server, config.send_by_hash))
     reloader = Reloader(daemon, reread)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -46,6 +46,8 @@ class Metrics:
             registry=registry,
         )
         self.sent = Counter(f"{PREFIX}_sent_bytes", "Bytes sent to the server", registry=registry)
+        self.by_hash = Counter(f"{PREFIX}_media_by_hash", "Media named by hash and not sent", registry=registry)
+        self.saved = Counter(f"{PREFIX}_saved_bytes", "Bytes of the embeddings not sent again", registry=registry)
         for name, what, read in (
             ("cache_hits", "Embeddings found in the cache since start", lambda found: _cache(found, "hits")),
             ("cache_misses", "Embeddings not found in the cache since start", lambda found: _cache(found, "misses")),
