@@ -11,7 +11,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ _STORAGES = {
 
 
 def torch_bytes(array: NDArray[Any]) -> bytes:
-    """What `torch.save(torch.from_numpy(array))` would write, but for padding; `torch.load(weights_only=True)` reads it.
+    """What `torch.save` would write of this array as a tensor; `torch.load(weights_only=True)` reads it.
 
     Args:
         array: float32, float16 or int64, of any shape.
@@ -88,7 +88,7 @@ class _Tensor:
 class _TensorPickler(pickle._Pickler):  # the Python one: its `save_global` can be told what to write
     """Writes `_Global` as the name it stands for, and `_Storage` as a persistent id."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, _Storage):

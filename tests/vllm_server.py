@@ -1,7 +1,7 @@
 """A stock vLLM on this machine's CPU, on a free port: its own OpenAI entrypoint over the reference checkpoint.
 
 As a script, in vLLM's environment (`make vllm-env`): declares the operators that torchvision's CPU wheel lacks beside
-vLLM's torch, then runs `vllm serve` with the script's arguments.
+vLLM's torch, then runs vLLM's entrypoint with the script's arguments.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ def running_vllm(model: Path, log: Path, *arguments: str) -> Iterator[str]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(PYTHON), __file__, str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(PYTHON), __file__, "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--enable-mm-embeds", *arguments]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as file:
@@ -67,7 +66,6 @@ if __name__ in ("__main__", "__mp_main__"):  # vLLM's engine is a process that i
     _LIBRARY = _declare_operators()  # kept: they are gone when it is freed
 
 if __name__ == "__main__":
-    from vllm.entrypoints.cli.main import main
+    from vllm.entrypoints.launchers.api_server.entry import main
 
-    sys.argv = ["vllm", "serve", *sys.argv[1:]]
     main()

@@ -45,6 +45,7 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         with ExitStack() as place:
             place.enter_context(daemon.pipeline.place())
             chat = await read_chat(request, daemon)
+            daemon.upstream.check(chat)
             encoded = await encode_chat(chat, daemon)
             progress = Progress()
             pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress)

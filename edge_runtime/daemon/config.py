@@ -6,13 +6,14 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
+SERVER_KINDS = ("qwen3vl", "openai")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        server_kind: "qwen3vl", this project's own, or "openai", a foreign one that takes vLLM's `image_embeds`.
+        server_model: the foreign server's name of the model; empty for the only one it serves.
+        server_api_key: sent to the foreign server as a bearer token; kept out of logs and of this object's text.
 
     Raises:
         InputError: a value out of range.
@@ -60,10 +64,17 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    server_kind: str = "qwen3vl"
+    server_model: str = ""
+    server_api_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
+        if self.server_kind not in SERVER_KINDS:
+            raise InputError(
+                "no such kind of server", field="server_kind", expected=" or ".join(SERVER_KINDS), got=self.server_kind
+            )
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -97,7 +108,7 @@ def load_config(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    kinds = {field.name: str(field.type) for field in fields(DaemonConfig)}
+    kinds = {item.name: str(item.type) for item in fields(DaemonConfig)}
     values: dict[str, Any] = {}
     for source, found in (
         (str(path), _read(path) if path is not None else {}),

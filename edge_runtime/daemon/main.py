@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from edge_runtime.daemon.state import Daemon
+    from edge_runtime.daemon.upstream import Upstream
 
 logger = logging.getLogger("edge")
 
@@ -82,10 +83,9 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
 
     from edge_runtime.daemon.app import create_app
     from edge_runtime.daemon.state import Daemon
-    from edge_runtime.daemon.upstream import Qwen3VLServer
 
     _log_to_stderr()
-    daemon = Daemon(config, Qwen3VLServer(config.server))
+    daemon = Daemon(config, _upstream(config))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(daemon),
@@ -106,6 +106,15 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     if daemon.failure is not None:
         raise daemon.failure
     logger.info("stopped")
+
+
+def _upstream(config: DaemonConfig) -> Upstream:
+    from edge_runtime.daemon.openai_server import OpenAIServer
+    from edge_runtime.daemon.upstream import Qwen3VLServer
+
+    if config.server_kind == "openai":
+        return OpenAIServer(config.server, config.server_model, config.server_api_key)
+    return Qwen3VLServer(config.server)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:

@@ -33,6 +33,7 @@ def status_routes(daemon: Daemon) -> APIRouter:
             "status": "ready",
             **_describe(pipeline),
             "server": "ready" if server is not None else "not reachable or not ready",
+            **({} if daemon.upstream.evidence is None else {"server_evidence": daemon.upstream.evidence}),
         }
 
     @router.get("/v1/models")
