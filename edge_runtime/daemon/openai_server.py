@@ -100,7 +100,7 @@ class OpenAIServer:
         wanted = self._model or (names[0] if len(names) == 1 else "")
         if wanted not in names:
             raise InputError(
-                "the server does not serve the wanted model",
+                "the server does not serve the wanted model, or serves several and none is wanted",
                 field="server_model",
                 expected=" or ".join(names)[:200],
                 got=repr(self._model),
