@@ -1,7 +1,7 @@
-"""A stock vLLM on this machine's CPU, on a free port: its own OpenAI entrypoint over the reference checkpoint.
+"""A stock vLLM on this machine's CPU, on a free port: its own OpenAI entrypoint, in an environment of its own.
 
-As a script, in vLLM's environment (`make vllm-env`): declares the operators that torchvision's CPU wheel lacks beside
-vLLM's torch, then runs vLLM's entrypoint with the script's arguments.
+vLLM starts further processes, so what its CPU build needs before torchvision is imported stands in
+vllm_site/sitecustomize.py, which each of them runs first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,20 @@ def running_vllm(model: Path, log: Path, *arguments: str) -> Iterator[str]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(PYTHON), __file__, "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        str(PYTHON),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--enable-mm-embeds", *arguments]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment["PYTHONPATH"] = str(ROOT / "tests" / "vllm_site")
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
     url = f"http://127.0.0.1:{port}"
@@ -50,22 +61,3 @@ def running_vllm(model: Path, log: Path, *arguments: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _declare_operators() -> object:
-    """torchvision adds to these operators when it is imported, and fails where nothing has defined them."""
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-if __name__ in ("__main__", "__mp_main__"):  # vLLM's engine is a process that imports this file again
-    _LIBRARY = _declare_operators()  # kept: they are gone when it is freed
-
-if __name__ == "__main__":
-    from vllm.entrypoints.launchers.api_server.entry import main
-
-    main()
