@@ -117,7 +117,7 @@ def test_each_image_is_a_part_with_its_tensors(
     for part, item in zip(content, media, strict=False):
         found = read_tensor(part["image_embeds"]["image_embeds"]).numpy()
         np.testing.assert_array_equal(found, np.concatenate([item.embeds, *item.deepstack], axis=1))
-        assert read_tensor(part["image_embeds"]["image_grid_thw"]).tolist() == [item.grid.as_list()]
+        assert read_tensor(part["image_embeds"]["image_grid_thw"]).tolist() == item.grid.as_list()
     assert foreign.keys[-1] == f"Bearer {KEY}"
     assert KEY not in daemon.log.read_text()
 

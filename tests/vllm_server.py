@@ -26,18 +26,9 @@ def running_vllm(model: Path, log: Path, *arguments: str) -> Iterator[str]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [
-        str(PYTHON),
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(model),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--enable-mm-embeds", *arguments]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
+    command += ["--enable-mm-embeds", *arguments]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment["PYTHONPATH"] = str(ROOT / "tests" / "vllm_site")
     with log.open("wb") as file:

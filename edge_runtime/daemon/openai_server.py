@@ -160,11 +160,12 @@ def openai_body(model: str, encoded: EncodedPrompt, chat: ChatRequest) -> dict[s
 def image_embeds(item: Media) -> dict[str, Any]:
     """One image as vLLM's content part, one part per image: vLLM itself puts those of a request together.
 
-    Embeddings and DeepStack levels stand side by side on the feature axis, [n, D·(1 + levels)], and the grid is [1, 3]:
-    with a row per image vLLM joins several grids into one of two dimensions, whatever the images' sizes.
+    Embeddings and DeepStack levels stand side by side on the feature axis, [n, D·(1 + levels)]; the grid is int64 [3].
+    vLLM 0.32 stacks the grids of a request and takes the result's first axis for the images: from [1, 3] it makes
+    [images, 1, 3] and refuses even one image. All images in one part it refuses too (vllm issue 32309).
     """
     embeds = np.concatenate([item.embeds, *item.deepstack], axis=1)
-    grid = np.array([item.grid.as_list()], dtype=np.int64)
+    grid = np.array(item.grid.as_list(), dtype=np.int64)
     packed = {"image_embeds": _base64(torch_bytes(embeds)), "image_grid_thw": _base64(torch_bytes(grid))}
     return {"type": "image_embeds", "image_embeds": packed}
 
