@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
 
@@ -38,9 +39,11 @@ class AsyncClient:
     of an answer has come: a generation changes nothing on the server, so a second try is the same request.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, headers: Mapping[str, str] | None = None) -> None:
+        """`headers`: of every request, such as an API key."""
         self.server = server.rstrip("/")
         self._http = httpx.AsyncClient(
+            headers=headers,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )
@@ -55,12 +58,16 @@ class AsyncClient:
 
     async def ready(self, timeout: float = 2.0) -> dict[str, Any] | None:
         """What the server says of itself, None while it cannot be reached or is not ready."""
+        return await self.get("/readyz", timeout)
+
+    async def get(self, path: str, timeout: float) -> dict[str, Any] | None:
+        """The JSON object at a path of the server, None where it cannot be had."""
         try:
-            answer = await self._http.get(f"{self.server}/readyz", timeout=timeout)
+            answer = await self._http.get(f"{self.server}{path}", timeout=timeout)
             found: dict[str, Any] = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return None
-        return found if answer.status_code == 200 else None
+        return found if answer.status_code == 200 and isinstance(found, dict) else None
 
     async def stream(self, body: Body, deadline_s: float) -> AsyncGenerator[Event, None]:
         """Send a request that was encoded with `stream` set, and yield its events as they come.
@@ -72,8 +79,21 @@ class AsyncClient:
             ServerUnavailableError: not reached, or the answer not complete, within the deadline.
             RefusedError: the server refused the request.
         """
+        lines = self.lines("/v1/generate", body, CONTENT_TYPE, deadline_s)
+        try:
+            async for line in lines:
+                yield event_of(line, 200)
+        finally:
+            await lines.aclose()
+
+    async def lines(self, path: str, body: Body, content_type: str, deadline_s: float) -> AsyncGenerator[str, None]:
+        """POST a body and yield the `data:` lines of the answer, without the last, `[DONE]`.
+
+        Raises:
+            ServerUnavailableError, RefusedError: as `stream`.
+        """
         ends = time.monotonic() + deadline_s
-        response = await self._open(body, ends)
+        response = await self._open(_Post(f"{self.server}{path}", body, content_type), ends)
         try:
             lines = response.aiter_lines().__aiter__()
             while True:
@@ -88,16 +108,16 @@ class AsyncClient:
                 if line == DONE:
                     return
                 if line.startswith(DATA):
-                    yield event_of(line, response.status_code)
+                    yield line
         finally:
             await response.aclose()  # a client that leaves closes this, and the server stops generating
 
-    async def _open(self, body: Body, ends: float) -> httpx.Response:
+    async def _open(self, post: _Post, ends: float) -> httpx.Response:
         """The open response, after as many tries as there is time for."""
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                return await self._try(body, ends - time.monotonic())
+                return await self._try(post, ends - time.monotonic())
             except _TryAgainError as again:
                 pause = max(random.uniform(0, wait), again.at_least)
                 if time.monotonic() + pause >= ends:
@@ -105,15 +125,15 @@ class AsyncClient:
                 await asyncio.sleep(pause)
                 wait = min(wait * 2, LONGEST_WAIT_SECONDS)
 
-    async def _try(self, body: Body, left: float) -> httpx.Response:
-        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(body))}
+    async def _try(self, post: _Post, left: float) -> httpx.Response:
+        headers = {"Content-Type": post.content_type, "Content-Length": str(body_size(post.body))}
 
         async def chunks() -> AsyncIterator[bytes]:
-            for chunk in body:
+            for chunk in post.body:
                 yield cast("bytes", chunk)  # a memoryview is as good, and no copy
 
         try:
-            message = self._http.build_request("POST", f"{self.server}/v1/generate", content=chunks(), headers=headers)
+            message = self._http.build_request("POST", post.url, content=chunks(), headers=headers)
             response = await asyncio.wait_for(self._http.send(message, stream=True), max(left, 0.001))
         except asyncio.TimeoutError:
             raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
@@ -135,6 +155,13 @@ class AsyncClient:
         return ServerUnavailableError(
             f"server {self.server} did not finish the answer in time", field="--server", expected=f"{deadline_s:g} s"
         )
+
+
+@dataclass(frozen=True)
+class _Post:
+    url: str
+    body: Body
+    content_type: str
 
 
 class _TryAgainError(Exception):

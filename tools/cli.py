@@ -237,6 +237,10 @@ def edge(
     context: typer.Context,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder made by `export`.")] = None,
     server: Annotated[str | None, typer.Option(help="URL of the server. [default: http://127.0.0.1:8000]")] = None,
+    server_kind: Annotated[
+        str | None, typer.Option(help="qwen3vl, or openai for a vLLM with --enable-mm-embeds. [default: qwen3vl]")
+    ] = None,
+    server_model: Annotated[str | None, typer.Option(help="The foreign server's name of the model.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. [default: 8080]")] = None,
@@ -259,6 +263,7 @@ def edge(
 
     options = {"bundle": bundle, "server": server, "host": host, "port": port, "unix_socket": unix_socket}
     options |= {"backend": backend, "provider": provider, "precision": precision, "cache": cache}
+    options |= {"server_kind": server_kind, "server_model": server_model}
     run(config, options | {"media_folders": media_folder or None})
 
 

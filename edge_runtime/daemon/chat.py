@@ -26,6 +26,7 @@ class Progress:
         generate_s: until the end.
         sent_bytes: of all bodies that went out.
         by_hash: which of the media the last body named and did not send.
+        server: what is to be said of a server that is not this project's own.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Progress:
     generate_s: float = 0.0
     sent_bytes: int = 0
     by_hash: frozenset[int] = frozenset()
+    server: dict[str, Any] | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -54,6 +56,7 @@ async def generate(
         progress.sent_bytes += size
         progress.by_hash = frozenset(by_hash)
 
+    progress.server = upstream.evidence
     stops = StopStrings(request.stop_strings)
     sent = time.perf_counter()
     events = upstream.stream(encoded, request, deadline_s, count)
@@ -62,6 +65,7 @@ async def generate(
             if progress.first_token_s is None:
                 progress.first_token_s = time.perf_counter() - sent
             progress.final = event.final
+            progress.server = (event.final or {}).get("server", progress.server)
             progress.tokens += event.final is None
             piece = stops.add(event.text) if event.final is None else stops.finish()
             if piece:
@@ -137,7 +141,8 @@ def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
         "generate": progress.generate_s,
     }
     rounded = {name: round(value, 6) for name, value in seconds.items()}
-    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes}
+    server = {"server": progress.server} if progress.server else {}
+    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes, **server}
 
 
 def _head(encoded: EncodedPrompt, kind: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def chat_routes(daemon: Daemon) -> APIRouter:
             _ = daemon.pipeline  # 503 before a body is read
             place.enter_context(daemon.places.place())
             chat = await read_chat(request, daemon)
+            daemon.upstream.check(chat)
             encoded = await encode_chat(chat, daemon)
             progress = Progress()
             pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress)

@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from contract.errors import InputError
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 LOG_FORMATS = ("text", "json")
+SERVER_KINDS = ("qwen3vl", "openai")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class DaemonConfig:
         log_format: "text" or "json" (one object a line).
         log_prompts: log what is asked and answered; never a picture.
         send_by_hash: embeddings that the server holds already are named by their hash and not sent again.
+        server_kind: "qwen3vl", this project's own, or "openai", a foreign one that takes vLLM's `image_embeds`.
+        server_model: the foreign server's name of the model; empty for the only one it serves.
+        server_api_key: sent to the foreign server as a bearer token; kept out of logs and of this object's text.
 
     Raises:
         InputError: a value out of range.
@@ -67,14 +71,18 @@ class DaemonConfig:
     log_format: str = "text"
     log_prompts: bool = False
     send_by_hash: bool = True
+    server_kind: str = "qwen3vl"
+    server_model: str = ""
+    server_api_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
-        if self.log_format not in LOG_FORMATS:
-            raise InputError(
-                "no such log format", field="log_format", expected=" or ".join(LOG_FORMATS), got=self.log_format
-            )
+        for name, known in (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"no such {name}", field=name, expected=" or ".join(known), got=repr(getattr(self, name))[:80]
+                )
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -108,7 +116,7 @@ def load_config(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    kinds = {field.name: str(field.type) for field in fields(DaemonConfig)}
+    kinds = {item.name: str(item.type) for item in fields(DaemonConfig)}
     values: dict[str, Any] = {}
     for source, found in (
         (str(path), _read(path) if path is not None else {}),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from edge_runtime.daemon.state import Daemon
+    from edge_runtime.daemon.upstream import Upstream
 
 logger = logging.getLogger("edge")
 
@@ -87,10 +88,9 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     from edge_runtime.daemon.logs import log_to_stderr
     from edge_runtime.daemon.reload import Reloader
     from edge_runtime.daemon.state import Daemon
-    from edge_runtime.daemon.upstream import Qwen3VLServer
 
     log_to_stderr(config.log_format)
-    daemon = Daemon(config, Qwen3VLServer(config.server, config.send_by_hash))
+    daemon = Daemon(config, _upstream(config))
     reloader = Reloader(daemon, reread)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -112,6 +112,15 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     if daemon.failure is not None:
         raise daemon.failure
     logger.info("stopped")
+
+
+def _upstream(config: DaemonConfig) -> Upstream:
+    from edge_runtime.daemon.openai_server import OpenAIServer
+    from edge_runtime.daemon.upstream import Qwen3VLServer
+
+    if config.server_kind == "openai":
+        return OpenAIServer(config.server, config.server_model, config.server_api_key)
+    return Qwen3VLServer(config.server, config.send_by_hash)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:

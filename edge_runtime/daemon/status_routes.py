@@ -34,6 +34,7 @@ def status_routes(daemon: Daemon) -> APIRouter:
             **_describe(pipeline),
             "server": "ready" if server is not None else "not reachable or not ready",
             "last_reload": daemon.last_reload,
+            **({} if daemon.upstream.evidence is None else {"server_evidence": daemon.upstream.evidence}),
         }
 
     @router.get("/v1/models")

@@ -29,6 +29,11 @@ class OnSent(Protocol):
 class Upstream(Protocol):
     """An async context manager that answers encoded conversations."""
 
+    @property
+    def evidence(self) -> dict[str, Any] | None:
+        """What every answer is to say of the server, None where its model is proven by its hash."""
+        ...
+
     async def __aenter__(self) -> Upstream: ...
 
     async def __aexit__(
@@ -39,10 +44,19 @@ class Upstream(Protocol):
         """What the server says of itself, None while it cannot be reached or is not ready."""
         ...
 
+    def check(self, chat: ChatRequest) -> None:
+        """Called before anything is encoded.
+
+        Raises:
+            InputError: this kind of server cannot answer the request.
+        """
+        ...
+
     def stream(
         self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
     ) -> AsyncGenerator[Event, None]:
-        """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`.
+        """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`, and `server` where the
+        evidence is to say more of it.
 
         Args:
             chat: the conversation as the client sent it; its media are `encoded.request.media`, in order.
@@ -63,6 +77,9 @@ class Qwen3VLServer:
     by a release that holds none, they are sent in full at once.
     """
 
+    evidence: dict[str, Any] | None = None
+    """Nothing: it refuses embeddings of another model than its own."""
+
     def __init__(self, url: str, send_by_hash: bool = True) -> None:
         self._client = AsyncClient(url)
         self._sent = SentHashes() if send_by_hash else None
@@ -79,6 +96,9 @@ class Qwen3VLServer:
 
     async def ready(self) -> dict[str, Any] | None:
         return await self._client.ready()
+
+    def check(self, chat: ChatRequest) -> None:
+        pass  # whatever can be encoded can be sent
 
     async def stream(
         self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
