@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.errors import ContractError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.stop_strings import StopStrings
 from edge_runtime.daemon.upstream import Upstream
@@ -25,6 +26,8 @@ class Progress:
         first_token_s: from the request sent to its first token: network, queue and prefill.
         generate_s: until the end.
         sent_bytes: of all bodies that went out.
+        complete: the answer came to its end; False for ever where the client left or something failed.
+        failure: what failed after the answer had begun.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -33,6 +36,8 @@ class Progress:
     first_token_s: float | None = None
     generate_s: float = 0.0
     sent_bytes: int = 0
+    complete: bool = False
+    failure: ContractError | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -65,8 +70,9 @@ async def generate(
                 progress.pieces.append(piece)
                 yield piece
             if stops.found:
-                progress.final = None
+                progress.final, progress.complete = None, True
                 return
+        progress.complete = progress.final is not None
     finally:
         progress.generate_s = time.perf_counter() - sent
         await events.aclose()  # the server stops with it

@@ -8,6 +8,7 @@ from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.recent import RecentRequests
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.upstream import Upstream
@@ -20,6 +21,7 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
+        recent: the last requests and what they cost.
     """
 
     def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
@@ -28,6 +30,7 @@ class Daemon:
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
         self.metrics = Metrics(lambda: self.started)
+        self.recent = RecentRequests()
 
     @property
     def pipeline(self) -> EncodePipeline:
