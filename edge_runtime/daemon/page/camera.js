@@ -51,9 +51,12 @@ export function listen() {
 export async function offerDeviceCameras() {
   let found;
   try {
+    // Asked for only where the daemon has the route: a 404 would stand in the browser's console.
+    const { paths } = await getJson("/openapi.json");
+    if (!("/v1/cameras" in paths)) return;
     found = await getJson("/v1/cameras");
   } catch {
-    return; // this daemon has none
+    return; // a daemon without cameras
   }
   const cameras = Array.isArray(found) ? found : (found.data ?? found.cameras ?? []);
   const names = cameras.map((camera) => camera.name ?? camera).filter((name) => typeof name === "string");
