@@ -12,14 +12,17 @@ import httpx
 import pytest
 from chromium import CHROMIUM, Tab, running_chromium
 from daemon_process import DaemonProcess, running_daemon
+from PIL import Image
 
 WITH_BROWSER = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium; any machine with one runs this (apt install chromium)"
 )
-# How many different colours are on the canvas, and whether one of them is the token lines' light one.
+# The canvas' size, and how many colours are on it. A copy is read: Chromium warns of canvases that are read often.
 INK = """(() => {
   const canvas = document.querySelector("#seen canvas");
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0);
+  const data = copy.getImageData(0, 0, canvas.width, canvas.height).data;
   const seen = new Set();
   for (let at = 0; at < data.length; at += 4) seen.add(data[at] << 16 | data[at + 1] << 8 | data[at + 2]);
   return [canvas.width, canvas.height, seen.size];
@@ -104,6 +107,28 @@ def test_a_picture_is_asked_about(page: Tab, daemon: DaemonProcess, samples: Pat
     assert media["grid"] in text_of(page, "#rows tbody tr")
     assert page.complaints() == []
     assert {url for url in page.requested() if not url.startswith((f"{daemon.url}/", "blob:", "data:"))} == set()
+
+
+@WITH_BROWSER
+def test_what_is_drawn_is_what_the_device_encodes(page: Tab, tmp_path: Path) -> None:
+    """A camera's EXIF tag turns a picture in browsers; the device encodes it as it is stored."""
+    picture = Image.new("RGB", (192, 96), "red")
+    picture.paste("blue", (96, 0, 192, 96))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    Image.linear_gradient("L").resize((126, 120)).save(tmp_path / "fitted.png")
+    attach(page, tmp_path / "turned.jpg", tmp_path / "fitted.png")
+    ask(page, "What is in the picture?")
+    page.wait("document.querySelectorAll('#seen canvas').length === 2")
+    page.run("document.querySelector('#show-grid').click()")
+    assert "192 × 96 px" in text_of(page, "#seen")
+    pixel = "[...document.querySelector('#seen canvas').getContext('2d').getImageData({x}, 300, 1, 1).data]"
+    left, right = page.run(pixel.format(x=100)), page.run(pixel.format(x=860))
+    assert left[0] > 200 > 50 > left[2]
+    assert right[2] > 200 > 50 > right[0]
+    page.run("document.querySelector('#show-grid').click()")
+    page.screenshot(Path(os.environ.get("PAGE_SCREENSHOTS", tmp_path)) / "page-fitted.png")
 
 
 @WITH_BROWSER

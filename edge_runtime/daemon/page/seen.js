@@ -70,11 +70,25 @@ async function frame(attachment) {
   if (!attachment?.file) return null;
   try {
     if (attachment.kind === "video") return await firstFrame(attachment.file);
-    // The device does not turn pictures by their EXIF tag, so neither does this drawing.
-    return await createImageBitmap(attachment.file, { imageOrientation: "none" });
+    return await createImageBitmap(await withoutExif(attachment.file));
   } catch {
     return null;
   }
+}
+
+// The device does not turn pictures by their EXIF tag; a browser would. Without the tag both show the same.
+async function withoutExif(file) {
+  const bytes = new DataView(await file.arrayBuffer());
+  if (bytes.byteLength < 4 || bytes.getUint16(0) !== 0xffd8) return file; // no JPEG
+  const kept = [file.slice(0, 2)];
+  let at = 2;
+  // Segments with a length, up to the start of the scan.
+  while (at + 4 <= bytes.byteLength && bytes.getUint8(at) === 0xff && bytes.getUint8(at + 1) !== 0xda) {
+    const end = at + 2 + bytes.getUint16(at + 2);
+    if (bytes.getUint8(at + 1) !== 0xe1) kept.push(file.slice(at, end));
+    at = end;
+  }
+  return new Blob([...kept, file.slice(at)], { type: file.type });
 }
 
 function firstFrame(file) {
@@ -124,7 +138,7 @@ function lines(pen, canvas, rows, columns, dash) {
   }
   const thin = Math.max(1, Math.max(canvas.width, canvas.height) / 500);
   pen.setLineDash(dash.map((length) => length * thin));
-  for (const [width, colour] of [[2.6 * thin, dash.length ? "#0009" : "#0008"], [thin, dash.length ? "#fbbf24" : "#fffd"]]) {
+  for (const [width, colour] of [[3 * thin, dash.length ? "#000b" : "#0007"], [1.2 * thin, dash.length ? "#fbbf24" : "#fff"]]) {
     pen.lineWidth = width;
     pen.strokeStyle = colour;
     pen.stroke(path);
