@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.errors import ContractError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.stop_strings import StopStrings
 from edge_runtime.daemon.upstream import Upstream
@@ -27,6 +28,8 @@ class Progress:
         sent_bytes: of all bodies that went out.
         by_hash: which of the media the last body named and did not send.
         server: what is to be said of a server that is not this project's own.
+        complete: the answer came to its end; False for ever where the client left or something failed.
+        failure: what failed after the answer had begun.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -37,6 +40,8 @@ class Progress:
     sent_bytes: int = 0
     by_hash: frozenset[int] = frozenset()
     server: dict[str, Any] | None = None
+    complete: bool = False
+    failure: ContractError | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -72,8 +77,9 @@ async def generate(
                 progress.pieces.append(piece)
                 yield piece
             if stops.found:
-                progress.final = None
+                progress.final, progress.complete = None, True
                 return
+        progress.complete = progress.final is not None
     finally:
         progress.generate_s = time.perf_counter() - sent
         await events.aclose()  # the server stops with it

@@ -32,22 +32,21 @@ def chat_routes(daemon: Daemon) -> APIRouter:
     @router.post("/v1/encode")
     async def encode(request: Request) -> Response:
         """A chat request's body to what would go to the server: token ids and embeddings (safetensors)."""
-        _ = daemon.pipeline  # 503 before a body is read
-        with daemon.places.place():
+        with daemon.recent.entry("encode") as entry, daemon.place():
             chat = await read_chat(request, daemon)
-            encoded = await encode_chat(chat, daemon)
+            encoded = entry.encoded = await encode_chat(chat, daemon)
             return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions, streamed and not; pictures are encoded here."""
         with ExitStack() as place:
-            _ = daemon.pipeline  # 503 before a body is read
-            place.enter_context(daemon.places.place())
+            entry = place.enter_context(daemon.recent.entry("chat"))
+            place.enter_context(daemon.place())
             chat = await read_chat(request, daemon)
             daemon.upstream.check(chat)
-            encoded = await encode_chat(chat, daemon)
-            progress = Progress()
+            encoded = entry.encoded = await encode_chat(chat, daemon)
+            progress = entry.progress = Progress()
             pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress)
             if not chat.stream:
                 return await _whole(request, daemon, chat, encoded, pieces, progress)
@@ -159,6 +158,7 @@ async def _events(
         async for event in chunks(encoded, chat, all_pieces(), progress):
             yield event
     except ContractError as error:
+        progress.failure = error
         yield f"data: {json.dumps(error.to_openai())}\n\n"
         yield "data: [DONE]\n\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -42,6 +43,9 @@ class DaemonConfig:
         server_kind: "qwen3vl", this project's own, or "openai", a foreign one that takes vLLM's `image_embeds`.
         server_model: the foreign server's name of the model; empty for the only one it serves.
         server_api_key: sent to the foreign server as a bearer token; kept out of logs and of this object's text.
+        page: serve a page to look at and to ask from at `/`.
+        allowed_hosts: names, beside localhost and this machine's own, by which browsers may reach the local API.
+        allowed_origins: web pages of other servers that may use it, such as "https://example.org".
 
     Raises:
         InputError: a value out of range.
@@ -74,6 +78,9 @@ class DaemonConfig:
     server_kind: str = "qwen3vl"
     server_model: str = ""
     server_api_key: str = field(default="", repr=False)
+    page: bool = True
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
@@ -83,6 +90,14 @@ class DaemonConfig:
                 raise InputError(
                     f"no such {name}", field=name, expected=" or ".join(known), got=repr(getattr(self, name))[:80]
                 )
+        for origin in self.allowed_origins:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                expected = "scheme and host, such as https://example.org"
+                raise InputError("bad origin", field="allowed_origins", expected=expected, got=repr(origin)[:80])
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"[\w.-]+", host):
+                expected = "a name without scheme and port"
+                raise InputError("bad host", field="allowed_hosts", expected=expected, got=repr(host)[:80])
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -162,6 +177,9 @@ def _typed(name: str, value: Any, kind: str, source: str) -> Any:
         if kind == "tuple[Path, ...]":
             items = value.split(os.pathsep) if isinstance(value, str) else value
             return tuple(Path(item) for item in items if str(item))
+        if kind == "tuple[str, ...]":
+            words = value.split(",") if isinstance(value, str) else value
+            return tuple(word.strip() for word in words if word.strip())
         if kind == "Path":
             return Path(value) if str(value) else None
         if kind == "bool":

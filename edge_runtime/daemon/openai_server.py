@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ from contract.request import Media, Sampling
 from edge_runtime.async_client import AsyncClient
 from edge_runtime.client import DATA, Event, refused
 from edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
+from edge_runtime.daemon.upstream import OnSent
 from edge_runtime.edge import EncodedPrompt
 from edge_runtime.torch_container import torch_bytes
 

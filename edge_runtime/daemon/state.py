@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import ServerUnavailableError
@@ -9,6 +10,7 @@ from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
 from edge_runtime.daemon.places import Places
+from edge_runtime.daemon.recent import RecentRequests
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.upstream import Upstream
@@ -23,6 +25,7 @@ class Daemon:
         failure: why the start failed; the process ends with it.
         places: of requests under way.
         last_reload: how the last reload ended, None before the first.
+        recent: the last requests and what they cost.
     """
 
     def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
@@ -33,6 +36,7 @@ class Daemon:
         self.places = Places(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.places)
+        self.recent = RecentRequests()
 
     @property
     def pipeline(self) -> EncodePipeline:
@@ -40,6 +44,16 @@ class Daemon:
         if self.started is None:
             raise ServerUnavailableError("the daemon is still starting", remedy="Try again when /readyz answers 200.")
         return self.started
+
+    def place(self) -> AbstractContextManager[None]:
+        """A place among the requests under way.
+
+        Raises:
+            ServerUnavailableError: still starting.
+            QueueFullError: all are taken.
+        """
+        _ = self.pipeline
+        return self.places.place()
 
     @property
     def model(self) -> str:
