@@ -58,7 +58,7 @@ def test_a_clip_of_any_length_fits_a_single_frame_bucket() -> None:
     buckets = [Grid(1, 8, 8), Grid(1, 20, 20)]
     assert choose_bucket(Grid(7, 8, 8), buckets, dynamic=True, split=True).fixed
     assert not choose_bucket(Grid(7, 8, 10), buckets, dynamic=True, split=True).fixed  # no pixel is lost to splitting
-    near = choose_bucket(Grid(7, 20, 22), buckets, dynamic=False, split=True)
+    near = choose_bucket(Grid(7, 22, 22), buckets, dynamic=False, split=True)
     assert near.grid == Grid(7, 20, 20)
     with pytest.raises(BucketError, match="no bucket"):
         choose_bucket(Grid(7, 8, 8), buckets, dynamic=False)

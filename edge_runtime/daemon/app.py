@@ -10,11 +10,11 @@ from fastapi import FastAPI
 
 from contract.http_counter import RequestCounter
 from contract.http_errors import install_error_handlers
-from edge_runtime.daemon import chat_routes, status_routes
+from edge_runtime.daemon import camera_routes, chat_routes, status_routes
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.daemon.systemd import feed_watchdog
 
-ROUTES = (*chat_routes.ROUTES, *status_routes.ROUTES)
+ROUTES = (*chat_routes.ROUTES, *status_routes.ROUTES, *camera_routes.ROUTES)
 
 
 def create_app(daemon: Daemon) -> FastAPI:
@@ -32,4 +32,5 @@ def create_app(daemon: Daemon) -> FastAPI:
     app.add_middleware(RequestCounter, requests=daemon.metrics.requests, routes=ROUTES)
     app.include_router(status_routes.status_routes(daemon))
     app.include_router(chat_routes.chat_routes(daemon))
+    app.include_router(camera_routes.camera_routes(daemon))
     return app

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ import numpy as np
 
 from contract.http_errors import QueueFullError
 from contract.request import Sampling
+from edge_runtime.daemon.cameras import Cameras
 from edge_runtime.daemon.media_access import MediaAccess
 from edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
 from edge_runtime.edge import Edge, EncodedPrompt, Prepared
+from edge_runtime.live.config import CameraConfig
 
 RETRY_AFTER_SECONDS = 2
 
@@ -38,7 +40,7 @@ class Waiting:
 class EncodePipeline:
     """Owns an opened edge; `close` frees it."""
 
-    def __init__(self, edge: Edge, access: MediaAccess, max_waiting: int) -> None:
+    def __init__(self, edge: Edge, access: MediaAccess, max_waiting: int, cameras: Sequence[CameraConfig] = ()) -> None:
         self.edge = edge
         self._access = access
         self.waiting = Waiting(max_waiting)
@@ -46,6 +48,7 @@ class EncodePipeline:
         # Tokenizers and processors are not made for several threads; neither are most engines.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.cameras = Cameras(cameras, edge, self._encode.submit)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -94,6 +97,7 @@ class EncodePipeline:
         self.edge.embed(self.edge.prepare([message]))
 
     def close(self) -> None:
+        self.cameras.close()
         for pool in (self._prepare, self._encode):
             pool.shutdown(wait=True, cancel_futures=True)
         self.edge.engine.close()
@@ -101,6 +105,6 @@ class EncodePipeline:
     def _prepared(self, chat: list[ChatMessage]) -> Prepared:
         scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
         try:
-            return self.edge.prepare(fetch_messages(chat, self._access, scratch))
+            return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

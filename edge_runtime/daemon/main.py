@@ -118,10 +118,13 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
         from edge_runtime.engine import EngineOptions
 
         engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
-        options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
+        options = EdgeOptions(
+            config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20, stack=config.stack
+        )
         access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
-        pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting)
+        pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting, config.cameras)
         pipeline.self_test()
+        pipeline.cameras.start()
     except BaseException as error:
         daemon.failure = error
         server.should_exit = True
