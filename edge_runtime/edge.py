@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,10 +14,12 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
-from edge_runtime.engine import Engine, EngineOptions, load_engine
+from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
 from edge_runtime.library_versions import library_versions
+from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
+from edge_runtime.stacking import Item, encode_items
 
 WIRE_DTYPES = ("fp16", "fp32")
 
@@ -31,6 +33,7 @@ class EdgeOptions:
         wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
+        stack: images and clips of a request that have one size share engine runs.
     """
 
     backend: str = "onnxruntime"
@@ -40,11 +43,12 @@ class EdgeOptions:
     min_scale: float = 0.7
     cache: Path | None = None
     cache_bytes: int = 2**30
+    stack: bool = True
 
 
 @dataclass(frozen=True)
 class EdgeTimings:
-    """Seconds spent on the device; what came from the cache took no encoding."""
+    """Seconds spent on the device; what came from the cache took no encoding, and what shared a run its share."""
 
     preprocess: float
     encode: tuple[float, ...]
@@ -82,6 +86,7 @@ class Edge:
             dynamic=engine.serves.dynamic,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
+            split=True,
         )
         self.cache = None
         if options.cache is not None:
@@ -123,36 +128,62 @@ class Edge:
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the engine, or the cache where it has been here before."""
-        media, seconds = [], []
-        for item in prepared.prompt.media:
-            started = time.perf_counter()
-            media.append(self._media(item))
-            seconds.append(time.perf_counter() - started)
+        media, seconds = self._media(prepared.prompt.media)
         request = GenerateRequest(
             model_hash=self.bundle.manifest.model.model_hash,
             input_ids=prepared.prompt.input_ids,
-            media=tuple(media),
+            media=media,
             sampling=sampling or Sampling(),
             stream=stream,
             request_id=uuid.uuid4().hex,
         )
-        timings = EdgeTimings(prepared.seconds, tuple(seconds))
+        timings = EdgeTimings(prepared.seconds, seconds)
         return EncodedPrompt(self.bundle.manifest.model.id, request, prepared.prompt.media, timings)
 
-    def _media(self, item: PreparedMedia) -> Media:
-        origin = self._origin(item)
-        key = ""
-        if self.cache is not None:
-            key = self.cache.key(item.grid, item.pixel_values)
-            kept = self.cache.get(key)
-            if kept is not None:
-                return Media(item.kind, item.grid, kept.embeds, kept.deepstack, origin | {"cached": True})
-        embeddings = self.engine.run(item.grid, item.pixel_values)
-        if self.options.wire_dtype == "fp16":
-            embeddings = embeddings.to_fp16()
-        if self.cache is not None:
-            self.cache.put(key, embeddings)
-        return Media(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, origin)
+    def encode_items(self, items: Sequence[Item]) -> list[Embeddings]:
+        """Images and clips through the engine, as they travel; one thread at a time.
+
+        Raises:
+            BucketError: no graphs serve one.
+            InputError: a value that the wire's dtype cannot hold.
+        """
+        made = encode_items(self.engine, items, stack=self.options.stack)
+        return [item.to_fp16() for item in made] if self.options.wire_dtype == "fp16" else made
+
+    def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[Media, ...], tuple[float, ...]]:
+        """Each item's embeddings and the seconds they took: made by a camera, kept in the cache, or encoded now."""
+        found: dict[int, Media] = {}
+        seconds = [0.0] * len(items)
+        missing: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            started = time.perf_counter()
+            key = self.cache.key(item.grid, item.pixel_values) if self.cache is not None else str(index)
+            if item.window is not None:
+                found[index] = self._window_media(item, item.window)
+            elif self.cache is not None and key not in missing and (kept := self.cache.get(key)) is not None:
+                found[index] = self._as_media(item, kept, cached=True)
+            else:
+                missing.setdefault(key, []).append(index)
+            seconds[index] = time.perf_counter() - started
+        started = time.perf_counter()
+        work = [items[indices[0]] for indices in missing.values()]
+        made = self.encode_items([Item(item.grid, item.pixel_values) for item in work])
+        share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
+        for (key, indices), embeddings in zip(missing.items(), made, strict=True):
+            if self.cache is not None:
+                self.cache.put(key, embeddings)
+            seconds[indices[0]] += share * items[indices[0]].grid.patches
+            found.update({index: self._as_media(items[index], embeddings) for index in indices})
+        return tuple(found[index] for index in range(len(items))), tuple(seconds)
+
+    def _window_media(self, item: PreparedMedia, window: Snapshot) -> Media:
+        kept = window.encoded
+        media = self._as_media(item, window.embeddings(self.encode_items))
+        return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": kept})
+
+    def _as_media(self, item: PreparedMedia, made: Embeddings, *, cached: bool = False) -> Media:
+        origin = self._origin(item) | ({"cached": True} if cached else {})
+        return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
 
     def _identity(self) -> str:
         """All that decides what the engine makes of given pixels."""

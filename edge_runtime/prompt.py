@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from contract.buckets import BucketChoice
 from contract.errors import BundleError, InputError
 from contract.grid import Grid
+from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, FetchedMedia, Message, fetch_media
 
 VISION_DEFAULTS_NAME = "vision_defaults.json"
@@ -24,12 +25,14 @@ class PreparedMedia:
     """One image or clip, ready for the encoder.
 
     Attributes:
-        pixel_values: float32 [t·h·w, channels·temporal·patch²].
+        pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
+        window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
     kind: str
     choice: BucketChoice
     pixel_values: NDArray[np.float32]
+    window: Snapshot | None = None
 
     @property
     def grid(self) -> Grid:
@@ -43,7 +46,8 @@ class Prompt:
     Attributes:
         input_ids: int64 [L] with visual placeholders expanded.
         media: in the order of the conversation.
-        inputs: the HF processor's whole output (torch), for the unsplit model.
+        inputs: the HF processor's whole output (torch), for the unsplit model; of no use to it where a camera's
+            window is a part of the prompt.
     """
 
     text: str
@@ -92,7 +96,8 @@ def prepare_prompt(messages: Sequence[Message], processor: Processor, policy: Bu
     fetched = fetch_media(messages, policy, processor.vision_defaults)
     text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     inputs = _process(processor.hf, text, fetched)
-    return Prompt(text, inputs["input_ids"][0].numpy(), tuple(_split(inputs, fetched)), dict(inputs))
+    input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
+    return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
 
 
 def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
@@ -103,6 +108,21 @@ def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
         arguments |= {"videos": fetched.videos, "video_metadata": fetched.video_metadata, "do_sample_frames": False}
     # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
     return hf(**arguments, do_resize=False)
+
+
+def _widen_windows(input_ids: NDArray[np.int64], fetched: FetchedMedia, hf: Any) -> NDArray[np.int64]:
+    """A window went through the processor with one visual token per temporal patch; here it gets all of them."""
+    if not any(fetched.windows):
+        return input_ids
+    merge = hf.video_processor.merge_size
+    repeats = []
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
+        if kind == "video":
+            tokens = choice.grid.tokens(merge)
+            repeats += [1] * tokens if window is None else [tokens // choice.grid.t] * choice.grid.t
+    times = np.ones(len(input_ids), np.int64)
+    times[input_ids == hf.video_token_id] = repeats
+    return np.repeat(input_ids, times)
 
 
 def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
@@ -116,8 +136,11 @@ def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
             sizes = inputs[grids].prod(-1).tolist()
             sources[kind] = iter(zip(inputs[values].split(sizes), inputs[grids].tolist(), strict=True))
     media = []
-    for kind, choice in zip(fetched.kinds, fetched.choices, strict=True):
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
         patches, grid = next(sources[kind])
+        if window is not None:
+            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window))
+            continue
         if grid != choice.grid.as_list():
             raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
         media.append(PreparedMedia(kind, choice, patches.numpy()))

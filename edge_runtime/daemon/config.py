@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from edge_runtime.live.config import CameraConfig
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 LOG_FORMATS = ("text", "json")
@@ -46,6 +47,8 @@ class DaemonConfig:
         page: serve a page to look at and to ask from at `/`.
         allowed_hosts: names, beside localhost and this machine's own, by which browsers may reach the local API.
         allowed_origins: web pages of other servers that may use it, such as "https://example.org".
+        stack: images and clips of a request that have one size share engine runs.
+        cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
 
     Raises:
         InputError: a value out of range.
@@ -81,6 +84,8 @@ class DaemonConfig:
     page: bool = True
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    stack: bool = True
+    cameras: tuple[CameraConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
@@ -173,7 +178,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _typed(name: str, value: Any, kind: str, source: str) -> Any:
     """The value in its field's type; text, as the environment has it, is read as that type."""
     kind = kind.removesuffix(" | None")
+    if kind == "tuple[CameraConfig, ...]":
+        return _cameras(value, source)
     try:
+        if kind == "Mapping[str, str]":
+            return {str(key): str(item) for key, item in value.items()}
         if kind == "tuple[Path, ...]":
             items = value.split(os.pathsep) if isinstance(value, str) else value
             return tuple(Path(item) for item in items if str(item))
@@ -198,3 +207,20 @@ def _typed(name: str, value: Any, kind: str, source: str) -> Any:
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise InputError(f"setting of the wrong type in {source}", field=name, expected=kind, got=repr(value)[:80])
+
+
+def _cameras(value: Any, source: str) -> tuple[CameraConfig, ...]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise InputError(f"setting of the wrong type in {source}", field="cameras", expected="tables [cameras.NAME]")
+    kinds = {field.name: str(field.type) for field in fields(CameraConfig) if field.name != "name"}
+    found = []
+    for name, table in value.items():
+        where = f"cameras.{name}"
+        for setting in table:
+            if setting not in kinds:
+                raise InputError(f"unknown setting in {source}", field=f"{where}.{setting}", expected=", ".join(kinds))
+        if "source" not in table:
+            raise InputError("camera without a source", field=f"{where}.source")
+        typed = {key: _typed(f"{where}.{key}", item, kinds[key], source) for key, item in table.items()}
+        found.append(CameraConfig(name, **typed))
+    return tuple(found)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from contract.request import Sampling
+from edge_runtime.daemon.cameras import Cameras
 from edge_runtime.daemon.media_access import MediaAccess
 from edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
 from edge_runtime.edge import Edge, EncodedPrompt, Prepared
+from edge_runtime.live.config import CameraConfig
 
 IDLE_POLL_SECONDS = 0.05
 
@@ -25,13 +28,14 @@ IDLE_POLL_SECONDS = 0.05
 class EncodePipeline:
     """Owns an opened edge; `close` frees it."""
 
-    def __init__(self, edge: Edge, access: MediaAccess) -> None:
+    def __init__(self, edge: Edge, access: MediaAccess, cameras: Sequence[CameraConfig] = ()) -> None:
         self.edge = edge
         self._access = access
         self._encoding = 0  # touched in the event loop alone
         # Tokenizers and processors are not made for several threads; neither are most engines.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.cameras = Cameras(cameras, edge, self._encode.submit)
 
     async def encode(self, chat: list[ChatMessage], sampling: Sampling) -> EncodedPrompt:
         """Fetch, preprocess and encode a conversation.
@@ -73,6 +77,7 @@ class EncodePipeline:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
+        self.cameras.close()
         for pool in (self._prepare, self._encode):
             pool.shutdown(wait=True, cancel_futures=True)
         self.edge.engine.close()
@@ -80,6 +85,6 @@ class EncodePipeline:
     def _prepared(self, chat: list[ChatMessage]) -> Prepared:
         scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
         try:
-            return self.edge.prepare(fetch_messages(chat, self._access, scratch))
+            return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

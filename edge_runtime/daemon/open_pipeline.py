@@ -22,6 +22,8 @@ RELOADED = (
     "media_folders",
     "allow_private_urls",
     "max_media_mib",
+    "stack",
+    "cameras",
 )
 
 
@@ -32,12 +34,15 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
     """
     engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
-    options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
+    options = EdgeOptions(
+        config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20, stack=config.stack
+    )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
-    pipeline = EncodePipeline(open_edge(config.bundle, options), access)
+    pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.cameras)
     try:
         pipeline.self_test()
     except BaseException:
         pipeline.close()
         raise
+    pipeline.cameras.start()
     return pipeline
