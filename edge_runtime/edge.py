@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
-from edge_runtime.engine import Engine, EngineOptions, load_engine
+from edge_runtime.engine import Engine, EngineOptions, load_engine, run_engine
+from edge_runtime.lean.choice import PREPROCESS, choose_lean
+from edge_runtime.lean.processor import LeanProcessor, prepare_lean_prompt, serves
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 
@@ -30,6 +33,7 @@ class EdgeOptions:
         wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
+        preprocess: a key of `edge_runtime.lean.choice.PREPROCESS`.
     """
 
     backend: str = "onnxruntime"
@@ -39,6 +43,7 @@ class EdgeOptions:
     min_scale: float = 0.7
     cache: Path | None = None
     cache_bytes: int = 2**30
+    preprocess: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,17 @@ class EncodedPrompt:
 
 
 class Edge:
-    """An opened bundle: processor and engine, used as a context manager."""
+    """An opened bundle: processor and engine, used as a context manager.
 
-    def __init__(self, bundle: Bundle, options: EdgeOptions, processor: Processor, engine: Engine) -> None:
+    Attributes:
+        lean: serves all but clips; None where the reference serves everything.
+    """
+
+    def __init__(self, bundle: Bundle, options: EdgeOptions, engine: Engine, lean: LeanProcessor | None) -> None:
         self.bundle = bundle
         self.options = options
-        self.processor = processor
         self.engine = engine
+        self.lean = lean
         self.policy = BucketPolicy(
             geometry=bundle.manifest.vision.geometry,
             buckets=engine.serves.buckets,
@@ -84,6 +93,15 @@ class Edge:
         self.cache = None
         if options.cache is not None:
             self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._identity())
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """The reference, loaded when it is first needed.
+
+        Raises:
+            InputError: its packages are not installed.
+        """
+        return load_processor(self.bundle.processor_path)
 
     def __enter__(self) -> Edge:
         return self
@@ -116,8 +134,18 @@ class Edge:
             InputError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        prompt = prepare_prompt(messages, self.processor, self.policy)
+        prompt = self.prompt(messages, self.policy)
         return Prepared(prompt, time.perf_counter() - started)
+
+    def prompt(self, messages: Sequence[Message], policy: BucketPolicy) -> Prompt:
+        """Token ids and patches under any policy, by the lean path where it serves them.
+
+        Raises:
+            InputError, BucketError: as `encode`.
+        """
+        if self.lean is not None and serves(messages):
+            return prepare_lean_prompt(messages, self.lean, policy)
+        return prepare_prompt(messages, self.processor, policy)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the engine, or the cache where it has been here before."""
@@ -140,11 +168,11 @@ class Edge:
         origin = self._origin(item)
         key = ""
         if self.cache is not None:
-            key = self.cache.key(item.grid, item.pixel_values)
+            key = self.cache.key(item.grid, item.pixel_values if item.pixels is None else item.pixels)
             kept = self.cache.get(key)
             if kept is not None:
                 return Media(item.kind, item.grid, kept.embeds, kept.deepstack, origin | {"cached": True})
-        embeddings = self.engine.run(item.grid, item.pixel_values)
+        embeddings = run_engine(self.engine, item.grid, item.pixel_values, item.pixels)
         if self.options.wire_dtype == "fp16":
             embeddings = embeddings.to_fp16()
         if self.cache is not None:
@@ -167,6 +195,7 @@ class Edge:
             "distortion": round(item.choice.distortion, 6),
             "backend": self.engine.name,
             "precision": self.engine.precision,
+            "input": "patches" if item.pixels is None else "uint8",
         }
 
 
@@ -180,6 +209,11 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None) -> Edge:
     options = options or EdgeOptions()
     if options.wire_dtype not in WIRE_DTYPES:
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
+    if options.preprocess not in PREPROCESS:
+        raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     engine = load_engine(options.backend, opened, options.engine)
-    return Edge(opened, options, load_processor(opened.processor_path), engine)
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine))
+    if edge.lean is None:
+        _ = edge.processor  # what is wrong with it is told now
+    return edge

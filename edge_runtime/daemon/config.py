@@ -34,6 +34,8 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
+            or reference (qwen-vl-utils and transformers).
 
     Raises:
         InputError: a value out of range.
@@ -60,6 +62,7 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    preprocess: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):

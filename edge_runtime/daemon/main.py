@@ -118,7 +118,13 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
         from edge_runtime.engine import EngineOptions
 
         engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
-        options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
+        options = EdgeOptions(
+            config.backend,
+            engine,
+            cache=config.cache,
+            cache_bytes=config.cache_mib * 2**20,
+            preprocess=config.preprocess,
+        )
         access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
         pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting)
         pipeline.self_test()
@@ -129,12 +135,13 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     daemon.started = pipeline
     edge = pipeline.edge
     logger.info(
-        "ready: %s, %s %s, %d buckets%s",
+        "ready: %s, %s %s, %d buckets%s, %s preprocessing",
         edge.bundle.manifest.model.id,
         edge.engine.name,
         edge.engine.precision,
         len(edge.engine.serves.buckets),
         " and any other size" if edge.engine.serves.dynamic else "",
+        "reference" if edge.lean is None else "lean",
     )
     logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")
     notify("READY=1")
