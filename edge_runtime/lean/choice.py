@@ -34,7 +34,7 @@ def choose_lean(preprocess: str, bundle: Bundle, engine: Engine) -> LeanProcesso
     """
     if preprocess == "reference":
         return None
-    takes_pixels: Callable[[Grid], bool] = lambda grid: False
+    takes_pixels: Callable[[Grid], bool] = _no_grid
     if preprocess == "lean-uint8":
         if not isinstance(engine, PixelEngine):
             raise InputError(
@@ -58,3 +58,7 @@ def choose_lean(preprocess: str, bundle: Bundle, engine: Engine) -> LeanProcesso
                 remedy="Install it with: pip install 'qwen3vl-edge[edge-lean]'",
             ) from None
     return None
+
+
+def _no_grid(grid: Grid) -> bool:
+    return False
