@@ -64,10 +64,10 @@ def size(rng: random.Random) -> tuple[int, int]:
         sides = (1, rng.randint(1, 230))
     elif kind < 0.2:
         sides = (rng.randint(2, 8), rng.randint(200, 900))
-    elif kind < 0.23:
-        sides = (rng.randint(600, 1500), rng.randint(600, 1500))
+    elif kind < 0.21:
+        sides = (rng.randint(600, 1200), rng.randint(600, 1200))
     else:
-        sides = (rng.randint(1, 330), rng.randint(1, 330))
+        sides = (rng.randint(1, 230), rng.randint(1, 230))
     return sides if rng.random() < 0.5 else sides[::-1]
 
 
