@@ -59,6 +59,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return white
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """What transformers' `convert_to_rgb` makes of an RGB picture that still has a transparent colour.
+
+    Pillow carries the transparent colour of a palette or PNG file along as RGB, through the resize too, and the HF
+    processor then paints the pixels of exactly that colour white.
+    """
+    if image.info.get("transparency") is None:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image.convert("RGBA")).convert("RGB")
+
+
 def bucket_image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.Image, BucketChoice]:
     """The picture of a message's part at its bucket's size, and the bucket.
 
@@ -80,7 +91,7 @@ def bucket_image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.I
         if not choice.exact:
             height, width = policy.geometry.pixels(choice.grid)
             _check_bucket(choice, smart_resize(height, width, policy.geometry.factor), policy.geometry)
-        return image.resize((width, height)), choice  # Pillow's default for RGB is bicubic
+        return on_white(image.resize((width, height))), choice  # Pillow's default for RGB is bicubic
     except ContractError:
         raise
     except (OSError, ValueError, ZeroDivisionError) as error:
