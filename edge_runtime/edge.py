@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
+from edge_runtime.lean.choice import PREPROCESS, choose_lean
+from edge_runtime.lean.processor import LeanProcessor, prepare_lean_prompt, serves
 from edge_runtime.library_versions import library_versions
 from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, Message
@@ -34,6 +37,7 @@ class EdgeOptions:
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
         stack: images and clips of a request that have one size share engine runs.
+        preprocess: a key of `edge_runtime.lean.choice.PREPROCESS`.
     """
 
     backend: str = "onnxruntime"
@@ -44,6 +48,7 @@ class EdgeOptions:
     cache: Path | None = None
     cache_bytes: int = 2**30
     stack: bool = True
+    preprocess: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,17 @@ class EncodedPrompt:
 
 
 class Edge:
-    """An opened bundle: processor and engine, used as a context manager."""
+    """An opened bundle: processor and engine, used as a context manager.
 
-    def __init__(self, bundle: Bundle, options: EdgeOptions, processor: Processor, engine: Engine) -> None:
+    Attributes:
+        lean: serves all but clips; None where the reference serves everything.
+    """
+
+    def __init__(self, bundle: Bundle, options: EdgeOptions, engine: Engine, lean: LeanProcessor | None) -> None:
         self.bundle = bundle
         self.options = options
-        self.processor = processor
         self.engine = engine
+        self.lean = lean
         self.policy = BucketPolicy(
             geometry=bundle.manifest.vision.geometry,
             buckets=engine.serves.buckets,
@@ -91,6 +100,15 @@ class Edge:
         self.cache = None
         if options.cache is not None:
             self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._identity())
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """The reference, loaded when it is first needed.
+
+        Raises:
+            InputError: its packages are not installed.
+        """
+        return load_processor(self.bundle.processor_path)
 
     def __enter__(self) -> Edge:
         return self
@@ -123,8 +141,18 @@ class Edge:
             InputError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        prompt = prepare_prompt(messages, self.processor, self.policy)
+        prompt = self.prompt(messages, self.policy)
         return Prepared(prompt, time.perf_counter() - started)
+
+    def prompt(self, messages: Sequence[Message], policy: BucketPolicy) -> Prompt:
+        """Token ids and patches under any policy, by the lean path where it serves them.
+
+        Raises:
+            InputError, BucketError: as `encode`.
+        """
+        if self.lean is not None and serves(messages):
+            return prepare_lean_prompt(messages, self.lean, policy)
+        return prepare_prompt(messages, self.processor, policy)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the engine, or the cache where it has been here before."""
@@ -157,7 +185,7 @@ class Edge:
         missing: dict[str, list[int]] = {}
         for index, item in enumerate(items):
             started = time.perf_counter()
-            key = self.cache.key(item.grid, item.pixel_values) if self.cache is not None else str(index)
+            key = self.cache.key(item.grid, item.values) if self.cache is not None else str(index)
             if item.window is not None:
                 found[index] = self._window_media(item, item.window)
             elif self.cache is not None and key not in missing and (kept := self.cache.get(key)) is not None:
@@ -167,7 +195,7 @@ class Edge:
             seconds[index] = time.perf_counter() - started
         started = time.perf_counter()
         work = [items[indices[0]] for indices in missing.values()]
-        made = self.encode_items([Item(item.grid, item.pixel_values) for item in work])
+        made = self.encode_items([Item(item.grid, item.pixel_values, item.pixels) for item in work])
         share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
         for (key, indices), embeddings in zip(missing.items(), made, strict=True):
             if self.cache is not None:
@@ -208,6 +236,7 @@ class Edge:
             "distortion": round(item.choice.distortion, 6),
             "backend": self.engine.name,
             "precision": self.engine.precision,
+            "input": "patches" if item.pixels is None else "uint8",
         }
 
 
@@ -221,6 +250,11 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None) -> Edge:
     options = options or EdgeOptions()
     if options.wire_dtype not in WIRE_DTYPES:
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
+    if options.preprocess not in PREPROCESS:
+        raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     engine = load_engine(options.backend, opened, options.engine)
-    return Edge(opened, options, load_processor(opened.processor_path), engine)
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine))
+    if edge.lean is None:
+        _ = edge.processor  # what is wrong with it is told now
+    return edge

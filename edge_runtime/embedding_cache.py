@@ -63,11 +63,11 @@ class EmbeddingCache:
         """Bytes on disk."""
         return self._bytes
 
-    def key(self, grid: Grid, pixel_values: NDArray[np.float32]) -> str:
-        """Name of what these pixels become. pixel_values: float32 [patches, patch values]."""
+    def key(self, grid: Grid, pixels: NDArray[Any]) -> str:
+        """Name of what these pixels become: float32 [patches, patch values] or uint8 [H, W, 3], never the same."""
         digest = hashlib.sha256(self._identity)
-        digest.update(str(grid).encode())
-        digest.update(np.ascontiguousarray(pixel_values).data)
+        digest.update(f"{grid} {pixels.dtype}".encode())
+        digest.update(np.ascontiguousarray(pixels).data)
         return digest.hexdigest()
 
     def get(self, key: str) -> Embeddings | None:

@@ -26,17 +26,24 @@ class PreparedMedia:
 
     Attributes:
         pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
+        pixels: uint8 [H, W, 3] of an image that goes to a uint8 graph instead, else None.
         window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
     kind: str
     choice: BucketChoice
     pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
     window: Snapshot | None = None
 
     @property
     def grid(self) -> Grid:
         return self.choice.grid
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """What reaches the engine."""
+        return self.pixel_values if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ class Prompt:
     Attributes:
         input_ids: int64 [L] with visual placeholders expanded.
         media: in the order of the conversation.
-        inputs: the HF processor's whole output (torch), for the unsplit model; of no use to it where a camera's
-            window is a part of the prompt.
+        inputs: the HF processor's whole output (torch), for the unsplit model; empty from the lean path, and of no use
+            to it where a camera's window is a part of the prompt.
     """
 
     text: str
@@ -69,9 +76,19 @@ def load_processor(folder: Path) -> Processor:
 
     Raises:
         BundleError: files missing or unreadable.
+        InputError: its packages are not installed.
     """
-    from transformers import AutoProcessor
-    from transformers.utils import logging
+    try:
+        import qwen_vl_utils  # noqa: F401 - needed later, asked for now
+        import torch  # noqa: F401 - transformers imports without it and then has no processors
+        from transformers import AutoProcessor
+        from transformers.utils import logging
+    except ImportError as error:
+        raise InputError(
+            f"clips and the reference preprocessing need a package that is not installed ({error.name or error})",
+            field="preprocess",
+            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+        ) from None
 
     logging.disable_progress_bar()
     try:
@@ -106,8 +123,11 @@ def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
         arguments["images"] = fetched.images
     if fetched.videos:
         arguments |= {"videos": fetched.videos, "video_metadata": fetched.video_metadata, "do_sample_frames": False}
-    # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
-    return hf(**arguments, do_resize=False)
+    try:
+        # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
+        return hf(**arguments, do_resize=False)
+    except ValueError as error:  # such as placeholders of pictures in the conversation's own text
+        raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
 
 
 def _widen_windows(input_ids: NDArray[np.int64], fetched: FetchedMedia, hf: Any) -> NDArray[np.int64]:

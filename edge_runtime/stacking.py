@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contract.buckets import split_frames
 from contract.errors import BucketError
 from contract.grid import Grid
-from edge_runtime.engine import Embeddings, Engine, Serves
+from edge_runtime.engine import Embeddings, Engine, Serves, run_engine
 
 # A dynamic graph takes any number of temporal patches; past this many patches a run is large enough to fill the
 # device, and its memory would only grow.
@@ -24,10 +24,16 @@ MAX_STACKED_PATCHES = 16_384
 
 @dataclass(frozen=True)
 class Item:
-    """One image or clip for the encoder; pixel_values: float32 [t·h·w, channels·temporal·patch²]."""
+    """One image or clip for the encoder.
+
+    Attributes:
+        pixel_values: float32 [t·h·w, channels·temporal·patch²].
+        pixels: uint8 [H, W, 3] for a uint8 graph, which takes one image at a time, else None.
+    """
 
     grid: Grid
     pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
 
 
 def encode_items(engine: Engine, items: Sequence[Item], *, stack: bool) -> list[Embeddings]:
@@ -46,7 +52,8 @@ def encode_items(engine: Engine, items: Sequence[Item], *, stack: bool) -> list[
         grid = item.grid
         # An item that the dynamic graph serves must not take one along that a fixed graph serves.
         fixed = split_frames(grid.t, _lengths(grid.h, grid.w, serves)) is not None
-        groups.setdefault((grid.h, grid.w, fixed, 0 if stack else index), []).append(index)
+        alone = not stack or item.pixels is not None
+        groups.setdefault((grid.h, grid.w, fixed, index if alone else -1), []).append(index)
     found: dict[int, Embeddings] = {}
     for members in groups.values():
         made = _encode_group(engine, [items[index] for index in members])
@@ -89,9 +96,12 @@ def _lengths(h: int, w: int, serves: Serves) -> set[int]:
 
 def _encode_group(engine: Engine, items: Sequence[Item]) -> list[Embeddings]:
     """Items of one size, laid end to end and cut into runs, and the outputs cut into items again."""
-    h, w = items[0].grid.h, items[0].grid.w
+    first = items[0]
+    if first.pixels is not None:
+        return [run_engine(engine, first.grid, first.pixel_values, first.pixels)]
+    h, w = first.grid.h, first.grid.w
     runs = plan_runs([item.grid.t for item in items], h, w, engine.serves)
-    pixels = items[0].pixel_values if len(items) == 1 else np.concatenate([item.pixel_values for item in items])
+    pixels = first.pixel_values if len(items) == 1 else np.concatenate([item.pixel_values for item in items])
     outputs, start = [], 0
     for length in runs:
         rows = length * h * w

@@ -49,6 +49,8 @@ class DaemonConfig:
         allowed_origins: web pages of other servers that may use it, such as "https://example.org".
         stack: images and clips of a request that have one size share engine runs.
         cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
+        preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
+            or reference (qwen-vl-utils and transformers).
 
     Raises:
         InputError: a value out of range.
@@ -86,6 +88,7 @@ class DaemonConfig:
     allowed_origins: tuple[str, ...] = ()
     stack: bool = True
     cameras: tuple[CameraConfig, ...] = ()
+    preprocess: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):

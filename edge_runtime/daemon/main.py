@@ -137,12 +137,13 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     daemon.started = pipeline
     edge = pipeline.edge
     logger.info(
-        "ready: %s, %s %s, %d buckets%s",
+        "ready: %s, %s %s, %d buckets%s, %s preprocessing",
         edge.bundle.manifest.model.id,
         edge.engine.name,
         edge.engine.precision,
         len(edge.engine.serves.buckets),
         " and any other size" if edge.engine.serves.dynamic else "",
+        "reference" if edge.lean is None else "lean",
     )
     logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")
     notify("READY=1")

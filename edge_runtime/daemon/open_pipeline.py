@@ -23,6 +23,7 @@ RELOADED = (
     "allow_private_urls",
     "max_media_mib",
     "stack",
+    "preprocess",
     "cameras",
 )
 
@@ -35,7 +36,12 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
     """
     engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
     options = EdgeOptions(
-        config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20, stack=config.stack
+        config.backend,
+        engine,
+        cache=config.cache,
+        cache_bytes=config.cache_mib * 2**20,
+        stack=config.stack,
+        preprocess=config.preprocess,
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.cameras)
