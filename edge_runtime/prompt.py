@@ -159,7 +159,7 @@ def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
     for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
         patches, grid = next(sources[kind])
         if window is not None:
-            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window))
+            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window=window))
             continue
         if grid != choice.grid.as_list():
             raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
