@@ -18,7 +18,7 @@ class RequestCounter:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        endpoint = scope["path"] if scope["path"] in self._routes else "other"
+        endpoint = next((route for route in self._routes if _matches(scope["path"], route)), "other")
 
         answered = False
 
@@ -35,3 +35,11 @@ class RequestCounter:
             if not answered:  # the 500 is sent further out, where this does not see it
                 self._requests.labels(endpoint, "500").inc()
             raise
+
+
+def _matches(path: str, route: str) -> bool:
+    """A route may end in `/{id}`, which stands for one more step of the path."""
+    if not route.endswith("/{id}"):
+        return path == route
+    start, _, last = path.rpartition("/")
+    return start == route.removesuffix("/{id}") and last != ""

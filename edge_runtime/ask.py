@@ -91,10 +91,14 @@ async def ask_async(
         async with AsyncClient(server) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
     asked = _Asked(await encode_async(edge, messages, sampling, stream=True), on_text)
-    events = server.stream(asked.body, deadline_s)
-    async with aclosing(events):
-        async for event in events:
-            asked.add(event)
+    events = server.stream(asked.body, deadline_s, asked.request_id)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                asked.add(event)
+    except BaseException:
+        server.forget(asked.request_id)  # nobody will ask for this answer again
+        raise
     return asked.answer()
 
 
@@ -114,6 +118,7 @@ class _Asked:
 
     def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None]) -> None:
         self.body = encode_request(encoded.request)
+        self.request_id = encoded.request.request_id
         self._encoded, self._on_text = encoded, on_text
         self._sent = time.perf_counter()
         self._first: float | None = None

@@ -6,13 +6,14 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, cast
 
 import httpx
 
 from contract.errors import ContractError, ServerUnavailableError
+from contract.idempotency import HEADER
 from contract.wire import CONTENT_TYPE, body_size
 from edge_runtime.client import (
     CONNECT_TIMEOUT_SECONDS,
@@ -28,6 +29,7 @@ from edge_runtime.client import (
 )
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
+FAREWELL_SECONDS = 5.0
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 
@@ -35,13 +37,18 @@ TRY_AGAIN = frozenset({429, 502, 503, 504})
 class AsyncClient:
     """One server, many requests at a time.
 
-    A request is tried again, with exponential waits and full jitter, as long as its deadline lets it and no part
-    of an answer has come: a generation changes nothing on the server, so a second try is the same request.
+    A request is tried again, with exponential waits and full jitter, as long as its deadline lets it.
+
+    Args:
+        headers: of every request, such as an API key.
+        silence_s: an open answer that brings nothing for so long is taken for a broken connection. This project's
+            server sends a line every 15 s while a request waits.
     """
 
-    def __init__(self, server: str, headers: Mapping[str, str] | None = None) -> None:
-        """`headers`: of every request, such as an API key."""
+    def __init__(self, server: str, headers: Mapping[str, str] | None = None, silence_s: float = 45.0) -> None:
         self.server = server.rstrip("/")
+        self._silence_s = silence_s
+        self._farewells: set[asyncio.Task[None]] = set()
         self._http = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
@@ -54,6 +61,8 @@ class AsyncClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=FAREWELL_SECONDS)
         await self._http.aclose()
 
     async def ready(self, timeout: float = 2.0) -> dict[str, Any] | None:
@@ -69,64 +78,127 @@ class AsyncClient:
             return None
         return found if answer.status_code == 200 and isinstance(found, dict) else None
 
-    async def stream(self, body: Body, deadline_s: float) -> AsyncGenerator[Event, None]:
-        """Send a request that was encoded with `stream` set, and yield its events as they come.
+    async def stream(self, body: Body, deadline_s: float, key: str) -> AsyncGenerator[Event, None]:
+        """Send a request that was encoded with `stream` set, and yield its events as they come, each once.
+
+        It is tried again also when the connection breaks within the answer. All tries carry one Idempotency-Key, so
+        the server generates once and tells its answer from the start; what was yielded already is compared and left
+        out.
 
         Args:
             deadline_s: seconds for everything, retries and answer.
+            key: the Idempotency-Key; the server goes on when this is closed early, unless `forget` tells it.
 
         Raises:
-            ServerUnavailableError: not reached, or the answer not complete, within the deadline.
+            ServerUnavailableError: not reached, or the answer not complete, within the deadline; or the server
+                restarted and began another answer.
             RefusedError: the server refused the request.
         """
-        lines = self.lines("/v1/generate", body, CONTENT_TYPE, deadline_s)
-        try:
-            async for line in lines:
-                yield event_of(line, 200)
-        finally:
-            await lines.aclose()
+        post = _Post(f"{self.server}/v1/generate", body, CONTENT_TYPE, deadline_s, key)
+        seen: list[str] = []
+        waits = _Waits(post.ends)
+        while True:
+            known = len(seen)
+            try:
+                async with aclosing(self._events(post, seen)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except _TryAgainError as again:
+                if len(seen) > known:
+                    waits = _Waits(post.ends)
+                await waits.pause(again)
 
     async def lines(self, path: str, body: Body, content_type: str, deadline_s: float) -> AsyncGenerator[str, None]:
         """POST a body and yield the `data:` lines of the answer, without the last, `[DONE]`.
 
+        For servers that know no Idempotency-Key: once the answer has begun it is not asked for again, because the
+        second one may be another.
+
         Raises:
             ServerUnavailableError, RefusedError: as `stream`.
         """
-        ends = time.monotonic() + deadline_s
-        response = await self._open(_Post(f"{self.server}{path}", body, content_type), ends)
+        post = _Post(f"{self.server}{path}", body, content_type, deadline_s)
+        waits = _Waits(post.ends)
+        while True:
+            try:
+                response = await self._open(post)
+                break
+            except _TryAgainError as again:
+                await waits.pause(again)
         try:
-            lines = response.aiter_lines().__aiter__()
-            while True:
-                try:
-                    line = await asyncio.wait_for(lines.__anext__(), max(ends - time.monotonic(), 0.001))
-                except StopAsyncIteration:
-                    raise broken_off(self.server, None) from None
-                except asyncio.TimeoutError:
-                    raise self._too_late(deadline_s) from None
-                except httpx.HTTPError as error:
-                    raise broken_off(self.server, error) from None
-                if line == DONE:
-                    return
+            async with aclosing(self._lines(response, post)) as lines:
+                async for line in lines:
+                    yield line
+        except _TryAgainError as broken:
+            raise broken.cause from None
+
+    def forget(self, key: str) -> None:
+        """Tell the server, in the background, that this answer is needed no more. If it cannot be reached, it finds out
+        by itself: a generation that nobody follows ends after a while."""
+
+        async def tell() -> None:
+            with suppress(httpx.HTTPError):
+                await self._http.delete(f"{self.server}/v1/generate", headers={HEADER: key}, timeout=FAREWELL_SECONDS)
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def _events(self, post: _Post, seen: list[str]) -> AsyncGenerator[Event, None]:
+        """One try: the events after those whose lines are in `seen`, which grows with them."""
+        response = await self._open(post)
+        position = 0
+        async with aclosing(self._lines(response, post)) as lines:
+            async for line in lines:
+                event = self._event(line, response.status_code)
+                if position < len(seen):
+                    if line != seen[position]:
+                        raise self._another_answer()
+                    position += 1
+                    continue
+                if event.final is None:
+                    seen.append(line)
+                    position += 1
+                yield event
+
+    async def _lines(self, response: httpx.Response, post: _Post) -> AsyncGenerator[str, None]:
+        """The `data:` lines of an open answer, until `[DONE]`; the answer is closed at the end."""
+        lines = response.aiter_lines().__aiter__()
+        try:
+            while (line := await self._line(lines, post)) != DONE:
                 if line.startswith(DATA):
                     yield line
         finally:
-            await response.aclose()  # a client that leaves closes this, and the server stops generating
+            await response.aclose()  # a client that leaves closes this
 
-    async def _open(self, post: _Post, ends: float) -> httpx.Response:
-        """The open response, after as many tries as there is time for."""
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return await self._try(post, ends - time.monotonic())
-            except _TryAgainError as again:
-                pause = max(random.uniform(0, wait), again.at_least)
-                if time.monotonic() + pause >= ends:
-                    raise again.cause from None
-                await asyncio.sleep(pause)
-                wait = min(wait * 2, LONGEST_WAIT_SECONDS)
+    async def _line(self, lines: AsyncIterator[str], post: _Post) -> str:
+        left = post.left
+        try:
+            return await asyncio.wait_for(lines.__anext__(), min(left, self._silence_s) if post.key else left)
+        except StopAsyncIteration:
+            raise _TryAgainError(broken_off(self.server, None)) from None
+        except asyncio.TimeoutError:
+            if not post.key or left <= self._silence_s:
+                raise self._too_late(post) from None
+            raise _TryAgainError(broken_off(self.server, httpx.ReadTimeout("silence"))) from None
+        except httpx.HTTPError as error:
+            raise _TryAgainError(broken_off(self.server, error)) from None
 
-    async def _try(self, post: _Post, left: float) -> httpx.Response:
+    @staticmethod
+    def _event(line: str, status: int) -> Event:
+        try:
+            return event_of(line, status)
+        except ContractError as error:
+            if error.code == ServerUnavailableError.code:  # it stops, or somebody cancelled: the next try runs anew
+                raise _TryAgainError(error) from None
+            raise
+
+    async def _open(self, post: _Post) -> httpx.Response:
+        """One try: the open answer."""
         headers = {"Content-Type": post.content_type, "Content-Length": str(body_size(post.body))}
+        if post.key:
+            headers[HEADER] = post.key
 
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in post.body:
@@ -134,7 +206,7 @@ class AsyncClient:
 
         try:
             message = self._http.build_request("POST", post.url, content=chunks(), headers=headers)
-            response = await asyncio.wait_for(self._http.send(message, stream=True), max(left, 0.001))
+            response = await asyncio.wait_for(self._http.send(message, stream=True), post.left)
         except asyncio.TimeoutError:
             raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
         except httpx.InvalidURL as error:
@@ -151,17 +223,47 @@ class AsyncClient:
             raise _TryAgainError(found, float(asked) if asked.isdigit() else 0.0)
         raise found
 
-    def _too_late(self, deadline_s: float) -> ServerUnavailableError:
+    def _another_answer(self) -> ServerUnavailableError:
         return ServerUnavailableError(
-            f"server {self.server} did not finish the answer in time", field="--server", expected=f"{deadline_s:g} s"
+            f"server {self.server} lost the answer and began another one",
+            field="--server",
+            remedy="Send the request again.",
+        )
+
+    def _too_late(self, post: _Post) -> ServerUnavailableError:
+        expected = f"{post.deadline_s:g} s"
+        return ServerUnavailableError(
+            f"server {self.server} did not finish the answer in time", field="--server", expected=expected
         )
 
 
-@dataclass(frozen=True)
 class _Post:
-    url: str
-    body: Body
-    content_type: str
+    """One request, and when it has to be done; `key` where it may be sent again within its answer."""
+
+    def __init__(self, url: str, body: Body, content_type: str, deadline_s: float, key: str = "") -> None:
+        self.url, self.body, self.content_type = url, body, content_type
+        self.deadline_s, self.key = deadline_s, key
+        self.ends = time.monotonic() + deadline_s
+
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline, for `wait_for`."""
+        return max(self.ends - time.monotonic(), 0.001)
+
+
+class _Waits:
+    """Exponential waits with full jitter between tries."""
+
+    def __init__(self, ends: float) -> None:
+        self._ends, self._next = ends, FIRST_WAIT_SECONDS
+
+    async def pause(self, again: _TryAgainError) -> None:
+        """Wait; where the deadline would pass meanwhile, raise what went wrong."""
+        seconds = max(random.uniform(0, self._next), again.at_least)
+        if time.monotonic() + seconds >= self._ends:
+            raise again.cause from None
+        await asyncio.sleep(seconds)
+        self._next = min(self._next * 2, LONGEST_WAIT_SECONDS)
 
 
 class _TryAgainError(Exception):

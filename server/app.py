@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -21,19 +20,22 @@ from contract.errors import WireError
 from contract.http_body import read_body
 from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
+from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
 from contract.wire import CONTENT_TYPE, decode_request
 from server.answers import answer, describe
 from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
+from server.idempotency import KeyedGenerations, fingerprint
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
 from server.options import ServerOptions
 from server.readiness import Readiness
-from server.streaming import EventStream, TokenFeed, events
+from server.running import Leave, Running, start
+from server.streaming import EventStream, events
 
 if TYPE_CHECKING:
-    from server.engine import Engine, GenerateResult
+    from server.engine import Engine
 
 JSON = "application/json"
 MAX_REQUEST_ID = 128
@@ -51,6 +53,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
     store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s)
     metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0, store)
+    keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())
     install_error_handlers(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
@@ -84,18 +87,28 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def generate(request: Request) -> Response:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
-        engine.check_room()  # before a body is read that would wait for nothing
+        key = idempotency_key(request.headers)
+        if key is None or not keyed.knows(key):
+            engine.check_room()  # before a body is read that would wait for nothing
         prepared = await _read_request(request, engine, options, metrics, store)
-        cancel = threading.Event()
-        if not prepared.stream:
-            future = engine.submit(prepared, None, cancel)
-            future.add_done_callback(metrics.record)
-            return await _whole(request, prepared, future, cancel, engine)
-        feed = TokenFeed()
-        future = engine.submit(prepared, feed.put, cancel)
-        future.add_done_callback(metrics.record)
-        future.add_done_callback(feed.end)
-        return EventStream(events(engine, prepared, future, feed), cancel)
+        begin = partial(start, engine, prepared, metrics.record)
+        if key is None:
+            running = begin()
+            leave = running.cancel.set
+        else:
+            running, leave = keyed.follow(key, await run_in_threadpool(fingerprint, prepared), begin)
+        if prepared.stream:
+            return EventStream(events(engine, prepared, running), leave)
+        return await _whole(request, prepared, running, leave, engine)
+
+    @app.delete("/v1/generate")
+    async def forget(request: Request) -> Response:
+        """The sender of this Idempotency-Key needs its answer no more; 204, whether or not it is known."""
+        key = idempotency_key(request.headers)
+        if key is None:
+            raise HttpError(400, "bad_idempotency_key", "no key to forget", field=HEADER)
+        keyed.forget(key)
+        return Response(status_code=204)
 
     return app
 
@@ -161,21 +174,21 @@ def _with_request_id(request: GenerateRequest) -> GenerateRequest:
 async def _whole(
     request: Request,
     prepared: GenerateRequest,
-    future: Future[GenerateResult],
-    cancel: threading.Event,
+    running: Running,
+    leave: Leave,
     engine: Engine,
 ) -> Response:
-    """Wait for the answer; if the client leaves first, cancel it."""
-    done = asyncio.wrap_future(future)
+    """Wait for the answer, or until the client leaves."""
+    done = asyncio.wrap_future(running.future)
     left = asyncio.create_task(_client_left(request))
     waiters: set[asyncio.Future[Any]] = {done, left}
     try:
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         if done.done():
-            return JSONResponse(answer(prepared, done.result(), engine.loaded))
+            return JSONResponse(answer(prepared, running.result, engine.loaded))
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        cancel.set()
+        leave()
         left.cancel()
 
 

@@ -40,6 +40,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.idempotent = Counter(
+            f"{PREFIX}_idempotent_requests",
+            "Requests with an Idempotency-Key by outcome: started, joined, replayed, conflict",
+            ["outcome"],
+            registry=self.registry,
+        )
         Gauge(f"{PREFIX}_queue_depth", "Requests that wait", registry=self.registry).set_function(waiting)
         for name, what, read in (
             ("held_hits", "Media named by hash and held, since start", lambda: store.hits),

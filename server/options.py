@@ -27,6 +27,9 @@ class ServerOptions:
         graceful_timeout_s: seconds that running requests get to finish after SIGTERM.
         hold_embeddings_mib: memory for embeddings that later requests may name by hash; 0 holds none.
         hold_embeddings_s: seconds since their last use that they are held.
+        keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
+        keep_answers, keep_answers_bytes: the most of them; the oldest go first.
+        abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
 
     Raises:
         InputError: a value out of range.
@@ -45,6 +48,10 @@ class ServerOptions:
     graceful_timeout_s: int = 30
     hold_embeddings_mib: int = 256
     hold_embeddings_s: float = 3600.0
+    keep_answers_s: float = 600.0
+    keep_answers: int = 1024
+    keep_answers_bytes: int = 32 * 2**20
+    abandoned_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
@@ -61,3 +68,6 @@ class ServerOptions:
                 expected="hold_embeddings_mib at least 0, hold_embeddings_s above 0",
                 got=f"{self.hold_embeddings_mib} MiB, {self.hold_embeddings_s:g} s",
             )
+        for name in ("keep_answers_s", "keep_answers", "keep_answers_bytes", "abandoned_s"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is negative", field=name, expected="0 or more", got=getattr(self, name))

@@ -12,11 +12,8 @@ with a colon keep the connection open while a request waits.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
@@ -25,69 +22,40 @@ from starlette.types import Receive, Scope, Send
 from contract.http_errors import as_contract_error
 from contract.request import GenerateRequest
 from server.answers import answer
+from server.running import Leave, Running
 
 if TYPE_CHECKING:
-    from server.engine import Engine, GenerateResult
+    from server.engine import Engine
 
 KEEP_ALIVE_SECONDS = 15.0
 DONE = "data: [DONE]\n\n"
 
 
-class TokenFeed:
-    """Carries tokens from the engine's thread into the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[int | None] = asyncio.Queue()
-
-    def put(self, token_id: int) -> None:
-        """Called in the engine's thread."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, token_id)
-
-    def end(self, _: Future[GenerateResult]) -> None:
-        """Called once the generation has ended, in whatever thread ended it."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
-
-    async def get(self, timeout: float) -> int | None:
-        """The next token, None after the last.
-
-        Raises:
-            asyncio.TimeoutError: none came within `timeout` seconds.
-        """
-        return await asyncio.wait_for(self._queue.get(), timeout)
-
-
 class EventStream(StreamingResponse):
-    """A streamed answer that cancels its generation when the client leaves, however far it got."""
+    """A streamed answer of which `leave` is told once its reader is gone, however far it got."""
 
-    def __init__(self, events: AsyncIterator[str], cancel: threading.Event) -> None:
+    def __init__(self, events: AsyncIterator[str], leave: Leave) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._cancel = cancel
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._cancel.set()
+            self._leave()
 
 
-async def events(
-    engine: Engine, request: GenerateRequest, future: Future[GenerateResult], feed: TokenFeed
-) -> AsyncIterator[str]:
+async def events(engine: Engine, request: GenerateRequest, running: Running) -> AsyncIterator[str]:
     """The lines of a stream, as the module's text shows them."""
     detokenizer = engine.detokenizer()
-    while True:
-        try:
-            token_id = await feed.get(KEEP_ALIVE_SECONDS)
-        except asyncio.TimeoutError:
-            yield ": waiting\n\n"
-            continue
+    async for token_id in running.log.follow(KEEP_ALIVE_SECONDS):
         if token_id is None:
-            break
-        yield _event({"token_id": token_id, "text": detokenizer.add(token_id)})
+            yield ": waiting\n\n"
+        else:
+            yield _event({"token_id": token_id, "text": detokenizer.add(token_id)})
     try:
-        result = future.result(timeout=0)
+        result = running.result
     except Exception as error:
         yield _event(as_contract_error(error, request.request_id).to_openai())
     else:

@@ -11,13 +11,20 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from contract.http_counter import RequestCounter
 from contract.http_errors import install_error_handlers
-from edge_runtime.daemon import camera_routes, chat_routes, page_routes, status_routes
+from edge_runtime.daemon import camera_routes, chat_routes, job_routes, page_routes, status_routes
 from edge_runtime.daemon.browser_guard import BrowserGuard
+from edge_runtime.daemon.job_runner import JobRunner
 from edge_runtime.daemon.reload import Reloader
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.daemon.systemd import feed_watchdog
 
-ROUTES = (*chat_routes.ROUTES, *status_routes.ROUTES, *page_routes.ROUTES, *camera_routes.ROUTES)
+ROUTES = (
+    *chat_routes.ROUTES,
+    *job_routes.ROUTES,
+    *status_routes.ROUTES,
+    *page_routes.ROUTES,
+    *camera_routes.ROUTES,
+)
 
 
 def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
@@ -27,7 +34,12 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         beside = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
         async with daemon.upstream:
+            if daemon.spool is not None:
+                daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config)
+                daemon.runner.start()
             yield
+            if daemon.runner is not None:
+                await daemon.runner.stop()
         for task in beside:
             task.cancel()
 
@@ -47,6 +59,7 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
     app.add_middleware(RequestCounter, requests=daemon.metrics.requests, routes=ROUTES)
     app.include_router(status_routes.status_routes(daemon))
     app.include_router(chat_routes.chat_routes(daemon))
+    app.include_router(job_routes.job_routes(daemon))
     app.include_router(camera_routes.camera_routes(daemon))
     if config.page:
         app.include_router(page_routes.page_routes())

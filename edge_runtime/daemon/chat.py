@@ -49,9 +49,18 @@ class Progress:
 
 
 async def generate(
-    upstream: Upstream, encoded: EncodedPrompt, request: ChatRequest, deadline_s: float, progress: Progress
+    upstream: Upstream,
+    encoded: EncodedPrompt,
+    request: ChatRequest,
+    deadline_s: float,
+    progress: Progress,
+    *,
+    keep: bool = False,
 ) -> AsyncGenerator[str, None]:
     """Pieces of the answer's text; `progress` is kept up to date.
+
+    Args:
+        keep: this request may be sent again, so the server is not told to stop when this is closed early.
 
     Raises:
         ServerUnavailableError, RefusedError: as the upstream.
@@ -82,7 +91,9 @@ async def generate(
         progress.complete = progress.final is not None
     finally:
         progress.generate_s = time.perf_counter() - sent
-        await events.aclose()  # the server stops with it
+        await events.aclose()
+        if progress.final is None and not keep:
+            upstream.forget(encoded.request.request_id)
 
 
 def completion(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:

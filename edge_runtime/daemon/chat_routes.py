@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse
 from contract.errors import ContractError
 from contract.http_body import read_body
 from contract.http_errors import HttpError
+from contract.idempotency import idempotency_key
 from contract.wire import CONTENT_TYPE, encode_request
 from edge_runtime.daemon.chat import Progress, chunks, completion, generate
 from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
@@ -39,15 +41,20 @@ def chat_routes(daemon: Daemon) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        """OpenAI's chat completions, streamed and not; pictures are encoded here."""
+        """OpenAI's chat completions, streamed and not; pictures are encoded here.
+
+        A client's Idempotency-Key becomes the server's, so the request sent again gets the same answer.
+        """
+        key = idempotency_key(request.headers)
         with ExitStack() as place:
             entry = place.enter_context(daemon.recent.entry("chat"))
             place.enter_context(daemon.place())
             chat = await read_chat(request, daemon)
             daemon.upstream.check(chat)
-            encoded = entry.encoded = await encode_chat(chat, daemon)
+            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), key)
             progress = entry.progress = Progress()
-            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress)
+            kept = key is not None
+            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=kept)
             if not chat.stream:
                 return await _whole(request, daemon, chat, encoded, pieces, progress)
             return await _streamed(request, daemon, chat, encoded, pieces, progress, place)
@@ -86,6 +93,11 @@ async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
     encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
     daemon.metrics.encoded(encoded)
     return encoded
+
+
+def with_request_id(encoded: EncodedPrompt, request_id: str | None) -> EncodedPrompt:
+    """The same under another id, where one is given."""
+    return encoded if request_id is None else replace(encoded, request=replace(encoded.request, request_id=request_id))
 
 
 async def _whole(

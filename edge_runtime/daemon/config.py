@@ -51,6 +51,11 @@ class DaemonConfig:
         cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
         preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
             or reference (qwen-vl-utils and transformers).
+        spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
+        spool_mib: of requests and answers in it. spool_jobs: jobs that may wait; the next is answered 429.
+        job_concurrency: jobs sent at a time.
+        job_deadline_s: seconds after which a job that was not answered expires.
+        job_keep_s: seconds for which an ended job can be asked for.
 
     Raises:
         InputError: a value out of range.
@@ -89,6 +94,12 @@ class DaemonConfig:
     stack: bool = True
     cameras: tuple[CameraConfig, ...] = ()
     preprocess: str = "auto"
+    spool: Path | None = None
+    spool_mib: int = 1024
+    spool_jobs: int = 1000
+    job_concurrency: int = 1
+    job_deadline_s: float = 86_400.0
+    job_keep_s: float = 86_400.0
 
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
@@ -122,6 +133,11 @@ _RANGES = (
     ("max_media_mib", 1, 16_384),
     ("max_body_mib", 1, 16_384),
     ("drain_s", 0, 3600),
+    ("spool_mib", 1, 2**30),
+    ("spool_jobs", 1, 1_000_000),
+    ("job_concurrency", 1, 64),
+    ("job_deadline_s", 0.1, 366 * 86_400),
+    ("job_keep_s", 0, 366 * 86_400),
 )
 
 

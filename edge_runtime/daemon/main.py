@@ -87,10 +87,12 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     from edge_runtime.daemon.app import create_app
     from edge_runtime.daemon.logs import log_to_stderr
     from edge_runtime.daemon.reload import Reloader
+    from edge_runtime.daemon.spool import Spool
     from edge_runtime.daemon.state import Daemon
 
     log_to_stderr(config.log_format)
-    daemon = Daemon(config, _upstream(config))
+    spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
+    daemon = Daemon(config, _upstream(config), spool)
     reloader = Reloader(daemon, reread)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -107,6 +109,8 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     with quiet_stop():
         server.run(sockets=listeners)
     notify("STOPPING=1")
+    if spool is not None:
+        spool.close()
     if daemon.started is not None:
         daemon.started.close()
     if daemon.failure is not None:

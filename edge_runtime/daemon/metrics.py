@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from edge_runtime.daemon.board import powers, resident_bytes, temperatures
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.places import Places
+from edge_runtime.daemon.spool import STATUSES, Counts
 from edge_runtime.edge import EncodedPrompt
 from edge_runtime.embedding_cache import EmbeddingCache
 
@@ -63,6 +65,14 @@ class Metrics:
         self.reloads = Counter(f"{PREFIX}_reloads", "Reloads by result", ["result"], registry=registry)
         registry.register(_Board())
 
+    def watch_spool(self, counts: Callable[[], Counts]) -> None:
+        """Also show the spool, as it is at each scrape."""
+        jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self.registry)
+        for status in STATUSES:
+            jobs.labels(status).set_function(partial(_jobs, counts, status))
+        size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self.registry)
+        size.set_function(lambda: float(counts().bytes))
+
     def encoded(self, prompt: EncodedPrompt) -> None:
         """Count what a request cost on the device."""
         if prompt.request.media:
@@ -72,6 +82,10 @@ class Metrics:
             self.media.labels(str(item.grid), graph).inc()
             self.distortion.observe(item.origin["distortion"])
             self.seconds.labels("encode").observe(seconds)
+
+
+def _jobs(counts: Callable[[], Counts], status: str) -> float:
+    return float(counts().jobs.get(status, 0))
 
 
 class _Board(Collector):

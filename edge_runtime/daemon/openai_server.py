@@ -69,6 +69,9 @@ class OpenAIServer:
                     remedy="Send clips to this project's own server (--server-kind qwen3vl).",
                 )
 
+    def forget(self, request_id: str) -> None:
+        pass  # closing the connection ends the generation there
+
     async def stream(
         self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
     ) -> AsyncGenerator[Event, None]:

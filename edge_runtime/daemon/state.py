@@ -11,8 +11,10 @@ from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
 from edge_runtime.daemon.places import Places
 from edge_runtime.daemon.recent import RecentRequests
+from edge_runtime.daemon.spool import Spool
 
 if TYPE_CHECKING:
+    from edge_runtime.daemon.job_runner import JobRunner
     from edge_runtime.daemon.upstream import Upstream
 
 
@@ -26,9 +28,10 @@ class Daemon:
         places: of requests under way.
         last_reload: how the last reload ended, None before the first.
         recent: the last requests and what they cost.
+        spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
     """
 
-    def __init__(self, config: DaemonConfig, upstream: Upstream) -> None:
+    def __init__(self, config: DaemonConfig, upstream: Upstream, spool: Spool | None = None) -> None:
         self.config = config
         self.upstream = upstream
         self.started: EncodePipeline | None = None
@@ -37,6 +40,10 @@ class Daemon:
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.places)
         self.recent = RecentRequests()
+        self.spool = spool
+        self.runner: JobRunner | None = None
+        if spool is not None:
+            self.metrics.watch_spool(lambda: spool.counts)
 
     @property
     def pipeline(self) -> EncodePipeline:

@@ -58,6 +58,9 @@ class Upstream(Protocol):
         """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`, and `server` where the
         evidence is to say more of it.
 
+        Requests with the same `encoded.request.request_id` are one request that is sent again; where the server
+        knows Idempotency-Key, that is it. It may go on generating when this is closed early: see `forget`.
+
         Args:
             chat: the conversation as the client sent it; its media are `encoded.request.media`, in order.
             deadline_s: seconds for everything, retries and answer.
@@ -67,6 +70,10 @@ class Upstream(Protocol):
             ServerUnavailableError: not reached, or the answer not complete, within the deadline.
             RefusedError: the server refused the request.
         """
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The answer to this request is needed no more. Returns at once, from within the event loop; raises nothing."""
         ...
 
 
@@ -112,7 +119,7 @@ class Qwen3VLServer:
         while True:
             body = encode_request(request, named)
             on_sent(body_size(body), [index for index, item in enumerate(request.media) if item.hash in named])
-            events = self._client.stream(body, ends - asyncio.get_running_loop().time())
+            events = self._client.stream(body, ends - asyncio.get_running_loop().time(), request.request_id)
             begun = False
             try:
                 async for event in events:
@@ -129,13 +136,16 @@ class Qwen3VLServer:
                 sent.forget(gone)
                 named = named - gone
             finally:
-                await events.aclose()  # the server stops with it
+                await events.aclose()
 
     async def _server_holds(self) -> bool:
         """Whether it says so; asked once, and again when it turned out otherwise."""
         if self._holds is None and (found := await self._client.ready()) is not None:
             self._holds = found.get("holds_embeddings") is True
         return bool(self._holds)
+
+    def forget(self, request_id: str) -> None:
+        self._client.forget(request_id)
 
 
 def _with_hashes(request: GenerateRequest) -> GenerateRequest:
