@@ -7,6 +7,8 @@ way to the server.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -75,6 +77,7 @@ class EncodePipeline:
         while self._encoding:
             await asyncio.sleep(IDLE_POLL_SECONDS)
         await asyncio.to_thread(self.close)
+        await asyncio.to_thread(_return_free_memory)
 
     def close(self) -> None:
         self.cameras.close()
@@ -88,3 +91,11 @@ class EncodePipeline:
             return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _return_free_memory() -> None:
+    """What the old engine freed goes back to the system; glibc would keep it in its arenas (malloc_trim(3))."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
