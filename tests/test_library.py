@@ -12,7 +12,7 @@ from edge_runtime.ask import Answer, ask, ask_async, build_messages, encode_asyn
 from edge_runtime.async_client import AsyncClient
 from edge_runtime.edge import Edge
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "daemon-parts" / "foreign.md"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "daemon" / "foreign-servers.md"
 
 
 def test_both_calls_give_the_same_answer(edge: Edge, server_url: str, samples: Path) -> None:
