@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,7 @@ def test_logs_are_json_and_keep_prompts_to_themselves(
         text = answer["choices"][0]["message"]["content"]
         scraped = httpx.get(f"{running.url}/metrics").text
     assert "qwen3vl_edge_device_resident_bytes" in scraped
+    assert float(re.findall(r'engine_memory_bytes{place="host"} (\S+)', scraped)[0]) > 2**20
     lines = [json.loads(line) for line in running.log.read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= set(lines[0])
     (request,) = [line for line in lines if "request_id" in line]

@@ -28,11 +28,17 @@ IDLE_POLL_SECONDS = 0.05
 
 
 class EncodePipeline:
-    """Owns an opened edge; `close` frees it."""
+    """Owns an opened edge; `close` frees it.
+
+    Attributes:
+        engine_memory: bytes by place: "host", by which this process grew when the edge was opened and tested, and
+            "device", where the engine tells.
+    """
 
     def __init__(self, edge: Edge, access: MediaAccess, cameras: Sequence[CameraConfig] = ()) -> None:
         self.edge = edge
         self._access = access
+        self.engine_memory = {"host": 0, "device": 0}
         self._encoding = 0  # touched in the event loop alone
         # Tokenizers and processors are not made for several threads; neither are most engines.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")

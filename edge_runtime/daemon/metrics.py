@@ -62,6 +62,9 @@ class Metrics:
             ("resident_bytes", "Resident memory of the daemon", resident_bytes),
         ):
             Gauge(f"{PREFIX}_{name}", what, registry=registry).set_function(now)
+        memory = Gauge(f"{PREFIX}_engine_memory_bytes", "Memory of the engine by place", ["place"], registry=registry)
+        for place in ("host", "device"):
+            memory.labels(place).set_function(_reader(pipeline, partial(_engine_memory, place)))
         self.reloads = Counter(f"{PREFIX}_reloads", "Reloads by result", ["result"], registry=registry)
         registry.register(_Board())
 
@@ -82,6 +85,10 @@ class Metrics:
             self.media.labels(str(item.grid), graph).inc()
             self.distortion.observe(item.origin["distortion"])
             self.seconds.labels("encode").observe(seconds)
+
+
+def _engine_memory(place: str, pipeline: EncodePipeline) -> float:
+    return float(pipeline.engine_memory[place])
 
 
 def _jobs(counts: Callable[[], Counts], status: str) -> float:

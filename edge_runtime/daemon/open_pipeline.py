@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.daemon.board import resident_bytes
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.media_access import MediaAccess
@@ -44,9 +45,14 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
         preprocess=config.preprocess,
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
+    before = resident_bytes()
     pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.cameras)
     try:
         pipeline.self_test()
+        pipeline.engine_memory = {
+            "host": max(resident_bytes() - before, 0),
+            "device": int(getattr(pipeline.edge.engine, "device_bytes", 0)),
+        }
     except BaseException:
         pipeline.close()
         raise
