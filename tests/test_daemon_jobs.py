@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import re
 import resource
@@ -21,6 +22,7 @@ from daemon_process import DaemonProcess, running_daemon
 
 from tools.server_process import running_server
 
+BROKEN = {"type": "image_url", "image_url": "data:image/png;base64,AA"}
 ENDED = ("done", "failed", "expired")
 PICTURE = "colour.png"
 
@@ -140,7 +142,7 @@ def test_the_same_key_gives_the_same_job(daemon: DaemonProcess, samples: Path) -
         ({"messages": []}, 400),
         ({**plain(1), "temperature": -1}, 400),
         ({**plain(1), "model": "another"}, 404),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png;base64,AA"}]}]}, 400),
+        ({"messages": [{"role": "user", "content": [BROKEN]}]}, 400),
     ],
     ids=["no messages", "temperature", "model", "picture"],
 )  # fmt: skip
@@ -254,8 +256,9 @@ def test_a_damaged_spool_is_named_and_left_alone(
         data[4096 : 4096 * 4] = random.Random(1).randbytes(4096 * 3)
         path.write_bytes(data)
     before = path.read_bytes()
-    command = ["edge", "--bundle", str(bundle), "--server", server_url, "--port", "0", "--spool", str(path)]
-    done = subprocess.run([sys.executable, "-m", "tools.cli", *command], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "tools.cli", "edge", "--bundle", str(bundle), "--server", server_url]
+    environment = {**os.environ, "QWEN3VL_EDGE_SPOOL": str(path), "QWEN3VL_EDGE_PORT": "0"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode != 0
     said = [line for line in done.stderr.split("\n") if line.startswith("error: ")]
     assert len(said) == 1, done.stderr
