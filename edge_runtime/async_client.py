@@ -27,6 +27,7 @@ from edge_runtime.client import (
     refused,
     unreachable,
 )
+from edge_runtime.event_lines import async_lines_of
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
@@ -98,13 +99,16 @@ class AsyncClient:
         seen: list[str] = []
         waits = _Waits(post.ends)
         while True:
-            known = len(seen)
+            known, complete = len(seen), False
             try:
                 async with aclosing(self._events(post, seen)) as events:
                     async for event in events:
                         yield event
+                        complete = event.final is not None
                 return
             except _TryAgainError as again:
+                if complete:  # only the farewell was lost
+                    return
                 if len(seen) > known:
                     waits = _Waits(post.ends)
                 await waits.pause(again)
@@ -164,7 +168,7 @@ class AsyncClient:
 
     async def _lines(self, response: httpx.Response, post: _Post) -> AsyncGenerator[str, None]:
         """The `data:` lines of an open answer, until `[DONE]`; the answer is closed at the end."""
-        lines = response.aiter_lines().__aiter__()
+        lines = async_lines_of(response.aiter_bytes()).__aiter__()
         try:
             while (line := await self._line(lines, post)) != DONE:
                 if line.startswith(DATA):

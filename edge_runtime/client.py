@@ -11,6 +11,7 @@ import httpx
 
 from contract.errors import ContractError, ServerUnavailableError
 from contract.wire import CONTENT_TYPE, body_size
+from edge_runtime.event_lines import lines_of
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 DATA, DONE = "data: ", "data: [DONE]"
@@ -65,7 +66,7 @@ def stream(server: str, body: Body, *, timeout: float = 600.0) -> Iterator[Event
     """
     with _post(server, body, timeout) as response:
         try:
-            for line in response.iter_lines():
+            for line in lines_of(response.iter_bytes()):
                 if line == DONE:
                     return
                 if line.startswith(DATA):
