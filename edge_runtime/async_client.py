@@ -31,6 +31,7 @@ from edge_runtime.event_lines import async_lines_of
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
+BEFORE_IT_BEGINS = 4  # times the silence of an answer under way
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 
@@ -43,7 +44,8 @@ class AsyncClient:
     Args:
         headers: of every request, such as an API key.
         silence_s: an open answer that brings nothing for so long is taken for a broken connection. This project's
-            server sends a line every 15 s while a request waits.
+            server sends a line every 15 s while a request waits. Before the answer begins it is four times as long:
+            the end of the body may lie in this machine's buffers, on its way through a slow network.
     """
 
     def __init__(self, server: str, headers: Mapping[str, str] | None = None, silence_s: float = 45.0) -> None:
@@ -204,13 +206,16 @@ class AsyncClient:
         if post.key:
             headers[HEADER] = post.key
 
+        handed_over = asyncio.Event()
+
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in post.body:
                 yield cast("bytes", chunk)  # a memoryview is as good, and no copy
+            handed_over.set()
 
         try:
             message = self._http.build_request("POST", post.url, content=chunks(), headers=headers)
-            response = await asyncio.wait_for(self._http.send(message, stream=True), post.left)
+            response = await asyncio.wait_for(self._send(message, handed_over if post.key else None), post.left)
         except asyncio.TimeoutError:
             raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
         except httpx.InvalidURL as error:
@@ -226,6 +231,26 @@ class AsyncClient:
             asked = response.headers.get("retry-after", "")
             raise _TryAgainError(found, float(asked) if asked.isdigit() else 0.0)
         raise found
+
+    async def _send(self, message: httpx.Request, handed_over: asyncio.Event | None) -> httpx.Response:
+        """The open answer.
+
+        Args:
+            handed_over: set once the whole body has been; None where a server may take any time to begin.
+
+        Raises:
+            asyncio.TimeoutError: the whole body was handed over and brought none.
+        """
+        if handed_over is None:
+            return await self._http.send(message, stream=True)
+        sending = asyncio.ensure_future(self._http.send(message, stream=True))
+        handed = asyncio.ensure_future(handed_over.wait())
+        try:
+            await asyncio.wait({sending, handed}, return_when=asyncio.FIRST_COMPLETED)
+            return await asyncio.wait_for(sending, BEFORE_IT_BEGINS * self._silence_s)
+        finally:
+            for task in (sending, handed):
+                task.cancel()
 
     def _another_answer(self) -> ServerUnavailableError:
         return ServerUnavailableError(
