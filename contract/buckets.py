@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from contract.errors import BucketError
@@ -47,6 +47,34 @@ def _loss(choice: BucketChoice) -> float:
     return math.log1p(choice.distortion) + (shrink if shrink > 0 else -0.1 * shrink)
 
 
+def split_frames(frames: int, lengths: Collection[int]) -> tuple[int, ...] | None:
+    """The fewest runs that hold `frames` temporal patches together, longest first; None where none fit exactly.
+
+    Attention does not cross temporal patches and positions depend on h and w alone, so runs of a clip's parts
+    give what one run of the clip gives.
+
+    Args:
+        lengths: temporal patches of the runs there are, such as {1, 4}.
+    """
+    best: list[tuple[int, ...] | None] = [()]
+    for total in range(1, frames + 1):
+        shorter = [(best[total - length], length) for length in lengths if 0 < length <= total]
+        found = [(*runs, length) for runs, length in shorter if runs is not None]
+        best.append(min(found, key=len, default=None))
+    last = best[frames]
+    return None if last is None else tuple(sorted(last, reverse=True))
+
+
+def _split_candidates(native: Grid, buckets: Sequence[Grid]) -> list[Grid]:
+    """Grids as long as `native` that several runs of the buckets make up."""
+    sizes = dict.fromkeys((bucket.h, bucket.w) for bucket in buckets)
+    return [
+        Grid(native.t, h, w)
+        for h, w in sizes
+        if split_frames(native.t, {bucket.t for bucket in buckets if (bucket.h, bucket.w) == (h, w)})
+    ]
+
+
 def choose_bucket(
     native: Grid,
     buckets: Sequence[Grid],
@@ -54,6 +82,7 @@ def choose_bucket(
     dynamic: bool,
     max_distortion: float = 0.1,
     min_scale: float = 0.7,
+    split: bool = False,
 ) -> BucketChoice:
     """The bucket with the least loss of pixels and aspect among those with the same number of frames.
 
@@ -61,18 +90,26 @@ def choose_bucket(
     below `min_scale` is passed over where a dynamic-shape graph exists, which then serves the native
     grid; without one, it is refused rather than answered with a picture the model was never shown.
 
+    With `split` a clip may also be made up of several runs of shorter buckets: where they have its very size, or
+    where nothing else serves it.
+
     Raises:
         BucketError: no bucket within the limits, and no dynamic-shape graph.
     """
-    if native in buckets:
+    parts = _split_candidates(native, buckets) if split else []
+    if native in buckets or native in parts:
         return measure(native, native)
-    candidates = [measure(native, bucket) for bucket in buckets if bucket.t == native.t]
-    if candidates:
-        best = min(candidates, key=_loss)
-        if best.distortion <= max_distortion and best.scale >= min_scale:
-            return best
+
+    def nearest(grids: Sequence[Grid]) -> BucketChoice | None:
+        best = min((measure(native, grid) for grid in grids), key=_loss, default=None)
+        return best if best and best.distortion <= max_distortion and best.scale >= min_scale else None
+
+    if near := nearest([bucket for bucket in buckets if bucket.t == native.t]):
+        return near
     if dynamic:
         return measure(native, native, fixed=False)
+    if near := nearest(parts):
+        return near
     raise BucketError(
         f"no bucket for grid {native} within distortion {max_distortion} and scale {min_scale}",
         field="buckets",

@@ -24,6 +24,7 @@ class Media:
         embeds: float16 or float32 [n, D], n = t·h·w / merge².
         deepstack: one array [n, D] per DeepStack level.
         origin: how it was made, for logs and evidence: native grid, scale, distortion, precision.
+        hash: `contract.embedding_hash.embedding_hash`, as the sender says; None where it does not ask to keep them.
     """
 
     kind: str
@@ -31,10 +32,26 @@ class Media:
     embeds: NDArray[Any]
     deepstack: tuple[NDArray[Any], ...]
     origin: dict[str, Any] = field(default_factory=dict)
+    hash: str | None = None
 
     @property
     def nbytes(self) -> int:
         return int(self.embeds.nbytes + sum(level.nbytes for level in self.deepstack))
+
+
+@dataclass(frozen=True)
+class MediaReference:
+    """One image or clip whose embeddings the server is said to hold: `Media` by its hash.
+
+    Attributes:
+        index: its place among the request's media.
+    """
+
+    index: int
+    kind: str
+    grid: Grid
+    hash: str
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

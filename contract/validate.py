@@ -36,9 +36,24 @@ def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits
     visual = sum(item.embeds.shape[0] for item in request.media)
     _at_most("visual tokens", "grid_thw", visual, limits.max_visual_tokens)
     for index, item in enumerate(request.media):
-        _check_finite(f"embeds.{index}", item.embeds)
-        for level, array in enumerate(item.deepstack):
-            _check_finite(f"deepstack.{index}.{level}", array)
+        _check_values(index, item)
+
+
+def validate_medium(item: Media, model: ModelShape, limits: Limits) -> None:
+    """The part of `validate_request` that one picture or clip needs, where it comes without a prompt.
+
+    Raises:
+        LimitError, WireError: as `validate_request`, its index 0.
+    """
+    _check_media(0, item, model)
+    _at_most("visual tokens", "grid_thw", item.embeds.shape[0], limits.max_visual_tokens)
+    _check_values(0, item)
+
+
+def _check_values(index: int, item: Media) -> None:
+    _check_finite(f"embeds.{index}", item.embeds)
+    for level, array in enumerate(item.deepstack):
+        _check_finite(f"deepstack.{index}.{level}", array)
 
 
 def _at_most(what: str, field: str, value: int, limit: int) -> None:

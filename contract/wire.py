@@ -2,23 +2,27 @@
 
 Tensors: `input_ids` I32|I64 [L], optional `attention_mask` U8 [L], `grid_thw` I32 [media, 3], and per
 picture or clip i `embeds.{i}` F16|F32 [n, D] and `deepstack.{i}.{k}` of the same dtype and shape.
-Everything else is one JSON document in the header's metadata under `request`.
+Everything else is one JSON document in the header's metadata under `request`. A picture that the server holds already
+may be named by its hash, without tensors; such a body says version 2, so that a server that knows none refuses it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.embedding_hash import is_hash
 from contract.errors import LimitError, WireError
 from contract.grid import Grid
-from contract.request import KINDS, GenerateRequest, Limits, Media, Sampling
+from contract.request import KINDS, GenerateRequest, Limits, Media, MediaReference, Sampling
 from contract.safetensors_layout import Layout, build_header, header_length, parse_header
 
 WIRE_VERSION = 1
+REFERENCE_VERSION = 2  # of a body that names embeddings without sending them
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
 
@@ -26,8 +30,15 @@ _NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "
 _DTYPE_NAMES = {np.dtype(value): key for key, value in _NUMPY_DTYPES.items()}
 
 
-def encode_request(request: GenerateRequest) -> list[memoryview]:
+Lookup = Callable[[Sequence[MediaReference]], Sequence[Media]]
+"""Finds the embeddings of references, in order; raises where it does not hold them."""
+
+
+def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> list[memoryview]:
     """The body as buffers to send one after another: the header, then each tensor's own memory.
+
+    Args:
+        by_hash: media with one of these hashes are named and not sent.
 
     Raises:
         WireError: a tensor has a dtype that the wire does not carry.
@@ -37,19 +48,43 @@ def encode_request(request: GenerateRequest) -> list[memoryview]:
         tensors.append(("attention_mask", request.attention_mask.astype(np.uint8)))
     if request.media:
         tensors.append(("grid_thw", np.array([item.grid.as_list() for item in request.media], dtype=np.int32)))
+    named = [item.hash is not None and item.hash in by_hash for item in request.media]
     for index, item in enumerate(request.media):
-        tensors.append((f"embeds.{index}", item.embeds))
-        tensors += [(f"deepstack.{index}.{level}", array) for level, array in enumerate(item.deepstack)]
+        if not named[index]:
+            tensors += _tensors(index, item)
     # Widest elements first keeps every tensor aligned to its own dtype, so a view needs no copy to be used.
     tensors.sort(key=lambda pair: -pair[1].dtype.itemsize)
     document = {
-        "version": WIRE_VERSION,
+        "version": REFERENCE_VERSION if any(named) else WIRE_VERSION,
         "model_hash": request.model_hash,
         "request_id": request.request_id,
         "stream": request.stream,
         "sampling": request.sampling.to_dict(),
-        "media": [{"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin} for item in request.media],
+        "media": [_item(item, name) for item, name in zip(request.media, named, strict=True)],
     }
+    return _container(tensors, document)
+
+
+def encode_medium(item: Media, model_hash: str) -> list[memoryview]:
+    """The body of `PUT /v1/embeddings/{sha256}`: the same container with one picture or clip and no prompt."""
+    grids = np.array([item.grid.as_list()], dtype=np.int32)
+    tensors = sorted([("grid_thw", grids), *_tensors(0, item)], key=lambda pair: -pair[1].dtype.itemsize)
+    return _container(tensors, {"version": WIRE_VERSION, "model_hash": model_hash, "media": [_item(item, False)]})
+
+
+def _tensors(index: int, item: Media) -> list[tuple[str, NDArray[Any]]]:
+    levels = [(f"deepstack.{index}.{level}", array) for level, array in enumerate(item.deepstack)]
+    return [(f"embeds.{index}", item.embeds), *levels]
+
+
+def _item(item: Media, named: bool) -> dict[str, Any]:
+    if named:
+        return {"kind": item.kind, "by_hash": True, "hash": item.hash, "origin": item.origin}
+    found = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
+    return found if item.hash is None else {**found, "hash": item.hash}
+
+
+def _container(tensors: list[tuple[str, NDArray[Any]]], document: dict[str, Any]) -> list[memoryview]:
     entries = [(name, _dtype_name(name, array), array.shape) for name, array in tensors]
     header = build_header(entries, {"request": json.dumps(document, separators=(",", ":"))})
     return [memoryview(header), *(_bytes_of(array) for _, array in tensors)]
@@ -60,17 +95,53 @@ def body_size(buffers: list[memoryview]) -> int:
     return sum(buffer.nbytes for buffer in buffers)
 
 
-def decode_request(body: bytes | bytearray | memoryview, limits: Limits | None = None) -> GenerateRequest:
+def decode_request(
+    body: bytes | bytearray | memoryview, limits: Limits | None = None, lookup: Lookup | None = None
+) -> GenerateRequest:
     """Parse a body; the request's arrays are views of it.
 
     Structure is checked here (container, names, dtypes, ranks, counts of the document); what depends on
     the server's model is checked by `contract.validate.validate_request`.
 
+    Args:
+        lookup: finds what the body names by hash, with the grid that it names; without it such a body is refused.
+
     Raises:
         WireError: names the field at fault.
         LimitError: body or media count above the limits.
     """
-    limits = limits or Limits()
+    document, arrays = _parse(body, limits or Limits())
+    items = _media(document["media"], arrays)
+    input_ids = _take(arrays, "input_ids", ("<i8", "<i4"), 1)
+    mask = _take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
+    _nothing_left(arrays)
+    sampling = Sampling.from_dict(document.get("sampling", {}))
+    return GenerateRequest(
+        model_hash=document.get("model_hash"),
+        input_ids=input_ids.astype(np.int64, copy=False),
+        media=_resolve(items, document["version"], lookup),
+        attention_mask=None if mask is None else mask.astype(np.int64),
+        sampling=sampling,
+        stream=bool(document.get("stream", False)),
+        request_id=document.get("request_id", ""),
+    )
+
+
+def decode_medium(body: bytes | bytearray | memoryview, limits: Limits | None = None) -> tuple[Media, str | None]:
+    """One picture or clip and the hash of its model, from what `encode_medium` made; arrays are views of it.
+
+    Raises:
+        WireError, LimitError: as `decode_request`.
+    """
+    document, arrays = _parse(body, limits or Limits())
+    if len(document["media"]) != 1:
+        raise WireError("body holds not one medium", field="media", expected=1, got=len(document["media"]))
+    items = _media(document["media"], arrays)
+    _nothing_left(arrays)
+    return _resolve(items, document["version"], None)[0], document.get("model_hash")
+
+
+def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     view = memoryview(body).cast("B")
     if view.nbytes > limits.max_body_bytes:
         raise LimitError(
@@ -81,21 +152,12 @@ def decode_request(body: bytes | bytearray | memoryview, limits: Limits | None =
         )
     layout = _layout(view)
     document = _document(layout, limits)
-    arrays = {name: _view(view, layout, name) for name in layout.tensors}
-    media = _media(document["media"], arrays)
-    input_ids = _take(arrays, "input_ids", ("<i8", "<i4"), 1)
-    mask = _take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
+    return document, {name: _view(view, layout, name) for name in layout.tensors}
+
+
+def _nothing_left(arrays: dict[str, NDArray[Any]]) -> None:
     if arrays:
         raise WireError("body holds a tensor that the request does not name", field=sorted(arrays)[0])
-    return GenerateRequest(
-        model_hash=document.get("model_hash"),
-        input_ids=input_ids.astype(np.int64, copy=False),
-        media=media,
-        attention_mask=None if mask is None else mask.astype(np.int64),
-        sampling=Sampling.from_dict(document.get("sampling", {})),
-        stream=bool(document.get("stream", False)),
-        request_id=document.get("request_id", ""),
-    )
 
 
 def _dtype_name(name: str, array: NDArray[Any]) -> str:
@@ -135,12 +197,13 @@ def _document(layout: Layout, limits: Limits) -> dict[str, Any]:
         raise WireError("the request document is not JSON", field="request") from None
     if not isinstance(document, dict):
         raise WireError("the request document is not an object", field="request")
-    if document.get("version") != WIRE_VERSION:
+    version = document.get("version")
+    if type(version) is not int or version not in (WIRE_VERSION, REFERENCE_VERSION):
         raise WireError(
             "wire version is not spoken here",
             field="version",
-            expected=WIRE_VERSION,
-            got=repr(document.get("version"))[:40],
+            expected=f"{WIRE_VERSION} or {REFERENCE_VERSION}",
+            got=repr(version)[:40],
             remedy="Use the same release on device and server.",
         )
     for name, kinds in (("model_hash", (str, type(None))), ("request_id", (str,)), ("stream", (bool,))):
@@ -184,23 +247,46 @@ def _take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], r
     return array
 
 
-def _media(items: list[Any], arrays: dict[str, NDArray[Any]]) -> tuple[Media, ...]:
+def _media(items: list[Any], arrays: dict[str, NDArray[Any]]) -> list[Media | MediaReference]:
     if not items:
-        return ()
+        return []
     grids = _take(arrays, "grid_thw", ("<i4", "<i8"), 2)
     if grids.shape != (len(items), 3):
         raise WireError(
             "grid_thw does not match the media list", field="grid_thw", expected=[len(items), 3], got=list(grids.shape)
         )
-    media = []
-    for index, item in enumerate(items):
-        if not isinstance(item, dict) or item.get("kind") not in KINDS:
-            raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
-        levels, origin = item.get("levels"), item.get("origin", {})
-        if type(levels) is not int or not 0 <= levels <= 64 or not isinstance(origin, dict):
-            raise WireError("media item is malformed", field=f"media.{index}", expected="levels (0 to 64) and origin")
-        floats = ("<f2", "<f4")
-        embeds = _take(arrays, f"embeds.{index}", floats, 2)
-        deepstack = tuple(_take(arrays, f"deepstack.{index}.{level}", floats, 2) for level in range(levels))
-        media.append(Media(item["kind"], Grid(*(int(value) for value in grids[index])), embeds, deepstack, origin))
-    return tuple(media)
+    return [
+        _medium(index, item, Grid(*(int(value) for value in grids[index])), arrays) for index, item in enumerate(items)
+    ]
+
+
+def _medium(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]]) -> Media | MediaReference:
+    if not isinstance(item, dict) or item.get("kind") not in KINDS:
+        raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
+    kind, name, by_hash, origin = item["kind"], item.get("hash"), item.get("by_hash", False), item.get("origin", {})
+    if (name is not None or by_hash) and not is_hash(name):
+        raise WireError("hash is not one", field=f"media.{index}.hash", expected="64 of 0-9a-f", got=repr(name)[:80])
+    if type(by_hash) is not bool or not isinstance(origin, dict):
+        raise WireError("media item is malformed", field=f"media.{index}", expected="by_hash a bool, origin a map")
+    if by_hash:
+        if "levels" in item:
+            raise WireError("media item by hash has levels", field=f"media.{index}.levels")
+        return MediaReference(index, kind, grid, str(name), origin)
+    levels = item.get("levels")
+    if type(levels) is not int or not 0 <= levels <= 64:
+        raise WireError("media item is malformed", field=f"media.{index}", expected="levels (0 to 64) and origin")
+    floats = ("<f2", "<f4")
+    embeds = _take(arrays, f"embeds.{index}", floats, 2)
+    deepstack = tuple(_take(arrays, f"deepstack.{index}.{level}", floats, 2) for level in range(levels))
+    return Media(kind, grid, embeds, deepstack, origin, name)
+
+
+def _resolve(items: list[Media | MediaReference], version: int, lookup: Lookup | None) -> tuple[Media, ...]:
+    references = [item for item in items if isinstance(item, MediaReference)]
+    if references and version < REFERENCE_VERSION:
+        field = f"media.{references[0].index}.by_hash"
+        raise WireError("this wire version has no media by hash", field=field, expected=f"version {REFERENCE_VERSION}")
+    if references and lookup is None:
+        raise WireError("media by hash are not taken here", field=f"media.{references[0].index}.by_hash")
+    found = iter(lookup(references)) if references and lookup is not None else iter(())
+    return tuple(next(found) if isinstance(item, MediaReference) else item for item in items)

@@ -7,6 +7,7 @@ RUN apt-get update \
 
 WORKDIR /opt/qwen3vl-edge
 COPY pyproject.toml README.md ./
+COPY calibration calibration
 COPY contract contract
 COPY export export
 COPY edge_runtime edge_runtime

@@ -3,6 +3,7 @@ FROM python:3.12-slim
 
 WORKDIR /opt/qwen3vl-edge
 COPY pyproject.toml README.md ./
+COPY calibration calibration
 COPY contract contract
 COPY export export
 COPY edge_runtime edge_runtime

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from contract.request import Sampling
 from contract.wire import body_size, encode_request
-from edge_runtime.client import stream
+from edge_runtime.async_client import AsyncClient
+from edge_runtime.client import Event, stream
 from edge_runtime.edge import Edge, EncodedPrompt
 from edge_runtime.media import Message
 
@@ -59,34 +62,92 @@ def ask(
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
     """
-    started = time.perf_counter()
-    encoded = edge.encode(messages, sampling, stream=True)
-    body = encode_request(encoded.request)
-    sent = time.perf_counter()
-    first: float | None = None
-    final: dict[str, Any] = {}
-    for event in stream(server, body):
-        first = first if first is not None else time.perf_counter()
+    asked = _Asked(edge.encode(messages, sampling, stream=True), on_text)
+    for event in stream(server, asked.body):
+        asked.add(event)
+    return asked.answer()
+
+
+async def ask_async(
+    edge: Edge,
+    server: str | AsyncClient,
+    messages: Sequence[Message],
+    sampling: Sampling | None = None,
+    on_text: Callable[[str], None] = lambda text: None,
+    *,
+    deadline_s: float = 600.0,
+) -> Answer:
+    """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
+
+    Args:
+        server: URL, or an open client where many requests share one pool of connections; both try again as
+            `AsyncClient` does.
+        deadline_s: seconds for the network part.
+
+    Raises:
+        ContractError: as `ask`.
+    """
+    if isinstance(server, str):
+        async with AsyncClient(server) as client:
+            return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
+    asked = _Asked(await encode_async(edge, messages, sampling, stream=True), on_text)
+    events = server.stream(asked.body, deadline_s, asked.request_id)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                asked.add(event)
+    except BaseException:
+        server.forget(asked.request_id)  # nobody will ask for this answer again
+        raise
+    return asked.answer()
+
+
+async def encode_async(
+    edge: Edge, messages: Sequence[Message], sampling: Sampling | None = None, *, stream: bool = False
+) -> EncodedPrompt:
+    """`Edge.encode` in a thread.
+
+    Raises:
+        InputError, BucketError: as `Edge.encode`.
+    """
+    return await asyncio.to_thread(edge.encode, messages, sampling, stream=stream)
+
+
+class _Asked:
+    """A request on its way and what has come of its answer."""
+
+    def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None]) -> None:
+        self.body = encode_request(encoded.request)
+        self.request_id = encoded.request.request_id
+        self._encoded, self._on_text = encoded, on_text
+        self._sent = time.perf_counter()
+        self._first: float | None = None
+        self._final: dict[str, Any] = {}
+
+    def add(self, event: Event) -> None:
+        self._first = self._first if self._first is not None else time.perf_counter()
         if event.text:
-            on_text(event.text)
-        final = event.final or final
-    ended = time.perf_counter()
-    seconds = {
-        "preprocess": encoded.timings.preprocess,
-        "encode": sum(encoded.timings.encode),
-        "first_token": (first or ended) - sent,
-        "total": ended - started,
-    }
-    seconds |= {f"server.{name}": value for name, value in final.get("timings", {}).items()}
-    return Answer(
-        text=final.get("text", ""),
-        generated_ids=tuple(final.get("generated_ids", ())),
-        finish_reason=final.get("finish_reason", ""),
-        seconds=seconds,
-        sent_bytes=body_size(body),
-        media=tuple(_describe(encoded)),
-        usage=final.get("usage", {}),
-    )
+            self._on_text(event.text)
+        self._final = event.final or self._final
+
+    def answer(self) -> Answer:
+        ended, timings, final = time.perf_counter(), self._encoded.timings, self._final
+        seconds = {
+            "preprocess": timings.preprocess,
+            "encode": sum(timings.encode),
+            "first_token": (self._first or ended) - self._sent,
+            "total": timings.preprocess + sum(timings.encode) + ended - self._sent,
+        }
+        seconds |= {f"server.{name}": value for name, value in final.get("timings", {}).items()}
+        return Answer(
+            text=final.get("text", ""),
+            generated_ids=tuple(final.get("generated_ids", ())),
+            finish_reason=final.get("finish_reason", ""),
+            seconds=seconds,
+            sent_bytes=body_size(self.body),
+            media=tuple(_describe(self._encoded)),
+            usage=final.get("usage", {}),
+        )
 
 
 def _describe(encoded: EncodedPrompt) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, cast
 
@@ -27,10 +27,11 @@ from edge_runtime.client import (
     refused,
     unreachable,
 )
+from edge_runtime.event_lines import async_lines_of
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
-BEFORE_IT_BEGINS = 4
+BEFORE_IT_BEGINS = 4  # times the silence of an answer under way
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 
@@ -38,21 +39,21 @@ TRY_AGAIN = frozenset({429, 502, 503, 504})
 class AsyncClient:
     """One server, many requests at a time.
 
-    A request is tried again, with exponential waits and full jitter, as long as its deadline lets it, also when the
-    connection breaks within the answer. All tries carry one Idempotency-Key, so the server generates once and tells
-    its answer from the start; what was yielded already is compared and left out.
+    A request is tried again, with exponential waits and full jitter, as long as its deadline lets it.
 
     Args:
-        silence_s: an open answer that brings nothing for so long is taken for a broken connection. The server sends
-            a line every 15 s while a request waits. Before the answer begins it is four times as long: the end of the
-            body may lie in this machine's buffers, on its way through a slow network.
+        headers: of every request, such as an API key.
+        silence_s: an open answer that brings nothing for so long is taken for a broken connection. This project's
+            server sends a line every 15 s while a request waits. Before the answer begins it is four times as long:
+            the end of the body may lie in this machine's buffers, on its way through a slow network.
     """
 
-    def __init__(self, server: str, silence_s: float = 45.0) -> None:
+    def __init__(self, server: str, headers: Mapping[str, str] | None = None, silence_s: float = 45.0) -> None:
         self.server = server.rstrip("/")
         self._silence_s = silence_s
         self._farewells: set[asyncio.Task[None]] = set()
         self._http = httpx.AsyncClient(
+            headers=headers,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )
@@ -69,15 +70,23 @@ class AsyncClient:
 
     async def ready(self, timeout: float = 2.0) -> dict[str, Any] | None:
         """What the server says of itself, None while it cannot be reached or is not ready."""
+        return await self.get("/readyz", timeout)
+
+    async def get(self, path: str, timeout: float) -> dict[str, Any] | None:
+        """The JSON object at a path of the server, None where it cannot be had."""
         try:
-            answer = await self._http.get(f"{self.server}/readyz", timeout=timeout)
+            answer = await self._http.get(f"{self.server}{path}", timeout=timeout)
             found: dict[str, Any] = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return None
-        return found if answer.status_code == 200 else None
+        return found if answer.status_code == 200 and isinstance(found, dict) else None
 
     async def stream(self, body: Body, deadline_s: float, key: str) -> AsyncGenerator[Event, None]:
         """Send a request that was encoded with `stream` set, and yield its events as they come, each once.
+
+        It is tried again also when the connection breaks within the answer. All tries carry one Idempotency-Key, so
+        the server generates once and tells its answer from the start; what was yielded already is compared and left
+        out.
 
         Args:
             deadline_s: seconds for everything, retries and answer.
@@ -88,26 +97,47 @@ class AsyncClient:
                 restarted and began another answer.
             RefusedError: the server refused the request.
         """
-        ends = time.monotonic() + deadline_s
+        post = _Post(f"{self.server}/v1/generate", body, CONTENT_TYPE, deadline_s, key)
         seen: list[str] = []
-        wait = FIRST_WAIT_SECONDS
+        waits = _Waits(post.ends)
         while True:
-            known = len(seen)
-            events = self._answer(body, key, seen, ends, deadline_s)
+            known, complete = len(seen), False
             try:
-                async for event in events:
-                    yield event
+                async with aclosing(self._events(post, seen)) as events:
+                    async for event in events:
+                        yield event
+                        complete = event.final is not None
                 return
             except _TryAgainError as again:
+                if complete:  # only the farewell was lost
+                    return
                 if len(seen) > known:
-                    wait = FIRST_WAIT_SECONDS
-                pause = max(random.uniform(0, wait), again.at_least)
-                if time.monotonic() + pause >= ends:
-                    raise again.cause from None
-                await asyncio.sleep(pause)
-                wait = min(wait * 2, LONGEST_WAIT_SECONDS)
-            finally:
-                await events.aclose()
+                    waits = _Waits(post.ends)
+                await waits.pause(again)
+
+    async def lines(self, path: str, body: Body, content_type: str, deadline_s: float) -> AsyncGenerator[str, None]:
+        """POST a body and yield the `data:` lines of the answer, without the last, `[DONE]`.
+
+        For servers that know no Idempotency-Key: once the answer has begun it is not asked for again, because the
+        second one may be another.
+
+        Raises:
+            ServerUnavailableError, RefusedError: as `stream`.
+        """
+        post = _Post(f"{self.server}{path}", body, content_type, deadline_s)
+        waits = _Waits(post.ends)
+        while True:
+            try:
+                response = await self._open(post)
+                break
+            except _TryAgainError as again:
+                await waits.pause(again)
+        try:
+            async with aclosing(self._lines(response, post)) as lines:
+                async for line in lines:
+                    yield line
+        except _TryAgainError as broken:
+            raise broken.cause from None
 
     def forget(self, key: str) -> None:
         """Tell the server, in the background, that this answer is needed no more. If it cannot be reached, it finds out
@@ -121,17 +151,12 @@ class AsyncClient:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _answer(
-        self, body: Body, key: str, seen: list[str], ends: float, deadline_s: float
-    ) -> AsyncGenerator[Event, None]:
+    async def _events(self, post: _Post, seen: list[str]) -> AsyncGenerator[Event, None]:
         """One try: the events after those whose lines are in `seen`, which grows with them."""
-        response = await self._try(body, key, ends - time.monotonic())
+        response = await self._open(post)
         position = 0
-        try:
-            lines = response.aiter_lines().__aiter__()
-            while (line := await self._line(lines, ends, deadline_s)) != DONE:
-                if not line.startswith(DATA):
-                    continue
+        async with aclosing(self._lines(response, post)) as lines:
+            async for line in lines:
                 event = self._event(line, response.status_code)
                 if position < len(seen):
                     if line != seen[position]:
@@ -142,18 +167,26 @@ class AsyncClient:
                     seen.append(line)
                     position += 1
                 yield event
-        finally:
-            await response.aclose()
 
-    async def _line(self, lines: AsyncIterator[str], ends: float, deadline_s: float) -> str:
-        left = ends - time.monotonic()
+    async def _lines(self, response: httpx.Response, post: _Post) -> AsyncGenerator[str, None]:
+        """The `data:` lines of an open answer, until `[DONE]`; the answer is closed at the end."""
+        lines = async_lines_of(response.aiter_bytes()).__aiter__()
         try:
-            return await asyncio.wait_for(lines.__anext__(), max(min(left, self._silence_s), 0.001))
+            while (line := await self._line(lines, post)) != DONE:
+                if line.startswith(DATA):
+                    yield line
+        finally:
+            await response.aclose()  # a client that leaves closes this
+
+    async def _line(self, lines: AsyncIterator[str], post: _Post) -> str:
+        left = post.left
+        try:
+            return await asyncio.wait_for(lines.__anext__(), min(left, self._silence_s) if post.key else left)
         except StopAsyncIteration:
             raise _TryAgainError(broken_off(self.server, None)) from None
         except asyncio.TimeoutError:
-            if left <= self._silence_s:
-                raise self._too_late(deadline_s) from None
+            if not post.key or left <= self._silence_s:
+                raise self._too_late(post) from None
             raise _TryAgainError(broken_off(self.server, httpx.ReadTimeout("silence"))) from None
         except httpx.HTTPError as error:
             raise _TryAgainError(broken_off(self.server, error)) from None
@@ -167,19 +200,22 @@ class AsyncClient:
                 raise _TryAgainError(error) from None
             raise
 
-    async def _try(self, body: Body, key: str, left: float) -> httpx.Response:
-        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(body)), HEADER: key}
+    async def _open(self, post: _Post) -> httpx.Response:
+        """One try: the open answer."""
+        headers = {"Content-Type": post.content_type, "Content-Length": str(body_size(post.body))}
+        if post.key:
+            headers[HEADER] = post.key
 
         handed_over = asyncio.Event()
 
         async def chunks() -> AsyncIterator[bytes]:
-            for chunk in body:
+            for chunk in post.body:
                 yield cast("bytes", chunk)  # a memoryview is as good, and no copy
             handed_over.set()
 
         try:
-            message = self._http.build_request("POST", f"{self.server}/v1/generate", content=chunks(), headers=headers)
-            response = await asyncio.wait_for(self._send(message, handed_over), max(left, 0.001))
+            message = self._http.build_request("POST", post.url, content=chunks(), headers=headers)
+            response = await asyncio.wait_for(self._send(message, handed_over if post.key else None), post.left)
         except asyncio.TimeoutError:
             raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
         except httpx.InvalidURL as error:
@@ -196,8 +232,17 @@ class AsyncClient:
             raise _TryAgainError(found, float(asked) if asked.isdigit() else 0.0)
         raise found
 
-    async def _send(self, message: httpx.Request, handed_over: asyncio.Event) -> httpx.Response:
-        """The open response. Raises asyncio.TimeoutError if the whole body brings none."""
+    async def _send(self, message: httpx.Request, handed_over: asyncio.Event | None) -> httpx.Response:
+        """The open answer.
+
+        Args:
+            handed_over: set once the whole body has been; None where a server may take any time to begin.
+
+        Raises:
+            asyncio.TimeoutError: the whole body was handed over and brought none.
+        """
+        if handed_over is None:
+            return await self._http.send(message, stream=True)
         sending = asyncio.ensure_future(self._http.send(message, stream=True))
         handed = asyncio.ensure_future(handed_over.wait())
         try:
@@ -214,10 +259,40 @@ class AsyncClient:
             remedy="Send the request again.",
         )
 
-    def _too_late(self, deadline_s: float) -> ServerUnavailableError:
+    def _too_late(self, post: _Post) -> ServerUnavailableError:
+        expected = f"{post.deadline_s:g} s"
         return ServerUnavailableError(
-            f"server {self.server} did not finish the answer in time", field="--server", expected=f"{deadline_s:g} s"
+            f"server {self.server} did not finish the answer in time", field="--server", expected=expected
         )
+
+
+class _Post:
+    """One request, and when it has to be done; `key` where it may be sent again within its answer."""
+
+    def __init__(self, url: str, body: Body, content_type: str, deadline_s: float, key: str = "") -> None:
+        self.url, self.body, self.content_type = url, body, content_type
+        self.deadline_s, self.key = deadline_s, key
+        self.ends = time.monotonic() + deadline_s
+
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline, for `wait_for`."""
+        return max(self.ends - time.monotonic(), 0.001)
+
+
+class _Waits:
+    """Exponential waits with full jitter between tries."""
+
+    def __init__(self, ends: float) -> None:
+        self._ends, self._next = ends, FIRST_WAIT_SECONDS
+
+    async def pause(self, again: _TryAgainError) -> None:
+        """Wait; where the deadline would pass meanwhile, raise what went wrong."""
+        seconds = max(random.uniform(0, self._next), again.at_least)
+        if time.monotonic() + seconds >= self._ends:
+            raise again.cause from None
+        await asyncio.sleep(seconds)
+        self._next = min(self._next * 2, LONGEST_WAIT_SECONDS)
 
 
 class _TryAgainError(Exception):

@@ -11,15 +11,21 @@ import httpx
 
 from contract.errors import ContractError, ServerUnavailableError
 from contract.wire import CONTENT_TYPE, body_size
+from edge_runtime.event_lines import lines_of
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 DATA, DONE = "data: ", "data: [DONE]"
 
 
 class RefusedError(ContractError):
-    """The server answered with an error object; its own words are passed on."""
+    """The server answered with an error object; its own words are passed on.
+
+    Attributes:
+        missing: hashes of embeddings that it does not hold, where that is why.
+    """
 
     code = "refused_by_server"
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def stream(server: str, body: Body, *, timeout: float = 600.0) -> Iterator[Event
     """
     with _post(server, body, timeout) as response:
         try:
-            for line in response.iter_lines():
+            for line in lines_of(response.iter_bytes()):
                 if line == DONE:
                     return
                 if line.startswith(DATA):
@@ -148,5 +154,7 @@ def refused(body: dict[str, Any], status: int) -> ContractError:
     kind = ServerUnavailableError if status == 503 else RefusedError
     found = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
     found.code = error.get("code") or found.code
+    if isinstance(found, RefusedError) and isinstance(missing := error.get("missing"), list):
+        found.missing = tuple(str(name) for name in missing)
     found.status = status if status >= 400 else 502  # 200: the error came in the middle of a stream
     return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,9 +15,14 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
-from edge_runtime.engine import Engine, EngineOptions, load_engine
+from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
+from edge_runtime.lean.choice import PREPROCESS, choose_lean
+from edge_runtime.lean.processor import LeanProcessor, prepare_lean_prompt, serves
+from edge_runtime.library_versions import library_versions
+from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
+from edge_runtime.stacking import Item, encode_items
 
 WIRE_DTYPES = ("fp16", "fp32")
 
@@ -30,6 +36,8 @@ class EdgeOptions:
         wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
+        stack: images and clips of a request that have one size share engine runs.
+        preprocess: a key of `edge_runtime.lean.choice.PREPROCESS`.
     """
 
     backend: str = "onnxruntime"
@@ -39,11 +47,13 @@ class EdgeOptions:
     min_scale: float = 0.7
     cache: Path | None = None
     cache_bytes: int = 2**30
+    stack: bool = True
+    preprocess: str = "auto"
 
 
 @dataclass(frozen=True)
 class EdgeTimings:
-    """Seconds spent on the device; what came from the cache took no encoding."""
+    """Seconds spent on the device; what came from the cache took no encoding, and what shared a run its share."""
 
     preprocess: float
     encode: tuple[float, ...]
@@ -59,31 +69,46 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A request ready to send, and where the time went."""
+    """A request ready to send, the id of the model that it is for, and where the time went."""
 
+    model: str
     request: GenerateRequest
     media: tuple[PreparedMedia, ...]
     timings: EdgeTimings
 
 
 class Edge:
-    """An opened bundle: processor and engine, used as a context manager."""
+    """An opened bundle: processor and engine, used as a context manager.
 
-    def __init__(self, bundle: Bundle, options: EdgeOptions, processor: Processor, engine: Engine) -> None:
+    Attributes:
+        lean: serves all but clips; None where the reference serves everything.
+    """
+
+    def __init__(self, bundle: Bundle, options: EdgeOptions, engine: Engine, lean: LeanProcessor | None) -> None:
         self.bundle = bundle
         self.options = options
-        self.processor = processor
         self.engine = engine
+        self.lean = lean
         self.policy = BucketPolicy(
             geometry=bundle.manifest.vision.geometry,
             buckets=engine.serves.buckets,
             dynamic=engine.serves.dynamic,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
+            split=True,
         )
         self.cache = None
         if options.cache is not None:
             self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._identity())
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """The reference, loaded when it is first needed.
+
+        Raises:
+            InputError: its packages are not installed.
+        """
+        return load_processor(self.bundle.processor_path)
 
     def __enter__(self) -> Edge:
         return self
@@ -116,40 +141,77 @@ class Edge:
             InputError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        prompt = prepare_prompt(messages, self.processor, self.policy)
+        prompt = self.prompt(messages, self.policy)
         return Prepared(prompt, time.perf_counter() - started)
+
+    def prompt(self, messages: Sequence[Message], policy: BucketPolicy) -> Prompt:
+        """Token ids and patches under any policy, by the lean path where it serves them.
+
+        Raises:
+            InputError, BucketError: as `encode`.
+        """
+        if self.lean is not None and serves(messages):
+            return prepare_lean_prompt(messages, self.lean, policy)
+        return prepare_prompt(messages, self.processor, policy)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the engine, or the cache where it has been here before."""
-        media, seconds = [], []
-        for item in prepared.prompt.media:
-            started = time.perf_counter()
-            media.append(self._media(item))
-            seconds.append(time.perf_counter() - started)
+        media, seconds = self._media(prepared.prompt.media)
         request = GenerateRequest(
             model_hash=self.bundle.manifest.model.model_hash,
             input_ids=prepared.prompt.input_ids,
-            media=tuple(media),
+            media=media,
             sampling=sampling or Sampling(),
             stream=stream,
             request_id=uuid.uuid4().hex,
         )
-        return EncodedPrompt(request, prepared.prompt.media, EdgeTimings(prepared.seconds, tuple(seconds)))
+        timings = EdgeTimings(prepared.seconds, seconds)
+        return EncodedPrompt(self.bundle.manifest.model.id, request, prepared.prompt.media, timings)
 
-    def _media(self, item: PreparedMedia) -> Media:
-        origin = self._origin(item)
-        key = ""
-        if self.cache is not None:
-            key = self.cache.key(item.grid, item.pixel_values)
-            kept = self.cache.get(key)
-            if kept is not None:
-                return Media(item.kind, item.grid, kept.embeds, kept.deepstack, origin | {"cached": True})
-        embeddings = self.engine.run(item.grid, item.pixel_values)
-        if self.options.wire_dtype == "fp16":
-            embeddings = embeddings.to_fp16()
-        if self.cache is not None:
-            self.cache.put(key, embeddings)
-        return Media(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, origin)
+    def encode_items(self, items: Sequence[Item]) -> list[Embeddings]:
+        """Images and clips through the engine, as they travel; one thread at a time.
+
+        Raises:
+            BucketError: no graphs serve one.
+            InputError: a value that the wire's dtype cannot hold.
+        """
+        made = encode_items(self.engine, items, stack=self.options.stack)
+        return [item.to_fp16() for item in made] if self.options.wire_dtype == "fp16" else made
+
+    def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[Media, ...], tuple[float, ...]]:
+        """Each item's embeddings and the seconds they took: made by a camera, kept in the cache, or encoded now."""
+        found: dict[int, Media] = {}
+        seconds = [0.0] * len(items)
+        missing: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            started = time.perf_counter()
+            key = self.cache.key(item.grid, item.values) if self.cache is not None else str(index)
+            if item.window is not None:
+                found[index] = self._window_media(item, item.window)
+            elif self.cache is not None and key not in missing and (kept := self.cache.get(key)) is not None:
+                found[index] = self._as_media(item, kept, cached=True)
+            else:
+                missing.setdefault(key, []).append(index)
+            seconds[index] = time.perf_counter() - started
+        started = time.perf_counter()
+        work = [items[indices[0]] for indices in missing.values()]
+        made = self.encode_items([Item(item.grid, item.pixel_values, item.pixels) for item in work])
+        share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
+        for (key, indices), embeddings in zip(missing.items(), made, strict=True):
+            if self.cache is not None:
+                self.cache.put(key, embeddings)
+            seconds[indices[0]] += share * items[indices[0]].grid.patches
+            found.update({index: self._as_media(items[index], embeddings) for index in indices})
+        return tuple(found[index] for index in range(len(items))), tuple(seconds)
+
+    def _window_media(self, item: PreparedMedia, window: Snapshot) -> Media:
+        kept = window.encoded
+        media = self._as_media(item, window.embeddings(self.encode_items))
+        return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": kept})
+
+    def _as_media(self, item: PreparedMedia, made: Embeddings, *, cached: bool = False) -> Media:
+        origin = self._origin(item) | ({"cached": True} if cached else {})
+        return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
 
     def _identity(self) -> str:
         """All that decides what the engine makes of given pixels."""
@@ -157,6 +219,13 @@ class Edge:
         graphs = manifest.precision(self.engine.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
         parts = [manifest.model.model_hash, self.engine.name, self.engine.precision, self.options.wire_dtype]
+        parts += library_versions(self.options.backend)
+        parts += [
+            manifest.file(path).sha256
+            for record in manifest.engines
+            if record.library == self.options.backend and record.precision == self.engine.precision
+            for path in record.files
+        ]
         return "\n".join([*parts, *(manifest.file(path).sha256 for path in files)])
 
     def _origin(self, item: PreparedMedia) -> dict[str, Any]:
@@ -167,6 +236,7 @@ class Edge:
             "distortion": round(item.choice.distortion, 6),
             "backend": self.engine.name,
             "precision": self.engine.precision,
+            "input": "patches" if item.pixels is None else "uint8",
         }
 
 
@@ -180,6 +250,11 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None) -> Edge:
     options = options or EdgeOptions()
     if options.wire_dtype not in WIRE_DTYPES:
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
+    if options.preprocess not in PREPROCESS:
+        raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     engine = load_engine(options.backend, opened, options.engine)
-    return Edge(opened, options, load_processor(opened.processor_path), engine)
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine))
+    if edge.lean is None:
+        _ = edge.processor  # what is wrong with it is told now
+    return edge

@@ -6,11 +6,13 @@ short or altered is deleted and made again: a cache may be slow, never wrong.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from edge_runtime.engine import Embeddings
 logger = logging.getLogger("edge")
 _DIGEST_BYTES = 32
 _SUFFIX = ".embeds"
+_ABANDONED_SECONDS = 600  # a temporary file this old belongs to a process that was killed
 
 
 class EmbeddingCache:
@@ -46,40 +49,35 @@ class EmbeddingCache:
         self._identity = hashlib.sha256(identity.encode()).digest()
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{_SUFFIX}")]
+            self._remove_abandoned()
+            next(folder.iterdir(), None)
+            self._make_room(0)
         except OSError as error:
             raise InputError(f"cache folder {folder} cannot be used ({error.strerror})", field="cache") from None
-        for _, path in sorted(found):
-            self._sizes[path.stem] = path.stat().st_size
-        self._bytes = sum(self._sizes.values())
-        self._make_room(0)
 
     @property
     def bytes(self) -> int:
         """Bytes on disk."""
         return self._bytes
 
-    def key(self, grid: Grid, pixel_values: NDArray[np.float32]) -> str:
-        """Name of what these pixels become. pixel_values: float32 [patches, patch values]."""
+    def key(self, grid: Grid, pixels: NDArray[Any]) -> str:
+        """Name of what these pixels become: float32 [patches, patch values] or uint8 [H, W, 3], never the same."""
         digest = hashlib.sha256(self._identity)
-        digest.update(str(grid).encode())
-        digest.update(np.ascontiguousarray(pixel_values).data)
+        digest.update(f"{grid} {pixels.dtype}".encode())
+        digest.update(np.ascontiguousarray(pixels).data)
         return digest.hexdigest()
 
     def get(self, key: str) -> Embeddings | None:
         """The embeddings, or None; a damaged file is removed."""
-        with self._lock:
-            known = key in self._sizes
-        stacked = self._read(key) if known else None
+        stacked = self._read(key)  # also what another daemon has put there
         with self._lock:
             if stacked is None:
                 self.misses += 1
                 return None
             self.hits += 1
-            if key in self._sizes:
-                self._sizes.move_to_end(key)
         return Embeddings(stacked[0], tuple(stacked[1:]))
 
     def put(self, key: str, embeddings: Embeddings) -> None:
@@ -94,6 +92,7 @@ class EmbeddingCache:
             self._make_room(size)
             try:
                 atomic.write_bytes(self._path(key), hashlib.sha256(body).digest() + body)
+                _touch(self._path(key))
             except OSError as error:
                 logger.warning("cache %s cannot be written (%s)", self.folder, error.strerror)
                 return
@@ -107,7 +106,7 @@ class EmbeddingCache:
             if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
                 raise ValueError("its checksum is wrong")
             found: NDArray[Any] = np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False)
-            os.utime(path)  # the order survives a restart
+            _touch(path)
         except FileNotFoundError:
             self._forget(key)
             return None
@@ -117,7 +116,24 @@ class EmbeddingCache:
             return None
         return found
 
+    def _remove_abandoned(self) -> None:
+        oldest = time.time() - _ABANDONED_SECONDS
+        for path in self.folder.glob(f".*{_SUFFIX}.*"):
+            try:
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+            except FileNotFoundError:
+                pass  # it was another daemon's after all, and is complete now
+
     def _make_room(self, size: int) -> None:
+        """The folder is read anew: another daemon may write there too, and the limit is for both together."""
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # the other daemon made room
+                status = path.stat()
+                found.append((status.st_mtime_ns, path.stem, status.st_size))
+        self._sizes = OrderedDict((key, held) for _, key, held in sorted(found))
+        self._bytes = sum(self._sizes.values())
         while self._sizes and self._bytes + size > self.max_bytes:
             key, freed = self._sizes.popitem(last=False)
             self._bytes -= freed
@@ -130,3 +146,11 @@ class EmbeddingCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
+
+
+def _touch(path: Path) -> None:
+    """Used now: the order of use is kept in the files' times, so it survives a restart. The kernel's own clock for
+    them is too coarse for that."""
+    now = time.time_ns()
+    with contextlib.suppress(FileNotFoundError):  # the other daemon made room
+        os.utime(path, ns=(now, now))

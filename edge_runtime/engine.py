@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,29 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
         ...
+
+
+@runtime_checkable
+class PixelEngine(Protocol):
+    """An engine that also runs the graphs which take an image's bytes."""
+
+    def takes_pixels(self, grid: Grid) -> bool:
+        """Whether there is such a graph for this grid."""
+        ...
+
+    def run_pixels(self, grid: Grid, pixels: NDArray[np.uint8]) -> Embeddings:
+        """Encode one image. pixels: uint8 [H, W, 3] RGB at the grid's size."""
+        ...
+
+
+def run_engine(
+    engine: Engine, grid: Grid, pixel_values: NDArray[np.float32], pixels: NDArray[np.uint8] | None
+) -> Embeddings:
+    """Encode one picture or clip, from its bytes where those are given."""
+    if pixels is None:
+        return engine.run(grid, pixel_values)
+    assert isinstance(engine, PixelEngine)
+    return engine.run_pixels(grid, pixels)
 
 
 @dataclass(frozen=True)

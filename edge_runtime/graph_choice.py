@@ -32,6 +32,11 @@ def choose_graph(graphs: PrecisionSet, grid: Grid) -> GraphRecord:
     return graph
 
 
+def pixel_graph(graphs: PrecisionSet, grid: Grid) -> GraphRecord | None:
+    """The graph that takes uint8 pixels of that grid, None where the bundle has none."""
+    return next((graph for graph in graphs.graphs if graph.kind == "image_uint8" and graph.grid == grid), None)
+
+
 def graph_inputs(
     vision: VisionSpec, graph: GraphRecord, grid: Grid, pixel_values: NDArray[np.float32]
 ) -> dict[str, NDArray[Any]]:

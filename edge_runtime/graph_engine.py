@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.errors import BucketError
 from contract.grid import Grid
 from contract.manifest import GraphRecord
 from edge_runtime.engine import Embeddings, EngineOptions, Serves, bundle_serves
-from edge_runtime.graph_choice import choose_graph, graph_inputs
+from edge_runtime.graph_choice import choose_graph, graph_inputs, pixel_graph
 
 
 class GraphEngine(ABC):
@@ -40,6 +41,16 @@ class GraphEngine(ABC):
         graph = choose_graph(self.graphs, grid)
         feeds = graph_inputs(self.bundle.manifest.vision, graph, grid, pixel_values)
         outputs = self.infer(self.loaded(graph), feeds)
+        return Embeddings(outputs[0], tuple(outputs[1:]))
+
+    def takes_pixels(self, grid: Grid) -> bool:
+        return pixel_graph(self.graphs, grid) is not None
+
+    def run_pixels(self, grid: Grid, pixels: NDArray[np.uint8]) -> Embeddings:
+        graph = pixel_graph(self.graphs, grid)
+        if graph is None:
+            raise BucketError(f"the bundle has no uint8 graph for grid {grid}", field="buckets")
+        outputs = self.infer(self.loaded(graph), {"pixels": pixels})
         return Embeddings(outputs[0], tuple(outputs[1:]))
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from contract.buckets import BucketChoice, choose_bucket
 from contract.errors import ContractError, InputError
 from contract.grid import Grid, PatchGeometry
 from edge_runtime.images import open_image
+from edge_runtime.live.window import Snapshot
 
 Message = dict[str, Any]
 
@@ -25,7 +26,8 @@ Message = dict[str, Any]
 class BucketPolicy:
     """Which grids the engine serves, and how much distortion is accepted before the dynamic graph.
 
-    With `buckets` None nothing is bucketed: every picture keeps its native grid (the unsplit model).
+    With `buckets` None nothing is bucketed: every picture keeps its native grid (the unsplit model). With `split`
+    a clip may be made up of several runs, which `edge_runtime.stacking` does.
     """
 
     geometry: PatchGeometry
@@ -33,6 +35,7 @@ class BucketPolicy:
     dynamic: bool
     max_distortion: float = 0.1
     min_scale: float = 0.7
+    split: bool = False
 
     def choose(self, native: Grid) -> BucketChoice:
         if self.buckets is None:
@@ -43,6 +46,7 @@ class BucketPolicy:
             dynamic=self.dynamic,
             max_distortion=self.max_distortion,
             min_scale=self.min_scale,
+            split=self.split,
         )
 
 
@@ -56,6 +60,7 @@ class FetchedMedia:
         video_metadata: fps and frame indices of each clip, from which the timestamps are written.
         kinds: "image" or "video" per item, in prompt order.
         choices: the bucket per item, in prompt order.
+        windows: a camera's window per item, in prompt order; None for what has pixels.
     """
 
     images: list[Any]
@@ -63,6 +68,7 @@ class FetchedMedia:
     video_metadata: list[dict[str, Any]]
     kinds: list[str]
     choices: list[BucketChoice]
+    windows: list[Snapshot | None]
 
 
 def fetch_media(messages: Sequence[Message], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]) -> FetchedMedia:
@@ -79,19 +85,25 @@ def fetch_media(messages: Sequence[Message], policy: BucketPolicy, defaults: dic
     """
     from qwen_vl_utils.vision_process import extract_vision_info
 
-    fetched = FetchedMedia([], [], [], [], [])
+    fetched = FetchedMedia([], [], [], [], [], [])
     for element in extract_vision_info(list(messages)):
         kind = "video" if "video" in element else "image"
         element = {**defaults.get(kind, {}), **element}
+        window = element["video"] if kind == "video" and isinstance(element["video"], Snapshot) else None
         if kind == "image":
             image, choice = _image(element, policy)
             fetched.images.append(image)
+        elif window is not None:
+            choice = window.choice
+            fetched.videos.append(window.placeholder(policy.geometry))
+            fetched.video_metadata.append(window.metadata())
         else:
             video, metadata, choice = _video(element, policy)
             fetched.videos.append(video)
             fetched.video_metadata.append(metadata)
         fetched.kinds.append(kind)
         fetched.choices.append(choice)
+        fetched.windows.append(window)
     return fetched
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from contract.buckets import BucketChoice
 from contract.errors import BundleError, InputError
 from contract.grid import Grid
+from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, FetchedMedia, Message, fetch_media
 
 VISION_DEFAULTS_NAME = "vision_defaults.json"
@@ -24,16 +25,25 @@ class PreparedMedia:
     """One image or clip, ready for the encoder.
 
     Attributes:
-        pixel_values: float32 [t·h·w, channels·temporal·patch²].
+        pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
+        pixels: uint8 [H, W, 3] of an image that goes to a uint8 graph instead, else None.
+        window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
     kind: str
     choice: BucketChoice
     pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
+    window: Snapshot | None = None
 
     @property
     def grid(self) -> Grid:
         return self.choice.grid
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """What reaches the engine."""
+        return self.pixel_values if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Prompt:
     Attributes:
         input_ids: int64 [L] with visual placeholders expanded.
         media: in the order of the conversation.
-        inputs: the HF processor's whole output (torch), for the unsplit model.
+        inputs: the HF processor's whole output (torch), for the unsplit model; empty from the lean path, and of no use
+            to it where a camera's window is a part of the prompt.
     """
 
     text: str
@@ -65,9 +76,19 @@ def load_processor(folder: Path) -> Processor:
 
     Raises:
         BundleError: files missing or unreadable.
+        InputError: its packages are not installed.
     """
-    from transformers import AutoProcessor
-    from transformers.utils import logging
+    try:
+        import qwen_vl_utils  # noqa: F401 - needed later, asked for now
+        import torch  # noqa: F401 - transformers imports without it and then has no processors
+        from transformers import AutoProcessor
+        from transformers.utils import logging
+    except ImportError as error:
+        raise InputError(
+            f"clips and the reference preprocessing need a package that is not installed ({error.name or error})",
+            field="preprocess",
+            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+        ) from None
 
     logging.disable_progress_bar()
     try:
@@ -92,7 +113,8 @@ def prepare_prompt(messages: Sequence[Message], processor: Processor, policy: Bu
     fetched = fetch_media(messages, policy, processor.vision_defaults)
     text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     inputs = _process(processor.hf, text, fetched)
-    return Prompt(text, inputs["input_ids"][0].numpy(), tuple(_split(inputs, fetched)), dict(inputs))
+    input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
+    return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
 
 
 def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
@@ -101,8 +123,26 @@ def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
         arguments["images"] = fetched.images
     if fetched.videos:
         arguments |= {"videos": fetched.videos, "video_metadata": fetched.video_metadata, "do_sample_frames": False}
-    # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
-    return hf(**arguments, do_resize=False)
+    try:
+        # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
+        return hf(**arguments, do_resize=False)
+    except ValueError as error:  # such as placeholders of pictures in the conversation's own text
+        raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
+
+
+def _widen_windows(input_ids: NDArray[np.int64], fetched: FetchedMedia, hf: Any) -> NDArray[np.int64]:
+    """A window went through the processor with one visual token per temporal patch; here it gets all of them."""
+    if not any(fetched.windows):
+        return input_ids
+    merge = hf.video_processor.merge_size
+    repeats = []
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
+        if kind == "video":
+            tokens = choice.grid.tokens(merge)
+            repeats += [1] * tokens if window is None else [tokens // choice.grid.t] * choice.grid.t
+    times = np.ones(len(input_ids), np.int64)
+    times[input_ids == hf.video_token_id] = repeats
+    return np.repeat(input_ids, times)
 
 
 def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
@@ -116,8 +156,11 @@ def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
             sizes = inputs[grids].prod(-1).tolist()
             sources[kind] = iter(zip(inputs[values].split(sizes), inputs[grids].tolist(), strict=True))
     media = []
-    for kind, choice in zip(fetched.kinds, fetched.choices, strict=True):
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
         patches, grid = next(sources[kind])
+        if window is not None:
+            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window=window))
+            continue
         if grid != choice.grid.as_list():
             raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
         media.append(PreparedMedia(kind, choice, patches.numpy()))

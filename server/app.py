@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,17 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
+from contract.embedding_hash import check_hash
 from contract.errors import WireError
 from contract.http_body import read_body
 from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
 from contract.idempotency import HEADER, idempotency_key
-from contract.request import GenerateRequest
+from contract.request import GenerateRequest, Media, MediaReference
 from contract.wire import CONTENT_TYPE, decode_request
 from server.answers import answer, describe
+from server.embedding_routes import embedding_routes
+from server.embedding_store import EmbeddingStore
 from server.idempotency import KeyedGenerations, fingerprint
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
@@ -47,11 +51,13 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         options: limits and the model's name.
     """
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
-    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0)
+    store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s)
+    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0, store)
     keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())
     install_error_handlers(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
+    app.include_router(embedding_routes(readiness, options, store))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -62,7 +68,8 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def readyz() -> dict[str, Any]:
         """200 once the model is loaded and has generated; 503 before."""
         loaded = readiness.engine.loaded
-        return {"status": "ready", "model": loaded.name, **describe(loaded)}
+        holds = {"holds_embeddings": store.max_bytes > 0}
+        return {"status": "ready", "model": loaded.name, **describe(loaded), **holds}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -83,7 +90,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         key = idempotency_key(request.headers)
         if key is None or not keyed.knows(key):
             engine.check_room()  # before a body is read that would wait for nothing
-        prepared = await _read_request(request, engine, options, metrics)
+        prepared = await _read_request(request, engine, options, metrics, store)
         begin = partial(start, engine, prepared, metrics.record)
         if key is None:
             running = begin()
@@ -106,7 +113,9 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     return app
 
 
-async def _read_request(request: Request, engine: Engine, options: ServerOptions, metrics: Metrics) -> GenerateRequest:
+async def _read_request(
+    request: Request, engine: Engine, options: ServerOptions, metrics: Metrics, store: EmbeddingStore
+) -> GenerateRequest:
     """Body to checked request, whichever of the two content types it has.
 
     Raises:
@@ -130,9 +139,25 @@ async def _read_request(request: Request, engine: Engine, options: ServerOptions
     def decode() -> GenerateRequest:
         if kind == JSON:
             return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare))
-        return _with_request_id(engine.prepare(decode_request(body, limits)))
+        return _with_request_id(_binary_request(body, engine, store))
 
     return await run_in_threadpool(decode)
+
+
+def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore) -> GenerateRequest:
+    """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
+    held: list[Media] = []
+
+    def lookup(references: Sequence[MediaReference]) -> list[Media]:
+        held.extend(store.lookup(references))
+        return held
+
+    prepared = engine.prepare(decode_request(body, engine.limits, lookup))
+    for index, item in enumerate(prepared.media):
+        if not any(item is known for known in held):  # what is held was checked when it came
+            check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
+    store.keep_all(prepared)
+    return prepared
 
 
 def _with_request_id(request: GenerateRequest) -> GenerateRequest:

@@ -16,3 +16,29 @@ class OutOfMemoryError(ServerUnavailableError):
     """The device had no memory for this request; the server goes on."""
 
     code = "out_of_memory"
+
+
+class EmbeddingsNotHeldError(WireError):
+    """Embeddings named by hashes that this server does not hold, or no longer.
+
+    Attributes:
+        missing: those hashes; they stand in the error object too.
+    """
+
+    status = 404
+    code = "embeddings_not_held"
+
+    def __init__(self, field: str, missing: tuple[str, ...]) -> None:
+        super().__init__(
+            "embeddings named by hash are not held here",
+            field=field,
+            got=f"{len(missing)} unknown, {missing[0]} first",
+            remedy="Send them with their tensors.",
+        )
+        self.missing = missing
+
+    def to_openai(self) -> dict[str, object]:
+        body = super().to_openai()
+        error = body["error"]
+        assert isinstance(error, dict)
+        return {"error": {**error, "missing": list(self.missing)}}

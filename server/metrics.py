@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.embedding_store import EmbeddingStore
+
 if TYPE_CHECKING:
     from server.engine import GenerateResult
 
@@ -20,9 +22,10 @@ class Metrics:
 
     Args:
         waiting: called at each scrape for the queue's depth.
+        store: embeddings held by hash.
     """
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
+    def __init__(self, waiting: Callable[[], float], store: EmbeddingStore) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=self.registry)
         self.received = Counter(f"{PREFIX}_received_bytes", "Bytes of request bodies", registry=self.registry)
@@ -44,6 +47,12 @@ class Metrics:
             registry=self.registry,
         )
         Gauge(f"{PREFIX}_queue_depth", "Requests that wait", registry=self.registry).set_function(waiting)
+        for name, what, read in (
+            ("held_hits", "Media named by hash and held, since start", lambda: store.hits),
+            ("held_misses", "Media named by hash and not held, since start", lambda: store.misses),
+            ("held_bytes", "Bytes of embeddings held", lambda: store.bytes),
+        ):
+            Gauge(f"{PREFIX}_{name}", what, registry=self.registry).set_function(read)
 
     def record(self, future: Future[GenerateResult]) -> None:
         """Count an ended generation; meant as the future's callback, so it counts whoever still listens."""

@@ -27,6 +27,7 @@ from contract.distance import distance
 from contract.errors import BundleError, InputError
 from contract.grid import Grid
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from edge_runtime.cpu_features import int8_products_saturate
 from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
 from export.quantization import quantizable_linears
@@ -96,6 +97,8 @@ def test_onnxruntime_multiplies_integers(calibrated: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("precision", "least"), [("int8", 0.998), ("int8-fp16", 0.998), ("fp8", 0.995)])
 def test_what_it_costs_is_measured(calibrated: Path, precision: str, least: float) -> None:
     """The manifest's figures are those of its graphs, on a picture that nothing was calibrated or measured on."""
+    if precision.startswith("int8") and int8_products_saturate():
+        least = 0.98  # the manifest says what ONNX Runtime's int8 makes of it on such a CPU, and the engine warns
     bundle = open_bundle(calibrated)
     for graph in bundle.manifest.precision(precision).graphs:
         assert {row.output for row in graph.parity} == set(bundle.manifest.vision.output_names)

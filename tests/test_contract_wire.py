@@ -120,6 +120,7 @@ def huge_claim(table: dict) -> None:  # type: ignore[type-arg]
 
 
 GOOD = body_of(make_request())
+NAMED = [{"kind": "image", "by_hash": True, "hash": "ab" * 32}] * 2
 MALFORMED: list[tuple[str, bytes, str]] = [
     ("empty", b"", "header"),
     ("seven bytes", GOOD[:7], "header"),
@@ -140,7 +141,8 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("shape too large", edit_header(lambda table: table["input_ids"].update(shape=[41])), "input_ids"),
     ("huge claim", edit_header(huge_claim), "embeds.0"),
     ("missing tensor", edit_header(lambda table: table.pop("attention_mask")), ""),
-    ("wrong version", edit_document(version=2), "version"),
+    ("wrong version", edit_document(version=3), "version"),
+    ("version as bool", edit_document(version=True), "version"),
     ("no version", edit_document(version=None), "version"),
     ("version as text", edit_document(version="1"), "version"),
     ("hash is a number", edit_document(model_hash=5), "model_hash"),
@@ -151,6 +153,12 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("levels as text", edit_document(media=[{"kind": "image", "levels": "3"}] * 2), "media.0"),
     ("more levels than sent", edit_document(media=[{"kind": "image", "levels": 4}] * 2), "deepstack.0.3"),
     ("fewer levels than sent", edit_document(media=[{"kind": "image", "levels": 2}] * 2), "deepstack.0.2"),
+    ("hash too short", edit_document(media=[{"kind": "image", "levels": 3, "hash": "ab"}] * 2), "media.0.hash"),
+    ("by hash without one", edit_document(media=[{"kind": "image", "by_hash": True}] * 2), "media.0.hash"),
+    ("by hash in version 1", edit_document(media=NAMED), ""),
+    ("by hash with tensors", edit_document(version=2, media=NAMED), "deepstack.0.0"),
+    ("by hash with levels", edit_document(version=2, media=[{**NAMED[0], "levels": 3}] * 2), "media.0.levels"),
+    ("by hash as text", edit_document(version=2, media=[{**NAMED[0], "by_hash": "yes"}] * 2), "media.0"),
     ("sampling is a list", edit_document(sampling=[]), "sampling"),
     ("unknown sampling", edit_document(sampling={"beams": 4}), "sampling.beams"),
     ("temperature 0", edit_document(sampling={"temperature": 0}), "sampling.temperature"),

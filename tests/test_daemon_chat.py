@@ -225,6 +225,17 @@ def test_refusals_name_the_fault(daemon: DaemonProcess, body: dict[str, Any], st
     assert error["type"] == "invalid_request_error"
 
 
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(daemon: DaemonProcess) -> None:
+    """One bit a pixel: a hundred kilobytes that would become a gigabyte of RGB."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    assert len(uri) < 2**20
+    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json={"messages": [user(image(uri), "What?")]}, timeout=30)
+    assert answer.status_code == 400
+    assert "20000x20000" in answer.json()["error"]["message"]
+
+
 def test_a_link_out_of_an_allowed_folder_leads_out_of_it(
     tmp_path: Path, bundle: Path, server_url: str, samples: Path
 ) -> None:

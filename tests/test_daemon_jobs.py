@@ -1,70 +1,31 @@
-"""`/v1/jobs` with real daemons and servers that are killed: accepted means answered, once, and rightly."""
+"""Jobs through real daemons and servers that are killed: what was accepted is answered, once and rightly."""
 
 from __future__ import annotations
 
 import base64
+import os
 import random
+import re
 import resource
 import signal
 import socket
-import sqlite3
+import subprocess
+import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
-from metric_values import metric
 
-from tools.server_process import ServerProcess, running_server
+from tools.server_process import running_server
 
-GENERATIONS = "qwen3vl_edge_generations_total"
-QUESTIONS = ("What colour is the circle?", "How many objects are there?", "What is in the picture?")
-
-
-def chat(samples: Path, number: int = 0, **more: Any) -> dict[str, Any]:
-    picture = base64.b64encode((samples / "colour.png").read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
-    text = {"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]}
-    return {"messages": [{"role": "user", "content": [image, text]}], "max_tokens": 12, **more}
-
-
-def post(daemon: DaemonProcess, body: dict[str, Any], key: str | None = None) -> httpx.Response:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    return httpx.post(f"{daemon.url}/v1/jobs", json=body, headers=headers, timeout=60)
-
-
-def job(daemon: DaemonProcess, job_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{daemon.url}/v1/jobs/{job_id}", timeout=20).json()
-    return found
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def ended(daemon: DaemonProcess, job_id: str, status: str = "done") -> dict[str, Any]:
-    wait_for(lambda: job(daemon, job_id)["status"] not in ("waiting", "running"))
-    found = job(daemon, job_id)
-    assert found["status"] == status, found
-    return found
-
-
-def answer_of(found: dict[str, Any]) -> Any:
-    return found["answer"]["choices"]
-
-
-def kill(process: Any) -> None:
-    process.kill()
-    process.wait()
+BROKEN = {"type": "image_url", "image_url": "data:image/png;base64,AA"}
+LONG = {"messages": [{"role": "user", "content": "Count from one to one thousand."}], "max_tokens": 200}
+ENDED = ("done", "failed", "expired")
+PICTURE = "colour.png"
 
 
 def free_port() -> int:
@@ -74,196 +35,297 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
-def server_on(port: int, reference: Path) -> Iterator[ServerProcess]:
-    with running_server(model=str(reference), dtype="float32", port=port) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def port() -> int:
-    return free_port()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("daemon")
+    return tmp_path_factory.mktemp("jobs")
 
 
 @pytest.fixture(scope="module")
-def daemon(folder: Path, bundle: Path, port: int) -> Iterator[DaemonProcess]:
-    """Its server is there only while a test runs one."""
-    settings = f'precision = "fp32"\nspool = "{folder / "jobs.db"}"\nspool_jobs = 8\nmax_body_mib = 8\n'
-    with running_daemon(folder, bundle, f"http://127.0.0.1:{port}", settings) as running:
+def daemon(folder: Path, bundle: Path, server_url: str) -> Iterator[DaemonProcess]:
+    with running_daemon(folder, bundle, server_url, f'spool = "{folder / "spool.db"}"\n') as running:
         yield running
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
-def test_a_daemon_killed_again_and_again_answers_every_job_once(
-    tmp_path: Path, bundle: Path, samples: Path, server_url: str, rounds: int
-) -> None:
-    """kill -9 right after 202, or while jobs run; the server generates each job once, as their keys say."""
-    settings = f'precision = "fp32"\nspool = "{tmp_path / "jobs.db"}"\njob_concurrency = 2\n'
-    chance, accepted = random.Random(rounds), dict[str, int]()
-    before = metric(server_url, GENERATIONS)
-    for _ in range(rounds):
-        with running_daemon(tmp_path, bundle, server_url, settings) as running:
-            for number in range(chance.randint(1, 4)):
-                answer = post(running, chat(samples, number), key=uuid.uuid4().hex)
-                assert answer.status_code == 202
-                accepted[answer.json()["id"]] = number
-            time.sleep(chance.choice([0, 0, 0.05, 0.2]))
-            kill(running.process)
-    with running_daemon(tmp_path, bundle, server_url, settings) as running:
-        found = {job_id: ended(running, job_id) for job_id in accepted}
-        generated = metric(server_url, GENERATIONS) - before
-        expected = [
-            httpx.post(f"{running.url}/v1/chat/completions", json=chat(samples, number), timeout=60).json()["choices"]
-            for number in range(len(QUESTIONS))
-        ]
-    for job_id, number in accepted.items():
-        assert answer_of(found[job_id]) == expected[number % len(QUESTIONS)]
-        assert found[job_id]["answer"]["id"] == f"chatcmpl-{job_id}"
-    assert generated == len(accepted)
+def picture(samples: Path) -> str:
+    return base64.b64encode((samples / PICTURE).read_bytes()).decode()
 
 
-def test_jobs_wait_for_a_server_and_keep_their_order(
-    daemon: DaemonProcess, reference: Path, samples: Path, port: int
-) -> None:
-    ids = [post(daemon, chat(samples, number)).json()["id"] for number in range(3)]
-    assert [job(daemon, job_id)["status"] for job_id in ids] == ["waiting"] * 3
-    assert metric(daemon.url, 'qwen3vl_edge_device_jobs{status="waiting"}') == 3
-    assert metric(daemon.url, "qwen3vl_edge_device_spool_bytes") > 0
-    with server_on(port, reference):
-        found = [ended(daemon, job_id) for job_id in ids]
-        asked = httpx.post(f"{daemon.url}/v1/chat/completions", json=chat(samples), timeout=60).json()
-    assert answer_of(found[0]) == asked["choices"]
-    assert found[0]["answer"]["usage"] == asked["usage"]
-    assert [one["attempts"] for one in found] == [1, 1, 1]
-    newest = httpx.get(f"{daemon.url}/v1/jobs", params={"limit": 2}).json()["data"]
-    assert [one["id"] for one in newest] == ids[:0:-1]
-    for job_id in ids:
-        assert httpx.delete(f"{daemon.url}/v1/jobs/{job_id}").json()["deleted"]
-    assert httpx.get(f"{daemon.url}/v1/jobs/{ids[0]}").status_code == 404
+def chat(samples: Path, text: str = "What colour is the cross?", **more: Any) -> dict[str, Any]:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture(samples)}"}}
+    content = [image, {"type": "text", "text": text}]
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **more}
 
 
-def test_a_server_killed_within_a_generation_is_asked_again(
-    daemon: DaemonProcess, reference: Path, samples: Path, port: int
-) -> None:
-    with server_on(port, reference) as server:
-        job_id = post(daemon, chat(samples, max_tokens=500)).json()["id"]
-        wait_for(lambda: job(daemon, job_id)["status"] != "waiting")
-        kill(server.process)
-    with server_on(port, reference):
-        found = ended(daemon, job_id)
-        expected = httpx.post(
-            f"{daemon.url}/v1/chat/completions", json=chat(samples, max_tokens=500), timeout=60
-        ).json()
-    assert answer_of(found) == expected["choices"]
-    httpx.delete(f"{daemon.url}/v1/jobs/{job_id}")
+def plain(number: int, tokens: int = 8) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"What is {number}?"}], "max_tokens": tokens}
 
 
-def test_what_the_server_refuses_has_failed_in_its_words(
-    daemon: DaemonProcess, reference: Path, samples: Path, port: int
-) -> None:
-    with server_on(port, reference):
-        job_id = post(daemon, chat(samples, max_tokens=900_000)).json()["id"]
-        found = ended(daemon, job_id, "failed")
-    assert "max_new_tokens" in found["error"]["message"]
-    assert found["error"]["param"] == "sampling.max_new_tokens"
-    assert found["answer"] is None
-    httpx.delete(f"{daemon.url}/v1/jobs/{job_id}")
+def post(daemon: DaemonProcess, body: dict[str, Any], key: str = "") -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key else {}
+    return httpx.post(f"{daemon.url}/v1/jobs", json=body, headers=headers, timeout=60)
 
 
-def test_one_key_is_one_job_and_bad_requests_are_refused_now(daemon: DaemonProcess, samples: Path) -> None:
-    first = post(daemon, chat(samples), "mine")
-    again = post(daemon, chat(samples, stream=True), "mine")
-    other = post(daemon, chat(samples, 1), "mine")
-    assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409)
-    assert first.json()["status"] == "accepted"
-    assert first.json()["id"] == again.json()["id"]
-    assert other.json()["error"]["code"] == "idempotency_key_reused"
-    broken = chat(samples)
-    broken["messages"][0]["content"][0]["image_url"]["url"] = "data:image/png;base64,AAAA"
-    assert post(daemon, broken).status_code == 400
-    assert post(daemon, chat(samples, logprobs=True)).status_code == 400
-    assert httpx.get(f"{daemon.url}/v1/jobs").json()["data"][0]["id"] == first.json()["id"]
-    httpx.delete(f"{daemon.url}/v1/jobs/{first.json()['id']}")
+def show(daemon: DaemonProcess, job_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{daemon.url}/v1/jobs/{job_id}", timeout=10).json()
+    return found
 
 
-def test_a_full_spool_says_when_to_come_back(daemon: DaemonProcess, samples: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda number: post(daemon, chat(samples, number)), range(10)))
-    assert sorted(answer.status_code for answer in answers) == [202] * 8 + [429] * 2
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert refused.json()["error"]["code"] == "spool_full"
-    assert int(refused.headers["retry-after"]) > 0
-    for answer in answers:
-        if answer.status_code == 202:
-            httpx.delete(f"{daemon.url}/v1/jobs/{answer.json()['id']}")
+def ended(daemon: DaemonProcess, job_id: str, within: float = 90) -> dict[str, Any]:
+    deadline = time.monotonic() + within
+    while (job := show(daemon, job_id))["status"] not in ENDED:
+        assert time.monotonic() < deadline, f"{job}; {daemon.log.read_text()[-1000:]}"
+        time.sleep(0.05)
+    return job
 
 
-def test_a_disk_that_takes_no_more_is_a_507_and_the_daemon_goes_on(
-    daemon: DaemonProcess, folder: Path, samples: Path
-) -> None:
-    kept = post(daemon, chat(samples)).json()["id"]
-    size = max(Path(f"{folder / 'jobs.db'}{suffix}").stat().st_size for suffix in ("", "-wal"))
-    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
-    try:
-        statuses = [post(daemon, chat(samples)).status_code for _ in range(2)]
-    finally:
-        resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert statuses == [507, 507]
-    assert [one["id"] for one in httpx.get(f"{daemon.url}/v1/jobs").json()["data"]] == [kept]
-    after = post(daemon, chat(samples))
-    assert after.status_code == 202
-    for job_id in (kept, after.json()["id"]):
-        httpx.delete(f"{daemon.url}/v1/jobs/{job_id}")
+def text_of(answer: dict[str, Any]) -> str:
+    text: str = answer["choices"][0]["message"]["content"]
+    return text
 
 
-def test_no_pixels_are_kept_and_jobs_expire_across_a_stop(tmp_path: Path, bundle: Path, samples: Path) -> None:
-    spool = tmp_path / "jobs.db"
-    away = f"http://127.0.0.1:{free_port()}"
-    settings = f'spool = "{spool}"\njob_deadline_s = 4\n'
-    with running_daemon(tmp_path, bundle, away, settings) as running:
-        ids = [post(running, chat(samples)).json()["id"]]
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
-    with sqlite3.connect(spool) as database:
-        (prompt,) = database.execute("SELECT prompt FROM jobs").fetchone()
-    assert QUESTIONS[0] in prompt
-    assert "base64" not in prompt
-    assert base64.b64encode((samples / "colour.png").read_bytes())[:40] not in spool.read_bytes()
-    assert (samples / "colour.png").read_bytes()[-60:] not in spool.read_bytes()
-    with running_daemon(tmp_path, bundle, away, settings) as running:
-        assert ended(running, ids[0], "expired")["answer"] is None
+def asked(daemon: DaemonProcess, body: dict[str, Any]) -> str:
+    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return text_of(answer.json())
 
 
-def test_without_a_spool_the_routes_say_how_to_get_one(tmp_path: Path, bundle: Path, samples: Path) -> None:
-    with running_daemon(tmp_path, bundle, f"http://127.0.0.1:{free_port()}") as running:
-        answers = [post(running, chat(samples)), httpx.get(f"{running.url}/v1/jobs")]
-    for answer in answers:
-        assert answer.status_code == 404
-        assert "spool" in answer.json()["error"]["message"]
+def started(url: str) -> float:
+    """Keyed generations that this server began."""
+    pattern = r'^qwen3vl_edge_idempotent_requests_total{outcome="started"} (\S+)$'
+    found = re.search(pattern, httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
-def test_a_clients_own_key_gets_the_same_answer_once(
-    tmp_path: Path, bundle: Path, samples: Path, server_url: str
-) -> None:
-    """Through the daemon, sampled: the first client gives up, the second gets what was generated for the first."""
-    body = chat(samples, max_tokens=300, temperature=2.0, stream=True)
-    before, headers = metric(server_url, GENERATIONS), {"Idempotency-Key": uuid.uuid4().hex}
-    with running_daemon(tmp_path, bundle, server_url) as running:
-        url = f"{running.url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, headers=headers) as response:
-            lines = response.iter_lines()
-            seen = [next(lines) for _ in range(3)]
-        assert seen
-        texts = [
-            httpx.post(url, json={**body, "stream": False}, headers=headers, timeout=60).json()["choices"]
-            for _ in range(2)
-        ]
-        refused = httpx.post(url, json={**body, "max_tokens": 5}, headers=headers, timeout=60)
-    assert texts[0] == texts[1]
-    assert metric(server_url, GENERATIONS) == before + 1
+def test_without_a_spool_the_remedy_is_named(tmp_path: Path, bundle: Path, server_url: str) -> None:
+    with running_daemon(tmp_path, bundle, server_url) as off:
+        for answer in (post(off, plain(1)), httpx.get(f"{off.url}/v1/jobs"), httpx.get(f"{off.url}/v1/jobs/x")):
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "jobs_off"
+            assert "spool" in answer.json()["error"]["message"]
+
+
+def test_a_job_is_accepted_and_answered_as_a_chat_is(daemon: DaemonProcess, samples: Path) -> None:
+    accepted = post(daemon, chat(samples))
+    assert accepted.status_code == 202
+    assert accepted.json()["status"] == "accepted"
+    job = ended(daemon, accepted.json()["id"])
+    assert (job["status"], job["error"]) == ("done", None)
+    assert text_of(job["answer"]) == asked(daemon, chat(samples))
+    assert job["id"] in [item["id"] for item in httpx.get(f"{daemon.url}/v1/jobs").json()["data"]]
+
+
+def test_no_pixels_lie_on_the_disk(daemon: DaemonProcess, folder: Path, samples: Path) -> None:
+    body = chat(samples, max_tokens=64)
+    assert post(daemon, body).status_code == 202
+    kept = b"".join(path.read_bytes() for path in folder.glob("spool.db*"))
+    assert b"about:blank" in kept  # a conversation is in it, and stands without its picture
+    raw = (samples / PICTURE).read_bytes()
+    encoded = picture(samples).encode()
+    for secret in (raw, encoded):
+        for start in range(0, len(secret) - 48, max(1, len(secret) // 20)):
+            assert secret[start : start + 48] not in kept
+
+
+def test_the_same_key_gives_the_same_job(daemon: DaemonProcess, samples: Path) -> None:
+    first, second = (post(daemon, chat(samples), "one") for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert second.status_code == 202
+    refused = post(daemon, chat(samples, "Another?"), "one")
+    assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "idempotency_key_reused"
+    ended(daemon, first.json()["id"])
+    assert post(daemon, chat(samples), "one").json()["id"] == first.json()["id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"messages": []}, 400),
+        ({**plain(1), "temperature": -1}, 400),
+        ({**plain(1), "model": "another"}, 404),
+        ({"messages": [{"role": "user", "content": [BROKEN]}]}, 400),
+    ],
+    ids=["no messages", "temperature", "model", "picture"],
+)  # fmt: skip
+def test_a_bad_request_is_refused_at_once(daemon: DaemonProcess, body: dict[str, Any], status: int) -> None:
+    before = len(httpx.get(f"{daemon.url}/v1/jobs?limit=1000").json()["data"])
+    refused = post(daemon, body)
+    assert refused.status_code == status, refused.text
+    assert refused.json()["error"]["message"]
+    assert len(httpx.get(f"{daemon.url}/v1/jobs?limit=1000").json()["data"]) == before
+
+
+def test_a_removed_job_is_gone(daemon: DaemonProcess) -> None:
+    job_id = post(daemon, plain(1, 200)).json()["id"]
+    assert httpx.delete(f"{daemon.url}/v1/jobs/{job_id}").json()["deleted"] is True
+    assert httpx.get(f"{daemon.url}/v1/jobs/{job_id}").status_code == 404
+    assert httpx.delete(f"{daemon.url}/v1/jobs/{job_id}").status_code == 404
+    assert ended(daemon, post(daemon, plain(2)).json()["id"])["status"] == "done"
+
+
+def test_a_full_disk_is_told_and_survived(daemon: DaemonProcess, folder: Path, samples: Path) -> None:
+    size = max(path.stat().st_size for path in folder.glob("spool.db*"))
+    pid, free = daemon.process.pid, resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
+    accepted, refused = [], None
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, free[1]))
+    try:
+        for number in range(200):
+            answer = post(daemon, chat(samples, f"Number {number}?"))
+            if answer.status_code != 202:
+                refused = answer
+                break
+            accepted.append(answer.json()["id"])
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, free)
+    assert refused is not None
+    assert refused.status_code == 507
+    assert refused.json()["error"]["code"] == "spool_disk"
+    accepted.append(post(daemon, chat(samples, "Afterwards?")).json()["id"])
+    assert {ended(daemon, job_id)["status"] for job_id in accepted} == {"done"}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_killed_right_after_accepting(tmp_path: Path, bundle: Path, server_url: str, samples: Path, kills: int) -> None:
+    chance = random.Random(kills)
+    settings = f'spool = "{tmp_path / "spool.db"}"\n'
+    jobs: dict[str, dict[str, Any]] = {}
+    before = started(server_url)
+    for _ in range(kills):
+        with running_daemon(tmp_path, bundle, server_url, settings) as running:
+            for _ in range(chance.randint(1, 3)):
+                body = chat(samples, f"What is {len(jobs)}?") if len(jobs) % 2 else plain(len(jobs), 60)
+                jobs[post(running, body).json()["id"]] = body
+            time.sleep(chance.choice((0, chance.uniform(0, 0.5))))
+            running.process.kill()
+            running.process.wait()
+    with running_daemon(tmp_path, bundle, server_url, settings) as running:
+        found = {job_id: ended(running, job_id) for job_id in jobs}
+        assert {job["status"] for job in found.values()} == {"done"}
+        assert started(server_url) == before + len(jobs)
+        assert httpx.get(f"{running.url}/v1/jobs?limit=1000").json()["data"].__len__() == len(jobs)
+        for job_id, body in jobs.items():
+            assert text_of(found[job_id]["answer"]) == asked(running, body)
+
+
+def frozen_under_a_job(daemon: DaemonProcess, server: subprocess.Popen[bytes]) -> str:
+    """A job that a stopped server has under way; one that was answered before the server stopped is another try."""
+    for _ in range(50):
+        job_id: str = post(daemon, LONG).json()["id"]
+        while show(daemon, job_id)["status"] == "waiting":
+            pass
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)  # what it had sent is recorded by then
+        if show(daemon, job_id)["status"] == "running":
+            return job_id
+        server.send_signal(signal.SIGCONT)
+    raise AssertionError("every job was answered before the server could be stopped")
+
+
+def test_a_server_that_is_away_and_one_killed_under_a_job(tmp_path: Path, bundle: Path, reference: Path) -> None:
+    port = free_port()
+    with running_daemon(tmp_path, bundle, f"http://127.0.0.1:{port}", f'spool = "{tmp_path / "s.db"}"\n') as running:
+        waiting = [post(running, plain(number)).json()["id"] for number in range(2)]
+        time.sleep(0.5)
+        assert {show(running, job_id)["status"] for job_id in waiting} == {"waiting"}
+        with running_server(model=str(reference), dtype="float32", port=port) as server:
+            assert [ended(running, job_id)["attempts"] for job_id in waiting] == [1, 1]
+            cut = frozen_under_a_job(running, server.process)
+            server.process.kill()
+            server.process.wait()
+        with running_server(model=str(reference), dtype="float32", port=port):
+            job = ended(running, cut)
+            assert job["status"] == "done"
+            assert text_of(job["answer"]) == asked(running, LONG)
+
+
+def test_full_spool_expiry_and_a_clean_stop(tmp_path: Path, bundle: Path) -> None:
+    settings = f'spool = "{tmp_path / "s.db"}"\nspool_jobs = 1\njob_deadline_s = 2\ndrain_s = 5\n'
+    with running_daemon(tmp_path, bundle, f"http://127.0.0.1:{free_port()}", settings) as running:
+        job_id = post(running, plain(1)).json()["id"]
+        refused = post(running, plain(2))
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "spool_full"
+        assert int(refused.headers["retry-after"]) > 0
+        job = ended(running, job_id, 30)
+        assert job["status"] == "expired"
+        assert job["answer"] is None
+        assert "job_deadline_s" in str(job["error"])
+        assert post(running, plain(3)).status_code == 202
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 500, "pages"], ids=["foreign", "pages"])
+def test_a_damaged_spool_is_named_and_left_alone(
+    tmp_path: Path, bundle: Path, server_url: str, damage: bytes | str
+) -> None:
+    path = tmp_path / "spool.db"
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        write_jobs(path, 20)
+        data = bytearray(path.read_bytes())
+        data[4096 : 4096 * 4] = random.Random(1).randbytes(4096 * 3)
+        path.write_bytes(data)
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "tools.cli", "edge", "--bundle", str(bundle), "--server", server_url]
+    environment = {**os.environ, "QWEN3VL_EDGE_SPOOL": str(path), "QWEN3VL_EDGE_PORT": "0"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.split("\n") if line]
+    assert len(said) == 1, done.stderr
+    assert str(path) in said[0]
+    assert "Move it away" in said[0]
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before
+
+
+WRITER = """
+import asyncio, random, sys
+from pathlib import Path
+from edge_runtime.daemon.spool import NewJob, Spool
+async def main():
+    spool, count = Spool(Path(sys.argv[1]), 2**30, 10**6), int(sys.argv[2])
+    for number in range(count):
+        job = await spool.add(NewJob(f"job-{number}", f"key-{number}", "h", {}, random.randbytes(20_000), 1e6))
+        print(job.id, flush=True)
+    spool.close()
+asyncio.run(main())
+"""
+
+
+def write_jobs(path: Path, count: int) -> None:
+    subprocess.run([sys.executable, "-c", WRITER, str(path), str(count)], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_what_was_acknowledged_is_in_every_copy_of_the_files(tmp_path: Path) -> None:
+    """Power loss, as far as a process can play it: the files of a frozen writer, which has no time to tidy up."""
+    import asyncio
+
+    from edge_runtime.daemon.spool import Spool
+
+    chance, path, log = random.Random(3), tmp_path / "spool.db", tmp_path / "ids"
+    with log.open("wb") as out:
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), "100000"], stdout=out)
+    try:
+        while not log.read_text():
+            assert writer.poll() is None
+            time.sleep(0.02)
+        for number in range(12):
+            time.sleep(chance.uniform(0, 0.2))
+            writer.send_signal(signal.SIGSTOP)
+            acknowledged = log.read_text().split("\n")[:-1]
+            copy = tmp_path / str(number)
+            copy.mkdir()
+            for name in ("spool.db", "spool.db-wal"):
+                (copy / name).write_bytes((tmp_path / name).read_bytes())
+            writer.send_signal(signal.SIGCONT)
+            opened = Spool(copy / "spool.db", 2**30, 10**6)
+            found = {job.id for job in asyncio.run(opened.newest(10**6))}
+            opened.close()
+            assert set(acknowledged) <= found
+            assert len(found) <= len(acknowledged) + 1  # one may be on the disk and not told yet
+    finally:
+        writer.kill()
+        writer.wait()

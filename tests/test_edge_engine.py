@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from contract.bundle import open_bundle
 from contract.errors import BucketError, BundleError, InputError, ModelMismatchError
 from contract.grid import Grid
+from edge_runtime.cpu_features import int8_products_saturate
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import Embeddings, EngineOptions, load_engine
 from tools.parity.encoder import compare_encoders
@@ -98,3 +100,19 @@ def test_pytorch_backend_refuses_another_checkpoint(bundle: Path, reference: Pat
     (other / "config.json").write_text(config)
     with pytest.raises(ModelMismatchError):
         load_engine("pytorch", open_bundle(bundle), EngineOptions(model=other))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="saturating int8 products are x86-64's alone")
+@pytest.mark.parametrize(("flags", "saturates"), [("avx2", True), ("avx2 avx_vnni", False), ("avx512_vnni", False)])
+def test_a_cpu_whose_int8_products_saturate_is_known(tmp_path: Path, flags: str, saturates: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu sse {flags} nx\n")
+    assert int8_products_saturate(cpuinfo) == saturates
+
+
+def test_an_int8_set_on_such_a_cpu_is_warned_of(calibrated: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_engine("onnxruntime", open_bundle(calibrated), EngineOptions(precision="int8")).close()
+    assert ("no VNNI" in caplog.text) == int8_products_saturate()
+    caplog.clear()
+    load_engine("onnxruntime", open_bundle(calibrated), EngineOptions(precision="fp32")).close()
+    assert not caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,3 +130,41 @@ def test_the_edge_encodes_no_picture_twice(bundle: Path, samples: Path, tmp_path
     half = replace(options, engine=EngineOptions(precision="fp16"))
     with open_edge(bundle, half) as edge:  # another precision's embeddings are others
         assert not edge.encode(messages).request.media[0].origin.get("cached", False)
+
+
+def test_two_daemons_may_share_a_folder(tmp_path: Path) -> None:
+    one, other = (EmbeddingCache(tmp_path, 2**20, "a") for _ in range(2))
+    one.put("0", embeddings(0))
+    found = other.get("0")
+    assert found is not None
+    assert equal(found, embeddings(0))
+    small = EmbeddingCache(tmp_path, 2 * one.bytes, "a")
+    one.put("1", embeddings(1))
+    small.put("2", embeddings(2))  # makes room among what both wrote
+    assert len(list(tmp_path.iterdir())) == 2
+    assert one.get("2") is not None
+
+
+def test_what_a_killed_daemon_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".0.embeds.old").write_bytes(b"x")
+    os.utime(tmp_path / ".0.embeds.old", (0, 0))
+    (tmp_path / ".1.embeds.new").write_bytes(b"x")  # perhaps under way in another daemon
+    EmbeddingCache(tmp_path, 2**20, "a")
+    assert [path.name for path in tmp_path.iterdir()] == [".1.embeds.new"]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    """A real limit of the kernel's, in a process of its own."""
+    code = (
+        "import resource, sys, pathlib, numpy as np\n"
+        "from edge_runtime.embedding_cache import EmbeddingCache\n"
+        "from edge_runtime.engine import Embeddings\n"
+        "cache = EmbeddingCache(pathlib.Path(sys.argv[1]), 2**20, 'a')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "cache.put('0', Embeddings(np.zeros((64, 64), np.float16), ()))\n"
+        "assert cache.get('0') is None and cache.bytes == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -30,6 +30,9 @@ ProviderOption = Annotated[
 TargetOption = Annotated[
     str | None, typer.Option(help="Which engine of the bundle (TensorRT); the first that fits this GPU.")
 ]
+PreprocessOption = Annotated[
+    str, typer.Option(help="auto, lean (no torch), lean-uint8 (and the uint8 graphs) or reference (qwen-vl-utils).")
+]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="Which precision of the bundle; the first by default.")]
 
@@ -146,6 +149,7 @@ def ask(
     target: TargetOption = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
     wire_dtype: Annotated[str, typer.Option(help="fp16, or fp32 for parity runs.")] = "fp16",
+    preprocess: PreprocessOption = "auto",
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,7 +159,7 @@ def ask(
     from tools.commands.ask import run
 
     engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
-    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
+    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype, preprocess=preprocess)
     run(question, bundle, server, image or [], video or [], messages, max_new_tokens, options, as_json)
 
 
@@ -187,6 +191,7 @@ def parity(
     target: TargetOption = None,
     precision: PrecisionOption = None,
     wire_dtype: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    preprocess: PreprocessOption = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     threads: ThreadsOption = 0,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
@@ -214,13 +219,16 @@ def parity(
     from tools.parity.prove import ParityRequest
 
     engine = EngineOptions(precision=precision, threads=threads, model=Path(model), provider=provider, target=target)
-    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype)
+    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype, preprocess=preprocess)
     other = None
     if any(
         item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
     ):
         engine = EngineOptions(against_precision, threads, Path(model), against_provider or "cpu", against_target)
-        other = (against or bundle, EdgeOptions(against_backend or "onnxruntime", engine, wire_dtype))
+        other = (
+            against or bundle,
+            EdgeOptions(against_backend or "onnxruntime", engine, wire_dtype, preprocess="reference"),
+        )
     request = ParityRequest(
         bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None
     )
@@ -237,6 +245,10 @@ def edge(
     context: typer.Context,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder made by `export`.")] = None,
     server: Annotated[str | None, typer.Option(help="URL of the server. [default: http://127.0.0.1:8000]")] = None,
+    server_kind: Annotated[
+        str | None, typer.Option(help="qwen3vl, or openai for a vLLM with --enable-mm-embeds. [default: qwen3vl]")
+    ] = None,
+    server_model: Annotated[str | None, typer.Option(help="The foreign server's name of the model.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. [default: 8080]")] = None,
@@ -244,6 +256,7 @@ def edge(
     backend: Annotated[str | None, typer.Option(help="Encoder backend, as for `ask`.")] = None,
     provider: Annotated[str | None, typer.Option(help="ONNX Runtime provider, as for `ask`.")] = None,
     precision: PrecisionOption = None,
+    preprocess: Annotated[str | None, typer.Option(help="As for `ask`. [default: auto]")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder to keep embeddings in.")] = None,
     media_folder: Annotated[
         list[Path] | None, typer.Option(help="Clients may name files under this folder. May repeat.")
@@ -259,6 +272,7 @@ def edge(
 
     options = {"bundle": bundle, "server": server, "host": host, "port": port, "unix_socket": unix_socket}
     options |= {"backend": backend, "provider": provider, "precision": precision, "cache": cache}
+    options |= {"server_kind": server_kind, "server_model": server_model, "preprocess": preprocess}
     run(config, options | {"media_folders": media_folder or None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import onnxruntime as ort
@@ -11,8 +12,11 @@ from contract.bundle import Bundle
 from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import find_provider, make_session
+from edge_runtime.cpu_features import int8_products_saturate
 from edge_runtime.engine import Engine, EngineOptions
 from edge_runtime.graph_engine import GraphEngine
+
+logger = logging.getLogger("edge")
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -24,6 +28,11 @@ class OnnxRuntimeEngine(GraphEngine):
         self._provider = options.provider
         self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
         self._threads = options.threads
+        if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
+            logger.warning(
+                "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
+                "use --backend openvino, another precision, or hold it with: qwen3vl-edge parity"
+            )
 
     def check_provider(self) -> None:
         """Load one graph, so that a provider that does not start is known now and not at the first picture."""

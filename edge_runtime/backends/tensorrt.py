@@ -47,7 +47,11 @@ class _Profile:
 
 
 class TensorRTEngine:
-    """The engine of one target, with a profile per bucket."""
+    """The engine of one target, with a profile per bucket.
+
+    Attributes:
+        device_bytes: of device memory that it holds: its buffers, and the plans' own size for their weights.
+    """
 
     def __init__(self, library_name: str, bundle: Bundle, record: EngineRecord) -> None:
         self.name, self.precision = library_name, record.precision
@@ -57,6 +61,7 @@ class TensorRTEngine:
         self._lock = threading.Lock()
         self._profiles: dict[str, _Profile] = {}
         self._owned: list[Any] = []  # freed in close(), last first
+        self.device_bytes = sum((bundle.path / plan.path).stat().st_size for plan in record.plans)
         try:
             self._load()
         except BaseException:
@@ -141,6 +146,7 @@ class TensorRTEngine:
 
     def _device(self, size: int) -> DeviceBuffer:
         buffer = DeviceBuffer(size)
+        self.device_bytes += size
         self._owned.append(buffer.free)
         return buffer
 

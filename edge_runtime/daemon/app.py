@@ -7,23 +7,32 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from contract.http_counter import RequestCounter
 from contract.http_errors import install_error_handlers
-from edge_runtime.daemon import chat_routes, job_routes, status_routes
+from edge_runtime.daemon import camera_routes, chat_routes, job_routes, page_routes, status_routes
+from edge_runtime.daemon.browser_guard import BrowserGuard
 from edge_runtime.daemon.job_runner import JobRunner
+from edge_runtime.daemon.reload import Reloader
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.daemon.systemd import feed_watchdog
 
-ROUTES = (*chat_routes.ROUTES, *job_routes.ROUTES, *status_routes.ROUTES)
+ROUTES = (
+    *chat_routes.ROUTES,
+    *job_routes.ROUTES,
+    *status_routes.ROUTES,
+    *page_routes.ROUTES,
+    *camera_routes.ROUTES,
+)
 
 
-def create_app(daemon: Daemon) -> FastAPI:
-    """The application."""
+def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
+    """The application; `reloader` runs as long as it does."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watchdog = asyncio.create_task(feed_watchdog())
+        beside = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
         async with daemon.upstream:
             if daemon.spool is not None:
                 daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config)
@@ -31,12 +40,27 @@ def create_app(daemon: Daemon) -> FastAPI:
             yield
             if daemon.runner is not None:
                 await daemon.runner.stop()
-        watchdog.cancel()
+        for task in beside:
+            task.cancel()
 
     app = FastAPI(title="qwen3vl-edge daemon", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
+    config = daemon.config
+    # The last one added is asked first.
+    if config.allowed_origins:
+        origins = list(config.allowed_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    app.add_middleware(
+        BrowserGuard,
+        host=config.host,
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=config.allowed_origins,
+    )
     app.add_middleware(RequestCounter, requests=daemon.metrics.requests, routes=ROUTES)
     app.include_router(status_routes.status_routes(daemon))
     app.include_router(chat_routes.chat_routes(daemon))
     app.include_router(job_routes.job_routes(daemon))
+    app.include_router(camera_routes.camera_routes(daemon))
+    if config.page:
+        app.include_router(page_routes.page_routes())
     return app

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.errors import ContractError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.stop_strings import StopStrings
 from edge_runtime.daemon.upstream import Upstream
@@ -25,6 +26,10 @@ class Progress:
         first_token_s: from the request sent to its first token: network, queue and prefill.
         generate_s: until the end.
         sent_bytes: of all bodies that went out.
+        by_hash: which of the media the last body named and did not send.
+        server: what is to be said of a server that is not this project's own.
+        complete: the answer came to its end; False for ever where the client left or something failed.
+        failure: what failed after the answer had begun.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -33,6 +38,10 @@ class Progress:
     first_token_s: float | None = None
     generate_s: float = 0.0
     sent_bytes: int = 0
+    by_hash: frozenset[int] = frozenset()
+    server: dict[str, Any] | None = None
+    complete: bool = False
+    failure: ContractError | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -57,9 +66,11 @@ async def generate(
         ServerUnavailableError, RefusedError: as the upstream.
     """
 
-    def count(size: int) -> None:
+    def count(size: int, by_hash: Collection[int] = ()) -> None:
         progress.sent_bytes += size
+        progress.by_hash = frozenset(by_hash)
 
+    progress.server = upstream.evidence
     stops = StopStrings(request.stop_strings)
     sent = time.perf_counter()
     events = upstream.stream(encoded, request, deadline_s, count)
@@ -68,14 +79,16 @@ async def generate(
             if progress.first_token_s is None:
                 progress.first_token_s = time.perf_counter() - sent
             progress.final = event.final
+            progress.server = (event.final or {}).get("server", progress.server)
             progress.tokens += event.final is None
             piece = stops.add(event.text) if event.final is None else stops.finish()
             if piece:
                 progress.pieces.append(piece)
                 yield piece
             if stops.found:
-                progress.final = None
+                progress.final, progress.complete = None, True
                 return
+        progress.complete = progress.final is not None
     finally:
         progress.generate_s = time.perf_counter() - sent
         await events.aclose()
@@ -83,12 +96,12 @@ async def generate(
             upstream.forget(encoded.request.request_id)
 
 
-def completion(model: str, encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
+def completion(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     """The whole answer as a `chat.completion`."""
     message = {"role": "assistant", "content": "".join(progress.pieces)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": progress.finish_reason}
     return {
-        **_head(model, encoded, "chat.completion"),
+        **_head(encoded, "chat.completion"),
         "choices": [choice],
         "usage": usage(encoded, progress),
         "qwen3vl_edge": evidence(encoded, progress),
@@ -96,10 +109,10 @@ def completion(model: str, encoded: EncodedPrompt, progress: Progress) -> dict[s
 
 
 async def chunks(
-    model: str, encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
+    encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
 ) -> AsyncIterator[str]:
     """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last."""
-    head = {**_head(model, encoded, "chat.completion.chunk"), "system_fingerprint": None}
+    head = {**_head(encoded, "chat.completion.chunk"), "system_fingerprint": None}
 
     def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -129,8 +142,14 @@ def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
 def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     """How the answer came about: what the model saw of each picture, where the time went, what was sent."""
     media = [
-        {"kind": item.kind, "grid": str(item.grid), **item.origin, "encode_s": round(seconds, 6)}
-        for item, seconds in zip(encoded.request.media, encoded.timings.encode, strict=True)
+        {
+            "kind": item.kind,
+            "grid": str(item.grid),
+            **item.origin,
+            "encode_s": round(seconds, 6),
+            "sent": "hash" if index in progress.by_hash else "tensors",
+        }
+        for index, (item, seconds) in enumerate(zip(encoded.request.media, encoded.timings.encode, strict=True))
     ]
     seconds = {
         "preprocess": encoded.timings.preprocess,
@@ -139,11 +158,13 @@ def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
         "generate": progress.generate_s,
     }
     rounded = {name: round(value, 6) for name, value in seconds.items()}
-    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes}
+    server = {"server": progress.server} if progress.server else {}
+    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes, **server}
 
 
-def _head(model: str, encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{encoded.request.request_id}", "object": kind, "created": int(time.time()), "model": model}
+def _head(encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
+    name = f"chatcmpl-{encoded.request.request_id}"
+    return {"id": name, "object": kind, "created": int(time.time()), "model": encoded.model}
 
 
 def _event(value: dict[str, Any]) -> str:

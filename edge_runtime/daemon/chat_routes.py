@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
@@ -19,14 +18,13 @@ from contract.idempotency import idempotency_key
 from contract.wire import CONTENT_TYPE, encode_request
 from edge_runtime.daemon.chat import Progress, chunks, completion, generate
 from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
-from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.logs import log_request
 from edge_runtime.daemon.openai_request import ChatRequest, parse_chat, sampling_of
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.edge import EncodedPrompt
 
 ROUTES = ("/v1/chat/completions", "/v1/encode")
 BODY_SECONDS = 60.0
-logger = logging.getLogger("edge")
 
 
 def chat_routes(daemon: Daemon) -> APIRouter:
@@ -36,9 +34,9 @@ def chat_routes(daemon: Daemon) -> APIRouter:
     @router.post("/v1/encode")
     async def encode(request: Request) -> Response:
         """A chat request's body to what would go to the server: token ids and embeddings (safetensors)."""
-        with daemon.pipeline.place():
+        with daemon.recent.entry("encode") as entry, daemon.place():
             chat = await read_chat(request, daemon)
-            encoded = await encode_chat(chat, daemon)
+            encoded = entry.encoded = await encode_chat(chat, daemon)
             return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
 
     @router.post("/v1/chat/completions")
@@ -49,14 +47,16 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         """
         key = idempotency_key(request.headers)
         with ExitStack() as place:
-            place.enter_context(daemon.pipeline.place())
+            entry = place.enter_context(daemon.recent.entry("chat"))
+            place.enter_context(daemon.place())
             chat = await read_chat(request, daemon)
-            encoded = with_request_id(await encode_chat(chat, daemon), key)
-            progress = Progress()
+            daemon.upstream.check(chat)
+            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), key)
+            progress = entry.progress = Progress()
             kept = key is not None
             pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=kept)
             if not chat.stream:
-                return await _whole(request, daemon, encoded, pieces, progress)
+                return await _whole(request, daemon, chat, encoded, pieces, progress)
             return await _streamed(request, daemon, chat, encoded, pieces, progress, place)
 
     return router
@@ -101,7 +101,12 @@ def with_request_id(encoded: EncodedPrompt, request_id: str | None) -> EncodedPr
 
 
 async def _whole(
-    request: Request, daemon: Daemon, encoded: EncodedPrompt, pieces: AsyncGenerator[str, None], progress: Progress
+    request: Request,
+    daemon: Daemon,
+    chat: ChatRequest,
+    encoded: EncodedPrompt,
+    pieces: AsyncGenerator[str, None],
+    progress: Progress,
 ) -> Response:
     """The whole answer; a client that leaves ends its generation."""
 
@@ -114,8 +119,8 @@ async def _whole(
         if await unless_left(request, collect()) is LEFT:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        _account(daemon.metrics, progress, encoded)
-    return JSONResponse(completion(daemon.model, encoded, progress))
+        _account(daemon, chat, progress, encoded)
+    return JSONResponse(completion(encoded, progress))
 
 
 async def _streamed(
@@ -134,7 +139,7 @@ async def _streamed(
     finally:
         if first is LEFT:
             await pieces.aclose()
-            _account(daemon.metrics, progress, encoded)
+            _account(daemon, chat, progress, encoded)
     if first is LEFT:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     held = place.pop_all()  # the place is taken until the last event was sent
@@ -142,7 +147,7 @@ async def _streamed(
     async def end() -> None:
         await pieces.aclose()
         held.close()
-        _account(daemon.metrics, progress, encoded)
+        _account(daemon, chat, progress, encoded)
 
     return ClosingStream(_events(daemon, encoded, chat, first, pieces, progress), end)
 
@@ -162,28 +167,20 @@ async def _events(
                 yield piece
 
     try:
-        async for event in chunks(daemon.model, encoded, chat, all_pieces(), progress):
+        async for event in chunks(encoded, chat, all_pieces(), progress):
             yield event
     except ContractError as error:
+        progress.failure = error
         yield f"data: {json.dumps(error.to_openai())}\n\n"
         yield "data: [DONE]\n\n"
 
 
-def _account(metrics: Metrics, progress: Progress, encoded: EncodedPrompt) -> None:
+def _account(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: EncodedPrompt) -> None:
+    metrics = daemon.metrics
     metrics.sent.inc(progress.sent_bytes)
+    metrics.by_hash.inc(len(progress.by_hash))
+    metrics.saved.inc(sum(encoded.request.media[index].nbytes for index in progress.by_hash))
     if progress.first_token_s is not None:
         metrics.seconds.labels("first_token").observe(progress.first_token_s)
         metrics.seconds.labels("generate").observe(progress.generate_s)
-    # No prompt, no picture, no answer: only what it cost.
-    logger.info(
-        "request %s: %d media, %d prompt tokens, %d tokens, %d bytes sent, "
-        "preprocess %.3f s, encode %.3f s, generate %.3f s",
-        encoded.request.request_id,
-        len(encoded.request.media),
-        len(encoded.request.input_ids),
-        progress.tokens,
-        progress.sent_bytes,
-        encoded.timings.preprocess,
-        sum(encoded.timings.encode),
-        progress.generate_s,
-    )
+    log_request(encoded, progress, chat, daemon.config.log_prompts)

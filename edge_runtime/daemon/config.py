@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from edge_runtime.live.config import CameraConfig
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
+LOG_FORMATS = ("text", "json")
+SERVER_KINDS = ("qwen3vl", "openai")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,19 @@ class DaemonConfig:
         max_media_mib: of one picture or clip.
         max_body_mib: of one request to the local API.
         drain_s: seconds that running requests get after SIGTERM.
+        log_format: "text" or "json" (one object a line).
+        log_prompts: log what is asked and answered; never a picture.
+        send_by_hash: embeddings that the server holds already are named by their hash and not sent again.
+        server_kind: "qwen3vl", this project's own, or "openai", a foreign one that takes vLLM's `image_embeds`.
+        server_model: the foreign server's name of the model; empty for the only one it serves.
+        server_api_key: sent to the foreign server as a bearer token; kept out of logs and of this object's text.
+        page: serve a page to look at and to ask from at `/`.
+        allowed_hosts: names, beside localhost and this machine's own, by which browsers may reach the local API.
+        allowed_origins: web pages of other servers that may use it, such as "https://example.org".
+        stack: images and clips of a request that have one size share engine runs.
+        cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
+        preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
+            or reference (qwen-vl-utils and transformers).
         spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
         spool_mib: of requests and answers in it. spool_jobs: jobs that may wait; the next is answered 429.
         job_concurrency: jobs sent at a time.
@@ -65,6 +82,18 @@ class DaemonConfig:
     max_media_mib: int = 64
     max_body_mib: int = 128
     drain_s: int = 30
+    log_format: str = "text"
+    log_prompts: bool = False
+    send_by_hash: bool = True
+    server_kind: str = "qwen3vl"
+    server_model: str = ""
+    server_api_key: str = field(default="", repr=False)
+    page: bool = True
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    stack: bool = True
+    cameras: tuple[CameraConfig, ...] = ()
+    preprocess: str = "auto"
     spool: Path | None = None
     spool_mib: int = 1024
     spool_jobs: int = 1000
@@ -75,6 +104,19 @@ class DaemonConfig:
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
+        for name, known in (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"no such {name}", field=name, expected=" or ".join(known), got=repr(getattr(self, name))[:80]
+                )
+        for origin in self.allowed_origins:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                expected = "scheme and host, such as https://example.org"
+                raise InputError("bad origin", field="allowed_origins", expected=expected, got=repr(origin)[:80])
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"[\w.-]+", host):
+                expected = "a name without scheme and port"
+                raise InputError("bad host", field="allowed_hosts", expected=expected, got=repr(host)[:80])
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -113,7 +155,7 @@ def load_config(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    kinds = {field.name: str(field.type) for field in fields(DaemonConfig)}
+    kinds = {item.name: str(item.type) for item in fields(DaemonConfig)}
     values: dict[str, Any] = {}
     for source, found in (
         (str(path), _read(path) if path is not None else {}),
@@ -155,10 +197,17 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _typed(name: str, value: Any, kind: str, source: str) -> Any:
     """The value in its field's type; text, as the environment has it, is read as that type."""
     kind = kind.removesuffix(" | None")
+    if kind == "tuple[CameraConfig, ...]":
+        return _cameras(value, source)
     try:
+        if kind == "Mapping[str, str]":
+            return {str(key): str(item) for key, item in value.items()}
         if kind == "tuple[Path, ...]":
             items = value.split(os.pathsep) if isinstance(value, str) else value
             return tuple(Path(item) for item in items if str(item))
+        if kind == "tuple[str, ...]":
+            words = value.split(",") if isinstance(value, str) else value
+            return tuple(word.strip() for word in words if word.strip())
         if kind == "Path":
             return Path(value) if str(value) else None
         if kind == "bool":
@@ -177,3 +226,20 @@ def _typed(name: str, value: Any, kind: str, source: str) -> Any:
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise InputError(f"setting of the wrong type in {source}", field=name, expected=kind, got=repr(value)[:80])
+
+
+def _cameras(value: Any, source: str) -> tuple[CameraConfig, ...]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise InputError(f"setting of the wrong type in {source}", field="cameras", expected="tables [cameras.NAME]")
+    kinds = {field.name: str(field.type) for field in fields(CameraConfig) if field.name != "name"}
+    found = []
+    for name, table in value.items():
+        where = f"cameras.{name}"
+        for setting in table:
+            if setting not in kinds:
+                raise InputError(f"unknown setting in {source}", field=f"{where}.{setting}", expected=", ".join(kinds))
+        if "source" not in table:
+            raise InputError("camera without a source", field=f"{where}.source")
+        typed = {key: _typed(f"{where}.{key}", item, kinds[key], source) for key, item in table.items()}
+        found.append(CameraConfig(name, **typed))
+    return tuple(found)

@@ -1,68 +1,49 @@
-"""Requests through preprocessing and the engine, one thread each, so that they overlap; and no more than fit.
+"""Requests through preprocessing and the engine, one thread each, so that they overlap.
 
-While the engine encodes one request, the next is fetched, resized and tokenized. A request counts as under way until
-its answer has been sent, so what is held in memory is bounded; the next one is refused with 429.
+While the engine encodes one request, the next is fetched, resized and tokenized, and those before it are on their
+way to the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from contract.http_errors import QueueFullError
 from contract.request import Sampling
+from edge_runtime.daemon.cameras import Cameras
 from edge_runtime.daemon.media_access import MediaAccess
 from edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
 from edge_runtime.edge import Edge, EncodedPrompt, Prepared
+from edge_runtime.live.config import CameraConfig
 
-RETRY_AFTER_SECONDS = 2
-
-
-@dataclass
-class Waiting:
-    """How many requests are under way, and the most that may be."""
-
-    limit: int
-    now: int = 0
+IDLE_POLL_SECONDS = 0.05
 
 
 class EncodePipeline:
-    """Owns an opened edge; `close` frees it."""
+    """Owns an opened edge; `close` frees it.
 
-    def __init__(self, edge: Edge, access: MediaAccess, max_waiting: int) -> None:
+    Attributes:
+        engine_memory: bytes by place: "host", by which this process grew when the edge was opened and tested, and
+            "device", where the engine tells.
+    """
+
+    def __init__(self, edge: Edge, access: MediaAccess, cameras: Sequence[CameraConfig] = ()) -> None:
         self.edge = edge
         self._access = access
-        self.waiting = Waiting(max_waiting)
-        self._lock = threading.Lock()
+        self.engine_memory = {"host": 0, "device": 0}
+        self._encoding = 0  # touched in the event loop alone
         # Tokenizers and processors are not made for several threads; neither are most engines.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among the requests under way, until the block is left.
-
-        Raises:
-            QueueFullError: all are taken.
-        """
-        with self._lock:
-            if self.waiting.now >= self.waiting.limit:
-                raise QueueFullError(self.waiting.now, RETRY_AFTER_SECONDS)
-            self.waiting.now += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.waiting.now -= 1
+        self.cameras = Cameras(cameras, edge, self._encode.submit)
 
     async def encode(self, chat: list[ChatMessage], sampling: Sampling) -> EncodedPrompt:
         """Fetch, preprocess and encode a conversation.
@@ -71,8 +52,12 @@ class EncodePipeline:
             InputError, LimitError, BucketError: media or messages that cannot be used.
         """
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._prepare, self._prepared, chat)
-        return await loop.run_in_executor(self._encode, lambda: self.edge.embed(prepared, sampling, stream=True))
+        self._encoding += 1
+        try:
+            prepared = await loop.run_in_executor(self._prepare, self._prepared, chat)
+            return await loop.run_in_executor(self._encode, lambda: self.edge.embed(prepared, sampling, stream=True))
+        finally:
+            self._encoding -= 1
 
     def self_test(self) -> None:
         """One pass through everything on a drawn picture, so that a broken engine is found before it is needed.
@@ -93,7 +78,15 @@ class EncodePipeline:
         message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]}
         self.edge.embed(self.edge.prepare([message]))
 
+    async def close_when_idle(self) -> None:
+        """Free the engine once nothing is encoded here any more; for a pipeline that no new request reaches."""
+        while self._encoding:
+            await asyncio.sleep(IDLE_POLL_SECONDS)
+        await asyncio.to_thread(self.close)
+        await asyncio.to_thread(_return_free_memory)
+
     def close(self) -> None:
+        self.cameras.close()
         for pool in (self._prepare, self._encode):
             pool.shutdown(wait=True, cancel_futures=True)
         self.edge.engine.close()
@@ -101,6 +94,14 @@ class EncodePipeline:
     def _prepared(self, chat: list[ChatMessage]) -> Prepared:
         scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
         try:
-            return self.edge.prepare(fetch_messages(chat, self._access, scratch))
+            return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _return_free_memory() -> None:
+    """What the old engine freed goes back to the system; glibc would keep it in its arenas (malloc_trim(3))."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)

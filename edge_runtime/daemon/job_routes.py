@@ -33,15 +33,16 @@ def job_routes(daemon: Daemon) -> APIRouter:
         """A chat request's body to a job; the same Idempotency-Key gives the same job."""
         spool = _spool(daemon)
         key = idempotency_key(request.headers)
-        with daemon.pipeline.place():
+        with daemon.recent.entry("job") as entry, daemon.place():
             chat = await read_chat(request, daemon)
             digest = _digest(chat)
             if key is not None and (known := await spool.find(key, digest)) is not None:
                 return JSONResponse(_accepted(known), status_code=202)
             spool.check_room()  # before a picture is encoded for nothing
             job_id = f"job-{uuid.uuid4().hex}"
-            encoded = with_request_id(await encode_chat(chat, daemon), job_id)
-            document, body = to_disk(daemon.model, chat, encoded)
+            daemon.upstream.check(chat)
+            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), job_id)
+            document, body = to_disk(chat, encoded)
             job = await spool.add(NewJob(job_id, key, digest, document, body, daemon.config.job_deadline_s))
         if daemon.runner is not None:
             daemon.runner.wake()

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from contract.errors import ContractError, WireError
@@ -48,7 +50,7 @@ class JobRunner:
         await asyncio.gather(*self._tasks, *self._attempts.values(), return_exceptions=True)
 
     def wake(self) -> None:
-        """There is a new job."""
+        """There is a new job, or one that waits again."""
         woken, self._wake = self._wake, asyncio.Event()
         woken.set()
 
@@ -60,16 +62,17 @@ class JobRunner:
 
     async def _work(self) -> None:
         while True:
+            woken = self._wake  # taken before the look, so that what comes during it is not slept over
             try:
                 due = await self._spool.next_due()
                 if due is None or due > 0:
-                    await self._sleep(due)
+                    await self._sleep(due, woken)
                     continue
                 await self._until_server_is_ready()
                 if (claimed := await self._spool.claim()) is not None:
                     await self._run(claimed)
                 else:
-                    await self._sleep(0.1)  # expired, or another worker was faster
+                    await self._sleep(0.1, woken)  # expired, or another worker was faster
             except HttpError as error:  # the disk; what was accepted is still there
                 logger.warning("%s", error)
                 await asyncio.sleep(random.uniform(1, 10))
@@ -91,7 +94,9 @@ class JobRunner:
         error = as_contract_error(failure, job.id)
         if isinstance(failure, ContractError) and (error.status >= 500 or error.status in _LATER):
             longest = min(FIRST_WAIT_SECONDS * 2 ** min(job.attempts, 20), LONGEST_WAIT_SECONDS)
-            await self._spool.postpone(job.id, max(random.uniform(0, longest), getattr(error, "retry_after", 0)))
+            wait = max(random.uniform(0, longest), getattr(error, "retry_after", 0))
+            await self._committed(job.id, partial(self._spool.postpone, job.id, wait))
+            self.wake()  # the housekeeper: it waits again, and may have expired meanwhile
             return
         await self._record(job.id, error=error.to_openai()["error"])
 
@@ -105,16 +110,20 @@ class JobRunner:
         async with aclosing(pieces):
             async for _ in pieces:
                 pass
-        return completion(prompt.model, prompt.encoded, progress)
+        return completion(prompt.encoded, progress)
 
     async def _record(self, job_id: str, **how: Any) -> None:
-        """Commit how a job ended, as soon as the disk lets it."""
+        """Commit how a job ended."""
+        await self._committed(job_id, partial(self._spool.finish, job_id, **how))
+
+    async def _committed(self, job_id: str, change: Callable[[], Awaitable[object]]) -> None:
+        """Commit a change as soon as the disk lets it; a job must not stay marked as running."""
         while True:
             try:
-                await self._spool.finish(job_id, **how)
+                await change()
                 return
             except HttpError as error:
-                logger.warning("job %s has ended and cannot be recorded yet: %s", job_id, error)
+                logger.warning("job %s cannot be recorded yet: %s", job_id, error)
                 await asyncio.sleep(random.uniform(1, 10))
 
     async def _until_server_is_ready(self) -> None:
@@ -126,14 +135,15 @@ class JobRunner:
 
     async def _housekeep(self) -> None:
         while True:
+            woken = self._wake
             try:
-                await self._sleep(await self._spool.sweep(self._config.job_keep_s))
+                await self._sleep(await self._spool.sweep(self._config.job_keep_s), woken)
             except HttpError as error:
                 logger.warning("%s", error)
                 await asyncio.sleep(NOTHING_TO_DO_SECONDS)
 
-    async def _sleep(self, seconds: float | None) -> None:
-        """Until then, or until there is a new job."""
+    async def _sleep(self, seconds: float | None, woken: asyncio.Event) -> None:
+        """Until then, or until there is something new."""
         limit = NOTHING_TO_DO_SECONDS if seconds is None else min(seconds + 0.01, NOTHING_TO_DO_SECONDS)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), limit)
+            await asyncio.wait_for(woken.wait(), limit)

@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import stat
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     import uvicorn
 
     from edge_runtime.daemon.state import Daemon
+    from edge_runtime.daemon.upstream import Upstream
 
 logger = logging.getLogger("edge")
 
 
-def serve(config: DaemonConfig) -> None:
+def serve(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
     """Open the bundle and answer until SIGTERM or Ctrl-C; returns after a clean stop.
 
     The address answers at once, `/readyz` with 503 until the bundle is open and has encoded a picture.
+
+    Args:
+        reread: the settings as they are at the time of a reload (SIGHUP).
 
     Raises:
         InputError: an address that cannot be listened on, or options that cannot be used.
@@ -39,7 +43,7 @@ def serve(config: DaemonConfig) -> None:
     try:
         if config.unix_socket is not None:
             listeners.append(_listen_on_path(config.unix_socket))
-        _serve_on(listeners, config)
+        _serve_on(listeners, config, reread)
     finally:
         for listener in listeners:
             listener.close()
@@ -77,20 +81,22 @@ def _listen_on_path(path: Path) -> socket.socket:
     return listener
 
 
-def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
+def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
     import uvicorn
 
     from edge_runtime.daemon.app import create_app
+    from edge_runtime.daemon.logs import log_to_stderr
+    from edge_runtime.daemon.reload import Reloader
     from edge_runtime.daemon.spool import Spool
     from edge_runtime.daemon.state import Daemon
-    from edge_runtime.daemon.upstream import Qwen3VLServer
 
-    _log_to_stderr()
+    log_to_stderr(config.log_format)
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
-    daemon = Daemon(config, Qwen3VLServer(config.server), spool)
+    daemon = Daemon(config, _upstream(config), spool)
+    reloader = Reloader(daemon, reread)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(daemon),
+            create_app(daemon, reloader),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -112,20 +118,22 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig) -> None:
     logger.info("stopped")
 
 
+def _upstream(config: DaemonConfig) -> Upstream:
+    from edge_runtime.daemon.openai_server import OpenAIServer
+    from edge_runtime.daemon.upstream import Qwen3VLServer
+
+    if config.server_kind == "openai":
+        return OpenAIServer(config.server, config.server_model, config.server_api_key)
+    return Qwen3VLServer(config.server, config.send_by_hash)
+
+
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     """Open the bundle, prove that it encodes, and say so."""
     config = daemon.config
     try:
-        from edge_runtime.daemon.encode_pipeline import EncodePipeline
-        from edge_runtime.daemon.media_access import MediaAccess
-        from edge_runtime.edge import EdgeOptions, open_edge
-        from edge_runtime.engine import EngineOptions
+        from edge_runtime.daemon.open_pipeline import open_pipeline
 
-        engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
-        options = EdgeOptions(config.backend, engine, cache=config.cache, cache_bytes=config.cache_mib * 2**20)
-        access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
-        pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.max_waiting)
-        pipeline.self_test()
+        pipeline = open_pipeline(config)
     except BaseException as error:
         daemon.failure = error
         server.should_exit = True
@@ -133,19 +141,13 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     daemon.started = pipeline
     edge = pipeline.edge
     logger.info(
-        "ready: %s, %s %s, %d buckets%s",
+        "ready: %s, %s %s, %d buckets%s, %s preprocessing",
         edge.bundle.manifest.model.id,
         edge.engine.name,
         edge.engine.precision,
         len(edge.engine.serves.buckets),
         " and any other size" if edge.engine.serves.dynamic else "",
+        "reference" if edge.lean is None else "lean",
     )
     logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")
     notify("READY=1")
-
-
-def _log_to_stderr() -> None:
-    """Plain lines on stderr, unless the program around has set up logging already."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logger.setLevel(logging.INFO)

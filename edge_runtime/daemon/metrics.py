@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from edge_runtime.daemon.board import powers, resident_bytes, temperatures
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.places import Places
 from edge_runtime.daemon.spool import STATUSES, Counts
 from edge_runtime.edge import EncodedPrompt
 from edge_runtime.embedding_cache import EmbeddingCache
@@ -24,7 +28,7 @@ class Metrics:
         pipeline: called at each scrape; None while the daemon starts.
     """
 
-    def __init__(self, pipeline: Callable[[], EncodePipeline | None]) -> None:
+    def __init__(self, pipeline: Callable[[], EncodePipeline | None], places: Places) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
         self.media = Counter(
@@ -44,24 +48,31 @@ class Metrics:
             registry=registry,
         )
         self.sent = Counter(f"{PREFIX}_sent_bytes", "Bytes sent to the server", registry=registry)
+        self.by_hash = Counter(f"{PREFIX}_media_by_hash", "Media named by hash and not sent", registry=registry)
+        self.saved = Counter(f"{PREFIX}_saved_bytes", "Bytes of the embeddings not sent again", registry=registry)
         for name, what, read in (
-            ("under_way", "Requests under way", lambda found: found.waiting.now),
             ("cache_hits", "Embeddings found in the cache since start", lambda found: _cache(found, "hits")),
             ("cache_misses", "Embeddings not found in the cache since start", lambda found: _cache(found, "misses")),
             ("cache_bytes", "Bytes of embeddings on disk", lambda found: _cache(found, "bytes")),
         ):
             gauge = Gauge(f"{PREFIX}_{name}", what, registry=registry)
             gauge.set_function(_reader(pipeline, read))
+        for name, what, now in (
+            ("under_way", "Requests under way", lambda: places.taken),
+            ("resident_bytes", "Resident memory of the daemon", resident_bytes),
+        ):
+            Gauge(f"{PREFIX}_{name}", what, registry=registry).set_function(now)
+        memory = Gauge(f"{PREFIX}_engine_memory_bytes", "Memory of the engine by place", ["place"], registry=registry)
+        for place in ("host", "device"):
+            memory.labels(place).set_function(_reader(pipeline, partial(_engine_memory, place)))
+        self.reloads = Counter(f"{PREFIX}_reloads", "Reloads by result", ["result"], registry=registry)
+        registry.register(_Board())
 
     def watch_spool(self, counts: Callable[[], Counts]) -> None:
         """Also show the spool, as it is at each scrape."""
         jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self.registry)
-
-        def number(status: str) -> float:
-            return float(counts().jobs.get(status, 0))
-
         for status in STATUSES:
-            jobs.labels(status).set_function(partial(number, status))
+            jobs.labels(status).set_function(partial(_jobs, counts, status))
         size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self.registry)
         size.set_function(lambda: float(counts().bytes))
 
@@ -74,6 +85,28 @@ class Metrics:
             self.media.labels(str(item.grid), graph).inc()
             self.distortion.observe(item.origin["distortion"])
             self.seconds.labels("encode").observe(seconds)
+
+
+def _engine_memory(place: str, pipeline: EncodePipeline) -> float:
+    return float(pipeline.engine_memory[place])
+
+
+def _jobs(counts: Callable[[], Counts], status: str) -> float:
+    return float(counts().jobs.get(status, 0))
+
+
+class _Board(Collector):
+    """Temperatures and power, read at each scrape; a board without sensors shows none."""
+
+    def collect(self) -> Iterator[Metric]:
+        for name, what, readings in (
+            ("temperature_celsius", "Temperature by thermal zone", temperatures()),
+            ("power_watts", "Power by rail", powers()),
+        ):
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", what, labels=["sensor"])
+            for reading in readings:
+                family.add_metric([reading.sensor], reading.value)
+            yield family
 
 
 def _reader(

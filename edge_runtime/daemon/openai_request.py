@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import InputError
 from contract.request import Sampling
+from edge_runtime.daemon.cameras import SCHEME, Cameras
 from edge_runtime.daemon.media_access import MediaAccess, fetch_clip, fetch_image
 from edge_runtime.media import Message
 
@@ -120,7 +121,7 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> Sampling:
     return Sampling.from_dict(values)
 
 
-def fetch_messages(chat: list[ChatMessage], access: MediaAccess, scratch: Path) -> list[Message]:
+def fetch_messages(chat: list[ChatMessage], access: MediaAccess, scratch: Path, cameras: Cameras) -> list[Message]:
     """Messages in Qwen's format: pictures decoded, clips in files of `scratch` or where they lie. Blocks.
 
     Raises:
@@ -133,20 +134,22 @@ def fetch_messages(chat: list[ChatMessage], access: MediaAccess, scratch: Path) 
             content = message.content
         else:
             content = [
-                _part(part, f"messages.{index}.content.{number}", access, scratch)
+                _part(part, f"messages.{index}.content.{number}", access, scratch, cameras)
                 for number, part in enumerate(message.content)
             ]
         messages.append({"role": "system" if message.role == "developer" else message.role, "content": content})
     return messages
 
 
-def _part(part: Part, where: str, access: MediaAccess, scratch: Path) -> dict[str, Any]:
+def _part(part: Part, where: str, access: MediaAccess, scratch: Path, cameras: Cameras) -> dict[str, Any]:
     value = getattr(part, part.type)
     if value is None:
         raise InputError(f"part of type {part.type} has no {part.type}", field=where)
     if part.type == "text":
         return {"type": "text", "text": value}
     url = value if isinstance(value, str) else value.url
+    if url.startswith(SCHEME):
+        return cameras.part(url, part.type.removesuffix("_url"))
     if part.type == "image_url":
         return {"type": "image", "image": fetch_image(url, access)}
     return {"type": "video", "video": fetch_clip(url, access, scratch)}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contract.errors import InputError, LimitError
+from contract.errors import InputError, LimitError, ServerUnavailableError
 from contract.http_errors import HttpError
 from contract.idempotency import KeyReusedError
 
@@ -48,6 +48,11 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_status ON jobs (status, number);
 """
+_EXPIRED = json.dumps(
+    ServerUnavailableError(
+        "the job was not answered before it expired", field="job_deadline_s", remedy="Send it again, as a new job."
+    ).to_openai()["error"]
+)
 
 
 class SpoolFullError(LimitError):
@@ -329,9 +334,9 @@ class Spool:
         now = time.time()
         with self._transaction():
             self._database.execute(
-                "UPDATE jobs SET status = 'expired', finished = ?, bytes = 0, body = NULL, prompt = '{}' "
+                "UPDATE jobs SET status = 'expired', finished = ?, error = ?, bytes = ?, body = NULL, prompt = '{}' "
                 "WHERE status = 'waiting' AND deadline <= ?",
-                (now, now),
+                (now, _EXPIRED, len(_EXPIRED), now),
             )
             self._database.execute("DELETE FROM jobs WHERE finished <= ?", (now - keep_s,))
         return self._seconds_until("deadline")

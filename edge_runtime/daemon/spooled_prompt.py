@@ -19,16 +19,15 @@ _ANY = Limits(max_body_bytes=2**40, max_media=2**20)
 class SpooledPrompt:
     """What the job runner sends and answers with; `encoded.media`, the pixels, is empty."""
 
-    model: str
     chat: ChatRequest
     encoded: EncodedPrompt
 
 
-def to_disk(model: str, chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], bytes]:
+def to_disk(chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], bytes]:
     """JSON and body. The JSON has the conversation's text and no media."""
     kept = chat.model_copy(update={"messages": [_without_media(message) for message in chat.messages]})
     timings = {"preprocess": encoded.timings.preprocess, "encode": list(encoded.timings.encode)}
-    document = {"model": model, "chat": kept.model_dump(mode="json", exclude_unset=True), "timings": timings}
+    document = {"model": encoded.model, "chat": kept.model_dump(mode="json", exclude_unset=True), "timings": timings}
     return document, b"".join(encode_request(encoded.request))
 
 
@@ -39,8 +38,8 @@ def from_disk(document: dict[str, Any], body: bytes) -> SpooledPrompt:
         WireError: the body is of another release.
     """
     timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
-    encoded = EncodedPrompt(decode_request(body, _ANY), (), timings)
-    return SpooledPrompt(document["model"], ChatRequest.model_validate(document["chat"]), encoded)
+    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY), (), timings)
+    return SpooledPrompt(ChatRequest.model_validate(document["chat"]), encoded)
 
 
 def _without_media(message: ChatMessage) -> ChatMessage:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.metrics import Metrics
+from edge_runtime.daemon.places import Places
+from edge_runtime.daemon.recent import RecentRequests
 from edge_runtime.daemon.spool import Spool
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
+        places: of requests under way.
+        last_reload: how the last reload ended, None before the first.
+        recent: the last requests and what they cost.
         spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
     """
 
@@ -30,9 +36,12 @@ class Daemon:
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
+        self.places = Places(config.max_waiting)
+        self.last_reload: dict[str, Any] | None = None
+        self.metrics = Metrics(lambda: self.started, self.places)
+        self.recent = RecentRequests()
         self.spool = spool
         self.runner: JobRunner | None = None
-        self.metrics = Metrics(lambda: self.started)
         if spool is not None:
             self.metrics.watch_spool(lambda: spool.counts)
 
@@ -42,6 +51,16 @@ class Daemon:
         if self.started is None:
             raise ServerUnavailableError("the daemon is still starting", remedy="Try again when /readyz answers 200.")
         return self.started
+
+    def place(self) -> AbstractContextManager[None]:
+        """A place among the requests under way.
+
+        Raises:
+            ServerUnavailableError: still starting.
+            QueueFullError: all are taken.
+        """
+        _ = self.pipeline
+        return self.places.place()
 
     @property
     def model(self) -> str:

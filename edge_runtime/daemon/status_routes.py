@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.state import Daemon
 
-ROUTES = ("/healthz", "/readyz", "/v1/models")
+ROUTES = ("/healthz", "/readyz", "/v1/models", "/v1/requests/recent")
 
 
 def status_routes(daemon: Daemon) -> APIRouter:
@@ -33,6 +33,8 @@ def status_routes(daemon: Daemon) -> APIRouter:
             "status": "ready",
             **_describe(pipeline),
             "server": "ready" if server is not None else "not reachable or not ready",
+            "last_reload": daemon.last_reload,
+            **({} if daemon.upstream.evidence is None else {"server_evidence": daemon.upstream.evidence}),
         }
 
     @router.get("/v1/models")
@@ -40,6 +42,11 @@ def status_routes(daemon: Daemon) -> APIRouter:
         """The one model that answers."""
         card = {"id": daemon.model, "object": "model", "created": started, "owned_by": "qwen3vl-edge"}
         return {"object": "list", "data": [{**card, **_describe(daemon.pipeline)}]}
+
+    @router.get("/v1/requests/recent")
+    async def recent() -> dict[str, Any]:
+        """The last requests, newest first, and what each cost."""
+        return {"object": "list", "data": daemon.recent.newest_first()}
 
     @router.get("/metrics")
     async def scrape() -> Response:
@@ -51,10 +58,14 @@ def status_routes(daemon: Daemon) -> APIRouter:
 
 def _describe(pipeline: EncodePipeline) -> dict[str, Any]:
     edge = pipeline.edge
+    geometry = edge.policy.geometry
     return {
         "model_hash": edge.bundle.manifest.model.model_hash,
         "backend": edge.engine.name,
         "precision": edge.engine.precision,
         "buckets": [str(grid) for grid in edge.engine.serves.buckets],
         "any_size": edge.engine.serves.dynamic,
+        "patch_size": geometry.patch_size,
+        "merge_size": geometry.merge_size,
+        "temporal_patch_size": geometry.temporal_patch_size,
     }

@@ -12,7 +12,10 @@ def run(config: Path | None, options: dict[str, Any]) -> None:
     Raises:
         ContractError: settings, bundle or address that cannot be used.
     """
-    from edge_runtime.daemon.config import load_config
+    from edge_runtime.daemon.config import DaemonConfig, load_config
     from edge_runtime.daemon.main import serve
 
-    serve(load_config(config, options))
+    def read() -> DaemonConfig:
+        return load_config(config, options)
+
+    serve(read(), read)

@@ -15,7 +15,7 @@ from contract.errors import InputError, ModelMismatchError
 from contract.grid import Grid
 from contract.manifest import MANIFEST_NAME, Manifest
 from edge_runtime.edge import Edge
-from edge_runtime.engine import Embeddings
+from edge_runtime.engine import Embeddings, run_engine
 from tools.bench.environment import environment
 from tools.parity.dump_format import Dump, DumpMeta, DumpWriter, SampleRecord, write_dump
 from tools.parity.encoder import named_outputs
@@ -57,7 +57,7 @@ def dump_edge(
 def _add_sample(writer: DumpWriter, index: int, case: Case, edge: Edge, layers: LayerSource | None) -> SampleRecord:
     manifest = edge.bundle.manifest
     _add_pixels(writer, index, case, manifest)
-    embeddings = edge.engine.run(case.grid, case.pixel_values)
+    embeddings = run_engine(edge.engine, case.grid, case.pixel_values, case.pixels)
     for name, array in named_outputs(manifest.vision.output_names, embeddings).items():
         writer.add(f"{index}/{name}", array)
     names = () if layers is None else tuple(filter(layers.offers, stream_layers(manifest.vision)))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from contract.grid import Grid
 from edge_runtime.edge import Edge
-from edge_runtime.engine import Embeddings
-from edge_runtime.prompt import prepare_prompt
+from edge_runtime.engine import Embeddings, run_engine
+from edge_runtime.prompt import PreparedMedia
 
 PAN = 4  # pixels that a picture moves per frame when it stands for a clip
 
@@ -24,12 +24,14 @@ class Case:
     Attributes:
         graph: "fixed" or "dynamic", which kind of graph serves the grid.
         pixel_values: float32 [t·h·w, channels·temporal·patch²] in the HF processor's layout.
+        pixels: uint8 [H, W, 3] where the engine under test takes those.
     """
 
     grid: Grid
     graph: str
     picture: str
     pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ def edge_cases(
     for grid, kind in _grids(edge):
         progress(str(grid))
         for name, picture in pictures.items():
-            yield Case(grid, kind, name, _pixels(edge, picture, grid))
+            item = _prepared(edge, picture, grid)
+            yield Case(grid, kind, name, item.pixel_values, item.pixels)
 
 
 def run_cases(edge: Edge, cases: Iterable[Case]) -> Iterator[Sample]:
     """What the edge's engine returns for each case."""
     for case in cases:
-        yield Sample(case, edge.engine.run(case.grid, case.pixel_values))
+        yield Sample(case, run_engine(edge.engine, case.grid, case.pixel_values, case.pixels))
 
 
 def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
@@ -68,7 +71,7 @@ def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
         yield off, "dynamic"
 
 
-def _pixels(edge: Edge, picture: Any, grid: Grid) -> NDArray[np.float32]:
+def _prepared(edge: Edge, picture: Any, grid: Grid) -> PreparedMedia:
     """The picture at the grid's size through the edge's own preprocessing; a clip is the picture, panned."""
     height, width = edge.policy.geometry.pixels(grid)
     part: dict[str, Any] = {"resized_height": height, "resized_width": width}
@@ -79,9 +82,9 @@ def _pixels(edge: Edge, picture: Any, grid: Grid) -> NDArray[np.float32]:
         part |= {"type": "video", "video": frames, "min_pixels": 1, "max_pixels": height * width}
     messages = [{"role": "user", "content": [part]}]
     policy = type(edge.policy)(edge.policy.geometry, None, dynamic=True)
-    prompt = prepare_prompt(messages, edge.processor, policy)
+    prompt = edge.prompt(messages, policy)
     assert prompt.media[0].grid == grid, (prompt.media[0].grid, grid)
-    return prompt.media[0].pixel_values
+    return prompt.media[0]
 
 
 def _pan(picture: Any, offset: int) -> Any:

@@ -1,0 +1,60 @@
+"""A bundle opened as the settings say, and proven to encode: at start, and again at each reload."""
+
+from __future__ import annotations
+
+from edge_runtime.daemon.board import resident_bytes
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.media_access import MediaAccess
+from edge_runtime.edge import EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
+
+# What a reload applies; all else needs a restart.
+RELOADED = (
+    "bundle",
+    "backend",
+    "provider",
+    "target",
+    "precision",
+    "threads",
+    "model",
+    "cache",
+    "cache_mib",
+    "media_folders",
+    "allow_private_urls",
+    "max_media_mib",
+    "stack",
+    "preprocess",
+    "cameras",
+)
+
+
+def open_pipeline(config: DaemonConfig) -> EncodePipeline:
+    """Open, load, and encode a drawn picture.
+
+    Raises:
+        ContractError: the bundle, backend or settings cannot be used; nothing is left open.
+    """
+    engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
+    options = EdgeOptions(
+        config.backend,
+        engine,
+        cache=config.cache,
+        cache_bytes=config.cache_mib * 2**20,
+        stack=config.stack,
+        preprocess=config.preprocess,
+    )
+    access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
+    before = resident_bytes()
+    pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.cameras)
+    try:
+        pipeline.self_test()
+        pipeline.engine_memory = {
+            "host": max(resident_bytes() - before, 0),
+            "device": int(getattr(pipeline.edge.engine, "device_bytes", 0)),
+        }
+    except BaseException:
+        pipeline.close()
+        raise
+    pipeline.cameras.start()
+    return pipeline

@@ -1,0 +1,95 @@
+"""A new bundle without a pause: SIGHUP opens it beside the old one, which serves until the new one has encoded.
+
+For as long as both are open the device needs memory for two engines. A bundle that cannot be used changes nothing:
+the old one goes on, and the reason is logged, counted and shown by `/readyz`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from contract.errors import ContractError, InputError
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.daemon.encode_pipeline import EncodePipeline
+from edge_runtime.daemon.open_pipeline import RELOADED, open_pipeline
+from edge_runtime.daemon.state import Daemon
+from edge_runtime.daemon.systemd import notify
+
+logger = logging.getLogger("edge")
+
+
+class Reloader:
+    """Reads the settings again and swaps the pipeline; one reload at a time, and one more if asked meanwhile.
+
+    Args:
+        read: the settings as they are now.
+    """
+
+    def __init__(self, daemon: Daemon, read: Callable[[], DaemonConfig]) -> None:
+        self._daemon = daemon
+        self._read = read
+        self._asked = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Reload at each SIGHUP, until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+        except (RuntimeError, ValueError, NotImplementedError):
+            return  # not the main thread: whoever embeds the daemon has its own signals
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                await self.reload()
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+
+    async def reload(self) -> bool:
+        """Whether the new settings serve now."""
+        started = time.monotonic()
+        # systemd.service(5), Type=notify-reload: the stamp tells this reload from an earlier one.
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            old, config = self._daemon.pipeline, self._read()
+            new = await asyncio.to_thread(open_pipeline, config)
+        except Exception as error:
+            self._failed(error)
+            return False
+        finally:
+            notify("READY=1")
+        self._daemon.started = new
+        self._say_what_waits_for_a_restart(config)
+        self._report("ok", new)
+        logger.info("reloaded %s in %.1f s", config.bundle, time.monotonic() - started)
+        closing = asyncio.create_task(old.close_when_idle())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, ContractError):
+            logger.error("not reloaded, the old bundle goes on: %s", error)
+        else:
+            logger.error("not reloaded, the old bundle goes on", exc_info=error)
+            error = InputError("the bundle could not be opened; the log says why", field="bundle")
+        self._daemon.metrics.reloads.labels("failed").inc()
+        self._daemon.last_reload = {"result": "failed", "at": int(time.time()), "error": error.to_openai()["error"]}
+
+    def _report(self, result: str, pipeline: EncodePipeline) -> None:
+        self._daemon.metrics.reloads.labels(result).inc()
+        model = pipeline.edge.bundle.manifest.model
+        self._daemon.last_reload = {"result": result, "at": int(time.time()), "model_hash": model.model_hash}
+
+    def _say_what_waits_for_a_restart(self, config: DaemonConfig) -> None:
+        before: dict[str, Any] = {item.name: getattr(self._daemon.config, item.name) for item in fields(DaemonConfig)}
+        waits = [name for name, value in before.items() if name not in RELOADED and getattr(config, name) != value]
+        if waits:
+            logger.warning("changed settings that need a restart: %s", ", ".join(waits))

@@ -1,0 +1,98 @@
+"""`/v1/embeddings/{sha256}`: embeddings brought ahead of the request that names them, and whether they are held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from contract.embedding_hash import check_hash, is_hash
+from contract.errors import LimitError, ModelMismatchError, WireError
+from contract.http_body import read_body
+from contract.http_errors import HttpError
+from contract.request import Media
+from contract.validate import validate_medium
+from contract.wire import CONTENT_TYPE, decode_medium
+from server.embedding_store import EmbeddingStore
+from server.errors import EmbeddingsNotHeldError
+from server.options import ServerOptions
+from server.readiness import Readiness
+
+PATH = "/v1/embeddings/{name}"
+
+
+def embedding_routes(readiness: Readiness, options: ServerOptions, store: EmbeddingStore) -> APIRouter:
+    """PUT, GET and HEAD of one hash."""
+    router = APIRouter()
+
+    @router.put(PATH)
+    async def put(request: Request, name: str) -> Response:
+        """Hold one picture's embeddings: 201, or 200 where they were held already."""
+        _check_name(name)
+        engine = readiness.engine
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind != CONTENT_TYPE:
+            raise HttpError(
+                415,
+                "unsupported_content_type",
+                "content type is not spoken here",
+                field="Content-Type",
+                expected=CONTENT_TYPE,
+                got=repr(kind)[:80],
+            )
+        body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s)
+
+        def hold() -> int:
+            medium, model_hash = decode_medium(body, engine.limits)
+            shape = engine.loaded.shape
+            if model_hash != shape.model_hash:
+                raise ModelMismatchError(
+                    "the embeddings were made for another model",
+                    field="model_hash",
+                    expected=shape.model_hash,
+                    got=repr(model_hash)[:80],
+                )
+            if medium.hash != name:
+                raise WireError("the hash is not that of the path", field="media.0.hash", expected=name)
+            validate_medium(medium, shape, engine.limits)
+            check_hash("media.0.hash", medium, shape.model_hash)
+            known = store.find(name) is not None
+            if not store.keep(medium):
+                raise LimitError(
+                    "embeddings are larger than what is held here",
+                    field="body",
+                    expected=f"at most {store.max_bytes} bytes",
+                    got=medium.nbytes,
+                )
+            return 200 if known else 201
+
+        status = await run_in_threadpool(hold)
+        return JSONResponse({"hash": name, "held": True}, status_code=status)
+
+    @router.api_route(PATH, methods=["GET", "HEAD"])
+    async def held(name: str) -> dict[str, Any]:
+        """What is held under a hash, without the tensors; 404 where nothing is."""
+        _check_name(name)
+        if (medium := store.find(name)) is None:
+            raise EmbeddingsNotHeldError("path", (name,))
+        return _describe(name, medium)
+
+    return router
+
+
+def _check_name(name: str) -> None:
+    if not is_hash(name):
+        raise WireError("hash is not one", field="path", expected="64 of 0-9a-f", got=repr(name)[:80])
+
+
+def _describe(name: str, medium: Media) -> dict[str, Any]:
+    return {
+        "hash": name,
+        "grid": medium.grid.as_list(),
+        "dtype": "F16" if medium.embeds.dtype.itemsize == 2 else "F32",
+        "shape": list(medium.embeds.shape),
+        "levels": len(medium.deepstack),
+        "bytes": medium.nbytes,
+    }

@@ -1,0 +1,140 @@
+"""Embeddings that a server holds by their hash, in memory: a later turn of a chat need not send them again.
+
+Bounded in bytes, the longest unused go first; what nobody used for a while goes too. Nothing is held that was not
+checked against the model, and what is held was copied out of its request: a view would keep the whole body in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import WireError
+from contract.request import GenerateRequest, Media, MediaReference
+from server.errors import EmbeddingsNotHeldError
+
+
+@dataclass
+class _Entry:
+    media: Media
+    expires: float
+
+
+class EmbeddingStore:
+    """Safe to use from several threads.
+
+    A request keeps what it looked up until it ends, also where it is dropped here meanwhile; those bytes are the
+    request's then and no longer counted here.
+
+    Args:
+        max_bytes: of all embeddings together; 0 holds none.
+        keep_s: seconds since the last use after which an entry goes.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_bytes = max_bytes
+        self.hits = self.misses = 0
+        self._keep_s = keep_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of embeddings held now."""
+        with self._lock:
+            self._expire()
+            return self._bytes
+
+    def keep(self, media: Media, namespace: str = "") -> bool:
+        """Hold a copy of checked embeddings under their `hash`; False where they do not fit or name none."""
+        if media.hash is None or media.nbytes > self.max_bytes:
+            return False
+        key = (namespace, media.hash)
+        with self._lock:
+            self._expire()
+            known = self._touch(key) is not None
+        if known:
+            return True
+        copied = replace(
+            media,
+            embeds=_owned(media.embeds),
+            deepstack=tuple(_owned(level) for level in media.deepstack),
+            origin={},
+        )
+        with self._lock:
+            if self._touch(key) is None:  # another thread may have been faster
+                while self._bytes + copied.nbytes > self.max_bytes:
+                    self._drop(next(iter(self._entries)))
+                self._entries[key] = _Entry(copied, self._clock() + self._keep_s)
+                self._bytes += copied.nbytes
+        return True
+
+    def keep_all(self, request: GenerateRequest, namespace: str = "") -> None:
+        """Hold what a checked request brought."""
+        for item in request.media:
+            self.keep(item, namespace)
+
+    def find(self, name: str, namespace: str = "") -> Media | None:
+        """What is held under a hash; finding it is a use."""
+        with self._lock:
+            self._expire()
+            return self._touch((namespace, name))
+
+    def lookup(self, references: Sequence[MediaReference], namespace: str = "") -> list[Media]:
+        """The embeddings of references, in order; their arrays are read-only.
+
+        Raises:
+            EmbeddingsNotHeldError: some are not here; names all of them.
+            WireError: a reference names another grid than the embeddings have.
+        """
+        found = [self.find(item.hash, namespace) for item in references]
+        missing = [item for item, held in zip(references, found, strict=True) if held is None]
+        with self._lock:
+            self.misses += len(missing)
+            self.hits += len(references) - len(missing)
+        if missing:
+            names = tuple(dict.fromkeys(item.hash for item in missing))
+            raise EmbeddingsNotHeldError(f"media.{missing[0].index}", names)
+        return [_as_named(item, held) for item, held in zip(references, found, strict=True) if held is not None]
+
+    def _touch(self, key: tuple[str, str]) -> Media | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.expires = self._clock() + self._keep_s
+        self._entries.move_to_end(key)
+        return entry.media
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._entries and next(iter(self._entries.values())).expires <= now:  # the first was used longest ago
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._bytes -= self._entries.pop(key).media.nbytes
+
+
+def _owned(array: NDArray[np.floating]) -> NDArray[np.floating]:
+    copied = np.array(array, order="C")
+    copied.flags.writeable = False  # whoever would write gets a copy of his own
+    return copied
+
+
+def _as_named(reference: MediaReference, held: Media) -> Media:
+    if reference.grid != held.grid:
+        raise WireError(
+            "grid is not that of the embeddings held",
+            field=f"grid_thw.{reference.index}",
+            expected=held.grid.as_list(),
+            got=reference.grid.as_list(),
+        )
+    return replace(held, kind=reference.kind, origin=reference.origin)

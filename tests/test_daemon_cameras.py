@@ -1,0 +1,59 @@
+"""Cameras of a real daemon: named in messages, listed, measured; unknown and dead ones are told apart."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from daemon_process import running_daemon
+
+from contract.errors import InputError
+from edge_runtime.daemon.config import load_config
+
+
+def chat(url: str, kind: str = "video_url") -> dict[str, Any]:
+    part = {"type": kind, kind: {"url": url}}
+    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "Which way?"}]}], "max_tokens": 16}
+
+
+def test_camera_answers_through_the_daemon(tmp_path: Path, bundle: Path, server_url: str, samples: Path) -> None:
+    tables = (
+        f'[cameras.front]\nsource = "{samples / "motion.mp4"}"\nfps = 4\nseconds = 2\nencode = "always"\n'
+        f'[cameras.dead]\nsource = "{tmp_path / "nowhere.mp4"}"\n'
+    )
+    with running_daemon(tmp_path, bundle, server_url, f'precision = "fp32"\n{tables}') as daemon:
+        ask = f"{daemon.url}/v1/chat/completions"
+        deadline = time.monotonic() + 60
+        while (answer := httpx.post(ask, json=chat("camera:front"), timeout=60)).status_code == 503:
+            assert answer.headers["retry-after"]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert answer.status_code == 200, answer.text
+        media = answer.json()["qwen3vl_edge"]["media"][0]
+        assert (media["kind"], media["camera"]) == ("video", "front")
+        assert httpx.post(ask, json=chat("camera:front", "image_url"), timeout=60).status_code == 200
+        assert httpx.post(ask, json=chat("camera:none")).status_code == 404
+        assert httpx.post(ask, json=chat("camera:dead")).status_code == 503
+        assert httpx.post(ask, json=chat("camera:front?seconds=99")).status_code == 400
+        front, dead = httpx.get(f"{daemon.url}/v1/cameras").json()["data"]
+        assert front["connected"]
+        assert front["patches"] <= front["patches_most"] == 4
+        assert not dead["connected"]
+        assert "cannot be read" in dead["error"]
+        assert 'camera_connected{camera="front"} 1.0' in httpx.get(f"{daemon.url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [("fps = 2", "source"), ('source = "x"\nfps = 0', "front.fps"), ('source = "x"\nspeed = 1', "front.speed"),
+     ('source = "x"\nencode = "never"', "on-demand"), ('source = "x"\nsize = "big"', "HEIGHTxWIDTH")],
+)  # fmt: skip
+def test_bad_camera_settings_are_named(tmp_path: Path, table: str, words: str) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text(f'bundle = "b"\n[cameras.front]\n{table}\n')
+    with pytest.raises(InputError) as refused:
+        load_config(path, {}, {})
+    assert words in f"{refused.value} {refused.value.field}"

@@ -1,0 +1,56 @@
+"""The files of deploy/ name what is there: packages, options and settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.daemon.config import load_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT = ROOT / "deploy" / "qwen3vl-edge.service"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "deploy").glob("*.Dockerfile")), ids=lambda file: file.name)
+def test_images_copy_every_package(file: Path) -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    copied = set(re.findall(r"^COPY (\w+) \1$", file.read_text(), re.M))
+    assert {name.split(".")[0] for name in packages} == copied
+
+
+def test_the_settings_file_loads() -> None:
+    config = load_config(ROOT / "deploy" / "edge.toml", {}, {})
+    assert config.log_format == "json"
+
+
+def test_the_unit_starts_what_the_command_line_knows(tmp_path: Path) -> None:
+    unit = UNIT.read_text()
+    found = re.search(r"^ExecStart=(.+)$", unit, re.M)
+    assert found is not None
+    _, *arguments = shlex.split(found[1])
+    arguments[arguments.index("--config") + 1] = str(tmp_path / "none.toml")
+    run = [sys.executable, "-m", "tools.cli", *arguments]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, "none.toml cannot be read" in done.stderr) == (2, True)
+    seconds = {name: int(re.search(rf"^{name}=(\d+)$", unit, re.M)[1]) for name in ("TimeoutStopSec", "WatchdogSec")}  # type: ignore[index]
+    assert seconds["TimeoutStopSec"] > load_config(ROOT / "deploy" / "edge.toml", {}, {}).drain_s
+    assert seconds["WatchdogSec"] >= 10
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (Debian's package systemd)")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/qwen3vl-edge/bin/qwen3vl-edge", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
