@@ -16,9 +16,10 @@ from contract.errors import ContractError, InputError
 from contract.grid import Grid
 from edge_runtime.edge import Edge
 from edge_runtime.live.config import CameraConfig
+from edge_runtime.live.frame import Frame
 from edge_runtime.live.frames import native_grid, patchify, resize_frame
 from edge_runtime.live.sampling import Sampler
-from edge_runtime.live.source import Frame, frames
+from edge_runtime.live.source import frames
 from edge_runtime.live.window import FRAMES, Snapshot, TemporalPatch, Window
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
