@@ -55,7 +55,8 @@ def test_messages_in_mid_stream_harm_no_frame(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("silent", [f"{RED} ! {SMALL} ! identity sleep-time=100000000", "fakesrc filltype=nothing ! "
     "identity drop-probability=1 ! video/x-raw,format=RGB,width=8,height=8,framerate=1/1"])  # fmt: skip
 def test_a_silent_pipeline_ends_at_once(silent: str) -> None:
-    stop, found = threading.Event(), []
+    stop = threading.Event()
+    found: list[Frame] = []
     before, open_before = children(), len(os.listdir("/proc/self/fd"))
     reader = threading.Thread(target=lambda: found.extend(gst_frames(silent, lambda _: True, stop, 600)))
     reader.start()
