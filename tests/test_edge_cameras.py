@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from test_edge_live import lossless_clip
 
 from contract.request import Sampling
@@ -24,6 +25,8 @@ from edge_runtime.live.camera import Camera
 from edge_runtime.live.config import CameraConfig
 from edge_runtime.live.frames import native_grid, patchify, resize_frame
 from edge_runtime.live.window import Window
+from edge_runtime.stacking import Item
+from tools.parity.end_to_end import compare_prompt, open_both
 
 
 def until(what: Callable[[], bool], camera: Camera) -> None:
@@ -184,11 +187,11 @@ def test_an_encode_that_fails_stays_visible_until_one_succeeds(
     camera = Camera(config, edge, engine_thread.submit)
     good = camera.window._patchify
 
-    def broken(pair: np.ndarray) -> object:  # values that the engine refuses: too few for the grid
+    def broken(pair: NDArray[np.uint8]) -> Item:  # refused by the engine: too few values for the grid
         item = good(pair)
         return replace(item, pixel_values=item.pixel_values[:-4])
 
-    camera.window._patchify = broken  # type: ignore[assignment]
+    camera.window._patchify = broken
     camera.start()
     try:
         until(lambda: bool(camera.state()["encode_error"]), camera)
@@ -206,39 +209,35 @@ def test_an_encode_that_fails_stays_visible_until_one_succeeds(
         camera.close()
 
 
-def test_a_window_gets_the_clips_answer_and_the_unsplit_models(
+def test_a_window_gets_the_answer_of_the_clip_and_of_the_unsplit_model(
     edge: Edge, server_url: str, samples: Path, reference: Path
 ) -> None:
-    """Greedy tokens in fp32 from the real server: the window, the clip encoded at once, the model that is not split."""
-    from tools.parity.end_to_end import Unsplit
-
+    """Greedy tokens in fp32: the window and the clip encoded at once from the real server, the model not split."""
     path, sampling = samples / "motion.mp4", Sampling(max_new_tokens=16)
-    question = {"type": "text", "text": "Which way does the circle move?"}
+    question = {"type": "text", "text": "Which way does the shape move?"}
     messages = [{"role": "user", "content": [{"type": "video", "video": str(path)}, question]}]
     whole = edge.encode(messages, sampling)
-    assert whole.media[0].choice.exact
+    choice = whole.media[0].choice
+    assert choice.exact
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = float(stream.average_rate)
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    count = whole.request.media[0].grid.t * 2
-    taken = np.linspace(0, len(decoded) - 1, count).round().astype(int).tolist()  # as qwen-vl-utils takes them
-    one = edge.policy.choose(
-        native_grid(*decoded[0].shape[:2], edge.policy.geometry, edge.processor.vision_defaults.get("video", {}))
-    )
-    height, width = edge.policy.geometry.pixels(whole.request.media[0].grid)
-    assert (one.grid.h, one.grid.w) == whole.request.media[0].grid.hw if False else True
-    span = taken[-1] / rate
-    window = Window("front", span + 1, (count + 1) / (span + 1), lambda pair: patchify(pair, edge.processor.hf))
-    for index in taken:
-        if window.add(50 + index / rate, resize_frame(decoded[index], height, width)):
-            snapshot = window.snapshot(50 + index / rate, replace(one, native=one.native, grid=one.grid))
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        rate = float(container.streams.video[0].average_rate or 0)
+    assert len(pictures) == 2 * choice.grid.t  # qwen-vl-utils takes all of them
+    native = native_grid(*pictures[0].shape[:2], edge.policy.geometry, edge.processor.vision_defaults.get("video", {}))
+    one = edge.policy.choose(native)
+    window = Window("front", len(pictures) / rate, rate, lambda pair: patchify(pair, edge.processor.hf))
+    for index, picture in enumerate(pictures):
+        if window.add(50 + index / rate, resize_frame(picture, *edge.policy.geometry.pixels(one.grid))):
+            snapshot = window.snapshot(50 + index / rate, one)
             assert snapshot is not None
             snapshot.embeddings(edge.encode_items)
-    assert snapshot.encoded == count // 2
+    assert snapshot is not None
+    assert snapshot.encoded == choice.grid.t
     live = edge.encode([{"role": "user", "content": [{"type": "video", "video": snapshot}, question]}], sampling)
     np.testing.assert_array_equal(live.request.input_ids, whole.request.input_ids)
-    ours, theirs = (generate(server_url, encode_request(request.request)) for request in (live, whole))
+    ours, theirs = (generate(server_url, encode_request(asked.request)) for asked in (live, whole))
     assert ours["text"]
     assert ours["generated_ids"] == theirs["generated_ids"]
-    unsplit = Unsplit(reference)
+    split, unsplit = open_both(edge, reference)
+    result = compare_prompt("clip", messages, split, unsplit, sampling.max_new_tokens)
+    assert tuple(ours["generated_ids"]) == result.unsplit_ids
