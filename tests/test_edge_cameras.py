@@ -214,7 +214,7 @@ def test_a_window_gets_the_answer_of_the_clip_and_of_the_unsplit_model(
 ) -> None:
     """Greedy tokens in fp32: the window and the clip encoded at once from the real server, the model not split."""
     path, sampling = samples / "motion.mp4", Sampling(max_new_tokens=16)
-    question = {"type": "text", "text": "Which way does the shape move?"}
+    question = {"type": "text", "text": "Which way does the cross move?"}
     messages = [{"role": "user", "content": [{"type": "video", "video": str(path)}, question]}]
     whole = edge.encode(messages, sampling)
     choice = whole.media[0].choice
