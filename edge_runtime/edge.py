@@ -13,6 +13,7 @@ from typing import Any
 
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
+from contract.grid import Grid
 from contract.request import GenerateRequest, Media, Sampling
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
@@ -22,7 +23,7 @@ from edge_runtime.library_versions import library_versions
 from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
-from edge_runtime.stacking import Item, encode_items
+from edge_runtime.stacking import Item, Made, encode_items, told_runs
 
 WIRE_DTYPES = ("fp16", "fp32")
 
@@ -175,8 +176,13 @@ class Edge:
             BucketError: no graphs serve one.
             InputError: a value that the wire's dtype cannot hold.
         """
+        return [made.embeddings for made in self._encode_items(items)]
+
+    def _encode_items(self, items: Sequence[Item]) -> list[Made]:
         made = encode_items(self.engine, items, stack=self.options.stack)
-        return [item.to_fp16() for item in made] if self.options.wire_dtype == "fp16" else made
+        if self.options.wire_dtype == "fp16":
+            return [replace(item, embeddings=item.embeddings.to_fp16()) for item in made]
+        return made
 
     def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[Media, ...], tuple[float, ...]]:
         """Each item's embeddings and the seconds they took: made by a camera, kept in the cache, or encoded now."""
@@ -195,13 +201,13 @@ class Edge:
             seconds[index] = time.perf_counter() - started
         started = time.perf_counter()
         work = [items[indices[0]] for indices in missing.values()]
-        made = self.encode_items([Item(item.grid, item.pixel_values, item.pixels) for item in work])
+        made = self._encode_items([Item(item.grid, item.pixel_values, item.pixels) for item in work])
         share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
-        for (key, indices), embeddings in zip(missing.items(), made, strict=True):
+        for (key, indices), one in zip(missing.items(), made, strict=True):
             if self.cache is not None:
-                self.cache.put(key, embeddings)
+                self.cache.put(key, one.embeddings)
             seconds[indices[0]] += share * items[indices[0]].grid.patches
-            found.update({index: self._as_media(items[index], embeddings) for index in indices})
+            found.update({index: self._as_media(items[index], one.embeddings, one.runs) for index in indices})
         return tuple(found[index] for index in range(len(items))), tuple(seconds)
 
     def _window_media(self, item: PreparedMedia, window: Snapshot) -> Media:
@@ -209,8 +215,12 @@ class Edge:
         media = self._as_media(item, window.embeddings(self.encode_items))
         return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": kept})
 
-    def _as_media(self, item: PreparedMedia, made: Embeddings, *, cached: bool = False) -> Media:
+    def _as_media(
+        self, item: PreparedMedia, made: Embeddings, runs: tuple[Grid, ...] = (), *, cached: bool = False
+    ) -> Media:
         origin = self._origin(item) | ({"cached": True} if cached else {})
+        if runs not in ((), (item.grid,)):  # it shared a run, or was split
+            origin["runs"] = told_runs(runs)
         return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
 
     def _identity(self) -> str:

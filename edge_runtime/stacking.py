@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,15 @@ class Item:
     pixels: NDArray[np.uint8] | None = None
 
 
-def encode_items(engine: Engine, items: Sequence[Item], *, stack: bool) -> list[Embeddings]:
+@dataclass(frozen=True)
+class Made:
+    """The embeddings of an item, and the grids of the engine runs that made them, in the order they ran."""
+
+    embeddings: Embeddings
+    runs: tuple[Grid, ...]
+
+
+def encode_items(engine: Engine, items: Sequence[Item], *, stack: bool) -> list[Made]:
     """The embeddings of each item, in order.
 
     Args:
@@ -54,7 +63,7 @@ def encode_items(engine: Engine, items: Sequence[Item], *, stack: bool) -> list[
         fixed = split_frames(grid.t, _lengths(grid.h, grid.w, serves)) is not None
         alone = not stack or item.pixels is not None
         groups.setdefault((grid.h, grid.w, fixed, index if alone else -1), []).append(index)
-    found: dict[int, Embeddings] = {}
+    found: dict[int, Made] = {}
     for members in groups.values():
         made = _encode_group(engine, [items[index] for index in members])
         found.update(zip(members, made, strict=True))
@@ -94,11 +103,11 @@ def _lengths(h: int, w: int, serves: Serves) -> set[int]:
     return {bucket.t for bucket in serves.buckets if (bucket.h, bucket.w) == (h, w)}
 
 
-def _encode_group(engine: Engine, items: Sequence[Item]) -> list[Embeddings]:
+def _encode_group(engine: Engine, items: Sequence[Item]) -> list[Made]:
     """Items of one size, laid end to end and cut into runs, and the outputs cut into items again."""
     first = items[0]
     if first.pixels is not None:
-        return [run_engine(engine, first.grid, first.pixel_values, first.pixels)]
+        return [Made(run_engine(engine, first.grid, first.pixel_values, first.pixels), (first.grid,))]
     h, w = first.grid.h, first.grid.w
     runs = plan_runs([item.grid.t for item in items], h, w, engine.serves)
     pixels = first.pixel_values if len(items) == 1 else np.concatenate([item.pixel_values for item in items])
@@ -109,9 +118,30 @@ def _encode_group(engine: Engine, items: Sequence[Item]) -> list[Embeddings]:
         start += rows
     whole = concatenate(outputs)
     if len(items) == 1:
-        return [whole]
+        return [Made(whole, tuple(Grid(length, h, w) for length in runs))]
     tokens = len(whole.embeds) // sum(runs)
-    return _cut(whole, [item.grid.t * tokens for item in items])
+    parts = _cut(whole, [item.grid.t * tokens for item in items])
+    ends = np.cumsum([item.grid.t for item in items]).tolist()
+    return [
+        Made(part, _runs_of(end - item.grid.t, end, runs, h, w))
+        for part, item, end in zip(parts, items, ends, strict=True)
+    ]
+
+
+def _runs_of(first: int, end: int, runs: Sequence[int], h: int, w: int) -> tuple[Grid, ...]:
+    """The runs that temporal patches `first` to `end` of their concatenation went through."""
+    found, start = [], 0
+    for length in runs:
+        if start < end and start + length > first:
+            found.append(Grid(length, h, w))
+        start += length
+    return tuple(found)
+
+
+def told_runs(runs: Sequence[Grid]) -> str:
+    """Such as "2 of 4x8x8, 1x8x8"."""
+    counted = [(grid, len(list(same))) for grid, same in groupby(runs)]
+    return ", ".join(str(grid) if count == 1 else f"{count} of {grid}" for grid, count in counted)
 
 
 def concatenate(parts: Iterable[Embeddings]) -> Embeddings:

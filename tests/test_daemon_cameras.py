@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,48 @@ def test_camera_answers_through_the_daemon(tmp_path: Path, bundle: Path, server_
         assert not dead["connected"]
         assert "cannot be read" in dead["error"]
         assert 'camera_connected{camera="front"} 1.0' in httpx.get(f"{daemon.url}/metrics").text
+
+
+def test_a_reload_moves_the_cameras(tmp_path: Path, bundle: Path, server_url: str, samples: Path) -> None:
+    """The old source is closed before the new one opens; one that cannot be opened is tried until it can."""
+    clip = tmp_path / "clip.mp4"
+    shutil.copyfile(samples / "motion.mp4", clip)
+    late = tmp_path / "late.mp4"
+    front = f'[cameras.front]\nsource = "{clip}"\nfps = 4\nseconds = 2\nencode = "always"\n'
+    with running_daemon(tmp_path, bundle, server_url, f"max_waiting = 4\n{front}") as daemon:
+
+        def states() -> dict[str, dict[str, Any]]:
+            return {state["id"]: state for state in httpx.get(f"{daemon.url}/v1/cameras").json()["data"]}
+
+        def until(what: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 60
+            while not what():
+                assert time.monotonic() < deadline, f"{states()} {daemon.log.read_text()[-1000:]}"
+                time.sleep(0.05)
+
+        def open_files() -> int:
+            folder = Path(f"/proc/{daemon.process.pid}/fd")
+            return sum(os.path.realpath(link) == str(clip) for link in folder.iterdir())
+
+        until(lambda: states()["front"]["patches_encoded"] > 0)
+        assert open_files() == 1
+        config = tmp_path / "edge.toml"
+        config.write_text(config.read_text().replace("fps = 4", "fps = 8") + f'[cameras.late]\nsource = "{late}"\n')
+        most = 0
+        daemon.process.send_signal(signal.SIGHUP)
+        while "late" not in states():
+            most = max(most, open_files())
+        until(lambda: bool(states()["late"]["error"]))
+        until(lambda: states()["front"]["patches_encoded"] > 0)
+        assert states()["front"]["patches_most"] == 8
+        assert max(most, open_files()) == 1
+        (tmp_path / "half.mp4").write_bytes(clip.read_bytes())
+        (tmp_path / "half.mp4").rename(late)
+        until(lambda: bool(states()["late"]["connected"]))
+        assert states()["late"]["error"] == ""
+        assert states()["late"]["reconnects"] >= 1
+        answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=chat("camera:front"), timeout=60)
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(

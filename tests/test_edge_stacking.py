@@ -10,7 +10,7 @@ from contract.errors import BucketError
 from contract.grid import Grid
 from edge_runtime.edge import Edge
 from edge_runtime.engine import Serves
-from edge_runtime.stacking import MAX_STACKED_PATCHES, Item, encode_items, plan_runs
+from edge_runtime.stacking import MAX_STACKED_PATCHES, Item, encode_items, plan_runs, told_runs
 
 
 def items(edge: Edge, *grids: Grid) -> list[Item]:
@@ -32,13 +32,30 @@ def items(edge: Edge, *grids: Grid) -> list[Item]:
 def test_stacked_is_one_by_one(edge: Edge, grids: list[Grid]) -> None:
     work = items(edge, *grids)
     stacked = encode_items(edge.engine, work, stack=True)
-    for item, found in zip(work, stacked, strict=True):
-        alone = edge.engine.run(item.grid, item.pixel_values)
+    for item, made in zip(work, stacked, strict=True):
+        assert sum(run.t for run in made.runs) >= item.grid.t
+        found, alone = made.embeddings, edge.engine.run(item.grid, item.pixel_values)
         np.testing.assert_array_equal(found.embeds, alone.embeds)
         for ours, theirs in zip(found.deepstack, alone.deepstack, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(stacked, encode_items(edge.engine, work, stack=False), strict=True):
-        np.testing.assert_array_equal(ours.embeds, theirs.embeds)
+    for one, other in zip(stacked, encode_items(edge.engine, work, stack=False), strict=True):
+        np.testing.assert_array_equal(one.embeddings.embeds, other.embeddings.embeds)
+
+
+def test_origin_tells_the_runs(edge: Edge) -> None:
+    """An image in a bucket of four says so; one that had a run of its own size says nothing."""
+    from PIL import Image
+
+    picture = {"type": "image", "image": Image.linear_gradient("L").resize((96, 96)).convert("RGB")}
+
+    def runs(count: int) -> list[str | None]:
+        content = [*[picture] * count, {"type": "text", "text": "?"}]
+        return [item.origin.get("runs") for item in edge.encode([{"role": "user", "content": content}]).request.media]
+
+    assert runs(1) == [None]
+    assert runs(4) == ["4x6x6"] * 4
+    assert runs(5) == ["4x6x6"] * 4 + [None]
+    assert told_runs([Grid(4, 6, 6), Grid(4, 6, 6), Grid(1, 6, 6)]) == "2 of 4x6x6, 1x6x6"
 
 
 def test_runs_are_few_and_whole() -> None:

@@ -36,6 +36,9 @@ class Cameras:
             camera.start()
 
     def close(self) -> None:
+        """Stop all, then wait until every source is closed; what they hold can still be asked for."""
+        for camera in self._cameras.values():
+            camera.stop()
         for camera in self._cameras.values():
             camera.close()
 

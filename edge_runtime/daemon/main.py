@@ -138,6 +138,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
         daemon.failure = error
         server.should_exit = True
         return
+    pipeline.cameras.start()
     daemon.started = pipeline
     edge = pipeline.edge
     logger.info(

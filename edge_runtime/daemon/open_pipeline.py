@@ -30,7 +30,7 @@ RELOADED = (
 
 
 def open_pipeline(config: DaemonConfig) -> EncodePipeline:
-    """Open, load, and encode a drawn picture.
+    """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
 
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
@@ -46,7 +46,12 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
-    pipeline = EncodePipeline(open_edge(config.bundle, options), access, config.cameras)
+    edge = open_edge(config.bundle, options)
+    try:
+        pipeline = EncodePipeline(edge, access, config.cameras)
+    except BaseException:  # a camera that the engine cannot serve
+        edge.engine.close()
+        raise
     try:
         pipeline.self_test()
         pipeline.engine_memory = {
@@ -56,5 +61,4 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
     except BaseException:
         pipeline.close()
         raise
-    pipeline.cameras.start()
     return pipeline

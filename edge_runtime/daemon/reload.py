@@ -66,6 +66,9 @@ class Reloader:
         finally:
             notify("READY=1")
         self._daemon.started = new
+        # A V4L2 device cannot be opened twice. Until the new cameras have frames they answer 503 with Retry-After.
+        await asyncio.to_thread(old.cameras.close)
+        new.cameras.start()
         self._say_what_waits_for_a_restart(config)
         self._report("ok", new)
         logger.info("reloaded %s in %.1f s", config.bundle, time.monotonic() - started)

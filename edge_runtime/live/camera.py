@@ -16,12 +16,14 @@ from contract.errors import ContractError, InputError
 from contract.grid import Grid
 from edge_runtime.edge import Edge
 from edge_runtime.live.config import CameraConfig
+from edge_runtime.live.frame import Frame
 from edge_runtime.live.frames import native_grid, patchify, resize_frame
 from edge_runtime.live.sampling import Sampler
-from edge_runtime.live.source import Frame, frames
+from edge_runtime.live.source import OPEN_SECONDS, frames
 from edge_runtime.live.window import FRAMES, Snapshot, TemporalPatch, Window
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
+CLOSE_SECONDS = OPEN_SECONDS + 1
 Submit = Callable[[Callable[[], None]], "Future[None]"]
 logger = logging.getLogger("edge")
 
@@ -69,10 +71,15 @@ class Camera:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Read no more; the reader may still be on its way out."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and wait until the source is closed: at once, or what an open that hangs takes to time out."""
+        self.stop()
         if self._thread.ident is not None:
-            self._thread.join(10)
+            self._thread.join(CLOSE_SECONDS)
 
     def clip(self, seconds: float | None = None) -> Snapshot:
         """The window as it is now, or its last `seconds`.
@@ -108,6 +115,7 @@ class Camera:
             "encode": self.config.encode,
             "connected": self.connected,
             "error": self.error,
+            "encode_error": self.window.error,
             "fps_seen": round(self._rate, 3) if self.connected else 0.0,
             "frames_seen": self.seen,
             "frames_sampled": self.sampled,
@@ -196,8 +204,13 @@ class Camera:
         try:
             self.window.encode([patch], self._edge.encode_items)
         except Exception as error:
-            self.error = str(error) if isinstance(error, ContractError) else type(error).__name__
-            logger.error("camera %s: a temporal patch cannot be encoded (%s)", self.config.name, self.error)
+            # The next temporal patch tries again; the window keeps the reason for `state`.
+            logger.error(
+                "camera %s: a temporal patch cannot be encoded (%s)",
+                self.config.name,
+                self.window.error,
+                exc_info=None if isinstance(error, ContractError) else error,
+            )
             return
         finally:
             self._busy = False

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from threading import Event
-from typing import IO, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from contract.errors import InputError
 from edge_runtime.live.config import CameraConfig
+from edge_runtime.live.frame import Frame, Wanted
+from edge_runtime.live.gstreamer import gst_frames
 
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0
 DRIFT_SECONDS = 2.0
-_CAPS = re.compile(r"fdsink.*caps = video/x-raw.*width=\(int\)(\d+), height=\(int\)(\d+)")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A sampled frame: seconds on this machine's monotonic clock, and uint8 [H, W, 3]."""
-
-    seconds: float
-    rgb: NDArray[np.uint8]
-
-
-Wanted = Callable[[float], bool]
 
 
 def frames(config: CameraConfig, wanted: Wanted, stop: Event) -> Iterator[Frame]:
@@ -45,7 +27,9 @@ def frames(config: CameraConfig, wanted: Wanted, stop: Event) -> Iterator[Frame]
         InputError: the source cannot be opened, or fails.
     """
     if config.source.startswith("gst:"):
-        yield from _gst_frames(config.source.removeprefix("gst:"), wanted, stop)
+        # A slow pipeline is not a dead one: four turns of the sampler are waited for.
+        silence = max(OPEN_SECONDS, 4 / config.fps)
+        yield from gst_frames(config.source.removeprefix("gst:"), wanted, stop, silence)
     else:
         yield from _av_frames(config, wanted, stop)
 
@@ -100,40 +84,3 @@ def _decoded(container: Any, wanted: Wanted, stop: Event, live: bool) -> Iterato
 
 def _clock(start: float | None, packet: Any) -> float:
     return (start or 0.0) + float(packet.pts * packet.time_base)
-
-
-def _gst_frames(pipeline: str, wanted: Wanted, stop: Event) -> Iterator[Frame]:
-    """Raw RGB through a pipe; the size is read from the caps that `gst-launch-1.0 -v` tells."""
-    command = ["gst-launch-1.0", "-v", *shlex.split(pipeline), "!", "videoconvert", "!", "video/x-raw,format=RGB"]
-    with tempfile.TemporaryFile() as log:
-        try:
-            process = subprocess.Popen([*command, "!", "fdsink", "fd=2"], stdout=log, stderr=subprocess.PIPE)
-        except OSError as error:
-            raise InputError(f"gst-launch-1.0 cannot be run ({error.strerror})", field="source") from None
-        assert process.stderr is not None
-        try:
-            yield from _raw_frames(process.stderr, log, wanted, stop)
-        finally:
-            process.kill()
-            process.wait()
-            process.stderr.close()
-
-
-def _raw_frames(pipe: IO[bytes], log: IO[bytes], wanted: Wanted, stop: Event) -> Iterator[Frame]:
-    first = pipe.read(1)
-    log.seek(0)
-    told = log.read().decode(errors="replace")
-    caps = _CAPS.search(told)
-    if not first or caps is None:
-        raise InputError("the GStreamer pipeline gives no frames", field="source", got=told[-200:])
-    width, height = int(caps[1]), int(caps[2])
-    stride = (width * 3 + 3) // 4 * 4  # GStreamer pads rows of RGB to four bytes
-    while not stop.is_set():
-        body = first + pipe.read(stride * height - len(first))
-        first = b""
-        if len(body) < stride * height:
-            return
-        seconds = time.monotonic()
-        if wanted(seconds):
-            rows = np.frombuffer(body, np.uint8).reshape(height, stride)
-            yield Frame(seconds, rows[:, : width * 3].reshape(height, width, 3).copy())

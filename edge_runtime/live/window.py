@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.buckets import BucketChoice
+from contract.errors import ContractError
 from contract.grid import Grid, PatchGeometry
 from edge_runtime.engine import Embeddings
 from edge_runtime.stacking import Item, concatenate
@@ -98,6 +99,7 @@ class Window:
         capacity: temporal patches of `seconds` at `fps`.
         encoded: patches encoded so far; unencoded: that went out without having been needed or reached;
         unpaired: frames whose partner did not come in time.
+        error: why the last encode failed; empty from the next that succeeds on.
     """
 
     def __init__(self, camera: str, seconds: float, fps: float, patchify: Patchify) -> None:
@@ -106,6 +108,7 @@ class Window:
         self.interval = 1 / fps
         self.capacity = patches_of(seconds, fps)
         self.encoded = self.unencoded = self.unpaired = 0
+        self.error = ""
         self._patchify = patchify
         self._patches: deque[TemporalPatch] = deque()
         self._first: tuple[float, NDArray[np.uint8]] | None = None
@@ -168,10 +171,15 @@ class Window:
         with self._encoding:
             missing = [(patch, patch.frames) for patch in patches if patch.frames is not None]
             if missing:
-                made = encode([self._patchify(frames) for _, frames in missing])
+                try:
+                    made = encode([self._patchify(frames) for _, frames in missing])
+                except Exception as error:
+                    self.error = str(error) if isinstance(error, ContractError) else type(error).__name__
+                    raise
                 for (patch, _), embeddings in zip(missing, made, strict=True):
                     patch.embeddings, patch.frames = embeddings, None
                 self.encoded += len(missing)
+                self.error = ""
             return [patch.embeddings for patch in patches if patch.embeddings is not None]
 
     def _slide(self, now: float) -> None:
