@@ -1,26 +1,29 @@
-"""A network that cuts connections at random: every answer comes whole, once, and was generated once."""
+"""Connections that fall silent, and a server that lost what it had begun: no answer is mixed of two."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import uuid
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import httpx
 import pytest
-from cutting_proxy import cutting_proxy
-from metric_values import metric
+from daemon_process import running_daemon
+from stalling_proxy import stalling_proxy
 
 from contract.errors import ServerUnavailableError
 from contract.request import GenerateRequest, Sampling
 from contract.wire import encode_request
 from edge_runtime.ask import build_messages
 from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import Event, generate
+from edge_runtime.client import Event
 from edge_runtime.edge import Edge
 from tools.server_process import running_server
-
-REQUESTS = 30
 
 
 @pytest.fixture(scope="module")
@@ -37,53 +40,19 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.text for event in events)
 
 
-def test_answers_cut_at_random_places_come_whole_and_once(request_of: GenerateRequest, server_url: str) -> None:
-    whole = generate(server_url, encode_request(replace(request_of, stream=False)))
-    ways = (request_of.sampling, Sampling(max_new_tokens=32, do_sample=True, temperature=2.0))
-    requests = [
-        replace(request_of, request_id=f"cut {index} {os.getpid()}", sampling=ways[index % 2])
-        for index in range(REQUESTS)
-    ]
-    before = metric(server_url, "qwen3vl_edge_generations_total")
-
-    async def all_of_them(url: str) -> list[list[Event]]:
-        places = asyncio.Semaphore(6)
-        async with AsyncClient(url) as client:
-
-            async def one(request: GenerateRequest) -> list[Event]:
-                async with places:
-                    return await ask(client, request)
-
-            return await asyncio.gather(*(one(request) for request in requests))
-
-    with cutting_proxy(server_url, seed=5, longest=1500) as proxy:
-        answers = asyncio.run(all_of_them(proxy.url))
-    assert proxy.cuts > REQUESTS // 2
-    assert metric(server_url, "qwen3vl_edge_generations_total") == before + REQUESTS
-    for index, events in enumerate(answers):
-        final = events[-1].final
-        assert final is not None
-        assert [event.final for event in events[:-1]] == [None] * (len(events) - 1)
-        assert text_of(events) == final["text"]
-        if index % 2 == 0:
-            assert final["generated_ids"] == whole["generated_ids"]
-    # The answers that were cut are answers of one generation each, not all the same one.
-    assert len({text_of(events) for events in answers[1::2]}) > 1
-
-
 def test_a_connection_that_falls_silent_is_given_up_for_another(request_of: GenerateRequest, server_url: str) -> None:
     async def run(url: str) -> list[Event]:
         async with AsyncClient(url, silence_s=0.5) as client:
             return await ask(client, replace(request_of, request_id=f"silent {os.getpid()}"))
 
-    with cutting_proxy(server_url, seed=1, longest=400, share=0.6) as proxy:
-        proxy.stall = True
+    with stalling_proxy(server_url, seed=1, longest=400, share=0.6) as proxy:
         events = asyncio.run(run(proxy.url))
-    assert proxy.cuts > 0
+    assert proxy.stalls > 0
     assert events[-1].final is not None
     assert text_of(events) == events[-1].final["text"]
 
 
+@pytest.mark.slow
 def test_a_server_that_restarted_into_another_answer_is_noticed(reference: Path, request_of: GenerateRequest) -> None:
     """Sampled, so the second server's answer is another one: an error, never a mixture."""
     sampling = Sampling(max_new_tokens=400, do_sample=True, temperature=5.0)
@@ -116,3 +85,26 @@ def test_a_server_that_restarted_into_another_answer_is_noticed(reference: Path,
 
     with pytest.raises(ServerUnavailableError, match="began another"):
         asyncio.run(both())
+
+
+def test_a_clients_own_key_through_the_daemon_is_one_answer(
+    tmp_path: Path, bundle: Path, samples: Path, server_url: str
+) -> None:
+    """Sampled: who gave up in the middle gets, on asking again, what was generated for the first time."""
+    picture = base64.b64encode((samples / "colour.png").read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    message = {"role": "user", "content": [image, {"type": "text", "text": "What is in the picture?"}]}
+    body = {"messages": [message], "max_tokens": 200, "temperature": 2.0}
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+    with running_daemon(tmp_path, bundle, server_url) as running:
+        url = f"{running.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json={**body, "stream": True}, headers=headers) as response:
+            lines = response.iter_lines()
+            begun = [json.loads(line[6:]) for line in islice((line for line in lines if line), 4)]
+        again = [httpx.post(url, json=body, headers=headers, timeout=60).json() for _ in range(2)]
+        refused = httpx.post(url, json={**body, "max_tokens": 5}, headers=headers, timeout=60)
+    assert again[0]["choices"] == again[1]["choices"]
+    seen = "".join(event["choices"][0]["delta"]["content"] for event in begun)
+    assert again[0]["choices"][0]["message"]["content"].startswith(seen)
+    assert {event["id"] for event in begun} == {again[0]["id"]} == {again[1]["id"]}
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_key_reused")
