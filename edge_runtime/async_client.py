@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, cast
@@ -21,6 +21,7 @@ from edge_runtime.client import (
     DONE,
     Body,
     Event,
+    RefusedError,
     broken_off,
     error_body,
     event_of,
@@ -34,6 +35,9 @@ FAREWELL_SECONDS = 5.0
 BEFORE_IT_BEGINS = 4  # times the silence of an answer under way
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
+
+
+Instead = Callable[[RefusedError], "Body | None"]
 
 
 class AsyncClient:
@@ -81,7 +85,9 @@ class AsyncClient:
             return None
         return found if answer.status_code == 200 and isinstance(found, dict) else None
 
-    async def stream(self, body: Body, deadline_s: float, key: str) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, body: Body, deadline_s: float, key: str, instead: Instead | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Send a request that was encoded with `stream` set, and yield its events as they come, each once.
 
         It is tried again also when the connection breaks within the answer. All tries carry one Idempotency-Key, so
@@ -91,6 +97,8 @@ class AsyncClient:
         Args:
             deadline_s: seconds for everything, retries and answer.
             key: the Idempotency-Key; the server goes on when this is closed early, unless `forget` tells it.
+            instead: asked when a try is refused, also one within the answer: the same request in another form, which
+                is sent at once, or None to give up.
 
         Raises:
             ServerUnavailableError: not reached, or the answer not complete, within the deadline; or the server
@@ -108,6 +116,11 @@ class AsyncClient:
                         yield event
                         complete = event.final is not None
                 return
+            except RefusedError as error:
+                other = None if instead is None else instead(error)
+                if other is None:
+                    raise
+                post.body = other
             except _TryAgainError as again:
                 if complete:  # only the farewell was lost
                     return

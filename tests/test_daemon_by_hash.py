@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,8 @@ from contract.embedding_hash import embedding_hash
 from contract.request import Sampling
 from contract.wire import CONTENT_TYPE, encode_medium, encode_request
 from edge_runtime.ask import build_messages
+from edge_runtime.daemon.openai_request import ChatRequest
+from edge_runtime.daemon.upstream import Qwen3VLServer
 from edge_runtime.edge import Edge
 from tools.server_process import running_server
 
@@ -103,3 +108,64 @@ def test_the_route_and_its_refusals(edge: Edge, server_url: str, samples: Path) 
     by_hash = generate(b"".join(encode_request(request, {name}))).json()
     by_value = generate(b"".join(encode_request(replace(request, media=(replace(medium, hash=None),))))).json()
     assert by_hash["generated_ids"] == by_value["generated_ids"]
+
+
+class CutOnce:
+    """TCP to the server: one connection is cut within its answer, and the next one comes after a pause."""
+
+    def __init__(self, port: int, pause_s: float) -> None:
+        self._port, self._pause_s = port, pause_s
+        self.cut_after: int | None = None
+        self.cuts = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.cuts:
+            await asyncio.sleep(self._pause_s)
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        up = asyncio.create_task(self._pass(reader, far_writer, answer=False))
+        await self._pass(far_reader, writer, answer=True)
+        up.cancel()
+        for end in (writer, far_writer):
+            end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bool) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(64):
+                writer.write(chunk)
+                await writer.drain()
+                if answer and self.cut_after is not None:
+                    self.cut_after -= len(chunk)
+                    if self.cut_after <= 0:
+                        self.cut_after, self.cuts = None, self.cuts + 1
+                        return
+
+
+def test_what_is_forgotten_within_an_answer_is_sent_in_full(edge: Edge, reference: Path, samples: Path) -> None:
+    """As a server does that is killed under an answer: the next try's names mean nothing to it."""
+    encoded = edge.encode(build_messages("How many?", [str(samples / "count.png")], []), stream=True)
+    chat = ChatRequest.model_validate({"messages": [{"role": "user", "content": "How many?"}]})
+    sent: list[tuple[int, int]] = []
+
+    async def ask(upstream: Qwen3VLServer) -> str:
+        again = replace(encoded, request=replace(encoded.request, request_id=uuid.uuid4().hex))
+        pieces = [
+            event.text
+            async for event in upstream.stream(again, chat, 60, lambda size, names=(): sent.append((size, len(names))))
+            if event.final is None
+        ]
+        return "".join(pieces)
+
+    async def scenario(port: int) -> None:
+        proxy = CutOnce(port, pause_s=1.5)
+        async with (
+            await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as listener,
+            Qwen3VLServer(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as upstream,
+        ):
+            whole = await ask(upstream)
+            proxy.cut_after = 400  # headers, and the first token or two
+            assert await ask(upstream) == whole
+            assert proxy.cuts == 1
+            assert [names for _, names in sent] == [0, 1, 0]
+
+    with running_server(model=str(reference), dtype="float32", hold_embeddings_s=1.0) as server:
+        asyncio.run(scenario(int(server.url.rsplit(":", 1)[1])))

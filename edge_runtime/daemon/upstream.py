@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from contract.embedding_hash import embedding_hash
 from contract.request import GenerateRequest
 from contract.wire import body_size, encode_request
 from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import Event, RefusedError
+from edge_runtime.client import Body, Event, RefusedError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.sent_hashes import SentHashes
 from edge_runtime.edge import EncodedPrompt
@@ -116,27 +117,31 @@ class Qwen3VLServer:
             request = await asyncio.to_thread(_with_hashes, request)
         names = [item.hash for item in request.media if item.hash is not None]
         named = sent.known(names) if sent is not None else set()
-        while True:
-            body = encode_request(request, named)
-            on_sent(body_size(body), [index for index, item in enumerate(request.media) if item.hash in named])
-            events = self._client.stream(body, ends - asyncio.get_running_loop().time(), request.request_id)
+
+        def body() -> Body:
+            made = encode_request(request, named)
+            on_sent(body_size(made), [index for index, item in enumerate(request.media) if item.hash in named])
+            return made
+
+        def instead(error: RefusedError) -> Body | None:
+            """With the tensors that the server does not hold; it may be another one than began the answer."""
+            nonlocal named
+            if sent is None or not named or not _may_hold_no_longer(error):
+                return None
+            self._holds = None
+            gone = named & set(error.missing) or named
+            sent.forget(gone)
+            named = named - gone
+            return body()
+
+        left = ends - asyncio.get_running_loop().time()
+        async with aclosing(self._client.stream(body(), left, request.request_id, instead)) as events:
             begun = False
-            try:
-                async for event in events:
-                    if not begun and sent is not None:
-                        sent.add(names)  # it checked them before it began to answer, and holds them
-                    begun = True
-                    yield event
-                return
-            except RefusedError as error:
-                if begun or sent is None or not named or not _may_hold_no_longer(error):
-                    raise
-                self._holds = None  # perhaps another server by now
-                gone = named & set(error.missing) or named
-                sent.forget(gone)
-                named = named - gone
-            finally:
-                await events.aclose()
+            async for event in events:
+                if not begun and sent is not None:
+                    sent.add(names)  # it checked them before it began to answer, and holds them
+                begun = True
+                yield event
 
     async def _server_holds(self) -> bool:
         """Whether it says so; asked once, and again when it turned out otherwise."""
