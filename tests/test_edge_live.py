@@ -90,6 +90,24 @@ def test_window_never_holds_more_than_its_seconds() -> None:
     assert window.unpaired == 1
 
 
+def test_a_source_slower_than_asked_gives_pairs_too() -> None:
+    window = Window("front", 8, 8, lambda pair: Item(Grid(1, 2, 2), np.zeros((4, 4), np.float32)))
+    frame = np.zeros((3, 32, 32), np.uint8)
+    for index in range(30):
+        window.add(float(index), frame)
+    assert window.unpaired <= 2
+    whole, end = window.snapshot(29.0, CHOICE), window.snapshot(29.0, CHOICE, 4)
+    assert whole is not None
+    assert end is not None
+    assert len(whole.patches) >= 4
+    assert end.patches[-1].times[1] - end.patches[0].times[0] < 4
+    before = window.unpaired
+    window.add(30.0, frame)
+    window.add(100.0, frame)  # it was away
+    window.add(160.0, frame)
+    assert window.unpaired == before + 2
+
+
 def test_sampling_survives_jitter_duplicates_and_gaps() -> None:
     rng = np.random.default_rng(0)
     even = Sampler(2)

@@ -46,7 +46,8 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
-    edge = open_edge(config.bundle, options)
+    # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
+    edge = open_edge(config.bundle.resolve(), options)
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

@@ -112,6 +112,8 @@ class Window:
         self._patchify = patchify
         self._patches: deque[TemporalPatch] = deque()
         self._first: tuple[float, NDArray[np.uint8]] | None = None
+        self._last: float | None = None
+        self._gaps = deque([self.interval] * 2, maxlen=2)
         self._lock = threading.Lock()
         self._encoding = threading.Lock()
 
@@ -121,7 +123,12 @@ class Window:
     def add(self, seconds: float, frame: NDArray[np.uint8]) -> bool:
         """Take a sampled frame, uint8 [3, H, W]; True if it completed a temporal patch."""
         with self._lock:
-            if self._first is not None and seconds - self._first[0] > 2 * self.interval:
+            # A source may be slower than what is asked of it: what is far apart is told by its last two distances.
+            apart = 2 * max(self.interval, min(self._gaps))
+            if self._last is not None:
+                self._gaps.append(seconds - self._last)
+            self._last = seconds
+            if self._first is not None and seconds - self._first[0] > apart:
                 # The source was away: frames that far apart are no temporal patch of a clip at this rate.
                 self.unpaired += 1
                 self._first = None
@@ -150,6 +157,8 @@ class Window:
         with self._lock:
             self._slide(now)
             found = tuple(self._patches)[-most:]
+        if seconds is not None:  # fewer patches where the source is slow, but never none
+            found = tuple(p for p in found[:-1] if p.times[0] > found[-1].times[1] - seconds) + found[-1:]
         if not found:
             return None
         native, grid = (Grid(len(found), of.h, of.w) for of in (choice.native, choice.grid))
