@@ -31,6 +31,8 @@ def page(folder: Path) -> str:
     parts += [_encoder(document) for document in documents]
     if not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
+    parts += [_startup(document) for document in _read(folder, "startup*.json")]
+    parts += [_soak(document) for document in _read(folder, "soak*.json")]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -93,6 +95,56 @@ def _encoder(document: dict[str, Any]) -> str:
         "from pixel values in host memory to embeddings in host memory.\n\n"
         + _table(names, rows, text=2)
         + (f"\nNot run:\n\n{refused}" if refused else "")
+        + _environment(document)
+    )
+
+
+def _startup(document: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["preprocess"],
+            f"{row['ready_seconds']:.2f}",
+            f"{row['spread_seconds'][0]:.2f} to {row['spread_seconds'][1]:.2f}",
+            f"{row['ready_bytes'] / 2**20:.0f}",
+            f"{row['worked_bytes'] / 2**20:.0f}",
+        ]
+        for row in document["rows"]
+    ]
+    worked = f"MiB after {document['requests']} pictures"
+    names = ["preprocessing", "median seconds to /readyz 200", "spread", "MiB when ready", worked]
+    return (
+        "## The daemon's start\n\n"
+        f"Alternating starts, {document['rows'][0]['rounds']} of each, medians; resident memory.\n\n"
+        + _table(names, rows, text=1)
+        + _environment(document)
+    )
+
+
+def _soak(document: dict[str, Any]) -> str:
+    row = document["rows"][0]
+    faults = row["faults"]
+    rows = [
+        ["requests, at a time", f"{row['requests']:,}, {row['at_a_time']}"],
+        ["seconds", f"{row['seconds']:,.0f}"],
+        ["answered as by the undisturbed daemon", ", ".join(f"{kind} {n:,}" for kind, n in row["answered"].items())],
+        ["refused with a reason", ", ".join(f"{reason} {n}" for reason, n in row["refused"].items()) or "none"],
+        ["told to come back (429), and did", f"{row['told_to_come_back']:,}"],
+        ["clients that left by themselves", f"{row['left']:,}"],
+        ["jobs accepted", f"{row['jobs_accepted']:,}"],
+        ["answered otherwise", str(len(row["wrong"]))],
+        ["neither answered nor refused as they should", str(len(row["lost"]))],
+        ["server killed and restarted", str(faults["kills"])],
+        ["connections cut", str(faults["cuts"])],
+        ["slow network, full disk", f"{faults['slow']}, {faults['disk_full']} times"],
+        ["resident memory after warm-up", f"{row['memory_after_warm_up'] / 1e6:,.0f} MB"],
+        ["in the last tenth", f"{row['memory_at_the_end'] / 1e6:,.0f} MB, {row['memory_growth']:.3f} times"],
+    ]
+    note = f"\n{row['note']}\n" if row.get("note") else ""
+    return (
+        f"## Soak of the daemon, {row['requests']:,} requests\n\n"
+        "Reference checkpoint, mixed conversations, cache and spool on a small file system of their own.\n\n"
+        + _table(["", ""], rows, text=2)
+        + note
         + _environment(document)
     )
 

@@ -146,8 +146,10 @@ class Faults:
     async def _kill(self) -> None:
         self.count.kills += 1
         await asyncio.to_thread(self.server.kill)
-        await asyncio.sleep(self.rng.uniform(0, 5))
-        await asyncio.shield(asyncio.to_thread(self.server.start))
+        try:
+            await asyncio.sleep(self.rng.uniform(0, 5))
+        finally:  # also at the end of the soak: jobs still wait for the server
+            await asyncio.shield(asyncio.to_thread(self.server.start))
 
     async def _slow(self) -> None:
         self.count.slow += 1
