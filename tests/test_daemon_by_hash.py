@@ -156,7 +156,7 @@ def test_what_is_forgotten_within_an_answer_is_sent_in_full(edge: Edge, referenc
         return "".join(pieces)
 
     async def scenario(port: int) -> None:
-        proxy = CutOnce(port, pause_s=1.5)
+        proxy = CutOnce(port, pause_s=4.5)
         async with (
             await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as listener,
             Qwen3VLServer(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as upstream,
@@ -167,5 +167,5 @@ def test_what_is_forgotten_within_an_answer_is_sent_in_full(edge: Edge, referenc
             assert proxy.cuts == 1
             assert [names for _, names in sent] == [0, 1, 0]
 
-    with running_server(model=str(reference), dtype="float32", hold_embeddings_s=1.0) as server:
+    with running_server(model=str(reference), dtype="float32", hold_embeddings_s=3.0) as server:
         asyncio.run(scenario(int(server.url.rsplit(":", 1)[1])))
