@@ -207,7 +207,10 @@ class Edge:
             if self.cache is not None:
                 self.cache.put(key, one.embeddings)
             seconds[indices[0]] += share * items[indices[0]].grid.patches
-            found.update({index: self._as_media(items[index], one.embeddings, one.runs) for index in indices})
+            first, *others = indices
+            found[first] = self._as_media(items[first], one.embeddings, one.runs)
+            # The same picture again in one request: not encoded again.
+            found.update({index: self._as_media(items[index], one.embeddings, cached=True) for index in others})
         return tuple(found[index] for index in range(len(items))), tuple(seconds)
 
     def _window_media(self, item: PreparedMedia, window: Snapshot) -> Media:
