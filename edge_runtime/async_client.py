@@ -237,9 +237,13 @@ class AsyncClient:
             raise _TryAgainError(unreachable(self.server, error)) from None
         if response.status_code < 400:
             return response
-        await response.aread()
+        try:
+            await response.aread()
+        except httpx.HTTPError as error:  # cut within the reason
+            raise _TryAgainError(unreachable(self.server, error)) from None
+        finally:
+            await response.aclose()
         found = refused(error_body(response), response.status_code)
-        await response.aclose()
         if response.status_code in TRY_AGAIN:
             asked = response.headers.get("retry-after", "")
             raise _TryAgainError(found, float(asked) if asked.isdigit() else 0.0)

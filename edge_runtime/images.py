@@ -64,7 +64,10 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
         raise InputError(f"picture {label} cannot be read ({error.strerror})", field="image") from None
     except UnidentifiedImageError:
         raise InputError(f"{label} is not a picture that Pillow knows", field="image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        limit = f"at most {MAX_IMAGE_PIXELS} pixels"
+        raise InputError(f"picture {label} is too large", field="image", expected=limit, got=error) from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"picture {label} is corrupt ({error})", field="image") from None
     return image
 
