@@ -8,7 +8,6 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
+from test_daemon_network import free_port
 
 from tools.server_process import running_server
 
@@ -26,13 +26,6 @@ BROKEN = {"type": "image_url", "image_url": "data:image/png;base64,AA"}
 LONG = {"messages": [{"role": "user", "content": "Count from one to one thousand."}], "max_tokens": 200}
 ENDED = ("done", "failed", "expired")
 PICTURE = "colour.png"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,8 @@ async def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     rng = random.Random(arguments.seed)
     prompts = soak_prompts(arguments.prompts)
     with _scratch() as (folder, disk), contextlib.ExitStack() as stack:
-        server = KilledServer(arguments.model, _free_port())
-        port = server._options["port"]
+        port = _free_port()
+        server = KilledServer(arguments.model, port)
         await asyncio.to_thread(server.start)
         stack.callback(server.close)
         async with Proxy(port) as proxy, _daemon(arguments, folder, proxy.port) as (url, process):
