@@ -7,8 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -22,6 +26,21 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         raise InputError(f"cannot listen on {host} port {port} ({error.strerror or error})", field="--port") from None
+
+
+def http_server(app: Any, drain_s: int) -> uvicorn.Server:
+    """A uvicorn server that logs nothing of its own below a warning: the app logs its requests.
+
+    Args:
+        app: an ASGI application.
+        drain_s: seconds that requests under way have to end in after a stop signal.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=drain_s
+    )
+    return uvicorn.Server(config)
 
 
 @contextmanager

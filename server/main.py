@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
-from contract.http_listener import listen, quiet_stop
+from contract.http_listener import http_server, listen, quiet_stop
 from server.options import ServerOptions
 from server.readiness import Readiness
 
@@ -40,21 +40,11 @@ def serve(options: ServerOptions) -> None:
 
 
 def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions) -> None:
-    import uvicorn
-
     from server.app import create_app
 
     _log_to_stderr()
     readiness = Readiness()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(readiness, options),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=options.graceful_timeout_s,
-        )
-    )
+    server = http_server(create_app(readiness, options), options.graceful_timeout_s)
     url = _url(listener, options)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from contract.bundle import open_bundle
 from contract.errors import InputError
-from contract.http_listener import listen, quiet_stop
+from contract.http_listener import http_server, listen, quiet_stop
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.systemd import notify
 
@@ -82,8 +82,6 @@ def _listen_on_path(path: Path) -> socket.socket:
 
 
 def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
-    import uvicorn
-
     from edge_runtime.daemon.app import create_app
     from edge_runtime.daemon.logs import log_to_stderr
     from edge_runtime.daemon.reload import Reloader
@@ -94,15 +92,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
     daemon = Daemon(config, _upstream(config), spool)
     reloader = Reloader(daemon, reread)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(daemon, reloader),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=config.drain_s,
-        )
-    )
+    server = http_server(create_app(daemon, reloader), config.drain_s)
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
     logger.info("opening %s; %s answers 503 until it is ready", config.bundle, url)
     threading.Thread(target=_start, args=(daemon, server, url), daemon=True).start()

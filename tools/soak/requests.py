@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from edge_runtime.event_lines import async_lines_of
 from tools.soak.prompts import SoakPrompt
 
 KINDS = {"chat": 40, "stream": 30, "job": 12, "encode": 8, "leave": 6, "bad": 4}
@@ -85,7 +86,7 @@ class Asker:
                 self._accepted("stream", answer)
                 return
             pieces, error, done = [], None, False
-            async for line in answer.aiter_lines():
+            async for line in async_lines_of(answer.aiter_bytes()):
                 if line == "data: [DONE]":
                     done = True
                 elif line.startswith("data: "):
