@@ -128,6 +128,8 @@ class GenerateRequest:
         input_ids: int64 [L], placeholders expanded: n per image, n/t per frame of a clip.
         media: images and clips in the order of their placeholders.
         attention_mask: int64 [L] of 0 and 1, or None for all ones.
+        logprobs: how many of the likeliest tokens to name at each place; None for no probabilities at all. The
+            binary form does not carry it.
     """
 
     model_hash: str | None
@@ -137,6 +139,7 @@ class GenerateRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stream: bool = False
     request_id: str = ""
+    logprobs: int | None = None
 
     def of_kind(self, kind: str) -> list[Media]:
         return [item for item in self.media if item.kind == kind]

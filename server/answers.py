@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from contract.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from server.engine import GenerateResult
-    from server.language_model import LoadedModel
+    from server.engines.protocol import GenerateResult, ServedModel
 
 
-def answer(request: GenerateRequest, result: GenerateResult, loaded: LoadedModel) -> dict[str, Any]:
+def answer(request: GenerateRequest, result: GenerateResult, loaded: ServedModel) -> dict[str, Any]:
     """The answer of `POST /v1/generate`, and the last event of its stream."""
     return {
         "request_id": request.request_id,
@@ -24,21 +23,18 @@ def answer(request: GenerateRequest, result: GenerateResult, loaded: LoadedModel
         "usage": {
             "prompt_tokens": result.prompt_tokens,
             "visual_tokens": result.visual_tokens,
+            "reused_tokens": result.reused_tokens,
             "completion_tokens": len(result.generated_ids),
         },
         "timings": {name: round(seconds, 6) for name, seconds in asdict(result.timings).items()},
     }
 
 
-def describe(loaded: LoadedModel) -> dict[str, Any]:
+def describe(loaded: ServedModel) -> dict[str, Any]:
     """What is served, for `/v1/models`, `/readyz` and the line at start."""
     return {
         "model_hash": loaded.shape.model_hash,
-        "parameters": loaded.parameters,
-        "vision_parameters_not_loaded": loaded.vision_parameters,
-        "device": str(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": loaded.attention,
+        **loaded.describe(),
         "hidden_size": loaded.shape.hidden_size,
         "deepstack_levels": loaded.shape.deepstack_levels,
         "merge_size": loaded.shape.merge_size,

@@ -24,6 +24,7 @@ from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
 from contract.wire import CONTENT_TYPE, decode_request
 from server.answers import answer, describe
+from server.clients import client_of
 from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
 from server.idempotency import KeyedGenerations, fingerprint
@@ -35,7 +36,7 @@ from server.running import Leave, Running, start
 from server.streaming import EventStream, events
 
 if TYPE_CHECKING:
-    from server.engine import Engine
+    from server.engines.protocol import Engine
 
 JSON = "application/json"
 MAX_REQUEST_ID = 128
@@ -52,7 +53,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     """
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
     store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s)
-    metrics = Metrics(lambda: readiness.engine.waiting if readiness.loaded else 0, store)
+    metrics = Metrics(readiness.stats, store)
     keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())
     install_error_handlers(app)
@@ -87,16 +88,17 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def generate(request: Request) -> Response:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
+        client = client_of(request)
         key = idempotency_key(request.headers)
-        if key is None or not keyed.knows(key):
-            engine.check_room()  # before a body is read that would wait for nothing
+        if key is None or not keyed.knows(key, client.name):
+            engine.check_room(client.turn)  # before a body is read that would wait for nothing
         prepared = await _read_request(request, engine, options, metrics, store)
-        begin = partial(start, engine, prepared, metrics.record)
+        begin = partial(start, engine, prepared, metrics.record, client.turn)
         if key is None:
             running = begin()
-            leave = running.cancel.set
+            leave = running.cancel
         else:
-            running, leave = keyed.follow(key, await run_in_threadpool(fingerprint, prepared), begin)
+            running, leave = keyed.follow(key, await run_in_threadpool(fingerprint, prepared), begin, client.name)
         if prepared.stream:
             return EventStream(events(engine, prepared, running), leave)
         return await _whole(request, prepared, running, leave, engine)
@@ -107,7 +109,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         key = idempotency_key(request.headers)
         if key is None:
             raise HttpError(400, "bad_idempotency_key", "no key to forget", field=HEADER)
-        keyed.forget(key)
+        keyed.forget(key, client_of(request).name)
         return Response(status_code=204)
 
     return app
@@ -132,31 +134,32 @@ async def _read_request(
             got=repr(kind)[:80],
         )
     limits = engine.limits
-    limit = min(limits.max_body_bytes, options.max_json_body_bytes) if kind == JSON else limits.max_body_bytes
+    limit = min(limits.max_body_bytes, options.max_json_body_mib * 2**20) if kind == JSON else limits.max_body_bytes
     body = await read_body(request, limit, options.body_timeout_s)
+    namespace = client_of(request).name
     metrics.received.inc(len(body))
 
     def decode() -> GenerateRequest:
         if kind == JSON:
             return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare))
-        return _with_request_id(_binary_request(body, engine, store))
+        return _with_request_id(_binary_request(body, engine, store, namespace))
 
     return await run_in_threadpool(decode)
 
 
-def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore) -> GenerateRequest:
+def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore, namespace: str) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
     held: list[Media] = []
 
     def lookup(references: Sequence[MediaReference]) -> list[Media]:
-        held.extend(store.lookup(references))
+        held.extend(store.lookup(references, namespace))
         return held
 
     prepared = engine.prepare(decode_request(body, engine.limits, lookup))
     for index, item in enumerate(prepared.media):
         if not any(item is known for known in held):  # what is held was checked when it came
             check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
-    store.keep_all(prepared)
+    store.keep_all(prepared, namespace)
     return prepared
 
 

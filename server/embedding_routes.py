@@ -15,6 +15,7 @@ from contract.http_errors import HttpError
 from contract.request import Media
 from contract.validate import validate_medium
 from contract.wire import CONTENT_TYPE, decode_medium
+from server.clients import client_of
 from server.embedding_store import EmbeddingStore
 from server.errors import EmbeddingsNotHeldError
 from server.options import ServerOptions
@@ -42,6 +43,7 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
                 expected=CONTENT_TYPE,
                 got=repr(kind)[:80],
             )
+        namespace = client_of(request).name
         body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s)
 
         def hold() -> int:
@@ -58,8 +60,8 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
                 raise WireError("the hash is not that of the path", field="media.0.hash", expected=name)
             validate_medium(medium, shape, engine.limits)
             check_hash("media.0.hash", medium, shape.model_hash)
-            known = store.find(name) is not None
-            if not store.keep(medium):
+            known = store.find(name, namespace) is not None
+            if not store.keep(medium, namespace):
                 raise LimitError(
                     "embeddings are larger than what is held here",
                     field="body",
@@ -72,10 +74,10 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
         return JSONResponse({"hash": name, "held": True}, status_code=status)
 
     @router.api_route(PATH, methods=["GET", "HEAD"])
-    async def held(name: str) -> dict[str, Any]:
+    async def held(request: Request, name: str) -> dict[str, Any]:
         """What is held under a hash, without the tensors; 404 where nothing is."""
         _check_name(name)
-        if (medium := store.find(name)) is None:
+        if (medium := store.find(name, client_of(request).name)) is None:
             raise EmbeddingsNotHeldError("path", (name,))
         return _describe(name, medium)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contract.errors import ServerUnavailableError, WireError
+from contract.errors import ContractError, ServerUnavailableError, WireError
 
 
 class BodySchemaError(WireError):
@@ -16,6 +16,20 @@ class OutOfMemoryError(ServerUnavailableError):
     """The device had no memory for this request; the server goes on."""
 
     code = "out_of_memory"
+
+
+class GenerationTimeoutError(ContractError):
+    """A generation that took longer than this server allows; it is given up."""
+
+    status = 504
+    code = "generation_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "the generation took too long",
+            expected=f"at most {seconds:g} s",
+            remedy="Ask for fewer tokens, or try again when the server has less to do.",
+        )
 
 
 class EmbeddingsNotHeldError(WireError):

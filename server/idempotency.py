@@ -2,7 +2,7 @@
 
 A key joins the generation that runs under it, or gets the answer that is kept. While nobody follows, a keyed
 generation goes on: a lost connection is what the key is there for. If nobody has come back after `abandoned_s` it is
-cancelled, because the model serves one request at a time. What failed or was cancelled is not kept.
+cancelled: nobody may want it any more. What failed or was cancelled is not kept.
 
 All of it lives in the event loop's thread, and in memory: after a restart the next try is generated anew.
 """
@@ -112,7 +112,7 @@ class KeyedGenerations:
 
     def _leave(self, place: tuple[str, str], kept: _Kept) -> None:
         kept.readers -= 1
-        if kept.readers == 0 and not kept.running.log.ended and not kept.running.cancel.is_set():
+        if kept.readers == 0 and not kept.running.log.ended:
             loop = asyncio.get_running_loop()
             kept.timer = loop.call_later(self._options.abandoned_s, self._drop, place, kept)
 
@@ -122,7 +122,7 @@ class KeyedGenerations:
         if kept.timer is not None:
             kept.timer.cancel()
             kept.timer = None
-        kept.running.cancel.set()
+        kept.running.cancel()
 
     def _ended(self, loop: asyncio.AbstractEventLoop, place: tuple[str, str], kept: _Kept, _: object) -> None:
         """The future's callback, in the engine's thread."""
@@ -152,7 +152,7 @@ class KeyedGenerations:
         count, size = len(ended), sum(kept.size for _, kept in ended)
         for place, kept in ended:
             old = time.monotonic() - (kept.ended or 0.0) > options.keep_answers_s
-            if not old and count <= options.keep_answers and size <= options.keep_answers_bytes:
+            if not old and count <= options.keep_answers and size <= options.keep_answers_mib * 2**20:
                 return
             del self._kept[place]
             count, size = count - 1, size - kept.size

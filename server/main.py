@@ -16,7 +16,8 @@ from server.readiness import Readiness
 if TYPE_CHECKING:
     import uvicorn
 
-    from server.language_model import LoadedModel
+    from server.engines.protocol import Engine
+    from server.engines.transformers.language_model import LoadedModel
 
 logger = logging.getLogger("server")
 
@@ -44,7 +45,7 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
 
     _log_to_stderr()
     readiness = Readiness()
-    server = http_server(create_app(readiness, options), options.graceful_timeout_s)
+    server = http_server(create_app(readiness, options), options.drain_s)
     url = _url(listener, options)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
@@ -62,20 +63,37 @@ def _load(
     checkpoint: Checkpoint, options: ServerOptions, readiness: Readiness, server: uvicorn.Server, url: str
 ) -> None:
     try:
-        from server.engine import Engine
-        from server.language_model import load_language_model
-
-        engine = Engine(load_language_model(checkpoint, options), options.limits, options.max_queue)
-        engine.warm_up()
+        engine = _open_engine(checkpoint, options)
     except BaseException as error:
         readiness.failure = error
         server.should_exit = True
         return
     readiness.set(engine)
-    _announce(engine.loaded, url)
+    logger.info("listening on %s", url)
 
 
-def _announce(loaded: LoadedModel, url: str) -> None:
+def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Engine:
+    """Loaded, and warm: it has generated."""
+    from server.engines.transformers.engine import BatchOptions, TransformersEngine
+    from server.engines.transformers.language_model import load_language_model
+
+    batch = BatchOptions(
+        max_queue=options.max_queue,
+        max_queue_per_client=options.max_queue_per_client or None,
+        max_batch=options.max_batch,
+        max_batch_tokens=options.max_batch_tokens,
+        max_seconds=options.max_generation_s,
+        stall_s=options.stall_s,
+        prefix_bytes=options.prefix_cache_mib * 2**20,
+        prefix_s=options.prefix_cache_s,
+    )
+    engine = TransformersEngine(load_language_model(checkpoint, options), options.limits, batch)
+    engine.warm_up()
+    _announce(engine.loaded)
+    return engine
+
+
+def _announce(loaded: LoadedModel) -> None:
     logger.info(
         "ready: %s, language model of %s parameters (vision encoder of %s not loaded), %s, %s, attention %s",
         loaded.name,
@@ -85,7 +103,6 @@ def _announce(loaded: LoadedModel, url: str) -> None:
         str(loaded.dtype).removeprefix("torch."),
         loaded.attention,
     )
-    logger.info("listening on %s", url)
 
 
 def _url(listener: socket.socket, options: ServerOptions) -> str:

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from server.embedding_store import EmbeddingStore
 
 if TYPE_CHECKING:
-    from server.engine import GenerateResult
+    from server.engines.protocol import EngineStats, GenerateResult
 
 PREFIX = "qwen3vl_edge"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class EngineCollector(Collector):
+    """The engine's own figures, read at each scrape."""
+
+    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._stats()
+        if found is None:
+            return
+        for name, what, value in (
+            ("queue_depth", "Requests that wait", found.waiting),
+            ("running", "Requests that generate", found.running),
+            ("kv_tokens", "Tokens whose keys and values are held, padding included", found.kv_tokens),
+            ("kv_bytes", "Bytes of those", found.kv_bytes),
+            ("kept_kv_bytes", "Bytes of keys and values kept for later requests", found.kept_bytes),
+            ("step_seconds_now", "Seconds that the step under way has taken", found.stalled_s),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", what, value)
+        for name, what, value in (
+            ("reused_tokens", "Prompt tokens that needed no computing", found.reused_tokens),
+            ("steps", "Decoding steps", found.steps),
+            ("step_rows", "Requests in those steps; over the steps, the mean batch", found.step_rows),
+        ):
+            yield CounterMetricFamily(f"{PREFIX}_{name}", what, value)
 
 
 class Metrics:
     """The server's counters, in a registry of their own so that several apps can live in one process.
 
     Args:
-        waiting: called at each scrape for the queue's depth.
+        stats: called at each scrape; None while the engine loads.
         store: embeddings held by hash.
     """
 
-    def __init__(self, waiting: Callable[[], float], store: EmbeddingStore) -> None:
+    def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=self.registry)
         self.received = Counter(f"{PREFIX}_received_bytes", "Bytes of request bodies", registry=self.registry)
@@ -46,7 +75,7 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
-        Gauge(f"{PREFIX}_queue_depth", "Requests that wait", registry=self.registry).set_function(waiting)
+        self.registry.register(EngineCollector(stats))
         for name, what, read in (
             ("held_hits", "Media named by hash and held, since start", lambda: store.hits),
             ("held_misses", "Media named by hash and not held, since start", lambda: store.misses),

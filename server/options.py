@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from contract.errors import InputError
 from contract.request import Limits
+from contract.settings import check_ranges, gather_settings
+
+ENVIRONMENT = "QWEN3VL_SERVER_"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -13,22 +19,29 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Options of `qwen3vl-edge server`.
+    """Settings of `qwen3vl-edge server`; one field per setting, named as in the file.
 
     Attributes:
         model: checkpoint folder or hub id.
         port: 0 takes any free port; the address is printed once the model is ready.
         device_map: as transformers' `device_map`: "auto", "cpu", "cuda", "cuda:1", "balanced", …
         dtype: of the language model; "auto" is what the checkpoint says.
-        limits: the most that one request may hold.
-        max_queue: requests that may wait while one generates; the next is answered 429.
-        max_json_body_bytes: a lower limit for JSON bodies, whose numbers cost several times their text in memory.
+        max_body_mib, max_prompt_tokens, max_media, max_visual_tokens, max_new_tokens: the most one request may hold.
+        max_queue: requests that may wait for their turn; the next is answered 429.
+        max_queue_per_client: of one client; 0 for no limit of its own.
+        max_batch: requests that generate at once.
+        max_batch_tokens: tokens of their prompts and answers together, padding included.
+        max_generation_s: seconds after which a generation is given up with 504, waiting not counted.
+        stall_s: seconds of one step after which the engine counts as stuck: `/readyz` answers 503.
+        prefix_cache_mib: memory for keys and values of ended requests, for the next turn of a chat; 0 keeps none.
+        prefix_cache_s: seconds since their last use that they are kept.
+        max_json_body_mib: a lower limit for JSON bodies, whose numbers cost several times their text in memory.
         body_timeout_s: seconds a client may take to send its body.
-        graceful_timeout_s: seconds that running requests get to finish after SIGTERM.
+        drain_s: seconds that running requests get to finish after SIGTERM.
         hold_embeddings_mib: memory for embeddings that later requests may name by hash; 0 holds none.
         hold_embeddings_s: seconds since their last use that they are held.
         keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
-        keep_answers, keep_answers_bytes: the most of them; the oldest go first.
+        keep_answers, keep_answers_mib: the most of them; the oldest go first.
         abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
 
     Raises:
@@ -41,33 +54,89 @@ class ServerOptions:
     device_map: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
-    limits: Limits = field(default_factory=Limits)
-    max_queue: int = 16
-    max_json_body_bytes: int = 64 * 2**20
+    max_body_mib: int = 256
+    max_prompt_tokens: int = 32_768
+    max_media: int = 64
+    max_visual_tokens: int = 16_384
+    max_new_tokens: int = 4_096
+    max_queue: int = 64
+    max_queue_per_client: int = 0
+    max_batch: int = 8
+    max_batch_tokens: int = 65_536
+    max_generation_s: float = 600.0
+    stall_s: float = 120.0
+    prefix_cache_mib: int = 256
+    prefix_cache_s: float = 600.0
+    max_json_body_mib: int = 64
     body_timeout_s: float = 60.0
-    graceful_timeout_s: int = 30
+    drain_s: int = 30
     hold_embeddings_mib: int = 256
     hold_embeddings_s: float = 3600.0
     keep_answers_s: float = 600.0
     keep_answers: int = 1024
-    keep_answers_bytes: int = 32 * 2**20
+    keep_answers_mib: int = 32
     abandoned_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
             if value not in known:
                 raise InputError(f"unknown {name}", field=f"--{name}", expected=" or ".join(known), got=value)
-        if not 0 <= self.port <= 65535:
-            raise InputError("port is out of range", field="--port", expected="0 to 65535", got=self.port)
-        if self.max_queue < 1:
-            raise InputError("the queue has no room", field="max_queue", expected="at least 1", got=self.max_queue)
-        if self.hold_embeddings_mib < 0 or self.hold_embeddings_s <= 0:
-            raise InputError(
-                "cannot hold embeddings so",
-                field="hold_embeddings_mib",
-                expected="hold_embeddings_mib at least 0, hold_embeddings_s above 0",
-                got=f"{self.hold_embeddings_mib} MiB, {self.hold_embeddings_s:g} s",
-            )
-        for name in ("keep_answers_s", "keep_answers", "keep_answers_bytes", "abandoned_s"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is negative", field=name, expected="0 or more", got=getattr(self, name))
+        check_ranges(self, _RANGES)
+
+    @property
+    def limits(self) -> Limits:
+        """The most that one request may hold."""
+        return Limits(
+            max_body_bytes=self.max_body_mib * 2**20,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_media=self.max_media,
+            max_visual_tokens=self.max_visual_tokens,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+_RANGES = (
+    ("port", 0, 65535),
+    ("max_body_mib", 1, 16_384),
+    ("max_prompt_tokens", 1, 2**24),
+    ("max_media", 0, 65_536),
+    ("max_visual_tokens", 0, 2**24),
+    ("max_new_tokens", 1, 2**24),
+    ("max_queue", 1, 1_000_000),
+    ("max_queue_per_client", 0, 1_000_000),
+    ("max_batch", 1, 4096),
+    ("max_batch_tokens", 1, 2**32),
+    ("max_generation_s", 0.1, 86_400),
+    ("stall_s", 0.1, 86_400),
+    ("prefix_cache_mib", 0, 2**24),
+    ("prefix_cache_s", 0, 86_400),
+    ("max_json_body_mib", 1, 16_384),
+    ("body_timeout_s", 0.01, 3600),
+    ("drain_s", 0, 3600),
+    ("hold_embeddings_mib", 0, 2**24),
+    ("hold_embeddings_s", 0.001, 366 * 86_400),
+    ("keep_answers_s", 0, 86_400),
+    ("keep_answers", 0, 1_000_000),
+    ("keep_answers_mib", 0, 2**20),
+    ("abandoned_s", 0, 86_400),
+)
+
+
+def load_options(
+    path: Path | None, options: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> ServerOptions:
+    """Settings of a server.
+
+    Args:
+        path: TOML file, or None.
+        options: of the command line, None where not given; they win.
+        environment: os.environ by default; QWEN3VL_SERVER_PORT=8001 sets `port`.
+
+    Raises:
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
+            and where it came from.
+    """
+    values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT)
+    if "model" not in values:
+        raise InputError("no model given", field="model", remedy="Name a checkpoint folder with --model.")
+    return ServerOptions(**values)

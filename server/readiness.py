@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from contract.errors import ServerUnavailableError
 
 if TYPE_CHECKING:
-    from server.engine import Engine
+    from server.engines.protocol import Engine, EngineStats
 
 
 class Readiness:
@@ -33,6 +33,10 @@ class Readiness:
         if self._engine is None:
             raise ServerUnavailableError("the model is still loading", remedy="Try again when /readyz answers 200.")
         return self._engine
+
+    def stats(self) -> EngineStats | None:
+        """The engine's, None while it loads."""
+        return None if self._engine is None else self._engine.stats()
 
     @property
     def loaded(self) -> bool:

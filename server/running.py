@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contract.errors import ServerUnavailableError
 from contract.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from server.engine import Engine, GenerateResult
+    from server.engines.protocol import Engine, GenerateResult, Token
 
 Leave = Callable[[], None]
 
@@ -24,24 +23,24 @@ class TokenLog:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ids: list[int] = []
+        self._tokens: list[Token] = []
         self._changed = asyncio.Event()
         self.ended = False
 
-    def put(self, token_id: int) -> None:
+    def put(self, token: Token) -> None:
         """Called in the engine's thread."""
-        self._call(self._ids.append, token_id)
+        self._call(self._tokens.append, token)
 
     def end(self, _: Future[GenerateResult]) -> None:
         """Called once the generation has ended, in whatever thread ended it."""
         self._call(setattr, self, "ended", True)
 
-    async def follow(self, keep_alive_s: float) -> AsyncIterator[int | None]:
+    async def follow(self, keep_alive_s: float) -> AsyncIterator[Token | None]:
         """Every token from the first; None whenever `keep_alive_s` seconds bring nothing."""
         position = 0
         while True:
-            while position < len(self._ids):
-                yield self._ids[position]
+            while position < len(self._tokens):
+                yield self._tokens[position]
                 position += 1
             if self.ended:
                 return
@@ -68,8 +67,8 @@ class Running:
     """
 
     future: Future[GenerateResult]
-    log: TokenLog = field(default_factory=TokenLog)
-    cancel: threading.Event = field(default_factory=threading.Event)
+    log: TokenLog
+    cancel: Callable[[], None]
 
     @property
     def result(self) -> GenerateResult:
@@ -85,17 +84,20 @@ class Running:
         return found
 
 
-def start(engine: Engine, request: GenerateRequest, record: Callable[[Future[GenerateResult]], None]) -> Running:
+def start(
+    engine: Engine, request: GenerateRequest, record: Callable[[Future[GenerateResult]], None], client: str = ""
+) -> Running:
     """Queue a request that the engine has prepared.
 
     Args:
         record: called with the future once it has ended.
+        client: whose turn it uses.
 
     Raises:
         QueueFullError, ServerUnavailableError: as the engine.
     """
-    log, cancel = TokenLog(), threading.Event()
-    future = engine.submit(request, log.put, cancel)
-    future.add_done_callback(record)
-    future.add_done_callback(log.end)
-    return Running(future, log, cancel)
+    log = TokenLog()
+    generation = engine.submit(request, log.put, client)
+    generation.future.add_done_callback(record)
+    generation.future.add_done_callback(log.end)
+    return Running(generation.future, log, generation.cancel)

@@ -25,7 +25,7 @@ from server.answers import answer
 from server.running import Leave, Running
 
 if TYPE_CHECKING:
-    from server.engine import Engine
+    from server.engines.protocol import Engine
 
 KEEP_ALIVE_SECONDS = 15.0
 DONE = "data: [DONE]\n\n"
@@ -49,11 +49,11 @@ class EventStream(StreamingResponse):
 async def events(engine: Engine, request: GenerateRequest, running: Running) -> AsyncIterator[str]:
     """The lines of a stream, as the module's text shows them."""
     detokenizer = engine.detokenizer()
-    async for token_id in running.log.follow(KEEP_ALIVE_SECONDS):
-        if token_id is None:
+    async for token in running.log.follow(KEEP_ALIVE_SECONDS):
+        if token is None:
             yield ": waiting\n\n"
         else:
-            yield _event({"token_id": token_id, "text": detokenizer.add(token_id)})
+            yield _event({"token_id": token.id, "text": detokenizer.add(token.id)})
     try:
         result = running.result
     except Exception as error:

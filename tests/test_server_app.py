@@ -18,8 +18,8 @@ from server_checkpoint import make_case, oracle
 
 from contract.wire import CONTENT_TYPE, encode_request
 from server.app import create_app
-from server.engine import Engine
-from server.language_model import load_language_model
+from server.engines.transformers.engine import TransformersEngine
+from server.engines.transformers.language_model import load_language_model
 from server.options import ServerOptions
 from server.readiness import Readiness
 
@@ -28,13 +28,13 @@ SECRET = "weights under /secret/path"
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(load_language_model(oracle().checkpoint, OPTIONS))
+def engine() -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(load_language_model(oracle().checkpoint, OPTIONS))
     yield engine
     engine.close()
 
 
-def post(engine: Engine | None, content: Any, headers: dict[str, str] | None = None) -> httpx.Response:
+def post(engine: TransformersEngine | None, content: Any, headers: dict[str, str] | None = None) -> httpx.Response:
     readiness = Readiness()
     if engine is not None:
         readiness.set(engine)
@@ -51,14 +51,14 @@ def body(stream: bool = False) -> bytes:
     return b"".join(encode_request(replace(make_case("one image").request, stream=stream)))
 
 
-def break_model(engine: Engine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: Any) -> None:
+def break_model(engine: TransformersEngine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(engine.loaded.model, "generate", fail)
+    monkeypatch.setattr(engine.loaded.model, "forward", fail)
 
 
-def test_fault_of_the_server_is_a_bare_500(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_of_the_server_is_a_bare_500(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     break_model(engine, RuntimeError(SECRET), monkeypatch)
     response = post(engine, body())
     assert response.status_code == 500
@@ -67,7 +67,7 @@ def test_fault_of_the_server_is_a_bare_500(engine: Engine, monkeypatch: pytest.M
 
 
 def test_fault_within_a_stream_is_an_error_event(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     break_model(engine, RuntimeError(SECRET), monkeypatch)
     response = post(engine, body(stream=True))
@@ -78,7 +78,7 @@ def test_fault_within_a_stream_is_an_error_event(
     assert SECRET in caplog.text  # the operator does see it
 
 
-def test_no_memory_is_a_503_that_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_a_503_that_says_so(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     break_model(engine, torch.OutOfMemoryError("CUDA out of memory"), monkeypatch)
     response = post(engine, body())
     assert response.status_code == 503
@@ -92,7 +92,7 @@ def test_nothing_is_generated_before_the_model_is_loaded() -> None:
     assert int(response.headers["retry-after"]) > 0
 
 
-def test_body_that_comes_too_slowly_is_408(engine: Engine) -> None:
+def test_body_that_comes_too_slowly_is_408(engine: TransformersEngine) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"\x00" * 8
         await asyncio.sleep(1)

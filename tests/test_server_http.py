@@ -24,14 +24,14 @@ from contract.request import GenerateRequest, Sampling
 from contract.wire import CONTENT_TYPE, encode_request
 from tools.server_process import ServerProcess, running_server, spawn
 
-LIMITS = {"max_body_bytes": 2**20, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
+LIMITS = {"max_body_mib": 1, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
 BINARY = {"Content-Type": CONTENT_TYPE}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with running_server(threads=1, model=str(make_checkpoint()), limits=LIMITS, max_queue=4) as running:
+    with running_server(threads=1, model=str(make_checkpoint()), **LIMITS, max_queue=4) as running:
         yield running
 
 

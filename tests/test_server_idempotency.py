@@ -31,9 +31,8 @@ LONG = replace(SHORT, sampling=Sampling(max_new_tokens=400, do_sample=True, temp
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    limits = {"max_new_tokens": 400}
-    options = {"keep_answers": KEPT, "abandoned_s": ABANDONED_S, "keep_answers_s": 60}
-    with running_server(threads=1, model=str(make_checkpoint()), limits=limits, **options) as running:
+    options = {"max_new_tokens": 400, "keep_answers": KEPT, "abandoned_s": ABANDONED_S, "keep_answers_s": 60}
+    with running_server(threads=1, model=str(make_checkpoint()), **options) as running:
         yield running
 
 

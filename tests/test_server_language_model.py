@@ -15,8 +15,8 @@ from transformers import modeling_utils
 
 from contract.checkpoint import open_checkpoint
 from contract.errors import CheckpointError, InputError
-from server.generation_inputs import generation_inputs
-from server.language_model import LoadedModel, load_language_model
+from server.engines.transformers.language_model import LoadedModel, load_language_model
+from server.engines.transformers.model_inputs import generation_inputs
 from server.options import ServerOptions
 
 
@@ -197,7 +197,7 @@ def test_end_tokens_come_from_the_tokenizer_if_the_checkpoint_names_none(copy: P
     [
         ({"dtype": "int8"}, "--dtype"),
         ({"attention": "flash"}, "--attention"),
-        ({"port": 70000}, "--port"),
+        ({"port": 70000}, "port"),
         ({"max_queue": 0}, "max_queue"),
     ],
 )

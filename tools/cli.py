@@ -165,17 +165,22 @@ def ask(
 
 @app.command()
 def server(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
-    device_map: Annotated[str, typer.Option(help="As transformers' device_map: auto, cpu, cuda, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or hub id.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. [default: 8000]")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="As transformers' device_map: auto, cpu, cuda, … [default: auto]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2. [default: sdpa]")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Requests that generate at once. [default: 8]")] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
 
-    run(model=model, host=host, port=port, device_map=device_map, dtype=dtype, attention=attention)
+    options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
+    run(config, options | {"attention": attention, "max_batch": max_batch})
 
 
 @app.command()

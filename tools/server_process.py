@@ -24,12 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 _CODE = """
 import json, sys
 from contract.errors import ContractError
-from contract.request import Limits
 from server.main import serve
 from server.options import ServerOptions
 options = json.loads(sys.argv[1])
 try:
-    serve(ServerOptions(**{**options, "limits": Limits(**options.get("limits", {}))}))
+    serve(ServerOptions(**options))
 except ContractError as error:
     sys.exit(f"error: {error}")
 """
@@ -65,7 +64,7 @@ def running_server(timeout: float = 120.0, threads: int | None = None, **options
     """Start a server, wait until it is ready, stop it at the end.
 
     Args:
-        options: of `ServerOptions`, `limits` as a dict; on the CPU and any free port unless told otherwise.
+        options: of `ServerOptions`; on the CPU and any free port unless told otherwise.
 
     Raises:
         ServerUnavailableError: it ended, or was not ready in time; with the end of its log.

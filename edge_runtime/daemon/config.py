@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from contract.settings import check_ranges, gather_settings, typed
 from edge_runtime.live.config import CameraConfig
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
@@ -117,10 +115,7 @@ class DaemonConfig:
             if not re.fullmatch(r"[\w.-]+", host):
                 expected = "a name without scheme and port"
                 raise InputError("bad host", field="allowed_hosts", expected=expected, got=repr(host)[:80])
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"{name} is out of range", field=name, expected=f"{low:g} to {high:g}", got=value)
+        check_ranges(self, _RANGES)
 
 
 _RANGES = (
@@ -155,77 +150,12 @@ def load_config(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    kinds = {item.name: str(item.type) for item in fields(DaemonConfig)}
-    values: dict[str, Any] = {}
-    for source, found in (
-        (str(path), _read(path) if path is not None else {}),
-        ("the environment", _from_environment(os.environ if environment is None else environment)),
-        ("the command line", {name: value for name, value in options.items() if value is not None}),
-    ):
-        for name, value in found.items():
-            if name not in kinds:
-                close = difflib.get_close_matches(name, kinds, 1)
-                hint = f"Did you mean {close[0]}?" if close else f"Known are: {', '.join(kinds)}."
-                raise InputError(f"unknown setting in {source}", field=name, got=name, remedy=hint)
-            values[name] = _typed(name, value, kinds[name], source)
+    values = gather_settings(DaemonConfig, path, options, environment, ENVIRONMENT, {"cameras": _cameras})
     if "bundle" not in values:
         raise InputError(
             "no bundle given", field="bundle", remedy="Make one with: qwen3vl-edge export MODEL --out BUNDLE"
         )
     return DaemonConfig(**values)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", field="--config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML ({error})", field="--config") from None
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        name[len(ENVIRONMENT) :].lower(): value for name, value in environment.items() if name.startswith(ENVIRONMENT)
-    }
-
-
-def _typed(name: str, value: Any, kind: str, source: str) -> Any:
-    """The value in its field's type; text, as the environment has it, is read as that type."""
-    kind = kind.removesuffix(" | None")
-    if kind == "tuple[CameraConfig, ...]":
-        return _cameras(value, source)
-    try:
-        if kind == "Mapping[str, str]":
-            return {str(key): str(item) for key, item in value.items()}
-        if kind == "tuple[Path, ...]":
-            items = value.split(os.pathsep) if isinstance(value, str) else value
-            return tuple(Path(item) for item in items if str(item))
-        if kind == "tuple[str, ...]":
-            words = value.split(",") if isinstance(value, str) else value
-            return tuple(word.strip() for word in words if word.strip())
-        if kind == "Path":
-            return Path(value) if str(value) else None
-        if kind == "bool":
-            return (
-                value
-                if isinstance(value, bool)
-                else {"1": True, "true": True, "0": False, "false": False}[value.lower()]
-            )
-        if kind in ("int", "float") and not isinstance(value, bool):
-            number = float(value)
-            if kind == "int" and number != int(number):
-                raise ValueError
-            return int(number) if kind == "int" else number
-        if kind == "str" and isinstance(value, str):
-            return value
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise InputError(f"setting of the wrong type in {source}", field=name, expected=kind, got=repr(value)[:80])
 
 
 def _cameras(value: Any, source: str) -> tuple[CameraConfig, ...]:
@@ -240,6 +170,6 @@ def _cameras(value: Any, source: str) -> tuple[CameraConfig, ...]:
                 raise InputError(f"unknown setting in {source}", field=f"{where}.{setting}", expected=", ".join(kinds))
         if "source" not in table:
             raise InputError("camera without a source", field=f"{where}.source")
-        typed = {key: _typed(f"{where}.{key}", item, kinds[key], source) for key, item in table.items()}
-        found.append(CameraConfig(name, **typed))
+        found_settings = {key: typed(f"{where}.{key}", item, kinds[key], source) for key, item in table.items()}
+        found.append(CameraConfig(name, **found_settings))
     return tuple(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
-def run(**options: Any) -> None:
+def run(config: Path | None, options: Mapping[str, Any]) -> None:
     """Serve until stopped."""
     from server.main import serve
-    from server.options import ServerOptions
+    from server.options import load_options
 
-    serve(ServerOptions(**options))
+    serve(load_options(config, options))

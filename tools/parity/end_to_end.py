@@ -26,7 +26,7 @@ from edge_runtime.prompt import Processor, load_processor, prepare_prompt
 from tools.parity.divergence import kl_divergence
 
 if TYPE_CHECKING:
-    from server.language_model import LoadedModel
+    from server.engines.transformers.language_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Split:
 
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
-        from server.generation_inputs import drop_masked_tokens, generation_inputs
+        from server.engines.transformers.model_inputs import drop_masked_tokens, generation_inputs
 
         encoded = self.edge.encode(messages, sampling)
         buffers = encode_request(encoded.request)
@@ -109,7 +109,7 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
         ModelMismatchError: it is not the one that the bundle was exported from.
     """
     checkpoint = open_model_of(edge.bundle, str(model), patterns=("*",))
-    from server.language_model import load_language_model
+    from server.engines.transformers.language_model import load_language_model
     from server.options import ServerOptions
 
     options = ServerOptions(model=str(checkpoint.path), dtype="float32", device_map="cpu")
@@ -168,10 +168,10 @@ def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 def _greedy(model: Any, inputs: dict[str, Any], max_new_tokens: int, split: Split) -> tuple[int, ...]:
     import torch
+    from transformers import GenerationConfig
 
-    from server.generation_inputs import generation_config
-
-    config = generation_config(Sampling(max_new_tokens=max_new_tokens), split.loaded)
+    ends = list(split.loaded.end_ids)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[-1])
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=config)
     return tuple(output[0, inputs["input_ids"].shape[1] :].tolist())

@@ -102,6 +102,24 @@ class LoadedModel:
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        text = self.model.config.text_config
+        elements = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return int(elements * self.dtype.itemsize)
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `/readyz` and `/v1/models`."""
+        return {
+            "engine": "transformers",
+            "parameters": self.parameters,
+            "vision_parameters_not_loaded": self.vision_parameters,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.attention,
+        }
+
 
 def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> LoadedModel:
     """Load tokenizer and language model; no visual tensor is read.

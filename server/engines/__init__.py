@@ -1,0 +1,1 @@
+"""What generates: one protocol, one folder per engine. Knows nothing of HTTP."""

@@ -1,0 +1,107 @@
+"""Waiting requests, one line per client; the clients take turns.
+
+One client with a thousand requests delays another's first by one request, not by a thousand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+from contract.http_errors import QueueFullError
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """Safe to use from several threads.
+
+    Args:
+        max_waiting: items of all clients together.
+        max_per_client: items of one client.
+    """
+
+    def __init__(self, max_waiting: int, max_per_client: int | None = None) -> None:
+        self._max_waiting = max_waiting
+        self._max_per_client = max_per_client or max_waiting
+        self._lines: OrderedDict[str, deque[T]] = OrderedDict()  # in the order of their turns
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def check_room(self, client: str, retry_after: int) -> None:
+        """Refuse what `put` would refuse.
+
+        Raises:
+            QueueFullError: no room, or none for this client.
+        """
+        with self._changed:
+            self._check(client, retry_after)
+
+    def put(self, client: str, item: T, retry_after: int) -> None:
+        """Add an item to its client's line.
+
+        Args:
+            retry_after: seconds that a refusal names.
+
+        Raises:
+            QueueFullError: no room, or none for this client.
+        """
+        with self._changed:
+            self._check(client, retry_after)
+            self._lines.setdefault(client, deque()).append(item)
+            self._count += 1
+            self._changed.notify()
+
+    def take(self) -> T | None:
+        """The next item, None where nothing waits; its client goes to the end of the turns."""
+        with self._changed:
+            if not self._lines:
+                return None
+            client, line = self._lines.popitem(last=False)
+            item = line.popleft()
+            if line:
+                self._lines[client] = line
+            self._count -= 1
+            return item
+
+    def remove(self, client: str, item: T) -> bool:
+        """Take an item out of its client's line; False where it does not wait."""
+        with self._changed:
+            line = self._lines.get(client)
+            if line is None or item not in line:
+                return False
+            line.remove(item)
+            if not line:
+                del self._lines[client]
+            self._count -= 1
+            return True
+
+    def wait(self, timeout: float) -> None:
+        """Until something waits, or the time is over."""
+        with self._changed:
+            if not self._lines:
+                self._changed.wait(timeout)
+
+    def wake(self) -> None:
+        """End a `wait`."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def drain(self) -> list[T]:
+        """Everything that waits, taken out."""
+        with self._changed:
+            items = [item for line in self._lines.values() for item in line]
+            self._lines.clear()
+            self._count = 0
+            return items
+
+    def _check(self, client: str, retry_after: int) -> None:
+        if self._count >= self._max_waiting:
+            raise QueueFullError(self._count, retry_after)
+        own = len(self._lines.get(client, ()))
+        if own >= self._max_per_client:
+            raise QueueFullError(own, retry_after)

@@ -1,0 +1,1 @@
+"""transformers' own model on one machine; requests are decoded together, each step anew."""

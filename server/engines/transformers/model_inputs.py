@@ -1,0 +1,142 @@
+"""A validated request as the model's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from contract.errors import LimitError
+from contract.request import KINDS, GenerateRequest, Media, ModelShape
+from server.engines.protocol import ServedModel
+from server.engines.transformers.language_model import LoadedModel
+
+
+def drop_masked_tokens(request: GenerateRequest) -> GenerateRequest:
+    """The same request without its masked tokens and without a mask.
+
+    A masked token changes neither attention nor positions, and a single prompt needs no padding; dropping
+    it makes padding on the right, which generation would continue from, as harmless as on the left.
+    """
+    if request.attention_mask is None:
+        return request
+    kept = request.input_ids[request.attention_mask.astype(bool)]
+    return replace(request, input_ids=kept, attention_mask=None)
+
+
+def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
+    """Hold prompt and answer against the model's context.
+
+    Raises:
+        LimitError: they do not fit together.
+    """
+    wanted = request.input_ids.size + request.sampling.max_new_tokens
+    if wanted > loaded.max_positions:
+        raise LimitError(
+            "prompt and answer are longer than the model's context",
+            field="sampling.max_new_tokens",
+            expected=f"at most {loaded.max_positions} tokens",
+            got=f"{request.input_ids.size} + {request.sampling.max_new_tokens}",
+        )
+
+
+def position_ids(request: GenerateRequest, loaded: LoadedModel) -> tuple[torch.Tensor, int]:
+    """Where each token of a prompt stands, as `Qwen3VLForConditionalGeneration._prepare_position_ids_for_generation`.
+
+    Returns:
+        int64 [4, 1, L]: text positions, then time, height and width of M-RoPE; and `rope_deltas`, by which the
+        M-RoPE positions of the answer differ from its text positions.
+    """
+    inputs = prompt_inputs(request, loaded)
+    ids = inputs["input_ids"]
+    text = torch.arange(ids.shape[1], device=ids.device)[None, None]
+    if not request.media:
+        return text.expand(4, -1, -1), 0
+    vision, deltas = loaded.model.model.get_rope_index(**inputs)
+    return torch.cat([text, vision]), int(deltas.item())
+
+
+def prompt_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    """A prompt without masked tokens, as upstream's model takes it.
+
+    Returns:
+        `input_ids` and `attention_mask` int64 [1, L]; with media also `mm_token_type_ids` int32 [1, L] (0 text,
+        1 image, 2 video), `image_grid_thw` and `video_grid_thw` int64 [count, 3].
+    """
+    ids = torch.from_numpy(request.input_ids.copy())[None].to(loaded.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not request.media:
+        return inputs
+    types = torch.zeros_like(ids, dtype=torch.int32)
+    types[ids == loaded.shape.image_token_id] = 1
+    types[ids == loaded.shape.video_token_id] = 2
+    inputs["mm_token_type_ids"] = types
+    for kind in KINDS:
+        if rows := [item.grid.as_list() for item in request.of_kind(kind)]:
+            inputs[f"{kind}_grid_thw"] = torch.tensor(rows, dtype=torch.int64, device=ids.device)
+    return inputs
+
+
+def generation_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, Any]:
+    """The same with the embeddings: all that upstream's `generate` needs. The engine itself does not use it; what
+    the engine computes is held against it.
+    """
+    return {**prompt_inputs(request, loaded), **encoder_outputs(request.media, loaded)}
+
+
+def encoder_outputs(items: Sequence[Media], loaded: LoadedModel) -> dict[str, Any]:
+    """`mm_encoder_outputs` of media in the order of their placeholders.
+
+    Returns:
+        Empty without media; else per kind `pooler_output` [medium][n, D] and `deepstack_features`
+        [level][medium][n, D], in the model's dtype and on its device.
+    """
+    found = {}
+    for kind in KINDS:
+        if of_kind := [item for item in items if item.kind == kind]:
+            found[kind] = _encoder_output(of_kind, loaded)
+    return {"mm_encoder_outputs": found} if found else {}
+
+
+@dataclass(frozen=True)
+class MediaSpan:
+    """Where one medium's placeholders stand: from the first to the last, with what a clip has between its frames."""
+
+    start: int
+    end: int
+    media: Media
+
+
+def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
+    """One per medium, in the order of `request.media`; the request's placeholders were checked."""
+    places = {
+        "image": np.flatnonzero(request.input_ids == shape.image_token_id),
+        "video": np.flatnonzero(request.input_ids == shape.video_token_id),
+    }
+    used = dict.fromkeys(KINDS, 0)
+    spans = []
+    for item in request.media:
+        first, count = used[item.kind], item.embeds.shape[0]
+        own = places[item.kind][first : first + count]
+        used[item.kind] = first + count
+        spans.append(MediaSpan(int(own[0]), int(own[-1]) + 1, item))
+    return spans
+
+
+def _encoder_output(items: list[Media], loaded: LoadedModel) -> BaseModelOutputWithDeepstackFeatures:
+    levels = range(loaded.shape.deepstack_levels)
+    return BaseModelOutputWithDeepstackFeatures(
+        pooler_output=tuple(_tensor(item.embeds, loaded) for item in items),
+        deepstack_features=[tuple(_tensor(item.deepstack[level], loaded) for item in items) for level in levels],
+    )
+
+
+def _tensor(array: NDArray[Any], loaded: LoadedModel) -> torch.Tensor:
+    # Views of a body from a foreign client may be unaligned or read-only, which torch does not take.
+    usable = np.require(array, requirements=["C", "A", "W"])
+    return torch.from_numpy(usable).to(device=loaded.device, dtype=loaded.dtype)

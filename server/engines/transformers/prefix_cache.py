@@ -1,0 +1,148 @@
+"""Keys and values of ended requests, for the next turn of a chat: its beginning is the last turn's prompt and answer.
+
+Used only where the client, the token ids and the hashes of all embeddings before that place are the same. Bounded in
+bytes and in time; the longest unused go first. Belongs to the engine's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.embedding_hash import embedding_hash
+from contract.request import GenerateRequest, ModelShape
+from server.engines.transformers.decode_batch import Layers, layers_bytes
+from server.engines.transformers.model_inputs import media_spans
+
+MIN_TOKENS = 16  # fewer are computed as quickly as they are looked up
+
+
+@dataclass(frozen=True)
+class _NamedSpan:
+    """A medium in a prompt, by what it holds."""
+
+    start: int
+    end: int
+    kind: str
+    hash: str
+
+
+@dataclass
+class _Entry:
+    ids: NDArray[np.int64]
+    spans: tuple[_NamedSpan, ...]
+    layers: Layers
+    nbytes: int
+    expires: float
+
+
+class PrefixCache:
+    """Keys and values by what they were computed from.
+
+    Args:
+        max_bytes: of all together; 0 keeps none.
+        keep_s: seconds since the last use after which an entry goes.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self, shape: ModelShape, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._shape = shape
+        self._keep_s = keep_s
+        self._clock = clock
+        self._entries: OrderedDict[int, tuple[str, _Entry]] = OrderedDict()
+        self._next = 0
+
+    def find(self, request: GenerateRequest, client: str) -> Layers | None:
+        """Of the longest known beginning of a prompt, without its last token; views, not to be changed."""
+        self.expire()
+        if not self._entries:
+            return None
+        spans = self._named(request)
+        best, length = None, MIN_TOKENS - 1
+        for key, (owner, entry) in self._entries.items():
+            if owner == client and (common := _common(request.input_ids, spans, entry)) > length:
+                best, length = key, common
+        if best is None:
+            return None
+        entry = self._entries[best][1]
+        entry.expires = self._clock() + self._keep_s
+        self._entries.move_to_end(best)
+        return [(keys[:, :, :length], values[:, :, :length]) for keys, values in entry.layers]
+
+    def keep(self, request: GenerateRequest, answer: list[int], client: str, take: Callable[[], Layers]) -> None:
+        """Hold an ended request's keys and values.
+
+        Args:
+            answer: its tokens; the last has no keys and values yet.
+            take: makes a copy of them; called only if they may fit.
+        """
+        if self.max_bytes == 0:
+            return
+        ids = np.concatenate([request.input_ids, np.array(answer[:-1], dtype=np.int64)])
+        layers = take()
+        size = layers_bytes(layers)
+        if size > self.max_bytes:
+            return
+        entry = _Entry(ids, self._named(request), layers, size, self._clock() + self._keep_s)
+        self._forget_beginnings_of(entry, client)
+        while self.nbytes + size > self.max_bytes:
+            self._drop(next(iter(self._entries)))
+        self._entries[self._next] = (client, entry)
+        self._next += 1
+        self.nbytes += size
+
+    def expire(self) -> None:
+        """Let go what nobody used for long."""
+        now = self._clock()
+        while self._entries and next(iter(self._entries.values()))[1].expires <= now:
+            self._drop(next(iter(self._entries)))
+
+    def clear(self) -> None:
+        """Let all go: memory is short."""
+        self._entries.clear()
+        self.nbytes = 0
+
+    def _forget_beginnings_of(self, new: _Entry, client: str) -> None:
+        """The turns before this one, which it holds as well."""
+        for key, (owner, entry) in list(self._entries.items()):
+            if (
+                owner == client
+                and entry.ids.size <= new.ids.size
+                and _common(new.ids, new.spans, entry) >= entry.ids.size - 1
+            ):
+                self._drop(key)
+
+    def _drop(self, key: int) -> None:
+        self.nbytes -= self._entries.pop(key)[1].nbytes
+
+    def _named(self, request: GenerateRequest) -> tuple[_NamedSpan, ...]:
+        return tuple(
+            _NamedSpan(
+                span.start,
+                span.end,
+                span.media.kind,
+                span.media.hash or embedding_hash(span.media, self._shape.model_hash),
+            )
+            for span in media_spans(request, self._shape)
+        )
+
+
+def _common(ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], entry: _Entry) -> int:
+    """Tokens at the beginning that an entry has too; fewer than all, and never a part of a medium."""
+    count = min(ids.size - 1, entry.ids.size)
+    differ = np.flatnonzero(ids[:count] != entry.ids[:count])
+    length = int(differ[0]) if differ.size else count
+    known = set(entry.spans)
+    for span in spans:
+        if span.start < length and (span not in known or span.end > length):
+            length = span.start
+    return length
