@@ -156,6 +156,17 @@ class Oracle:
 
     def greedy(self, case: Case, max_new_tokens: int) -> list[int]:
         """The unsplit model's own answer, from pixels."""
+        inputs = self._inputs(case)
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        return list(output[0, inputs["input_ids"].shape[1] :].tolist())
+
+    def logits(self, case: Case) -> torch.Tensor:
+        """[vocabulary], after the last token of the prompt."""
+        with torch.inference_mode():
+            found: torch.Tensor = self.model(**self._inputs(case)).logits[0, -1]
+        return found
+
+    def _inputs(self, case: Case) -> dict[str, Any]:
         config = self.model.config
         ids = torch.from_numpy(case.request.input_ids)[None]
         types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
@@ -174,8 +185,7 @@ class Oracle:
                 inputs[grids] = torch.tensor([item.grid.as_list() for item, _ in chosen])
                 inputs["mm_token_type_ids"] = types
         self.model.model.rope_deltas = None
-        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        return list(output[0, ids.shape[1] :].tolist())
+        return inputs
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,13 @@ class TransformersEngine:
     def close(self, timeout: float = 10.0) -> None:
         self._closed = True
         self._stopped.set()
+        for sequence in self._queue.drain():
+            sequence.fail(_shutting_down())
+        for sequence in self._under_way():
+            sequence.cancelled.set()
         self._queue.wake()
         self._worker.join(timeout)
-        for sequence in [*self._queue.drain(), *self._under_way()]:  # where the worker is stuck
+        for sequence in self._under_way():  # where the worker is stuck
             sequence.fail(_shutting_down())
 
     def _check_open(self) -> None:
