@@ -67,8 +67,8 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """200 once the model is loaded and has generated; 503 before."""
-        loaded = readiness.engine.loaded
+        """200 once the model is loaded and has generated; 503 before, and while the engine is stuck in a step."""
+        loaded = readiness.working_engine(options.stall_s).loaded
         holds = {"holds_embeddings": store.max_bytes > 0}
         return {"status": "ready", "model": loaded.name, **describe(loaded), **holds}
 
@@ -93,7 +93,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         if key is None or not keyed.knows(key, client.name):
             engine.check_room(client.turn)  # before a body is read that would wait for nothing
         prepared = await _read_request(request, engine, options, metrics, store)
-        begin = partial(start, engine, prepared, metrics.record, client.turn)
+        begin = partial(start, engine, prepared, partial(metrics.record, client.name), client.turn)
         if key is None:
             running = begin()
             leave = running.cancel

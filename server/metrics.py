@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from server.engines.protocol import EngineStats, GenerateResult
 
 PREFIX = "qwen3vl_edge"
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -69,6 +70,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.first_token = Histogram(
+            f"{PREFIX}_time_to_first_token_seconds",
+            "Seconds from a request's arrival in the queue to its first token",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.between_tokens = Histogram(
+            f"{PREFIX}_time_between_tokens_seconds",
+            "Mean seconds between the tokens of one answer",
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self.by_client = Counter(
+            f"{PREFIX}_client_tokens",
+            "Tokens by client and kind; the client is its token's name, empty where none is asked for",
+            ["client", "kind"],
+            registry=self.registry,
+        )
         self.idempotent = Counter(
             f"{PREFIX}_idempotent_requests",
             "Requests with an Idempotency-Key by outcome: started, joined, replayed, conflict",
@@ -83,7 +102,7 @@ class Metrics:
         ):
             Gauge(f"{PREFIX}_{name}", what, registry=self.registry).set_function(read)
 
-    def record(self, future: Future[GenerateResult]) -> None:
+    def record(self, client: str, future: Future[GenerateResult]) -> None:
         """Count an ended generation; meant as the future's callback, so it counts whoever still listens."""
         try:
             result = future.result()
@@ -94,10 +113,18 @@ class Metrics:
             self.generations.labels("error").inc()
             return
         self.generations.labels(result.finish_reason).inc()
-        self.tokens.labels("prompt").inc(result.prompt_tokens)
-        self.tokens.labels("visual").inc(result.visual_tokens)
-        self.tokens.labels("generated").inc(len(result.generated_ids))
+        for kind, count in (
+            ("prompt", result.prompt_tokens),
+            ("visual", result.visual_tokens),
+            ("generated", len(result.generated_ids)),
+        ):
+            self.tokens.labels(kind).inc(count)
+            self.by_client.labels(client, kind).inc(count)
         timings = result.timings
+        if result.generated_ids:
+            self.first_token.observe(timings.queue_s + timings.prefill_s)
+        if len(result.generated_ids) > 1:
+            self.between_tokens.observe(timings.decode_s / (len(result.generated_ids) - 1))
         for phase, value in (("queue", timings.queue_s), ("prefill", timings.prefill_s), ("decode", timings.decode_s)):
             if phase == "queue" or result.generated_ids:
                 self.seconds.labels(phase).observe(value)

@@ -34,6 +34,18 @@ class Readiness:
             raise ServerUnavailableError("the model is still loading", remedy="Try again when /readyz answers 200.")
         return self._engine
 
+    def working_engine(self, stall_s: float) -> Engine:
+        """The engine, unless it is stuck.
+
+        Raises:
+            ServerUnavailableError: it is still loading, or its step takes longer than `stall_s` seconds.
+        """
+        if (seconds := self.engine.stats().stalled_s) > stall_s:
+            raise ServerUnavailableError(
+                "the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server."
+            )
+        return self.engine
+
     def stats(self) -> EngineStats | None:
         """The engine's, None while it loads."""
         return None if self._engine is None else self._engine.stats()
