@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 # Once per release: also what takes long or needs full-size encoders.
 test-full: lint

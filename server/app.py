@@ -183,6 +183,7 @@ async def _whole(
 ) -> Response:
     """Wait for the answer, or until the client leaves."""
     done = asyncio.wrap_future(running.future)
+    done.add_done_callback(_retrieve)
     left = asyncio.create_task(_client_left(request))
     waiters: set[asyncio.Future[Any]] = {done, left}
     try:
@@ -193,6 +194,12 @@ async def _whole(
     finally:
         leave()
         left.cancel()
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Its error is told from `running`; asyncio would log it once more when this is collected."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def _client_left(request: Request) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # No test may reach a model hub, on any machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,48 +39,73 @@ def samples() -> Path:
     return SAMPLES
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first test process to need it makes; `make` gets a folder to make it in.
+
+    With pytest-xdist each worker has a session of its own; their temporary folders lie in one.
+    """
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared / f"{name}.lock"):
+        done, half = shared / f"{name}-done", shared / f"{name}-half"
+        if not done.exists():
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
+            make(half)
+            half.rename(done)
+    return done
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the reference checkpoint in fp32 and fp16; tests must not write into it."""
-    out = tmp_path_factory.mktemp("bundle") / "reference"
-    export_bundle(
-        str(REFERENCE),
-        out,
-        image_buckets=IMAGE_BUCKETS,
-        video_buckets=VIDEO_BUCKETS,
-        precisions=("fp32", "fp16"),
-    )
-    return out
+
+    def make(folder: Path) -> None:
+        export_bundle(
+            str(REFERENCE),
+            folder / "reference",
+            image_buckets=IMAGE_BUCKETS,
+            video_buckets=VIDEO_BUCKETS,
+            precisions=("fp32", "fp16"),
+        )
+
+    return made_once(tmp_path_factory, "bundle", make) / "reference"
 
 
 @pytest.fixture(scope="session")
 def calibration_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Conversations about rendered pictures and clips, from seeds that are neither trained nor held out."""
-    return make_calibration_data(tmp_path_factory.mktemp("calibration"), 128)
+    folder = made_once(tmp_path_factory, "calibration", lambda folder: make_calibration_data(folder, 128))
+    return folder / "messages.jsonl"
 
 
 @pytest.fixture(scope="session")
 def calibrated(bundle: Path, calibration_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle with quantized sets beside fp32 and fp16; tests must not write into it."""
-    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("calibrated") / "reference"))
-    for precision, rest in (("int8", "fp32"), ("int8", "fp16"), ("fp8", "fp16")):
-        calibrate_bundle(copy, CalibrationRequest(precision, calibration_data, samples=128, rest=rest))
-    return copy
+
+    def make(folder: Path) -> None:
+        copy = Path(shutil.copytree(bundle, folder / "reference"))
+        for precision, rest in (("int8", "fp32"), ("int8", "fp16"), ("fp8", "fp16")):
+            calibrate_bundle(copy, CalibrationRequest(precision, calibration_data, samples=128, rest=rest))
+
+    return made_once(tmp_path_factory, "calibrated", make) / "reference"
 
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with one image and one clip bucket, for tests that run all of it; tests must not write into it."""
-    out = tmp_path_factory.mktemp("bundle") / "small"
-    export_bundle(
-        str(REFERENCE),
-        out,
-        image_buckets="128x128",
-        video_buckets="8x96x128",
-        precisions=("fp32", "fp16"),
-        dynamic=False,
-    )
-    return out
+
+    def make(folder: Path) -> None:
+        export_bundle(
+            str(REFERENCE),
+            folder / "small",
+            image_buckets="128x128",
+            video_buckets="8x96x128",
+            precisions=("fp32", "fp16"),
+            dynamic=False,
+        )
+
+    return made_once(tmp_path_factory, "small-bundle", make) / "small"
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from export.tensorrt_network import check_tensors, parse_graph
 from export.tensorrt_plan import PlanSettings, bucket_shapes, builder_config
 
 ADA = Gpu("RTX 4090", "8.9", 24 << 30, "13.0")
+slow = pytest.mark.slow  # the rest of a table whose ends are built every time
 AHEAD = [name for name, target in TARGETS.items() if target.ahead_of_time]
 no_gpu = pytest.mark.skipif(find_gpu() is not None, reason="says what happens on a machine without a GPU")
 
@@ -75,7 +76,11 @@ def check_engine(path: Path, record: EngineRecord) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "layout"), [*((name, "profiles") for name in AHEAD), *((name, "per-bucket") for name in AHEAD[-3:])]
+    ("target", "layout"),
+    [
+        *(pytest.param(name, "profiles", marks=[] if name in (AHEAD[0], "desktop-ada") else [slow]) for name in AHEAD),
+        *(pytest.param(name, "per-bucket", marks=[] if name == AHEAD[-1] else [slow]) for name in AHEAD[-3:]),
+    ],
 )
 def test_every_bucket_in_fp16(workplace: Path, target: str, layout: str) -> None:
     result = build_engines(workplace, BuildRequest(target, layout=layout))
@@ -89,14 +94,28 @@ def test_every_bucket_in_fp16(workplace: Path, target: str, layout: str) -> None
     assert len({(item.target, item.precision) for item in built}) == len(built)  # a new one takes the old one's place
 
 
-@pytest.mark.parametrize(("target", "layout"), [("desktop-rtx", "profiles"), ("rtx-portable", "per-bucket")])
+@pytest.mark.parametrize(
+    ("target", "layout"), [("desktop-rtx", "profiles"), pytest.param("rtx-portable", "per-bucket", marks=slow)]
+)
 def test_every_bucket_in_fp32(workplace: Path, target: str, layout: str) -> None:
     record = build_engines(workplace, BuildRequest(target, precision="fp32", layout=layout)).record
     check_engine(workplace, record)
 
 
-@pytest.mark.parametrize("target", ["desktop-ampere", "desktop-ada", "desktop-blackwell", "rtx-portable"])
-@pytest.mark.parametrize("precision", ["int8", "int8-fp16"])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("desktop-ada", "int8"),
+        ("rtx-portable", "int8-fp16"),
+        *(
+            pytest.param(target, precision, marks=slow)
+            for target in ("desktop-ampere", "desktop-blackwell")
+            for precision in ("int8", "int8-fp16")
+        ),
+        pytest.param("desktop-ada", "int8-fp16", marks=slow),
+        pytest.param("rtx-portable", "int8", marks=slow),
+    ],
+)
 def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> None:
     """The very files that ONNX Runtime runs on a CPU; TensorRT-RTX keeps the weights in int8, a copy per profile."""
     record = build_engines(quantized, BuildRequest(target, precision=precision)).record
@@ -107,7 +126,9 @@ def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> N
     assert manifest.file(plan.path).bytes / len(plan.buckets) < 1.5 * weights + 2**20  # in fp32 it would be thrice that
 
 
-@pytest.mark.parametrize("target", ["desktop-ada", "desktop-blackwell", "gb10"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("desktop-ada", marks=slow), pytest.param("desktop-blackwell", marks=slow), "gb10"]
+)
 def test_every_bucket_in_fp8(quantized: Path, target: str) -> None:
     check_engine(quantized, build_engines(quantized, BuildRequest(target, precision="fp8")).record)
 

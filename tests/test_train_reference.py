@@ -77,6 +77,7 @@ def test_looks_go_from_the_word_to_visual_tokens_of_that_thing(vocabulary: Vocab
             assert ids[look.query + 1] == vocabulary.encode(str(digit))[0] == batch.labels[look.row, look.query + 1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(whole).wait(300) == 0
