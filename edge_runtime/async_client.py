@@ -14,6 +14,7 @@ import httpx
 
 from contract.errors import ContractError, ServerUnavailableError
 from contract.idempotency import HEADER
+from contract.tracing import outgoing_headers
 from contract.wire import CONTENT_TYPE, body_size
 from edge_runtime.client import (
     CONNECT_TIMEOUT_SECONDS,
@@ -218,6 +219,7 @@ class AsyncClient:
         headers = {"Content-Type": post.content_type, "Content-Length": str(body_size(post.body))}
         if post.key:
             headers[HEADER] = post.key
+        headers |= outgoing_headers()
 
         handed_over = asyncio.Event()
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from contract.request import GenerateRequest
+from contract.tracing import spans_until_now
 
 if TYPE_CHECKING:
     from server.engines.protocol import GenerateResult, ServedModel
@@ -40,3 +41,15 @@ def describe(loaded: ServedModel) -> dict[str, Any]:
         "merge_size": loaded.shape.merge_size,
         "max_positions": loaded.max_positions,
     }
+
+
+def trace(result: GenerateResult) -> None:
+    """The phases of a generation that just ended, as spans; nothing where nobody traces."""
+    times = result.timings
+    spans_until_now(
+        {"queue": times.queue_s, "prefill": times.prefill_s, "decode": times.decode_s},
+        prompt_tokens=result.prompt_tokens,
+        visual_tokens=result.visual_tokens,
+        reused_tokens=result.reused_tokens,
+        completion_tokens=len(result.generated_ids),
+    )

@@ -22,8 +22,9 @@ from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
 from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
+from contract.tracing import TraceMiddleware
 from contract.wire import CONTENT_TYPE, decode_request
-from server.answers import answer, describe
+from server.answers import answer, describe, trace
 from server.clients import client_of
 from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
@@ -57,6 +58,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())
     install_error_handlers(app)
+    app.add_middleware(TraceMiddleware)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
     app.include_router(embedding_routes(readiness, options, store))
 
@@ -189,7 +191,9 @@ async def _whole(
     try:
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         if done.done():
-            return JSONResponse(answer(prepared, running.result, engine.loaded))
+            result = running.result
+            trace(result)
+            return JSONResponse(answer(prepared, result, engine.loaded))
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         leave()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
 from contract.http_listener import http_server, listen, quiet_stop
+from contract.tracing import start_tracing
 from server.options import ServerOptions
 from server.readiness import Readiness
 
@@ -44,6 +45,7 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
     from server.app import create_app
 
     _log_to_stderr()
+    start_tracing("qwen3vl-server")
     readiness = Readiness()
     server = http_server(create_app(readiness, options), options.drain_s)
     url = _url(listener, options)

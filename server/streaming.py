@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from contract.http_errors import as_contract_error
 from contract.request import GenerateRequest
-from server.answers import answer
+from server.answers import answer, trace
 from server.running import Leave, Running
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ async def events(engine: Engine, request: GenerateRequest, running: Running) -> 
         if rest := detokenizer.finish():
             yield _event({"token_id": None, "text": rest})
         yield _event(answer(request, result, engine.loaded))
+        trace(result)
     yield DONE
 
 

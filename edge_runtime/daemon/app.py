@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from contract.http_counter import RequestCounter
 from contract.http_errors import install_error_handlers
+from contract.tracing import TraceMiddleware
 from edge_runtime.daemon import camera_routes, chat_routes, job_routes, page_routes, status_routes
 from edge_runtime.daemon.browser_guard import BrowserGuard
 from edge_runtime.daemon.job_runner import JobRunner
@@ -56,6 +57,7 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
         allowed_hosts=config.allowed_hosts,
         allowed_origins=config.allowed_origins,
     )
+    app.add_middleware(TraceMiddleware)
     app.add_middleware(RequestCounter, requests=daemon.metrics.requests, routes=ROUTES)
     app.include_router(status_routes.status_routes(daemon))
     app.include_router(chat_routes.chat_routes(daemon))

@@ -15,6 +15,7 @@ from contract.errors import ContractError
 from contract.http_body import read_body
 from contract.http_errors import HttpError
 from contract.idempotency import idempotency_key
+from contract.tracing import span, spans_until_now
 from contract.wire import CONTENT_TYPE, encode_request
 from edge_runtime.daemon.chat import Progress, chunks, completion, generate
 from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
@@ -90,7 +91,8 @@ async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
     Raises:
         ContractError: media that cannot be used.
     """
-    encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
+    with span("encode"):
+        encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
     daemon.metrics.encoded(encoded)
     return encoded
 
@@ -183,4 +185,7 @@ def _account(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: Enc
     if progress.first_token_s is not None:
         metrics.seconds.labels("first_token").observe(progress.first_token_s)
         metrics.seconds.labels("generate").observe(progress.generate_s)
+    first = progress.first_token_s or 0.0
+    phases = {"first_token": first, "rest": progress.generate_s - first}
+    spans_until_now(phases, sent_bytes=progress.sent_bytes, completion_tokens=progress.tokens)
     log_request(encoded, progress, chat, daemon.config.log_prompts)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from contract.bundle import open_bundle
 from contract.errors import InputError
 from contract.http_listener import http_server, listen, quiet_stop
+from contract.tracing import start_tracing
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.systemd import notify
 
@@ -89,6 +90,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     from edge_runtime.daemon.state import Daemon
 
     log_to_stderr(config.log_format)
+    start_tracing("qwen3vl-edge")
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
     daemon = Daemon(config, _upstream(config), spool)
     reloader = Reloader(daemon, reread)
