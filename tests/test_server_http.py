@@ -24,6 +24,7 @@ from contract.request import GenerateRequest, Sampling
 from contract.wire import CONTENT_TYPE, encode_request
 from tools.server_process import ServerProcess, running_server, spawn
 
+ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"max_body_mib": 1, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
 BINARY = {"Content-Type": CONTENT_TYPE}
@@ -378,3 +379,17 @@ def test_sigterm_lets_a_running_answer_finish_and_exits_cleanly(server: ServerPr
     assert last["finish_reason"] in ("length", "stop")
     assert server.process.wait(20) == 0
     assert "Traceback" not in server.log.read_text()
+
+
+def test_every_series_of_the_dashboard_is_there(client: httpx.Client) -> None:
+    post(client, make_case("one image").request)
+    have = set(re.findall(r"^# TYPE (\w+)", client.get("/metrics").text, re.MULTILINE))
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "server.json").read_text(encoding="utf-8"))
+    wanted = {
+        name.removesuffix("_bucket")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"qwen3vl_edge_\w+", target["expr"])
+    }
+    assert len(wanted) > 15
+    assert wanted <= have
