@@ -57,7 +57,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     """
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
     disk = open_disk(options, lambda: readiness.engine.loaded.shape.model_hash)
-    store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
+    store = app.state.store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
     metrics = Metrics(readiness.stats, store)
     keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())

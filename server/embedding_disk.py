@@ -104,6 +104,7 @@ class EmbeddingDisk:
                 self._make_room(size)
                 self._bytes += size
                 self._files[key] = _File(size, self._now())
+        self._stamp(key)
 
     def find(self, name: str, namespace: str) -> Media | None:
         """What is held under a hash, verified; finding it is a use. Its arrays are views of the file's bytes.
@@ -168,9 +169,14 @@ class EmbeddingDisk:
                 return False
             file.used = self._now()
             self._files.move_to_end(key)
-        with contextlib.suppress(OSError):
-            os.utime(self._path(key), (file.used, file.used))
+        self._stamp(key)
         return True
+
+    def _stamp(self, key: tuple[str, str]) -> None:
+        """Used now: files' times keep the order of use through a restart; the kernel's own clock is too coarse."""
+        now = self._now()
+        with contextlib.suppress(OSError):  # room was made meanwhile
+            os.utime(self._path(key), (now, now))
 
     def _make_room(self, size: int) -> None:
         """Called with the lock."""

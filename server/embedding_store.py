@@ -130,6 +130,11 @@ class EmbeddingStore:
             raise EmbeddingsNotHeldError(f"media.{missing[0].index}", names)
         return [_as_named(item, held) for item, held in zip(references, found, strict=True) if held is not None]
 
+    def close(self) -> None:
+        """Let another server use the disk."""
+        if self.disk is not None:
+            self.disk.close()
+
     def _touch(self, key: tuple[str, str]) -> Media | None:
         entry = self._entries.get(key)
         if entry is None:

@@ -64,6 +64,7 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
         server.run(sockets=[listener])
     if readiness.loaded:
         readiness.engine.close()
+    app.state.store.close()
     if readiness.failure is not None:
         raise readiness.failure
     logger.info("stopped")

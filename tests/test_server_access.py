@@ -304,7 +304,7 @@ def test_the_audit_log_is_opened_anew_and_a_full_disk_stops_nobody(
     full = App(engine, audit_log=Path("/dev/full"))
     assert full("GET", "/healthz").status_code == 200
     assert "/dev/full" in caplog.text
-    with pytest.raises(InputError, match="audit_log|absent"):
+    with pytest.raises(InputError, match=r"absent.*cannot be written"):
         App(engine, audit_log=tmp_path / "absent" / "audit.jsonl")
 
 
