@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ipaddress
 import logging
 import math
@@ -13,7 +11,7 @@ from collections import Counter
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from contract.errors import ContractError, LimitError
+from contract.errors import LimitError
 from contract.http_errors import HttpError, error_response
 from server.audit import AuditLog, RequestRecord
 from server.options import ServerOptions
@@ -23,7 +21,6 @@ from server.tokens import TokenEntry, TokenFile
 logger = logging.getLogger("server")
 OPEN = ("/healthz", "/readyz")  # for whoever watches or balances; neither costs anything
 SCRAPE = "/metrics"
-_DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 32 * 2**20
 
 
 class UnauthorizedError(HttpError):
@@ -165,36 +162,14 @@ class _Access:
                 self._guard.enter(entry)
         except (UnauthorizedError, TooOftenError) as error:
             scope["state"]["error_code"] = error.code
-            await _refuse(error, receive, send)
+            challenge = {"WWW-Authenticate": error.challenge} if isinstance(error, UnauthorizedError) else None
+            await error_response(error, challenge)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
             if entry is not None:
                 self._guard.leave(entry)
-
-
-async def _refuse(error: ContractError, receive: Receive, send: Send) -> None:
-    """Answer, then read what is still on its way and throw it away, within limits.
-
-    A connection that is closed on unread bytes is reset, and the sender may never read why it was refused.
-    """
-    headers = {"WWW-Authenticate": error.challenge} if isinstance(error, UnauthorizedError) else None
-    response = error_response(error, headers)
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_drain(receive), _DRAIN_SECONDS)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _drain(receive: Receive) -> None:
-    size = 0
-    while size < _DRAIN_BYTES:
-        message = await receive()
-        size += len(message.get("body", b""))
-        if not message.get("more_body", False):  # nor has a disconnect
-            return
 
 
 def warn_of_open_doors(options: ServerOptions) -> None:
