@@ -163,7 +163,11 @@ def _other(array: Any, rng: random.Random) -> Any:
         return array.astype("<f4" if array.dtype.itemsize == 2 else "<f2")
     elif action in (0, 1, 2):
         high = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 60000
-        values = [value for value in (0, 1, 2, 4, 5, 6, 319, 320, -1, high) if value >= 0 or array.dtype.kind != "u"]
+        values = [
+            value
+            for value in (0, 1, 2, 4, 5, 6, 319, 320, -1, high)
+            if value <= high and (value >= 0 or array.dtype.kind != "u")
+        ]
         for _ in range(rng.choice((1, 1, 3))):
             array.flat[rng.randrange(array.size)] = rng.choice(values)
     elif action == 3:
