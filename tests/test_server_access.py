@@ -114,6 +114,17 @@ def test_a_refused_body_is_not_taken_for_a_request(engine: TransformersEngine, t
     assert re.search(r"received_bytes_total 0\.0", app("GET", "/metrics").text)
 
 
+@pytest.mark.parametrize("encoding", ["zstd", "gzip", "br", "identity, zstd"])
+def test_nothing_is_decompressed(engine: TransformersEngine, encoding: str) -> None:
+    app = App(engine)
+    for method, path in (("POST", "/v1/generate"), ("PUT", URL)):
+        refused = app(method, path, content=PUT, headers={"Content-Encoding": encoding})
+        assert (refused.status_code, code_of(refused)) == (415, "unsupported_encoding")
+        assert encoding in refused.text
+        claimed = app(method, path, content=b"", headers={"Content-Length": "9" * 5000})
+        assert (claimed.status_code, code_of(claimed)) == (413, "limit_exceeded")
+
+
 def test_one_client_cannot_tell_what_another_holds(engine: TransformersEngine, tokens: Path, tmp_path: Path) -> None:
     first, second = add_token(tokens, "first"), add_token(tokens, "second")
     app = App(engine, tokens_file=tokens, hold_folder=tmp_path / "held")

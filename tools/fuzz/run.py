@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import importlib.metadata
 import json
 import logging
 import os
@@ -48,6 +49,7 @@ WARM_UP = 0.2  # of the bodies: what is kept fills up, allocators settle
 GROWTH = 1.03
 PORT_EVERY = 20  # one of so many goes over a real port
 SAMPLES = 200
+PARSERS = ("fastapi", "h11", "pydantic", "starlette", "uvicorn")  # that read what comes
 MOST_FAULTS = 20  # after so many it stops
 
 # Small, so that what the server keeps is full after the warm-up, and what it grants costs little.
@@ -272,7 +274,9 @@ def main() -> None:
         row = asyncio.run(fuzz(tested, arguments.bodies, arguments.seed, _show))
     sys.stdout.write(json.dumps(row, indent=1) + "\n")
     if arguments.out is not None:
-        document = {"environment": environment(), "rows": [row]}
+        found = environment()
+        found["versions"] |= {name: importlib.metadata.version(name) for name in PARSERS}
+        document = {"environment": found, "rows": [row]}
         atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
     raise SystemExit(1 if failed(row) else 0)
 
