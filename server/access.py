@@ -21,6 +21,7 @@ from server.tokens import TokenEntry, TokenFile
 logger = logging.getLogger("server")
 OPEN = ("/healthz", "/readyz")  # for whoever watches or balances; neither costs anything
 SCRAPE = "/metrics"
+_FREE = ("DELETE",)  # costs nothing, and frees what others wait for
 
 
 class UnauthorizedError(HttpError):
@@ -93,7 +94,7 @@ class Guard:
         """
         if scope["path"] in self._open:
             return None
-        address = sender_of(scope["client"][0] if scope.get("client") else "")
+        address = f"address {sender_of(scope['client'][0] if scope.get('client') else '')}"
         try:
             entry = self._entry(scope)
         except UnauthorizedError:
@@ -102,7 +103,7 @@ class Guard:
         if entry is None:
             self._take(scope, address, None)
         else:
-            self._take(scope, f"client {entry.name}", entry)  # no address has a space in it
+            self._take(scope, f"client {entry.name}", entry)
         return entry
 
     def _entry(self, scope: Scope) -> TokenEntry | None:
@@ -120,21 +121,22 @@ class Guard:
         return entry
 
     def _take(self, scope: Scope, sender: str, entry: TokenEntry | None) -> None:
-        if scope["method"] == "DELETE":  # it costs nothing, and frees what others wait for
+        if scope["method"] in _FREE:
             return
         own = None if entry is None else entry.requests_per_minute
         if seconds := self._rate.take(sender, own):
             expected = self._rate_expected if own is None else f"at most {own:g} requests a minute"
             raise TooOftenError("rate_limited", "too many requests", expected, seconds)
 
-    def enter(self, entry: TokenEntry) -> None:
+    def enter(self, scope: Scope, entry: TokenEntry) -> None:
         """Count a request of this client as under way, until `leave`.
 
         Raises:
             TooOftenError: it has as many as it may.
         """
-        if entry.max_concurrent is not None and self._under_way[entry.name] >= entry.max_concurrent:
-            expected = f"at most {entry.max_concurrent}"
+        most = entry.max_concurrent
+        if most is not None and self._under_way[entry.name] >= most and scope["method"] not in _FREE:
+            expected = f"at most {most}"
             raise TooOftenError("too_many_concurrent", "too many requests under way at once", expected, 1)
         self._under_way[entry.name] += 1
 
@@ -159,7 +161,7 @@ class _Access:
             entry = self._guard.admit(scope)
             if entry is not None:
                 scope["state"]["client_name"] = entry.name
-                self._guard.enter(entry)
+                self._guard.enter(scope, entry)
         except (UnauthorizedError, TooOftenError) as error:
             scope["state"]["error_code"] = error.code
             challenge = {"WWW-Authenticate": error.challenge} if isinstance(error, UnauthorizedError) else None

@@ -23,6 +23,7 @@ from contract.embedding_hash import embedding_hash
 from contract.errors import InputError
 from contract.request import Sampling
 from contract.wire import CONTENT_TYPE, encode_medium, encode_request
+from server.access import warn_of_open_doors
 from server.app import create_app
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.language_model import load_language_model
@@ -176,18 +177,23 @@ def test_tokens_change_while_the_server_runs(tokens: Path, caplog: pytest.LogCap
 
 def test_an_expired_token_and_a_clients_own_limits(engine: TransformersEngine, tokens: Path) -> None:
     past, own = add_token(tokens, "past", datetime(2020, 1, 1, tzinfo=timezone.utc)), add_token(tokens, "own")
-    tokens.write_text(tokens.read_text() + "requests_per_minute = 1\nmax_concurrent = 1\n")
+    tokens.write_text(tokens.read_text() + "requests_per_minute = 1\n")
+    alone = add_token(tokens, "alone")
+    tokens.write_text(tokens.read_text() + "max_concurrent = 1\n")
     app = App(engine, tokens_file=tokens, rate_burst=2)
     refused = app("GET", "/v1/models", past)
     assert refused.status_code == 401
     assert "expired" in refused.text
     assert [app("GET", "/v1/models", own).status_code for _ in range(3)] == [200, 200, 429]
-    guard, entry = app.app.state.guard, read_tokens(tokens)[1]
-    guard.enter(entry)
-    refused = App.__call__(app, "DELETE", "/v1/generate", own)
+    assert app("DELETE", "/v1/generate", own).status_code == 400, "let in, to be told that it has no key"
+    guard, entry = app.app.state.guard, read_tokens(tokens)[2]
+    guard.enter({"method": "POST"}, entry)
+    refused = app("GET", "/v1/models", alone)
     assert (refused.status_code, code_of(refused)) == (429, "too_many_concurrent")
+    assert app("DELETE", "/v1/generate", alone).status_code == 400
     guard.leave(entry)
-    assert app("DELETE", "/v1/generate", own).status_code == 400  # no key; let in
+    assert app("GET", "/v1/models", alone).status_code == 200
+    assert not guard._under_way
 
 
 def test_too_many_requests_are_told_when_to_come_back(engine: TransformersEngine, tokens: Path) -> None:
@@ -333,3 +339,39 @@ def test_the_command_makes_a_token(tokens: Path) -> None:
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     assert "NAME" in refused.stderr or "name" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({"host": "127.0.0.1"}, 0),
+        ({"host": "::1"}, 0),
+        ({"host": "localhost"}, 0),
+        ({"host": "0.0.0.0"}, 2),
+        ({"host": "server.example"}, 2),
+        ({"host": "0.0.0.0", "tokens_file": Path("t")}, 1),
+        ({"host": "::", "tls_cert": Path("c"), "tls_key": Path("k")}, 1),
+        ({"host": "::", "tls_cert": Path("c"), "tls_key": Path("k"), "tls_client_ca": Path("ca")}, 0),
+    ],
+)
+def test_open_doors_are_told_at_the_start(
+    options: dict[str, Any], warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_open_doors(ServerOptions(model="m", **options))
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"metrics_token": True}, "tokens_file"),
+        ({"hold_folder": "x", "hold_embeddings_mib": 0}, "hold_embeddings_mib"),
+        ({"rate_per_minute": -1}, "rate_per_minute"),
+        ({"rate_burst": 0}, "rate_burst"),
+        ({"hold_disk_mib": 0}, "hold_disk_mib"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_options(None, {"model": "m", **options}, {})
+    assert refused.value.field == field
