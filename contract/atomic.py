@@ -10,16 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part."""
+def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o644, sync: bool = True) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        mode: of the file; mkstemp makes it private, and most are meant to be read by others.
+        sync: wait until it is on the disk; without, a power cut may leave a part after all.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private; a bundle is meant to be read by others
+            if sync:
+                os.fsync(file.fileno())
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

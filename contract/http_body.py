@@ -9,6 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from contract.errors import ContractError, LimitError
 from contract.http_errors import HttpError
 
+_MAX_DIGITS = 19  # of a length; Python reads no number of thousands
+
 
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray:
     """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
@@ -26,8 +28,8 @@ async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray
         raise HttpError(411, "length_required", "the body's length is missing", field="Content-Length")
     if length is not None and not (length.isascii() and length.isdigit()):
         raise HttpError(400, "bad_length", "the body's length is no number", field="Content-Length", got=length[:40])
-    if length is not None and int(length) > limit:
-        raise _too_large(limit, f"{int(length)} bytes")
+    if length is not None and (len(length) > _MAX_DIGITS or int(length) > limit):
+        raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     try:
         return await asyncio.wait_for(_collect(request, limit), timeout_s)
     except asyncio.TimeoutError:

@@ -71,8 +71,13 @@ def error_response(error: ContractError, headers: dict[str, str] | None = None) 
     return JSONResponse(error.to_openai(), status_code=error.status, headers=headers)
 
 
+def _answer(request: Request, error: ContractError, headers: dict[str, str] | None = None) -> JSONResponse:
+    request.state.error_code = error.code  # for logs
+    return error_response(error, headers)
+
+
 async def _contract(request: Request, error: Exception) -> JSONResponse:
-    return error_response(as_contract_error(error, ""))
+    return _answer(request, as_contract_error(error, ""))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -80,14 +85,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     where = f"{request.method} {request.url.path[:80]}"
     code = _CODES.get(error.status_code, "http_error")
     refused = HttpError(error.status_code, code, str(error.detail).lower(), field="path", got=where)
-    return error_response(refused, dict(error.headers or {}))
+    return _answer(request, refused, dict(error.headers or {}))
 
 
 async def _schema(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return error_response(HttpError(422, "bad_request", str(first["msg"]), field=field))
+    return _answer(request, HttpError(422, "bad_request", str(first["msg"]), field=field))
 
 
 async def _unhandled(request: Request, error: Exception) -> JSONResponse:

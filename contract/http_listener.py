@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
+from contract.tls import ServerTls
 
 if TYPE_CHECKING:
     import uvicorn
@@ -28,17 +30,27 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host} port {port} ({error.strerror or error})", field="--port") from None
 
 
-def http_server(app: Any, drain_s: int) -> uvicorn.Server:
+def http_server(app: Any, drain_s: int, tls: ServerTls | None = None) -> uvicorn.Server:
     """A uvicorn server that logs nothing of its own below a warning: the app logs its requests.
 
     Args:
         app: an ASGI application.
         drain_s: seconds that requests under way have to end in after a stop signal.
+        tls: speaks HTTPS with these, and only that.
     """
     import uvicorn
 
+    asks = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=drain_s
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=drain_s,
+        ssl_certfile=None if tls is None else tls.cert,
+        ssl_keyfile=None if tls is None else tls.key,
+        ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
+        ssl_cert_reqs=ssl.CERT_REQUIRED if asks else ssl.CERT_NONE,
     )
     return uvicorn.Server(config)
 

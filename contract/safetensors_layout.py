@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.errors import WireError
+from contract.strict_json import strict_object
 
 DTYPE_BYTES = {
     "F64": 8,
@@ -30,6 +31,7 @@ DTYPE_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+_MAX_ELEMENTS = 2**59  # no array holds more
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
@@ -82,7 +84,7 @@ def parse_header(text: bytes, data_start: int) -> Layout:
     Raises:
         WireError: names the tensor and the fault.
     """
-    table = _load_json(text)
+    table = strict_object(text, "header")
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WireError("metadata is not a map of strings", field="__metadata__")
@@ -100,22 +102,6 @@ def parse_header(text: bytes, data_start: int) -> Layout:
     return Layout(data_start, {entry.name: entry for entry in entries}, metadata)
 
 
-def _load_json(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) != len(names):
-            raise WireError("header repeats a name", field=next(name for name in names if names.count(name) > 1))
-        return dict(pairs)
-
-    try:
-        table = json.loads(text, object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise WireError("header is not JSON", field="header", got=type(error).__name__) from None
-    if not isinstance(table, dict):
-        raise WireError("header is not a JSON object", field="header", got=type(table).__name__)
-    return table
-
-
 def _entry(name: str, value: Any) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise WireError(f"tensor {name!r} is malformed", field=name, expected="dtype, shape and data_offsets")
@@ -127,6 +113,8 @@ def _entry(name: str, value: Any) -> TensorEntry:
             raise WireError(f"tensor {name!r} has a malformed {label}", field=name, got=repr(numbers)[:80])
     if len(offsets) != 2 or len(shape) > 8:
         raise WireError(f"tensor {name!r} is malformed", field=name, expected="2 offsets and at most 8 dimensions")
+    if math.prod(max(number, 1) for number in shape) > _MAX_ELEMENTS:  # a 0 beside it would hide a size without bound
+        raise WireError(f"tensor {name!r} has a shape without bound", field=name, got=repr(shape)[:80])
     size = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != size:
         raise WireError(

@@ -41,7 +41,7 @@ def gather_settings(
     readers = readers or {}
     values: dict[str, Any] = {}
     for source, found in (
-        (str(path), _read(path) if path is not None else {}),
+        (str(path), read_toml(path) if path is not None else {}),
         ("the environment", _from_environment(os.environ if environment is None else environment, prefix)),
         ("the command line", {name: value for name, value in options.items() if value is not None}),
     ):
@@ -55,7 +55,12 @@ def gather_settings(
     return values
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, field: str = "--config") -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        InputError: it cannot be read or is no TOML; `field` is the setting that names it.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -63,9 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", field="--config") from None
+        raise InputError(f"{path} cannot be read ({error.strerror})", field=field) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML ({error})", field="--config") from None
+        raise InputError(f"{path} is not TOML ({error})", field=field) from None
 
 
 def _from_environment(environment: Mapping[str, str], prefix: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from contract.errors import LimitError, WireError
 from contract.grid import Grid
 from contract.request import KINDS, GenerateRequest, Limits, Media, MediaReference, Sampling
 from contract.safetensors_layout import Layout, build_header, header_length, parse_header
+from contract.strict_json import strict_object
 
 WIRE_VERSION = 1
 REFERENCE_VERSION = 2  # of a body that names embeddings without sending them
@@ -110,11 +111,13 @@ def decode_request(
         WireError: names the field at fault.
         LimitError: body or media count above the limits.
     """
-    document, arrays = _parse(body, limits or Limits())
+    limits = limits or Limits()
+    document, arrays = _parse(body, limits)
     items = _media(document["media"], arrays)
     input_ids = _take(arrays, "input_ids", ("<i8", "<i4"), 1)
     mask = _take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
     _nothing_left(arrays)
+    _check_lengths(input_ids, mask, limits)
     sampling = Sampling.from_dict(document.get("sampling", {}))
     return GenerateRequest(
         model_hash=document.get("model_hash"),
@@ -155,6 +158,24 @@ def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[s
     return document, {name: _view(view, layout, name) for name in layout.tensors}
 
 
+def _check_lengths(input_ids: NDArray[Any], mask: NDArray[Any] | None, limits: Limits) -> None:
+    """Before either is widened to int64, where one byte of a mask becomes eight."""
+    if input_ids.size > limits.max_prompt_tokens:
+        raise LimitError(
+            "too many prompt tokens",
+            field="input_ids",
+            expected=f"at most {limits.max_prompt_tokens}",
+            got=input_ids.size,
+        )
+    if mask is not None and mask.size != input_ids.size:
+        raise WireError(
+            "the attention mask does not fit the prompt",
+            field="attention_mask",
+            expected=f"{input_ids.size} values",
+            got=mask.size,
+        )
+
+
 def _nothing_left(arrays: dict[str, NDArray[Any]]) -> None:
     if arrays:
         raise WireError("body holds a tensor that the request does not name", field=sorted(arrays)[0])
@@ -189,14 +210,9 @@ def _layout(view: memoryview) -> Layout:
 
 
 def _document(layout: Layout, limits: Limits) -> dict[str, Any]:
-    try:
-        document = json.loads(layout.metadata["request"])
-    except KeyError:
-        raise WireError("metadata has no request document", field="request") from None
-    except (ValueError, RecursionError):
-        raise WireError("the request document is not JSON", field="request") from None
-    if not isinstance(document, dict):
-        raise WireError("the request document is not an object", field="request")
+    if "request" not in layout.metadata:
+        raise WireError("metadata has no request document", field="request")
+    document = strict_object(layout.metadata["request"], "request")
     version = document.get("version")
     if type(version) is not int or version not in (WIRE_VERSION, REFERENCE_VERSION):
         raise WireError(

@@ -12,9 +12,10 @@ from typing import Any
 from contract.request import Sampling
 from contract.wire import body_size, encode_request
 from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import Event, stream
+from edge_runtime.client import ANYBODY, Event, stream
 from edge_runtime.edge import Edge, EncodedPrompt
 from edge_runtime.media import Message
+from edge_runtime.server_access import ServerAccess
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,19 @@ def ask(
     messages: Sequence[Message],
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] = lambda text: None,
+    access: ServerAccess = ANYBODY,
 ) -> Answer:
     """Encode a conversation, send it, and collect the streamed answer.
 
     Args:
         on_text: called with each new piece of text.
+        access: the token and certificates that the server asks for.
 
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
     """
     asked = _Asked(edge.encode(messages, sampling, stream=True), on_text)
-    for event in stream(server, asked.body):
+    for event in stream(server, asked.body, access=access):
         asked.add(event)
     return asked.answer()
 
@@ -76,6 +79,7 @@ async def ask_async(
     on_text: Callable[[str], None] = lambda text: None,
     *,
     deadline_s: float = 600.0,
+    access: ServerAccess = ANYBODY,
 ) -> Answer:
     """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
 
@@ -83,12 +87,13 @@ async def ask_async(
         server: URL, or an open client where many requests share one pool of connections; both try again as
             `AsyncClient` does.
         deadline_s: seconds for the network part.
+        access: as `ask`, where `server` is a URL; an open client has its own.
 
     Raises:
         ContractError: as `ask`.
     """
     if isinstance(server, str):
-        async with AsyncClient(server) as client:
+        async with AsyncClient(server, access) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
     asked = _Asked(await encode_async(edge, messages, sampling, stream=True), on_text)
     events = server.stream(asked.body, deadline_s, asked.request_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, cast
@@ -17,6 +17,7 @@ from contract.idempotency import HEADER
 from contract.tracing import outgoing_headers
 from contract.wire import CONTENT_TYPE, body_size
 from edge_runtime.client import (
+    ANYBODY,
     CONNECT_TIMEOUT_SECONDS,
     DATA,
     DONE,
@@ -30,6 +31,7 @@ from edge_runtime.client import (
     unreachable,
 )
 from edge_runtime.event_lines import async_lines_of
+from edge_runtime.server_access import ServerAccess
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
@@ -47,18 +49,22 @@ class AsyncClient:
     A request is tried again, with exponential waits and full jitter, as long as its deadline lets it.
 
     Args:
-        headers: of every request, such as an API key.
+        access: the token and certificates that the server asks for.
         silence_s: an open answer that brings nothing for so long is taken for a broken connection. This project's
             server sends a line every 15 s while a request waits. Before the answer begins it is four times as long:
             the end of the body may lie in this machine's buffers, on its way through a slow network.
+
+    Raises:
+        InputError: a file of `access` cannot be used.
     """
 
-    def __init__(self, server: str, headers: Mapping[str, str] | None = None, silence_s: float = 45.0) -> None:
+    def __init__(self, server: str, access: ServerAccess = ANYBODY, silence_s: float = 45.0) -> None:
         self.server = server.rstrip("/")
         self._silence_s = silence_s
         self._farewells: set[asyncio.Task[None]] = set()
         self._http = httpx.AsyncClient(
-            headers=headers,
+            headers=access.headers,
+            verify=access.verify(),
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )

@@ -12,8 +12,10 @@ import httpx
 from contract.errors import ContractError, ServerUnavailableError
 from contract.wire import CONTENT_TYPE, body_size
 from edge_runtime.event_lines import lines_of
+from edge_runtime.server_access import ServerAccess
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+ANYBODY = ServerAccess()
 DATA, DONE = "data: ", "data: [DONE]"
 
 
@@ -45,26 +47,30 @@ Body = list[memoryview]
 """What `contract.wire.encode_request` returns."""
 
 
-def generate(server: str, body: Body, *, timeout: float = 600.0) -> dict[str, Any]:
+def generate(server: str, body: Body, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> dict[str, Any]:
     """Send a request and wait for the whole answer.
 
+    Args:
+        access: the token and certificates that the server asks for.
+
     Raises:
+        InputError: a file of `access` cannot be used.
         ServerUnavailableError: the server cannot be reached or is not ready.
         RefusedError: the server refused the request; the message says why.
     """
-    with _post(server, body, timeout) as response:
+    with _post(server, body, timeout, access) as response:
         response.read()
         answer: dict[str, Any] = response.json()
         return answer
 
 
-def stream(server: str, body: Body, *, timeout: float = 600.0) -> Iterator[Event]:
+def stream(server: str, body: Body, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> Iterator[Event]:
     """Send a request that was encoded with `stream` set, and yield its events as they come.
 
     Raises:
-        ServerUnavailableError, RefusedError: as `generate`, also in the middle of the stream.
+        InputError, ServerUnavailableError, RefusedError: as `generate`, also in the middle of the stream.
     """
-    with _post(server, body, timeout) as response:
+    with _post(server, body, timeout, access) as response:
         try:
             for line in lines_of(response.iter_bytes()):
                 if line == DONE:
@@ -98,19 +104,29 @@ def broken_off(server: str, error: httpx.HTTPError | None) -> ServerUnavailableE
 def unreachable(server: str, error: Exception) -> ServerUnavailableError:
     """No answer at all."""
     return ServerUnavailableError(
-        f"server {server} cannot be reached ({type(error).__name__})",
+        f"server {server} cannot be reached ({_why(error)})",
         field="--server",
         remedy="Start it with: qwen3vl-edge server --model MODEL",
     )
 
 
+def _why(error: Exception) -> str:
+    """The kind of error; of TLS its text too, which says whose certificate is not trusted."""
+    name = type(error).__name__
+    return f"{name}: {error}"[:200] if "SSL" in str(error) or "certificate" in str(error) else name
+
+
 class _post:
     """Context of one POST: the open response, or the error it stands for."""
 
-    def __init__(self, server: str, body: Body, timeout: float) -> None:
+    def __init__(self, server: str, body: Body, timeout: float, access: ServerAccess) -> None:
         self._server = server
         self._body = body
-        self._client = httpx.Client(timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_SECONDS))
+        self._client = httpx.Client(
+            headers=access.headers,
+            verify=access.verify(),
+            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_SECONDS),
+        )
 
     def __enter__(self) -> httpx.Response:
         headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(self._body))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,8 +23,10 @@ from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
 from contract.tracing import TraceMiddleware
 from contract.wire import CONTENT_TYPE, decode_request
+from server.access import Guard
 from server.answers import answer, describe, trace
-from server.clients import client_of
+from server.clients import client_of, request_id_of
+from server.embedding_disk import open_disk
 from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
 from server.idempotency import KeyedGenerations, fingerprint
@@ -51,14 +52,20 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     Args:
         readiness: gets its engine when the model is loaded; until then most routes answer 503.
         options: limits and the model's name.
+
+    Raises:
+        InputError: a file or folder of the options cannot be used.
     """
     app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
-    store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s)
+    disk = open_disk(options, lambda: readiness.engine.loaded.shape.model_hash)
+    store = app.state.store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
     metrics = Metrics(readiness.stats, store)
     keyed = KeyedGenerations(options, metrics.idempotent)
     started = int(time.time())
     install_error_handlers(app)
     app.add_middleware(TraceMiddleware)
+    app.state.guard = Guard(options)
+    app.state.guard.install(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
     app.include_router(embedding_routes(readiness, options, store))
 
@@ -101,6 +108,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
             leave = running.cancel
         else:
             running, leave = keyed.follow(key, await run_in_threadpool(fingerprint, prepared), begin, client.name)
+        request.state.running = running
         if prepared.stream:
             return EventStream(events(engine, prepared, running), leave)
         return await _whole(request, prepared, running, leave, engine)
@@ -138,13 +146,13 @@ async def _read_request(
     limits = engine.limits
     limit = min(limits.max_body_bytes, options.max_json_body_mib * 2**20) if kind == JSON else limits.max_body_bytes
     body = await read_body(request, limit, options.body_timeout_s)
-    namespace = client_of(request).name
+    namespace, request_id = client_of(request).name, request_id_of(request)
     metrics.received.inc(len(body))
 
     def decode() -> GenerateRequest:
         if kind == JSON:
-            return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare))
-        return _with_request_id(_binary_request(body, engine, store, namespace))
+            return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare), request_id)
+        return _with_request_id(_binary_request(body, engine, store, namespace), request_id)
 
     return await run_in_threadpool(decode)
 
@@ -165,7 +173,7 @@ def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore, name
     return prepared
 
 
-def _with_request_id(request: GenerateRequest) -> GenerateRequest:
+def _with_request_id(request: GenerateRequest, otherwise: str) -> GenerateRequest:
     if len(request.request_id) > MAX_REQUEST_ID:
         raise WireError(
             "request_id is too long",
@@ -173,7 +181,7 @@ def _with_request_id(request: GenerateRequest) -> GenerateRequest:
             expected=f"at most {MAX_REQUEST_ID} characters",
             got=len(request.request_id),
         )
-    return request if request.request_id else replace(request, request_id=uuid.uuid4().hex)
+    return request if request.request_id else replace(request, request_id=otherwise)
 
 
 async def _whole(

@@ -21,6 +21,12 @@ class Client:
     turn: str
 
 
+def request_id_of(request: Request) -> str:
+    """The id that `server.audit` gave the request, for all that is said of it."""
+    found: str = request.state.request_id
+    return found
+
+
 def client_of(request: Request) -> Client:
     """The sender of a request; `server.access` has put its name there where tokens are asked for."""
     name: str = getattr(request.state, "client_name", "")

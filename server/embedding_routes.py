@@ -77,7 +77,7 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
     async def held(request: Request, name: str) -> dict[str, Any]:
         """What is held under a hash, without the tensors; 404 where nothing is."""
         _check_name(name)
-        if (medium := store.find(name, client_of(request).name)) is None:
+        if (medium := await run_in_threadpool(store.find, name, client_of(request).name)) is None:
             raise EmbeddingsNotHeldError("path", (name,))
         return _describe(name, medium)
 

@@ -1,4 +1,6 @@
-"""Embeddings that a server holds by their hash, in memory: a later turn of a chat need not send them again.
+"""Embeddings that a server holds by their hash: a later turn of a chat need not send them again.
+
+In memory, and with `server.embedding_disk` on disk as well.
 
 Bounded in bytes, the longest unused go first; what nobody used for a while goes too. Nothing is held that was not
 checked against the model, and what is held was copied out of its request: a view would keep the whole body in memory.
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from contract.errors import WireError
 from contract.request import GenerateRequest, Media, MediaReference
+from server.embedding_disk import EmbeddingDisk
 from server.errors import EmbeddingsNotHeldError
 
 
@@ -36,13 +39,21 @@ class EmbeddingStore:
         max_bytes: of all embeddings together; 0 holds none.
         keep_s: seconds since the last use after which an entry goes.
         clock: seconds, never going back.
+        disk: holds the same for longer, and what memory has no room for any more.
     """
 
-    def __init__(self, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        keep_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        disk: EmbeddingDisk | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
         self._keep_s = keep_s
         self._clock = clock
+        self.disk = disk
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._bytes = 0
@@ -58,12 +69,17 @@ class EmbeddingStore:
         """Hold a copy of checked embeddings under their `hash`; False where they do not fit or name none."""
         if media.hash is None or media.nbytes > self.max_bytes:
             return False
-        key = (namespace, media.hash)
+        self._keep_in_memory((namespace, media.hash), media)
+        if self.disk is not None:
+            self.disk.keep(media, namespace)
+        return True
+
+    def _keep_in_memory(self, key: tuple[str, str], media: Media) -> None:
         with self._lock:
             self._expire()
             known = self._touch(key) is not None
         if known:
-            return True
+            return
         copied = replace(
             media,
             embeds=_owned(media.embeds),
@@ -76,7 +92,6 @@ class EmbeddingStore:
                     self._drop(next(iter(self._entries)))
                 self._entries[key] = _Entry(copied, self._clock() + self._keep_s)
                 self._bytes += copied.nbytes
-        return True
 
     def keep_all(self, request: GenerateRequest, namespace: str = "") -> None:
         """Hold what a checked request brought."""
@@ -84,10 +99,19 @@ class EmbeddingStore:
             self.keep(item, namespace)
 
     def find(self, name: str, namespace: str = "") -> Media | None:
-        """What is held under a hash; finding it is a use."""
+        """What is held under a hash; finding it is a use. With a disk, it may be read.
+
+        Raises:
+            ServerUnavailableError: as `EmbeddingDisk.find`.
+        """
         with self._lock:
             self._expire()
-            return self._touch((namespace, name))
+            found = self._touch((namespace, name))
+        if found is None and self.disk is not None:
+            found = self.disk.find(name, namespace)
+            if found is not None and found.nbytes <= self.max_bytes:
+                self._keep_in_memory((namespace, name), found)
+        return found
 
     def lookup(self, references: Sequence[MediaReference], namespace: str = "") -> list[Media]:
         """The embeddings of references, in order; their arrays are read-only.
@@ -105,6 +129,11 @@ class EmbeddingStore:
             names = tuple(dict.fromkeys(item.hash for item in missing))
             raise EmbeddingsNotHeldError(f"media.{missing[0].index}", names)
         return [_as_named(item, held) for item, held in zip(references, found, strict=True) if held is not None]
+
+    def close(self) -> None:
+        """Let another server use the disk."""
+        if self.disk is not None:
+            self.disk.close()
 
     def _touch(self, key: tuple[str, str]) -> Media | None:
         entry = self._entries.get(key)

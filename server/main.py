@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
 from contract.http_listener import http_server, listen, quiet_stop
+from contract.tls import ServerTls
 from contract.tracing import start_tracing
 from server.options import ServerOptions
 from server.readiness import Readiness
@@ -29,25 +32,32 @@ def serve(options: ServerOptions) -> None:
     The port answers at once, `/readyz` with 503 until the model is loaded and warm.
 
     Raises:
-        InputError: the address cannot be listened on.
+        InputError: the address cannot be listened on, or a file or folder of the options not be used.
         CheckpointError: the model cannot be loaded.
     """
+    tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
     listener = listen(options.host, options.port)
     try:
-        _serve_on(listener, checkpoint, options)
+        _serve_on(listener, checkpoint, options, tls)
     finally:
         listener.close()
 
 
-def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions) -> None:
+def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None) -> None:
+    from server.access import Guard, warn_of_open_doors
     from server.app import create_app
 
     _log_to_stderr()
     start_tracing("qwen3vl-server")
     readiness = Readiness()
-    server = http_server(create_app(readiness, options), options.drain_s)
+    app = create_app(readiness, options)
+    guard: Guard = app.state.guard
+    server = http_server(app, options.drain_s, tls)
+    warn_of_open_doors(options)
+    if guard.rereads:
+        _on_hangup(guard.on_hangup)
     url = _url(listener, options)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
@@ -56,6 +66,7 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
         server.run(sockets=[listener])
     if readiness.loaded:
         readiness.engine.close()
+    app.state.store.close()
     if readiness.failure is not None:
         raise readiness.failure
     logger.info("stopped")
@@ -109,7 +120,14 @@ def _announce(loaded: LoadedModel) -> None:
 
 def _url(listener: socket.socket, options: ServerOptions) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
-    return f"http://{host}:{listener.getsockname()[1]}"
+    scheme = "https" if options.tls_cert is not None else "http"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _on_hangup(reread: Callable[[], None]) -> None:
+    """SIGHUP says that files have changed. Otherwise it ends the process, as ever: somebody closed the terminal."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, lambda *_: reread())
 
 
 def _log_to_stderr() -> None:

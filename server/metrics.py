@@ -101,6 +101,13 @@ class Metrics:
             ("held_bytes", "Bytes of embeddings held", lambda: store.bytes),
         ):
             Gauge(f"{PREFIX}_{name}", what, registry=self.registry).set_function(read)
+        if (disk := store.disk) is not None:
+            for name, what, read in (
+                ("held_disk_hits", "Embeddings read from the disk, since start", lambda: disk.hits),
+                ("held_disk_damaged", "Files of embeddings dropped because they were altered", lambda: disk.damaged),
+                ("held_disk_bytes", "Bytes of embeddings on the disk", lambda: disk.bytes),
+            ):
+                Gauge(f"{PREFIX}_{name}", what, registry=self.registry).set_function(read)
 
     def record(self, client: str, future: Future[GenerateResult]) -> None:
         """Count an ended generation; meant as the future's callback, so it counts whoever still listens."""

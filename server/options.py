@@ -10,6 +10,7 @@ from typing import Any
 from contract.errors import InputError
 from contract.request import Limits
 from contract.settings import check_ranges, gather_settings
+from contract.tls import ServerTls, server_tls
 
 ENVIRONMENT = "QWEN3VL_SERVER_"
 
@@ -40,9 +41,19 @@ class ServerOptions:
         drain_s: seconds that running requests get to finish after SIGTERM.
         hold_embeddings_mib: memory for embeddings that later requests may name by hash; 0 holds none.
         hold_embeddings_s: seconds since their last use that they are held.
+        hold_folder: folder that keeps the same on disk, also through a restart; empty for none.
+        hold_disk_mib: of it. hold_disk_s: seconds since their last use that embeddings stay there.
         keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
         keep_answers, keep_answers_mib: the most of them; the oldest go first.
         abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
+        tokens_file: TOML file of those who are let in (`qwen3vl-edge server-token` adds to it), read anew when it
+            changes; empty lets everybody in.
+        metrics_token: ask for a token at `/metrics` too.
+        tls_cert, tls_key: PEM files; with them the server speaks HTTPS alone.
+        tls_client_ca: PEM file; clients must show a certificate that it signed.
+        rate_per_minute: requests of one client, which is a token's name or an address; 0 for no limit.
+        rate_burst: of them, those that may come at once.
+        audit_log: file of one JSON line per request, without any content; opened anew after SIGHUP.
 
     Raises:
         InputError: a value out of range.
@@ -76,12 +87,38 @@ class ServerOptions:
     keep_answers: int = 1024
     keep_answers_mib: int = 32
     abandoned_s: float = 60.0
+    hold_folder: Path | None = None
+    hold_disk_mib: int = 4096
+    hold_disk_s: float = 7 * 86_400.0
+    tokens_file: Path | None = None
+    metrics_token: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    rate_per_minute: float = 0.0
+    rate_burst: int = 10
+    audit_log: Path | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
             if value not in known:
                 raise InputError(f"unknown {name}", field=f"--{name}", expected=" or ".join(known), got=value)
         check_ranges(self, _RANGES)
+        if self.hold_folder is not None and not self.hold_embeddings_mib:
+            raise InputError(
+                "hold_folder needs memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
+            )
+        if self.metrics_token and self.tokens_file is None:
+            raise InputError("metrics_token needs tokens to ask for", field="tokens_file", remedy="Set tokens_file.")
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """The certificates, tried out.
+
+        Raises:
+            InputError: one cannot be used.
+        """
+        return server_tls(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def limits(self) -> Limits:
@@ -115,6 +152,10 @@ _RANGES = (
     ("drain_s", 0, 3600),
     ("hold_embeddings_mib", 0, 2**24),
     ("hold_embeddings_s", 0.001, 366 * 86_400),
+    ("hold_disk_mib", 1, 2**30),
+    ("hold_disk_s", 1, 366 * 86_400),
+    ("rate_per_minute", 0, 1e9),
+    ("rate_burst", 1, 1_000_000),
     ("keep_answers_s", 0, 86_400),
     ("keep_answers", 0, 1_000_000),
     ("keep_answers_mib", 0, 2**20),

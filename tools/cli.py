@@ -175,12 +175,32 @@ def server(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2. [default: sdpa]")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Requests that generate at once. [default: 8]")] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="Ask for tokens; `server-token` writes this file. [default: anybody may]")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), to serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
 
     options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
-    run(config, options | {"attention": attention, "max_batch": max_batch})
+    files = {"tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
+    run(config, {**options, **files, "attention": attention, "max_batch": max_batch})
+
+
+@app.command("server-token")
+def server_token(
+    name: Annotated[str, typer.Argument(help="The client's name; what it brings is held under it.")],
+    file: Annotated[Path, typer.Option("--file", help="The server's tokens_file; made if missing.")],
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="Days until it expires; never by default.")
+    ] = None,
+) -> None:
+    """Make a token for a client of `server` and print it, once: the file keeps only its hash."""
+    from tools.commands.server_token import run
+
+    run(name, file, days)
 
 
 @app.command()

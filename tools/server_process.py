@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,10 @@ _CODE = """
 import json, sys
 from contract.errors import ContractError
 from server.main import serve
-from server.options import ServerOptions
+from server.options import load_options
 options = json.loads(sys.argv[1])
 try:
-    serve(ServerOptions(**options))
+    serve(load_options(None, options, {}))
 except ContractError as error:
     sys.exit(f"error: {error}")
 """
@@ -51,7 +52,7 @@ def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.P
         environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("wb") as stream:
         return subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options})],
+            [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options}, default=str)],
             cwd=ROOT,
             env=environment,
             stdout=stream,
@@ -60,10 +61,13 @@ def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.P
 
 
 @contextmanager
-def running_server(timeout: float = 120.0, threads: int | None = None, **options: Any) -> Iterator[ServerProcess]:
+def running_server(
+    timeout: float = 120.0, threads: int | None = None, verify: ssl.SSLContext | bool = True, **options: Any
+) -> Iterator[ServerProcess]:
     """Start a server, wait until it is ready, stop it at the end.
 
     Args:
+        verify: as httpx has it, for a server with TLS.
         options: of `ServerOptions`; on the CPU and any free port unless told otherwise.
 
     Raises:
@@ -73,7 +77,7 @@ def running_server(timeout: float = 120.0, threads: int | None = None, **options
     log = scratch / "server.log"
     process = spawn(log, threads, **options)
     try:
-        yield _wait_until_ready(process, log, time.monotonic() + timeout)
+        yield _wait_until_ready(process, log, time.monotonic() + timeout, verify)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -85,14 +89,16 @@ def running_server(timeout: float = 120.0, threads: int | None = None, **options
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, deadline: float) -> ServerProcess:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], log: Path, deadline: float, verify: ssl.SSLContext | bool
+) -> ServerProcess:
     statuses: list[int] = []
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerUnavailableError(f"the server ended with {process.returncode}: {log.read_text()[-600:]}")
-        if found := re.search(r"http://[^\s;]+", log.read_text()):
+        if found := re.search(r"https?://[^\s;]+", log.read_text()):
             try:
-                statuses.append(httpx.get(f"{found[0]}/readyz", timeout=5).status_code)
+                statuses.append(httpx.get(f"{found[0]}/readyz", timeout=5, verify=verify).status_code)
             except httpx.HTTPError:
                 statuses.append(0)
             if statuses[-1] == 200:

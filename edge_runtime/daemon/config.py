@@ -11,6 +11,7 @@ from typing import Any
 from contract.errors import InputError
 from contract.settings import check_ranges, gather_settings, typed
 from edge_runtime.live.config import CameraConfig
+from edge_runtime.server_access import ServerAccess
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 LOG_FORMATS = ("text", "json")
@@ -41,7 +42,9 @@ class DaemonConfig:
         send_by_hash: embeddings that the server holds already are named by their hash and not sent again.
         server_kind: "qwen3vl", this project's own, or "openai", a foreign one that takes vLLM's `image_embeds`.
         server_model: the foreign server's name of the model; empty for the only one it serves.
-        server_api_key: sent to the foreign server as a bearer token; kept out of logs and of this object's text.
+        server_api_key: sent to the server as a bearer token; kept out of logs and of this object's text.
+        server_ca: PEM file of the only authorities that an https server's certificate may come from.
+        server_cert: PEM file of this device's certificate, for a server that asks for one. server_key: of its key.
         page: serve a page to look at and to ask from at `/`.
         allowed_hosts: names, beside localhost and this machine's own, by which browsers may reach the local API.
         allowed_origins: web pages of other servers that may use it, such as "https://example.org".
@@ -86,6 +89,9 @@ class DaemonConfig:
     server_kind: str = "qwen3vl"
     server_model: str = ""
     server_api_key: str = field(default="", repr=False)
+    server_ca: Path | None = None
+    server_cert: Path | None = None
+    server_key: Path | None = None
     page: bool = True
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -116,6 +122,12 @@ class DaemonConfig:
                 expected = "a name without scheme and port"
                 raise InputError("bad host", field="allowed_hosts", expected=expected, got=repr(host)[:80])
         check_ranges(self, _RANGES)
+        _ = self.server_access  # a token that cannot be sent is told at once
+
+    @property
+    def server_access(self) -> ServerAccess:
+        """What the server is shown, and checked with."""
+        return ServerAccess(self.server_api_key, self.server_ca, self.server_cert, self.server_key)
 
 
 _RANGES = (

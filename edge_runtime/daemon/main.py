@@ -114,9 +114,12 @@ def _upstream(config: DaemonConfig) -> Upstream:
     from edge_runtime.daemon.openai_server import OpenAIServer
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
+    access = config.server_access
+    if access.sends_token_in_clear(config.server):
+        logger.warning("server_api_key travels to %s where others may read it. Use https://.", config.server)
     if config.server_kind == "openai":
-        return OpenAIServer(config.server, config.server_model, config.server_api_key)
-    return Qwen3VLServer(config.server, config.send_by_hash)
+        return OpenAIServer(config.server, config.server_model, access)
+    return Qwen3VLServer(config.server, config.send_by_hash, access)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:

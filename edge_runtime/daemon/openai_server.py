@@ -19,10 +19,11 @@ import numpy as np
 from contract.errors import InputError, ServerUnavailableError
 from contract.request import Media, Sampling
 from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import DATA, Event, refused
+from edge_runtime.client import ANYBODY, DATA, Event, refused
 from edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
 from edge_runtime.daemon.upstream import OnSent
 from edge_runtime.edge import EncodedPrompt
+from edge_runtime.server_access import ServerAccess
 from edge_runtime.torch_container import torch_bytes
 
 logger = logging.getLogger("edge")
@@ -31,9 +32,8 @@ logger = logging.getLogger("edge")
 class OpenAIServer:
     """A vLLM started with `--enable-mm-embeds`, or what speaks as it does."""
 
-    def __init__(self, url: str, model: str = "", api_key: str = "") -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
-        self._client = AsyncClient(url.rstrip("/").removesuffix("/v1"), headers)
+    def __init__(self, url: str, model: str = "", access: ServerAccess = ANYBODY) -> None:
+        self._client = AsyncClient(url.rstrip("/").removesuffix("/v1"), access)
         self._model = model
 
     @property

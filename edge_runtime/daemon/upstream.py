@@ -13,10 +13,11 @@ from contract.embedding_hash import embedding_hash
 from contract.request import GenerateRequest
 from contract.wire import body_size, encode_request
 from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import Body, Event, RefusedError
+from edge_runtime.client import ANYBODY, Body, Event, RefusedError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.sent_hashes import SentHashes
 from edge_runtime.edge import EncodedPrompt
+from edge_runtime.server_access import ServerAccess
 
 
 class OnSent(Protocol):
@@ -88,8 +89,8 @@ class Qwen3VLServer:
     evidence: dict[str, Any] | None = None
     """Nothing: it refuses embeddings of another model than its own."""
 
-    def __init__(self, url: str, send_by_hash: bool = True) -> None:
-        self._client = AsyncClient(url)
+    def __init__(self, url: str, send_by_hash: bool = True, access: ServerAccess = ANYBODY) -> None:
+        self._client = AsyncClient(url, access)
         self._sent = SentHashes() if send_by_hash else None
         self._holds: bool | None = None  # not asked yet
 

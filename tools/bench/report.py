@@ -33,6 +33,7 @@ def page(folder: Path) -> str:
         parts.append(NO_GPU)
     parts += [_startup(document) for document in _read(folder, "startup*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
+    parts += [_fuzz(document) for document in _read(folder, "fuzz*.json")]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -145,6 +146,31 @@ def _soak(document: dict[str, Any]) -> str:
         "Reference checkpoint, mixed conversations, cache and spool on a small file system of their own.\n\n"
         + _table(["", ""], rows, text=2)
         + note
+        + _environment(document)
+    )
+
+
+def _fuzz(document: dict[str, Any]) -> str:
+    row = document["rows"][0]
+    rows = [
+        ["mutated requests, over a port", f"{row['bodies']:,}, {row['over_a_port']:,}"],
+        ["seconds", f"{row['seconds']:,.0f}"],
+        ["answers by status", ", ".join(f"{status} {count:,}" for status, count in row["statuses"].items())],
+        ["5xx, errors in the log, answers without an error object", str(len(row["faults"]))],
+        [
+            "the unmutated requests afterwards",
+            "answered as before" if row["answers_unchanged"] else "answered otherwise",
+        ],
+        [
+            "resident memory after warm-up, the most",
+            f"{row['memory_after_warm_up'] / 1e6:,.0f} MB, {row['memory_most'] / 1e6:,.0f} MB",
+        ],
+        ["in the last tenth", f"{row['memory_at_the_end'] / 1e6:,.0f} MB, {row['memory_growth']:.3f} times"],
+    ]
+    return (
+        f"## Mutated requests to the server, {row['bodies']:,}\n\n"
+        "The real application and a real engine; `closed`: no HTTP, so no answer.\n\n"
+        + _table(["", ""], rows, text=2)
         + _environment(document)
     )
 

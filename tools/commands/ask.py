@@ -12,6 +12,7 @@ from contract.errors import InputError
 from contract.request import Sampling
 from edge_runtime.ask import Answer, ask, build_messages
 from edge_runtime.edge import EdgeOptions, open_edge
+from edge_runtime.server_access import access_from_environment
 
 
 def run(
@@ -25,7 +26,7 @@ def run(
     options: EdgeOptions,
     as_json: bool,
 ) -> None:
-    """Ask one question.
+    """Ask one question; the server's token and certificates come from the environment, not from a process list.
 
     Raises:
         ContractError: any input, bundle or server error.
@@ -34,7 +35,8 @@ def run(
     messages = history + build_messages(question, images, videos)
     with open_edge(bundle, options) as edge:
         show = (lambda text: None) if as_json else _print_text
-        answer = ask(edge, server, messages, Sampling(max_new_tokens=max_new_tokens), show)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        answer = ask(edge, server, messages, sampling, show, access_from_environment())
     if as_json:
         sys.stdout.write(json.dumps(asdict(answer), ensure_ascii=False, indent=1) + "\n")
     else:
