@@ -40,6 +40,7 @@ class ServerOptions:
         drain_s: seconds that running requests get to finish after SIGTERM.
         hold_embeddings_mib: memory for embeddings that later requests may name by hash; 0 holds none.
         hold_embeddings_s: seconds since their last use that they are held.
+        allow_pixels: load the vision tower too, and take pictures in chats as well as embeddings.
         keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
         keep_answers, keep_answers_mib: the most of them; the oldest go first.
         abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
@@ -72,6 +73,7 @@ class ServerOptions:
     drain_s: int = 30
     hold_embeddings_mib: int = 256
     hold_embeddings_s: float = 3600.0
+    allow_pixels: bool = False
     keep_answers_s: float = 600.0
     keep_answers: int = 1024
     keep_answers_mib: int = 32

@@ -62,8 +62,13 @@ def read_torch(data: bytes, field: str) -> NDArray[Any]:
         raise _bad(field, "shape", f"at most {tensor.stored} elements", f"{list(tensor.shape)} at {tensor.offset}")
     flat = np.frombuffer(stored, dtype=dtype)[tensor.offset : tensor.offset + count]
     if tensor.storage == "BFloat16Storage":
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)  # float32 begins with bfloat16's 16 bits
+        flat = widened(flat)
     return flat.reshape(tensor.shape)
+
+
+def widened(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16, by its bits, as float32: that begins with the same 16."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def _by_last_name(entries: dict[str, memoryview], field: str) -> dict[str, memoryview]:
@@ -121,7 +126,8 @@ class _Program:
         return _Tensor(storage, key, stored, offset, shape)
 
     def _check_contiguous(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        expected, step = [], 1
+        expected: list[int] = []
+        step = 1
         for size in reversed(shape):
             expected.insert(0, step)
             step *= size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 from contract.errors import WireError
 
@@ -71,7 +72,7 @@ def _name(raw: bytes, field: str) -> str:
     return name
 
 
-def _entry(data: bytes, name: str, record: tuple[int, ...], directory: int, field: str) -> memoryview:
+def _entry(data: bytes, name: str, record: tuple[Any, ...], directory: int, field: str) -> memoryview:
     """One entry's bytes."""
     magic, _, _, flags, method, _, _, crc, packed, size, _, _, _, disk, _, _, offset = record
     if magic != _CENTRAL or disk:

@@ -175,12 +175,15 @@ def server(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2. [default: sdpa]")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Requests that generate at once. [default: 8]")] = None,
+    allow_pixels: Annotated[
+        bool | None, typer.Option("--allow-pixels", help="Load the vision tower too, and take pictures in chats.")
+    ] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
 
     options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
-    run(config, options | {"attention": attention, "max_batch": max_batch})
+    run(config, options | {"attention": attention, "max_batch": max_batch, "allow_pixels": allow_pixels})
 
 
 @app.command()
