@@ -39,10 +39,9 @@ class PromptWriter:
             LimitError: it is too long.
         """
         text = self._expanded(self.render(chat), media)
-        most = (
-            self.limits.max_prompt_tokens * _longest_token(self.tokenizer) * 4
-        )  # NFC may join a few characters to one
-        if len(text) > most:  # more tokens than allowed, however they fall: not worth the time to count them
+        # More tokens than allowed, however they fall, are not worth the time to count them; NFC may join a few
+        # characters to one.
+        if len(text) > 4 * self.limits.max_prompt_tokens * _longest_token(self.tokenizer):
             limit = f"at most {self.limits.max_prompt_tokens} tokens"
             raise LimitError("too many prompt tokens", field="messages", expected=limit, got=f"{len(text)} characters")
         return np.array(self.tokenizer(text)["input_ids"], dtype=np.int64)
