@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from contract.embedding_hash import embedding_hash
-from contract.grid import Grid, PatchGeometry
+from contract.grid import PatchGeometry
 from contract.request import Media
 from contract.wire import encode_medium
 from edge_runtime.media import BucketPolicy
@@ -38,14 +40,47 @@ def processor() -> Any:
     return load_processor(REFERENCE)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For models so small that threads cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Question:
-    """A sample question: as the device prepares it, and as the unsplit model encodes and answers it."""
+    """A sample question as the device prepares it."""
 
     messages: list[dict[str, Any]]
     prompt: Prompt
-    media: tuple[Media, ...]
-    answer: str
+
+    @cached_property
+    def media(self) -> tuple[Media, ...]:
+        """From the unsplit model's own encoder, in fp32."""
+        model, media = unsplit(), []
+        with one_thread():
+            for item in self.prompt.media:
+                encode = model.get_image_features if item.kind == "image" else model.get_video_features
+                output = encode(torch.from_numpy(item.pixel_values), torch.tensor([item.grid.as_list()]))
+                levels = tuple(level[0].numpy() for level in output.deepstack_features)
+                media.append(Media(item.kind, item.grid, output.pooler_output[0].numpy(), levels))
+        return tuple(media)
+
+    @cached_property
+    def answer(self) -> str:
+        """The unsplit model's own, greedy, from pixels."""
+        model = unsplit()
+        model.model.rope_deltas = None
+        with one_thread():
+            found = model.generate(**self.prompt.inputs, do_sample=False, max_new_tokens=24)
+        ids = found[0, self.prompt.input_ids.size :]
+        text = processor().hf.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
 
     @property
     def timestamps(self) -> list[float]:
@@ -69,18 +104,7 @@ def _question(messages: list[dict[str, Any]]) -> Question:
             for part in message["content"]
         ]
         found.append({**message, "content": parts})
-    prompt = prepare_prompt(found, processor(), BucketPolicy(PatchGeometry(), None, True))
-    model, media = unsplit(), []
-    with torch.inference_mode():
-        for item in prompt.media:
-            encode = model.get_image_features if item.kind == "image" else model.get_video_features
-            output = encode(torch.from_numpy(item.pixel_values), torch.tensor([item.grid.as_list()]))
-            levels = tuple(level[0].numpy() for level in output.deepstack_features)
-            media.append(Media(item.kind, Grid(*item.grid.as_list()), output.pooler_output[0].numpy(), levels))
-        model.model.rope_deltas = None
-        ids = model.generate(**prompt.inputs, do_sample=False, max_new_tokens=24)[0, prompt.input_ids.size :]
-    text = processor().hf.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Question(found, prompt, tuple(media), text)
+    return Question(found, prepare_prompt(found, processor(), BucketPolicy(PatchGeometry(), None, True)))
 
 
 def b64(data: bytes) -> str:

@@ -31,7 +31,13 @@ TOOLS = """{%- if tools %}
     {{- '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}{{- message.content }}
+    {%- else %}
+        {%- for part in message.content %}
+            {{- part.text if part.type == 'text' else '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}
+        {%- endfor %}
+    {%- endif %}
     {%- for call in message.tool_calls or [] %}
         {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
         {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
