@@ -11,8 +11,10 @@ from openai_parts import REFERENCE, chat_of, npy, part_of, processor, questions
 from transformers import AutoTokenizer
 
 from contract.checkpoint import open_checkpoint
+from contract.embedding_hash import embedding_hash
 from contract.errors import ContractError, InputError
-from contract.request import Limits
+from contract.request import Limits, Media
+from edge_runtime.daemon.openai_server import image_embeds
 from server.engines.protocol import GenerateResult, Timings, Token
 from server.engines.transformers.language_model import model_shape
 from server.openai.logprobs import token_bytes
@@ -45,7 +47,10 @@ TOOLS = """{%- if tools %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {{- '<|im_start|>assistant\\n' }}"""
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}, "strict": None}}
+WEATHER = {
+    "function": {"name": "weather", "description": "It's", "parameters": {"type": "object"}, "strict": None},
+    "type": "function",
+}
 
 
 def body(messages: list[dict[str, Any]], **options: Any) -> bytes:
@@ -214,6 +219,22 @@ def test_bytes_of_tokens() -> None:
     for text in ("한국어 é\n\t x", "<|im_end|>"):
         ids = TOKENIZER(text)["input_ids"]
         assert b"".join(token_bytes(number, TOKENIZER) for number in ids) == text.encode()
+
+
+def test_a_body_of_empty_messages_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ContractError, match="too many values"):
+        parse_chat(b'{"messages":[' + b"{}," * 100_001 + b"{}]}")
+
+
+def test_the_daemons_own_parts_are_read_to_the_bit() -> None:
+    """What `edge --server-kind openai` sends."""
+    item = questions()["colour"].media[0]
+    half = Media("image", item.grid, item.embeds.astype("f2"), tuple(level.astype("f2") for level in item.deepstack))
+    for sent in (item, half):
+        chat = parse_chat(body([{"role": "user", "content": [image_embeds(sent)]}]))
+        found = PartReader(SHAPE, Limits()).read(chat.messages)[0].media
+        assert isinstance(found, Media)
+        assert embedding_hash(found, "x") == embedding_hash(sent, "x")
 
 
 def test_embeddings_are_measured_by_their_grid_before_they_are_decoded() -> None:

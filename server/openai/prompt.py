@@ -53,17 +53,14 @@ class PromptWriter:
             InputError: as `write`.
         """
         messages = [_message(message, f"messages.{index}") for index, message in enumerate(chat.messages)]
-        tools = [tool.model_dump(exclude_unset=True) for tool in chat.usable_tools]
+        tools = chat.usable_tools
         text = self._rendered(messages, tools)
         # A template that knows nothing of tools would drop them in silence.
         if tools and text == self._rendered(messages, []):
             raise _not_in_template("tools", "tools")
-        for index, message in enumerate(messages):
-            without = {key: value for key, value in message.items() if key != "tool_calls"}
-            if without != message and text == self._rendered(
-                [*messages[:index], without, *messages[index + 1 :]], tools
-            ):
-                raise _not_in_template("calls of tools", f"messages.{index}.tool_calls")
+        without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+        if without != messages and text == self._rendered(without, tools):
+            raise _not_in_template("calls of tools", "messages.tool_calls")
         return text
 
     def _rendered(self, messages: list[Message], tools: list[Message]) -> str:

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contract.errors import InputError
+from contract.errors import InputError, LimitError
 from contract.openai_chat import ChatOptions, Url, parse_chat_as
 
 DEFAULT_MAX_TOKENS = 512  # the daemon's too
+# An object of two characters takes a kilobyte once parsed, so they are counted before. Base64 has neither sign.
+MAX_SIGNS = ((b"{", 100_000), (b",", 1_000_000))
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is looked for after every token, in the engine's thread
 
 
@@ -84,36 +86,23 @@ class ChatMessage(BaseModel):
     annotations: list[Any] | None = Field(None, max_length=0)
 
 
-class ToolFunction(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    name: str
-
-
-class Tool(BaseModel):
-    """Checked for its name alone: the chat template is given what came."""
-
-    model_config = ConfigDict(extra="allow")
-    type: Literal["function"]
-    function: ToolFunction
-
-
 class ChatRequest(ChatOptions):
     """The fields that are understood."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: list[dict[str, Any]] | None = None  # as they came: the template writes their keys in this order
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
 
     @property
     def tool_names(self) -> frozenset[str]:
         """Names of the tools that the model may call; empty with `tool_choice` "none"."""
-        return frozenset(tool.function.name for tool in self.usable_tools)
+        return frozenset(tool["function"]["name"] for tool in self.usable_tools)
 
     @property
-    def usable_tools(self) -> list[Tool]:
+    def usable_tools(self) -> list[dict[str, Any]]:
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
@@ -127,7 +116,12 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
+        LimitError: more values than any chat has.
     """
+    for sign, most in MAX_SIGNS:
+        if (count := body.count(sign)) > most:
+            limit = f"at most {most} of {sign.decode()!r}"
+            raise LimitError("the body holds too many values", field="body", expected=limit, got=count)
     parsed = parse_chat_as(ChatRequest, body)
     if parsed.top_logprobs and not parsed.logprobs:
         raise InputError("top_logprobs without logprobs", field="top_logprobs", remedy="Set logprobs to true.")
@@ -141,6 +135,14 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
             expected=f"at most {MAX_STOPS}, of at most {MAX_STOP_CHARACTERS} characters",
             got=f"{len(stops)}, the longest of {max(len(text) for text in stops)}",
         )
+    for index, tool in enumerate(parsed.tools or ()):
+        function = tool.get("function")
+        if (
+            tool.get("type") != "function"
+            or not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+        ):
+            raise InputError("a tool is no function with a name", field=f"tools.{index}.function")
     for index, message in enumerate(parsed.messages):
         _check_message(message, f"messages.{index}")
     return parsed
