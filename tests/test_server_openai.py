@@ -298,6 +298,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
     ({"messages": user({"type": "input_audio"})}, 400, "messages.0.content.0.type"),
     ({"messages": user("x", {"type": "image_embeds"})}, 400, "messages.0.content.1"),
+    ({"messages": user("x", {"type": "text", "text": "y", "image_url": "z"})}, 400, "messages.0.content.1"),
     ({"messages": embeds()}, 400, "messages.0.content.1.image_embeds"),
     ({"messages": embeds(hash="0" * 64)}, 400, "messages.0.content.1.image_embeds"),
     ({"messages": embeds(image_embeds="AAAA")}, 400, "messages.0.content.1.image_embeds.image_grid_thw"),

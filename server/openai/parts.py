@@ -96,9 +96,7 @@ class PartReader:
         wrong = "video" if kind == "image" else "image"
         for name in (f"{wrong}_embeds", f"{wrong}_grid_thw", *(["timestamps"] if kind == "image" else [])):
             if getattr(embeds, name) is not None:
-                raise InputError(
-                    f"an {kind}_embeds part has no {name}", field=f"{where}.{name}", remedy="Leave it out."
-                )
+                raise InputError(f"{kind}_embeds has no {name}", field=f"{where}.{name}", remedy="Leave it out.")
         if embeds.hash is not None and not is_hash(embeds.hash):
             raise WireError(
                 "hash is not one", field=f"{where}.hash", expected="64 of 0-9a-f", got=repr(embeds.hash)[:80]

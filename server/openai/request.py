@@ -56,6 +56,9 @@ class Part(BaseModel):
         return self.type.partition("_")[0]
 
 
+_VALUES = ("text", "image_embeds", "video_embeds", "image_url", "video_url")
+
+
 class Function(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -160,6 +163,9 @@ def _check_message(message: ChatMessage, where: str) -> None:
                 field=f"{where}.content.{number}",
                 remedy="vLLM's parts that name nothing but a uuid are not served." if part.uuid else None,
             )
+        beside = [name for name in _VALUES if name != part.type and getattr(part, name) is not None]
+        if beside:  # one of the two would be dropped
+            raise InputError(f"part of type {part.type} has {beside[0]} too", field=f"{where}.content.{number}")
 
 
 def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:
