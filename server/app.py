@@ -32,6 +32,8 @@ from server.embedding_store import EmbeddingStore
 from server.idempotency import KeyedGenerations, fingerprint
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
+from server.openai.routes import PATH as CHAT
+from server.openai.routes import openai_routes
 from server.options import ServerOptions
 from server.readiness import Readiness
 from server.running import Leave, Running, start
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 MAX_REQUEST_ID = 128
-ROUTES = ("/v1/generate", "/v1/models", "/readyz", "/healthz")
+ROUTES = ("/v1/generate", CHAT, "/v1/models", "/readyz", "/healthz")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it but the metrics
 
 
@@ -68,6 +70,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     app.state.guard.install(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
     app.include_router(embedding_routes(readiness, options, store))
+    app.include_router(openai_routes(readiness, options, store, keyed, metrics))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from server.engines.protocol import Engine
     from server.engines.transformers.language_model import LoadedModel
+    from server.openai.pixels import PixelEncoder
 
 logger = logging.getLogger("server")
 
@@ -76,17 +77,17 @@ def _load(
     checkpoint: Checkpoint, options: ServerOptions, readiness: Readiness, server: uvicorn.Server, url: str
 ) -> None:
     try:
-        engine = _open_engine(checkpoint, options)
+        engine, pixels = _open_engine(checkpoint, options)
     except BaseException as error:
         readiness.failure = error
         server.should_exit = True
         return
-    readiness.set(engine)
+    readiness.set(engine, pixels)
     logger.info("listening on %s", url)
 
 
-def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Engine:
-    """Loaded, and warm: it has generated."""
+def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
+    """Loaded, and warm: it has generated; beside it the vision tower, where it was asked for."""
     from server.engines.transformers.engine import BatchOptions, TransformersEngine
     from server.engines.transformers.language_model import load_language_model
 
@@ -103,7 +104,13 @@ def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Engine:
     engine = TransformersEngine(load_language_model(checkpoint, options), options.limits, batch)
     engine.warm_up()
     _announce(engine.loaded)
-    return engine
+    if not options.allow_pixels:
+        return engine, None
+    from server.engines.transformers.vision_tower import load_vision_tower
+
+    tower = load_vision_tower(checkpoint, engine.loaded)
+    logger.info("the vision tower is loaded too: pictures in chats are taken (--allow-pixels)")
+    return engine, tower
 
 
 def _announce(loaded: LoadedModel) -> None:

@@ -8,6 +8,7 @@ from contract.errors import ServerUnavailableError
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine, EngineStats
+    from server.openai.pixels import PixelEncoder
 
 
 class Readiness:
@@ -19,8 +20,10 @@ class Readiness:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self.failure: BaseException | None = None
+        self.pixels: PixelEncoder | None = None  # the vision tower, with --allow-pixels
 
-    def set(self, engine: Engine) -> None:
+    def set(self, engine: Engine, pixels: PixelEncoder | None = None) -> None:
+        self.pixels = pixels
         self._engine = engine
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from contract.errors import ServerUnavailableError
 from contract.request import GenerateRequest
+from server.stopping import submit_until
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine, GenerateResult, Token
@@ -85,19 +86,27 @@ class Running:
 
 
 def start(
-    engine: Engine, request: GenerateRequest, record: Callable[[Future[GenerateResult]], None], client: str = ""
+    engine: Engine,
+    request: GenerateRequest,
+    record: Callable[[Future[GenerateResult]], None],
+    client: str = "",
+    stops: Sequence[str] = (),
 ) -> Running:
     """Queue a request that the engine has prepared.
 
     Args:
         record: called with the future once it has ended.
         client: whose turn it uses.
+        stops: the answer ends before the first of these.
 
     Raises:
         QueueFullError, ServerUnavailableError: as the engine.
     """
     log = TokenLog()
-    generation = engine.submit(request, log.put, client)
+    if stops:
+        generation = submit_until(engine, request, log.put, client, stops)
+    else:
+        generation = engine.submit(request, log.put, client)
     generation.future.add_done_callback(record)
     generation.future.add_done_callback(log.end)
     return Running(generation.future, log, generation.cancel)

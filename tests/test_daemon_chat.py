@@ -19,9 +19,9 @@ from daemon_process import DaemonProcess, running_daemon
 from PIL import Image
 
 from contract.request import Limits, Sampling
+from contract.stop_strings import StopStrings
 from contract.wire import CONTENT_TYPE, decode_request
 from edge_runtime.ask import ask, build_messages
-from edge_runtime.daemon.stop_strings import StopStrings
 from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
 

@@ -180,13 +180,17 @@ def server(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), to serve HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    allow_pixels: Annotated[
+        bool | None, typer.Option("--allow-pixels", help="Load the vision tower too, and take pictures in chats.")
+    ] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
 
     options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
     files = {"tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
-    run(config, {**options, **files, "attention": attention, "max_batch": max_batch})
+    options |= {"attention": attention, "max_batch": max_batch, "allow_pixels": allow_pixels}
+    run(config, {**options, **files})
 
 
 @app.command("server-token")

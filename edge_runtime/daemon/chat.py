@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract import openai_chat
 from contract.errors import ContractError
+from contract.openai_chat import DONE, event, head
+from contract.stop_strings import StopStrings
 from edge_runtime.daemon.openai_request import ChatRequest
-from edge_runtime.daemon.stop_strings import StopStrings
 from edge_runtime.daemon.upstream import Upstream
 from edge_runtime.edge import EncodedPrompt
 
@@ -75,13 +76,13 @@ async def generate(
     sent = time.perf_counter()
     events = upstream.stream(encoded, request, deadline_s, count)
     try:
-        async for event in events:
+        async for step in events:
             if progress.first_token_s is None:
                 progress.first_token_s = time.perf_counter() - sent
-            progress.final = event.final
-            progress.server = (event.final or {}).get("server", progress.server)
-            progress.tokens += event.final is None
-            piece = stops.add(event.text) if event.final is None else stops.finish()
+            progress.final = step.final
+            progress.server = (step.final or {}).get("server", progress.server)
+            progress.tokens += step.final is None
+            piece = stops.add(step.text) if step.final is None else stops.finish()
             if piece:
                 progress.pieces.append(piece)
                 yield piece
@@ -112,31 +113,26 @@ async def chunks(
     encoded: EncodedPrompt, request: ChatRequest, pieces: AsyncIterator[str], progress: Progress
 ) -> AsyncIterator[str]:
     """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last."""
-    head = {**_head(encoded, "chat.completion.chunk"), "system_fingerprint": None}
+    start = {**_head(encoded, "chat.completion.chunk"), "system_fingerprint": None}
 
     def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _event({**head, "choices": [choice], **more})
+        return event({**start, "choices": [choice], **more})
 
     yield chunk({"role": "assistant", "content": ""})
     async for piece in pieces:
         yield chunk({"content": piece})
     yield chunk({}, progress.finish_reason, qwen3vl_edge=evidence(encoded, progress))
-    if request.stream_options is not None and request.stream_options.include_usage:
-        yield _event({**head, "choices": [], "usage": usage(encoded, progress)})
-    yield "data: [DONE]\n\n"
+    if request.wants_usage:
+        yield event({**start, "choices": [], "usage": usage(encoded, progress)})
+    yield DONE
 
 
 def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
     """Token counts; visual tokens are a part of the prompt's."""
-    prompt = len(encoded.request.input_ids)
     final = progress.final or {}
     completion_tokens = int(final.get("usage", {}).get("completion_tokens", progress.tokens))
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt + completion_tokens,
-    }
+    return openai_chat.usage(len(encoded.request.input_ids), completion_tokens)
 
 
 def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
@@ -163,9 +159,4 @@ def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
 
 
 def _head(encoded: EncodedPrompt, kind: str) -> dict[str, Any]:
-    name = f"chatcmpl-{encoded.request.request_id}"
-    return {"id": name, "object": kind, "created": int(time.time()), "model": encoded.model}
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return head(encoded.request.request_id, encoded.model, kind)

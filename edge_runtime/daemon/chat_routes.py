@@ -11,16 +11,17 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from contract.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
 from contract.errors import ContractError
 from contract.http_body import read_body
 from contract.http_errors import HttpError
 from contract.idempotency import idempotency_key
+from contract.openai_chat import sampling_of
 from contract.tracing import span, spans_until_now
 from contract.wire import CONTENT_TYPE, encode_request
 from edge_runtime.daemon.chat import Progress, chunks, completion, generate
-from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, Left, unless_left
 from edge_runtime.daemon.logs import log_request
-from edge_runtime.daemon.openai_request import ChatRequest, parse_chat, sampling_of
+from edge_runtime.daemon.openai_request import ChatRequest, parse_chat
 from edge_runtime.daemon.state import Daemon
 from edge_runtime.edge import EncodedPrompt
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from contract.client_left import CLIENT_CLOSED_REQUEST
 from contract.errors import ContractError
 from contract.http_errors import InternalError
 from edge_runtime.daemon.chat import Progress, evidence, usage
-from edge_runtime.daemon.client_left import CLIENT_CLOSED_REQUEST
 from edge_runtime.edge import EncodedPrompt
 
 KEPT = 100

@@ -6,6 +6,7 @@ forward pass: embeddings enter through `mm_encoder_outputs`, as upstream's gener
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -204,7 +205,12 @@ def _load_model(checkpoint: Checkpoint, options: ServerOptions) -> Any:
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        template = checkpoint.path / "chat_template.json"
+        if template.is_file() and not (checkpoint.path / "chat_template.jinja").is_file():
+            # The processor, and so the device, takes this file's, whatever tokenizer_config.json says.
+            tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
+        return tokenizer
     except Exception as error:  # as above
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -1,0 +1,232 @@
+"""Media parts of a chat: their embeddings as `Media`, or a reference by hash, and what is known of their origin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contract.embedding_hash import is_hash
+from contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
+from contract.grid import Grid
+from contract.request import Limits, Media, MediaReference, ModelShape
+from contract.wire import decode_medium
+from server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
+from server.openai.request import ChatMessage, Embeds, Part
+from server.tensor_bytes import decode_base64, read_tensor, safetensors_layout
+
+GRID_BYTES = 4096  # a grid's container: three numbers
+CONTAINER_BYTES = 2**16  # what a container needs beside its tensor
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A part that shows something.
+
+    Attributes:
+        where: of the part in the request.
+        media: with its tensors, or by hash.
+        source: "tensors", "hash" or "pixels".
+        proven: whether it is known to be this model's; tensors prove nothing of themselves.
+        timestamps: seconds of each temporal patch of a clip.
+    """
+
+    where: str
+    media: Media | MediaReference
+    source: str
+    proven: bool
+    timestamps: tuple[float, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        return self.media.grid
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """Reads the media parts of one server's requests.
+
+    Attributes:
+        pixels: the vision tower, None without `--allow-pixels`.
+    """
+
+    shape: ModelShape
+    limits: Limits
+    pixels: PixelEncoder | None = None
+
+    def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
+        """All media of a conversation in order. Blocks.
+
+        Raises:
+            ContractError: a part that cannot be used, or too many; names it.
+        """
+        parts = list(media_parts(messages))
+        if len(parts) > self.limits.max_media:
+            limit = f"at most {self.limits.max_media}"
+            raise LimitError("too many images and clips", field="messages", expected=limit, got=len(parts))
+        if self.pixels is None:  # before anything is decoded
+            for where, part in parts:
+                if part.type in ("image_url", "video_url"):
+                    raise refuse_pixels(part.type, where)
+        found: list[Medium] = []
+        left = self.limits.max_visual_tokens
+        for index, (where, part) in enumerate(parts):
+            found.append(self._read(index, part, where, left))
+            left -= found[-1].grid.tokens(self.shape.merge_size)
+        return found
+
+    def _read(self, index: int, part: Part, where: str, left: int) -> Medium:
+        if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
+            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            medium = self.pixels.encode(
+                lambda: open_data_uri(url, f"{where}.image_url"),
+                lambda grid: self._check_grid(grid, "image", where, left),
+            )
+            return Medium(where, medium, "pixels", True)
+        if part.type not in ("image_embeds", "video_embeds"):
+            raise refuse_pixels(part.type, where, allowed=self.pixels is not None)
+        embeds = part.image_embeds or part.video_embeds
+        assert embeds is not None
+        return self._embeds(index, part.kind, embeds, f"{where}.{part.type}", left)
+
+    def _embeds(self, index: int, kind: str, embeds: Embeds, where: str, left: int) -> Medium:
+        wrong = "video" if kind == "image" else "image"
+        for name in (f"{wrong}_embeds", f"{wrong}_grid_thw", *(["timestamps"] if kind == "image" else [])):
+            if getattr(embeds, name) is not None:
+                raise InputError(f"{kind}_embeds has no {name}", field=f"{where}.{name}", remedy="Leave it out.")
+        if embeds.hash is not None and not is_hash(embeds.hash):
+            raise WireError(
+                "hash is not one", field=f"{where}.hash", expected="64 of 0-9a-f", got=repr(embeds.hash)[:80]
+            )
+        self._check_model(embeds.model_hash, where)
+        tensors, said = getattr(embeds, f"{kind}_embeds"), getattr(embeds, f"{kind}_grid_thw")
+        grid = None if said is None else read_grid(said, f"{where}.{kind}_grid_thw")
+        if grid is not None:
+            self._check_grid(grid, kind, f"{where}.{kind}_grid_thw", left)
+        if tensors is None:
+            if embeds.hash is None or grid is None:
+                raise InputError(
+                    f"{kind}_embeds holds no embeddings", field=where, expected=f"{kind}_embeds, or hash and grid"
+                )
+            reference = MediaReference(index, kind, grid, embeds.hash)
+            return Medium(where, reference, "hash", True, _timestamps(embeds, kind, grid, where))
+        medium, model_hash = self._tensors(kind, tensors, grid, f"{where}.{kind}_embeds", left)
+        self._check_model(model_hash, where)
+        proven = embeds.hash is not None or (embeds.model_hash or model_hash) is not None  # the hash is checked later
+        if embeds.hash is not None:
+            medium = Media(kind, medium.grid, medium.embeds, medium.deepstack, hash=embeds.hash)
+        return Medium(where, medium, "tensors", proven, _timestamps(embeds, kind, medium.grid, where))
+
+    def _tensors(self, kind: str, text: str, grid: Grid | None, where: str, left: int) -> tuple[Media, str | None]:
+        """The embeddings, and the hash of their model where the container names it."""
+        row = self.shape.hidden_size * (1 + self.shape.deepstack_levels)
+        tokens = left if grid is None else grid.tokens(self.shape.merge_size)
+        data = decode_base64(text, where, tokens * row * 4 + CONTAINER_BYTES)
+        if data[8:9] == b"{" and "request" in safetensors_layout(data, where).metadata:
+            return self._one_medium(kind, data, grid, where, left)
+        if grid is None:
+            raise InputError(
+                "the grid is missing", field=where.removesuffix("embeds") + "grid_thw", expected="[t, h, w]"
+            )
+        joined = read_tensor(data, where)
+        if joined.shape != (tokens, row) or joined.dtype.kind != "f":
+            raise WireError(
+                "embeddings do not match their grid and the model",
+                field=where,
+                expected=f"floating-point [{tokens}, {row}]: embeddings and {self.shape.deepstack_levels} DeepStack "
+                f"levels of {self.shape.hidden_size} side by side, for grid {grid}",
+                got=f"{joined.dtype} {list(joined.shape)}",
+            )
+        levels = [np.ascontiguousarray(level) for level in np.split(joined, 1 + self.shape.deepstack_levels, axis=1)]
+        return Media(kind, grid, levels[0], tuple(levels[1:])), None
+
+    def _one_medium(self, kind: str, data: bytes, grid: Grid | None, where: str, left: int) -> tuple[Media, str | None]:
+        """The body of `PUT /v1/embeddings/{sha256}`, in a part."""
+        try:
+            medium, model_hash = decode_medium(data, self.limits)
+        except ContractError as error:
+            error.field = f"{where}: {error.field}"
+            raise
+        if medium.kind != kind or (grid is not None and medium.grid != grid):
+            raise WireError(
+                "the container holds another medium than the part says",
+                field=where,
+                expected=f"{kind} {grid or ''}",
+                got=f"{medium.kind} {medium.grid}",
+            )
+        self._check_grid(medium.grid, kind, where, left)
+        return medium, model_hash
+
+    def _check_model(self, model_hash: str | None, where: str) -> None:
+        if model_hash is not None and model_hash != self.shape.model_hash:
+            raise ModelMismatchError(
+                "the embeddings were made for another model",
+                field=f"{where}.model_hash",
+                expected=self.shape.model_hash,
+                got=repr(model_hash)[:80],
+                remedy="Export the bundle from the checkpoint that the server runs.",
+            )
+
+    def _check_grid(self, grid: Grid, kind: str, where: str, left: int) -> None:
+        merge = self.shape.merge_size
+        if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (kind == "image" and grid.t != 1):
+            raise WireError(
+                "grid is not one of the encoder's",
+                field=where,
+                expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
+                got=grid.as_list(),
+            )
+        if grid.tokens(merge) > left:
+            limit = f"at most {self.limits.max_visual_tokens} in a request, {left} left"
+            raise LimitError("too many visual tokens", field=where, expected=limit, got=grid.tokens(merge))
+
+
+def media_parts(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, Part]]:
+    """Every part that is no text, and where it stands."""
+    for index, message in enumerate(messages):
+        if isinstance(message.content, list):
+            for number, part in enumerate(message.content):
+                if part.type != "text":
+                    yield f"messages.{index}.content.{number}", part
+
+
+def read_grid(value: str | list[Any], where: str) -> Grid:
+    """[t, h, w] or [[t, h, w]], as JSON or as base64 of a tensor of whole numbers.
+
+    Raises:
+        WireError, LimitError: anything else.
+    """
+    if isinstance(value, str):
+        tensor = read_tensor(decode_base64(value, where, GRID_BYTES), where)
+        value = tensor.tolist() if tensor.dtype.kind == "i" and tensor.size == 3 else [tensor.dtype.name]
+    row = value[0] if len(value) == 1 and isinstance(value[0], list) else value
+    if len(row) != 3 or not all(type(number) is int and 0 <= number < 2**20 for number in row):
+        raise WireError("grid is not three whole numbers", field=where, expected="[t, h, w]", got=repr(row)[:80])
+    return Grid(*row)
+
+
+def in_words_of(error: ContractError, media: Sequence[Medium]) -> ContractError:
+    """The same error, its medium named by its part: `embeds.2` is `messages.0.content.5.image_embeds`."""
+    match = re.fullmatch(r"(embeds|deepstack|grid_thw|media)\.(\d+)(\.\w+)?", error.field or "", re.ASCII)
+    if match and int(match[2]) < len(media):
+        old, error.field = str(error.field), f"{media[int(match[2])].where}{match[3] or ''}"
+        error.message = error.message.replace(repr(old), repr(error.field))
+    return error
+
+
+def _timestamps(embeds: Embeds, kind: str, grid: Grid, where: str) -> tuple[float, ...]:
+    if kind == "image":
+        return ()
+    found = embeds.timestamps or []
+    if len(found) != grid.t:
+        raise InputError(
+            "timestamps do not match the clip",
+            field=f"{where}.timestamps",
+            expected=f"{grid.t} seconds, one per temporal patch: the middle between its first and last frame",
+            got=f"{len(found)}",
+            remedy="The prompt says them before each frame, so they cannot be left out.",
+        )
+    return tuple(found)

@@ -1,0 +1,104 @@
+"""Raw pictures: refused, as they are encoded on the device, unless the server was told to load the vision tower too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import TYPE_CHECKING, Protocol
+
+from contract.errors import InputError, LimitError
+from contract.grid import Grid
+from contract.request import Media
+from server.tensor_bytes import decode_base64
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 50_000_000  # 150 MB as RGB
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_FILE_BYTES = 64 * 2**20
+CheckGrid = Callable[[Grid], None]
+
+
+class PixelEncoder(Protocol):
+    """The unsplit model's own way from a picture to embeddings."""
+
+    def encode(self, open_image: Callable[[], Image], check: CheckGrid) -> Media:
+        """Embeddings of a picture, in the model's dtype or wider. Blocks; safe from several threads.
+
+        Args:
+            open_image: decodes it into RGB; called by one thread at a time, so that memory has a known most.
+            check: is given the grid before anything is encoded, and raises where it is too large.
+        """
+        ...
+
+
+def refuse_pixels(kind: str, where: str, allowed: bool = False) -> InputError:
+    """The refusal of a part with pixels.
+
+    Args:
+        allowed: whether the server encodes pictures; clips it never does.
+    """
+    if allowed:
+        return InputError(
+            "clips are encoded on the device, not here",
+            field=where,
+            expected="image_url, image_embeds or video_embeds",
+            got=kind,
+            remedy="Send the clip to the edge daemon (qwen3vl-edge edge).",
+        )
+    remedy = "Send this request to the edge daemon (qwen3vl-edge edge), which encodes it there"
+    remedy += ", or start the server with --allow-pixels." if kind == "image_url" else "."
+    return InputError(
+        "pixels are encoded on the device: this server holds no vision encoder",
+        field=where,
+        expected="image_embeds or video_embeds",
+        got=kind,
+        remedy=remedy,
+    )
+
+
+def open_data_uri(uri: str, where: str) -> Image:
+    """Decode the picture of a `data:` URI into RGB, transparency on white, as qwen-vl-utils does on the device.
+
+    Raises:
+        InputError: another kind of URL, or not a picture.
+        LimitError: too many bytes or pixels; told before they are decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    header, separator, payload = uri.partition(";base64,")
+    if not separator or not header.startswith("data:image/"):
+        raise InputError(
+            "this server reads no files and fetches no URLs",
+            field=where,
+            expected="data:image/…;base64,…",
+            got=ascii(uri[:40]),
+            remedy="Send the picture in the request.",
+        )
+    data = decode_base64(payload, where, MAX_FILE_BYTES)
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width}x{image.height}"
+            raise LimitError("picture is too large", field=where, expected=f"at most {MAX_PIXELS} pixels", got=size)
+        image.load()
+        return _rgb(image)
+    except UnidentifiedImageError:
+        raise InputError("not a picture", field=where, expected=" or ".join(FORMATS)) from None
+    except Image.DecompressionBombError:
+        raise LimitError("picture is too large", field=where, expected=f"at most {MAX_PIXELS} pixels") from None
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        if isinstance(error, (InputError, LimitError)):
+            raise
+        raise InputError(f"picture is corrupt ({error})"[:200], field=where) from None
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white

@@ -1,0 +1,183 @@
+"""The body of `POST /v1/chat/completions`, and what of it is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.errors import InputError, LimitError
+from contract.openai_chat import ChatOptions, Url, parse_chat_as
+
+DEFAULT_MAX_TOKENS = 512  # the daemon's too
+# An object of two characters takes a kilobyte once parsed, so they are counted before. Base64 has neither sign.
+MAX_SIGNS = ((b"{", 100_000), (b",", 1_000_000))
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is looked for after every token, in the engine's thread
+
+
+class Embeds(BaseModel):
+    """One picture's or clip's embeddings: in vLLM's form, in this project's, or by hash.
+
+    Attributes:
+        image_embeds, video_embeds: base64 of `torch.save`, safetensors or `.npy`; left out where `hash` is to be looked
+            up.
+        image_grid_thw, video_grid_thw: [t, h, w], [[t, h, w]], or base64 of such a tensor.
+        hash: `contract.embedding_hash.embedding_hash`; with tensors they are held for later under it.
+        model_hash: of the model that made them; refused if it is not the server's.
+        timestamps: seconds, one per temporal patch of a clip: the middle between its first and its last frame.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    image_embeds: str | None = None
+    video_embeds: str | None = None
+    image_grid_thw: str | list[Any] | None = None
+    video_grid_thw: str | list[Any] | None = None
+    hash: str | None = None
+    model_hash: str | None = None
+    timestamps: list[Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]] | None = None
+
+
+class Part(BaseModel):
+    """One part of a message's content; `uuid` is vLLM's, a name for its own cache."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "image_embeds", "video_embeds", "image_url", "video_url"]
+    text: str | None = None
+    image_embeds: Embeds | None = None
+    video_embeds: Embeds | None = None
+    image_url: Url | str | None = None
+    video_url: Url | str | None = None
+    uuid: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "text", "image" or "video"."""
+        return self.type.partition("_")[0]
+
+
+_VALUES = ("text", "image_embeds", "video_embeds", "image_url", "video_url")
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model made in an earlier turn."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatMessage(BaseModel):
+    """A message; what OpenAI's clients write out empty is taken empty."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+
+
+class ChatRequest(ChatOptions):
+    """The fields that are understood."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None  # as they came: the template writes their keys in this order
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """Names of the tools that the model may call; empty with `tool_choice` "none"."""
+        return frozenset(tool["function"]["name"] for tool in self.usable_tools)
+
+    @property
+    def usable_tools(self) -> list[dict[str, Any]]:
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to name at each place, None for no probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def parse_chat(body: bytes | bytearray) -> ChatRequest:
+    """A chat request from its JSON.
+
+    Raises:
+        InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
+        LimitError: more values than any chat has.
+    """
+    for sign, most in MAX_SIGNS:
+        if (count := body.count(sign)) > most:
+            limit = f"at most {most} of {sign.decode()!r}"
+            raise LimitError("the body holds too many values", field="body", expected=limit, got=count)
+    parsed = parse_chat_as(ChatRequest, body)
+    if parsed.top_logprobs and not parsed.logprobs:
+        raise InputError("top_logprobs without logprobs", field="top_logprobs", remedy="Set logprobs to true.")
+    if parsed.parallel_tool_calls is False and parsed.usable_tools:
+        raise InputError("parameter is not supported", field="parallel_tool_calls", remedy="Leave it out.")
+    stops = parsed.stop_strings
+    if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in stops):
+        raise InputError(
+            "stop strings are too many or too long",
+            field="stop",
+            expected=f"at most {MAX_STOPS}, of at most {MAX_STOP_CHARACTERS} characters",
+            got=f"{len(stops)}, the longest of {max(len(text) for text in stops)}",
+        )
+    for index, tool in enumerate(parsed.tools or ()):
+        function = tool.get("function")
+        if (
+            tool.get("type") != "function"
+            or not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+        ):
+            raise InputError("a tool is no function with a name", field=f"tools.{index}.function")
+    for index, message in enumerate(parsed.messages):
+        _check_message(message, f"messages.{index}")
+    return parsed
+
+
+def _check_message(message: ChatMessage, where: str) -> None:
+    if message.content is None and not message.tool_calls:
+        raise InputError("message has no content", field=f"{where}.content")
+    if message.tool_calls and message.role != "assistant":
+        raise InputError("only an assistant calls tools", field=f"{where}.tool_calls", got=message.role)
+    for number, part in enumerate(message.content if isinstance(message.content, list) else ()):
+        if getattr(part, part.type) is None:
+            raise InputError(
+                f"part of type {part.type} has no {part.type}",
+                field=f"{where}.content.{number}",
+                remedy="vLLM's parts that name nothing but a uuid are not served." if part.uuid else None,
+            )
+        beside = [name for name in _VALUES if name != part.type and getattr(part, name) is not None]
+        if beside:  # one of the two would be dropped
+            raise InputError(f"part of type {part.type} has {beside[0]} too", field=f"{where}.content.{number}")
+
+
+def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:
+    """What a tool was called with.
+
+    Raises:
+        InputError: not a JSON object.
+    """
+    try:
+        found = json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError("arguments are not a JSON object", field=f"{where}.function.arguments")
+    return found
