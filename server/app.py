@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
+from contract.client_left import CLIENT_CLOSED_REQUEST, LEFT, unless_left
 from contract.embedding_hash import check_hash
 from contract.errors import WireError
 from contract.http_body import read_body
@@ -36,8 +36,8 @@ from server.openai.routes import PATH as CHAT
 from server.openai.routes import openai_routes
 from server.options import ServerOptions
 from server.readiness import Readiness
-from server.running import Leave, Running, start
-from server.streaming import EventStream, events
+from server.running import Running, start
+from server.streaming import KEEP_ALIVE_SECONDS, EventStream, events
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 JSON = "application/json"
 MAX_REQUEST_ID = 128
 ROUTES = ("/v1/generate", CHAT, "/v1/models", "/readyz", "/healthz")
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it but the metrics
 
 
 def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
@@ -114,7 +113,11 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         request.state.running = running
         if prepared.stream:
             return EventStream(events(engine, prepared, running), leave)
-        return await _whole(request, prepared, running, leave, engine)
+        try:
+            found = await unless_left(request, _whole(prepared, running, engine))
+        finally:
+            leave()
+        return Response(status_code=CLIENT_CLOSED_REQUEST) if found is LEFT else JSONResponse(found)
 
     @app.delete("/v1/generate")
     async def forget(request: Request) -> Response:
@@ -187,36 +190,10 @@ def _with_request_id(request: GenerateRequest, otherwise: str) -> GenerateReques
     return request if request.request_id else replace(request, request_id=otherwise)
 
 
-async def _whole(
-    request: Request,
-    prepared: GenerateRequest,
-    running: Running,
-    leave: Leave,
-    engine: Engine,
-) -> Response:
-    """Wait for the answer, or until the client leaves."""
-    done = asyncio.wrap_future(running.future)
-    done.add_done_callback(_retrieve)
-    left = asyncio.create_task(_client_left(request))
-    waiters: set[asyncio.Future[Any]] = {done, left}
-    try:
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            result = running.result
-            trace(result)
-            return JSONResponse(answer(prepared, result, engine.loaded))
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    finally:
-        leave()
-        left.cancel()
-
-
-def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Its error is told from `running`; asyncio would log it once more when this is collected."""
-    if not done.cancelled():
-        done.exception()
-
-
-async def _client_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _whole(prepared: GenerateRequest, running: Running, engine: Engine) -> dict[str, Any]:
+    """The answer, once it is there."""
+    async for _ in running.log.follow(KEEP_ALIVE_SECONDS):
         pass
+    result = running.result
+    trace(result)
+    return answer(prepared, result, engine.loaded)

@@ -58,13 +58,15 @@ def openai_routes(
         metrics.received.inc(len(body))
         chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels))
         prepared = await run_in_threadpool(chats.prepare, body, client, key)
-        begin = partial(start, engine, prepared.request, metrics.record, client.turn, prepared.chat.stop_strings)
+        record = partial(metrics.record, client.name)
+        begin = partial(start, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
         if key is None:
             running = begin()
             leave = running.cancel
         else:
             digest = await run_in_threadpool(_digest, prepared)
             running, leave = keyed.follow(key, digest, begin, client.name)
+        request.state.running = running  # for the audit log
         if prepared.chat.stream:
             return EventStream(chunks(prepared, running, engine), leave)
         try:
