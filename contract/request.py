@@ -84,7 +84,8 @@ class Sampling:
                 )
         for name, value in values.items():
             _check_sampling(name, value)
-        return cls(**values)
+        typed: dict[str, Any] = {name: _typed(name, value) for name, value in values.items()}
+        return cls(**typed)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +102,11 @@ _SAMPLING_RANGES: dict[str, tuple[type, float, float, bool]] = {
     "repetition_penalty": (float, 1e-3, 100.0, False),
     "seed": (int, 0, 2**63 - 1, True),
 }
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A checked value in its type: a float may come without a point, and transformers refuses a penalty of 2."""
+    return float(value) if _SAMPLING_RANGES[name][0] is float and value is not None else value
 
 
 def _check_sampling(name: str, value: Any) -> None:

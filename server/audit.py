@@ -22,6 +22,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from h11 import LocalProtocolError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -107,7 +108,10 @@ class RequestRecord:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = name
-            await send(message)
+            try:
+                await send(message)
+            except LocalProtocolError:  # it broke HTTP within its body, was told so by the parser, and is gone
+                state["error_code"] = "client_left"
 
         try:
             await self._app(scope, counting, naming)

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from server_checkpoint import make_case, make_checkpoint
+from h11 import LocalProtocolError
+from server_checkpoint import make_case
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 from wire_bodies import body_of, with_header
 
 from contract.errors import ContractError, WireError
-from contract.request import Limits
+from contract.request import Limits, Sampling
 from contract.strict_json import strict_object
 from contract.wire import decode_request
+from server.audit import RequestRecord
 from tools.fuzz.asgi import Answer
 from tools.fuzz.mutate import mutant
 from tools.fuzz.run import Fuzz, _judge, failed, fuzz, server_under_test
 
 
 @pytest.fixture(scope="module")
-def tested() -> Iterator[Fuzz]:
-    with server_under_test(str(make_checkpoint())) as running:
+def tested(reference: Path) -> Iterator[Fuzz]:
+    with server_under_test(str(reference)) as running:
         yield running
 
 
@@ -93,6 +98,28 @@ def test_what_the_fuzzer_found_stays_refused() -> None:
         with pytest.raises(WireError, match=name):
             decode_request(body)
     assert strict_object('{"a": "\\ud83d\\ude00"}', "x") == {"a": "😀"}
+
+
+def test_floats_without_a_point_are_floats() -> None:
+    for name in ("repetition_penalty", "temperature", "top_p", "min_p"):
+        found = getattr(Sampling.from_dict({name: 1}), name)
+        assert (type(found), found) == (float, 1.0)
+    assert Sampling.from_dict({"min_p": None}).min_p is None
+
+
+def test_a_sender_that_broke_http_is_gone_and_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """A body whose chunks are none: the parser has answered for itself when the application does."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("too late", 400)(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        raise LocalProtocolError("can't handle event type Response when role=SERVER and state=MUST_CLOSE")
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(RequestRecord(app, None)(scope, lambda: asyncio.sleep(0, {}), send))
+    assert scope["state"]["error_code"] == "client_left"
+    assert not caplog.records
 
 
 def test_a_mask_is_measured_before_it_is_widened() -> None:

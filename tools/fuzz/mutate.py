@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -217,6 +218,35 @@ def _json_document(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
     return write(mutate_document(json.loads(body), rng, rng.choice((1, 1, 1, 2, 5))), rng)
 
 
+def _inner(body: bytes, rng: random.Random, targets: list[Target]) -> bytes:
+    """What stands in base64 within a JSON document."""
+    document = json.loads(body)
+    found = list(_encoded(document))
+    if not found:
+        return _json_document(body, rng, targets)
+    holder, key = rng.choice(found)
+    data = base64.b64decode(holder[key])
+    changed = BYTES[rng.choice(list(BYTES))](data, rng, targets)
+    text = base64.b64encode(changed).decode()
+    if rng.random() < 0.1:
+        at = rng.randrange(len(text) + 1)
+        text = text[:at] + rng.choice(("=", "-", "_", "\n", " ", "é", "data:,", "A")) + text[at:]
+    holder[key] = text
+    return json.dumps(document).encode()
+
+
+def _encoded(document: Any) -> Iterator[tuple[Any, Any]]:
+    """(holder, key) of the texts that are long enough to be tensors."""
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in items:
+        if isinstance(value, str) and len(value) > 100:
+            yield document, key
+        elif isinstance(value, dict | list):
+            yield from _encoded(value)
+
+
 def _json_text(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
     at = rng.randrange(len(body))
     odd = (
@@ -254,6 +284,8 @@ JSON: dict[str, Bodies] = {
     **BYTES,
     "document": _json_document,
     "more of the document": _json_document,
+    "tensor in the document": _inner,
+    "more of the tensor": _inner,
     "text": _json_text,
 }
 

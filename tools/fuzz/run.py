@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -43,8 +44,9 @@ from tools.bench.environment import environment
 from tools.fuzz.asgi import Answer, call
 from tools.fuzz.mutate import Mutant, mutant
 from tools.fuzz.port import exchange, serving
-from tools.fuzz.targets import Target, targets
+from tools.fuzz.targets import CHAT, Target, targets
 
+logger = logging.getLogger("fuzz")
 WARM_UP = 0.2  # of the bodies: what is kept fills up, allocators settle
 GROWTH = 1.03
 PORT_EVERY = 20  # one of so many goes over a real port
@@ -121,6 +123,9 @@ class Fuzz:
         answer = await call(self._app, target.method, target.path, headers, target.body)
         if answer.status not in (target.answered, 201):
             raise SystemExit(f"{target.name} is answered {answer.status}: {answer.body[:300]!r}")
+        if target.path == CHAT:
+            words = re.findall(rb'"content": ?("(?:[^"\\\\]|\\\\.)*")', answer.body)
+            return {"name": target.name, "words": [word.decode() for word in words]}
         if not target.path.startswith("/v1/generate") or not answer.body:
             return {"name": target.name}
         lines = [line for line in answer.body.decode().split("\n") if line.startswith("data: {")]
@@ -149,6 +154,7 @@ class Fuzz:
             body_text = base64.b64encode(made.body[:20_000]).decode()
             row = {"index": index, "target": made.target.name, "how": made.how, "path": made.path, "wrong": wrong}
             self.found.faults.append({**row, "body": body_text, "headers": made.headers[:-1]})
+            logger.warning("%d, %s, %s, %s: %s", index, made.target.name, made.how, made.path[:80], wrong)
         return wrong
 
 
@@ -175,11 +181,11 @@ def _judge(made: Mutant, answer: Answer, over_port: bool, codes: Counter[str]) -
     return []
 
 
-async def fuzz(tested: Fuzz, bodies: int, seed: int, progress: Any = None) -> dict[str, Any]:
-    """Send `bodies` mutants; what came of it."""
+async def fuzz(tested: Fuzz, bodies: int, seed: int, start: int = 0, progress: Any = None) -> dict[str, Any]:
+    """Send the mutants of the numbers from `start` on, `bodies` of them; what came of it."""
     before, started = await tested.originals(), time.monotonic()
     every = max(1, bodies // SAMPLES)
-    for index in range(bodies):
+    for index in range(start, start + bodies):
         await tested.send(seed, index)
         if index % every == 0:
             tested.found.memory.append(resident_bytes())
@@ -195,6 +201,7 @@ async def fuzz(tested: Fuzz, bodies: int, seed: int, progress: Any = None) -> di
         "seconds": round(time.monotonic() - started, 1),
         "statuses": dict(sorted(found.statuses.items())),
         "codes": dict(sorted(found.codes.items())),
+        "first": start,
         "mutations": len(found.kinds),
         "answers_unchanged": before == after,
         "faults": found.faults,
@@ -262,6 +269,7 @@ def main() -> None:
     parser.add_argument("--bodies", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="reference/qwen3vl-tiny")
+    parser.add_argument("--start", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--only", type=int, help="number of one mutant")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -271,7 +279,7 @@ def main() -> None:
             made = mutant(tested.targets, arguments.seed, arguments.only)
             sys.stdout.write(f"{made}\n{tested.found.statuses}\n{wrong}\n")
             raise SystemExit(1 if wrong else 0)
-        row = asyncio.run(fuzz(tested, arguments.bodies, arguments.seed, _show))
+        row = asyncio.run(fuzz(tested, arguments.bodies, arguments.seed, arguments.start, _show))
     sys.stdout.write(json.dumps(row, indent=1) + "\n")
     if arguments.out is not None:
         found = environment()

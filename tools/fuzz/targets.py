@@ -13,8 +13,10 @@ from contract.grid import Grid
 from contract.idempotency import HEADER
 from contract.request import GenerateRequest, Media, ModelShape, Sampling
 from contract.wire import CONTENT_TYPE, encode_medium, encode_request
+from tools.fuzz.chats import chat_bodies
 
 JSON = "application/json"
+CHAT = "/v1/chat/completions"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def targets(shape: ModelShape) -> list[Target]:
             _json(replace(_request(shape, small[0]), stream=True)),
             4,
         ),
+        *(Target(name, "POST", CHAT, (text,), body, 6) for name, body in chat_bodies(*small, shape.model_hash)),
         Target("held", "GET", put, weight=2),
         Target("forget", "DELETE", "/v1/generate", ((HEADER, "a-key"),), weight=1, answered=204),
         Target("models", "GET", "/v1/models", weight=1),
