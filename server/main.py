@@ -33,6 +33,10 @@ def serve(options: ServerOptions) -> None:
     """
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
+    if options.engine == "vllm":
+        from server.engines.vllm.arguments import require_vllm
+
+        require_vllm()
     listener = listen(options.host, options.port)
     try:
         _serve_on(listener, checkpoint, options)
@@ -74,6 +78,16 @@ def _load(
 
 def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Engine:
     """Loaded, and warm: it has generated."""
+    if options.engine == "vllm":
+        from server.engines.vllm.start import open_engine
+
+        engine: Engine = open_engine(checkpoint, options)
+        logger.info("ready: %s, %s", engine.loaded.name, engine.loaded.describe())
+        return engine
+    return _open_transformers(checkpoint, options)
+
+
+def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> Engine:
     from server.engines.transformers.engine import BatchOptions, TransformersEngine
     from server.engines.transformers.language_model import load_language_model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ ENVIRONMENT = "QWEN3VL_SERVER_"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+ENGINES = ("transformers", "vllm")
+BACKENDS = ("", "uni", "mp", "ray")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class ServerOptions:
         keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
         keep_answers, keep_answers_mib: the most of them; the oldest go first.
         abandoned_s: seconds after which a keyed generation that nobody follows is cancelled.
+        engine: "transformers" in this process, or "vllm" over several GPUs or machines (docs/server/vllm.md).
+        tensor_parallel, pipeline_parallel, expert_parallel: GPUs per layer, groups of layers, experts apart; of vllm.
+        distributed_backend: of vllm: "uni" one process, "mp" one machine, "ray" several, empty its own choice.
+        gpu_memory_utilization: of vllm, the part of each GPU's memory for weights and keys and values.
+        max_model_len: of vllm, tokens of prompt and answer together; 0 for the model's own.
+        vllm_args: further `AsyncEngineArgs` by name, as a table or JSON text.
 
     Raises:
         InputError: a value out of range.
@@ -76,11 +85,26 @@ class ServerOptions:
     keep_answers: int = 1024
     keep_answers_mib: int = 32
     abandoned_s: float = 60.0
+    engine: str = "transformers"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: bool = False
+    distributed_backend: str = ""
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int = 0
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
+        for name, value, known in (
+            ("dtype", self.dtype, DTYPES),
+            ("attention", self.attention, ATTENTIONS),
+            ("engine", self.engine, ENGINES),
+            ("distributed_backend", self.distributed_backend, BACKENDS),
+        ):
             if value not in known:
-                raise InputError(f"unknown {name}", field=f"--{name}", expected=" or ".join(known), got=value)
+                raise InputError(
+                    f"unknown {name}", field=f"--{name}", expected=" or ".join(filter(None, known)), got=value
+                )
         check_ranges(self, _RANGES)
 
     @property
@@ -119,6 +143,10 @@ _RANGES = (
     ("keep_answers", 0, 1_000_000),
     ("keep_answers_mib", 0, 2**20),
     ("abandoned_s", 0, 86_400),
+    ("tensor_parallel", 1, 1024),
+    ("pipeline_parallel", 1, 1024),
+    ("gpu_memory_utilization", 0.01, 1.0),
+    ("max_model_len", 0, 2**24),
 )
 
 
@@ -136,7 +164,28 @@ def load_options(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT)
+    readers = {"vllm_args": _table}
+    values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT, readers)
     if "model" not in values:
         raise InputError("no model given", field="model", remedy="Name a checkpoint folder with --model.")
     return ServerOptions(**values)
+
+
+def _table(value: Any, source: str) -> dict[str, Any]:
+    """A table of a TOML file, or JSON text of one.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"setting of the wrong type in {source}",
+            field="vllm_args",
+            expected="a table, or a JSON object as text",
+            got=repr(value)[:80],
+        )
+    return dict(found)

@@ -175,11 +175,17 @@ def server(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2. [default: sdpa]")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Requests that generate at once. [default: 8]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="transformers, or vllm for several GPUs or machines. [default: transformers]")
+    ] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="GPUs that share each layer (vllm). [default: 1]")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Groups of layers (vllm). [default: 1]")] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
 
     options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
+    options |= {"engine": engine, "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
     run(config, options | {"attention": attention, "max_batch": max_batch})
 
 

@@ -18,8 +18,6 @@ from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGene
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.model_executor.models.utils import StageMissingLayer
 
-EXTENSION = f"{__name__}.WorkerFacts"
-
 
 class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     """vLLM's dense Qwen3-VL, its encoder without weights."""
@@ -27,6 +25,7 @@ class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         _switch_deepstack_on(self, vllm_config)
+        self.qwen3vl_edge_parameters = _count(self)
 
 
 class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc]
@@ -35,19 +34,20 @@ class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         _switch_deepstack_on(self, vllm_config)
+        self.qwen3vl_edge_parameters = _count(self)
 
 
 class WorkerFacts:
     """Mixed into vLLM's worker class; called there through `collective_rpc`."""
 
     def qwen3vl_edge_facts(self) -> dict[str, Any]:
-        """What this worker holds, counted in its memory."""
+        """What this worker holds, counted when its memory was allotted: the CPU's kernels repack weights afterwards."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         vision = 0 if isinstance(model.visual, StageMissingLayer) else _count(model.visual)
         weight = next(model.language_model.parameters())
         return {
             "class": type(model).__name__,
-            "parameters": _count(model) - vision,
+            "parameters": getattr(model, "qwen3vl_edge_parameters", _count(model)) - vision,
             "vision_parameters": vision,
             "deepstack_levels": int(model.deepstack_num_level) if model.use_deepstack else 0,
             "device": str(weight.device),
