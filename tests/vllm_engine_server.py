@@ -20,6 +20,8 @@ port = 0
 dtype = "float32"
 engine = "vllm"
 max_batch = 8
+max_queue = 16
+tensor_parallel = 2
 max_model_len = 2048
 max_new_tokens = 1024
 hold_embeddings_mib = 64
@@ -32,7 +34,10 @@ block_size = 32
 def environment() -> dict[str, str]:
     """What a process in vLLM's environment needs on a machine without a GPU or a network."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "vllm_site")])
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": path}
+    cores = sorted(os.sched_getaffinity(0))
+    bind = f"{cores[0]}|{cores[-1]}"  # one core per worker; vLLM's own choice wants a NUMA node for each
+    found = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": bind}
+    return {**os.environ, **found, "PYTHONPATH": path}
 
 
 @contextmanager

@@ -45,13 +45,14 @@ def check_clips(request: GenerateRequest, loaded: VllmModel) -> None:
     """Each frame must stand between `<|vision_start|>` and `<|vision_end|>`, as Qwen's processor writes them.
 
     vLLM finds the frames of a clip by these markers, transformers by the placeholders alone; where the markers stand
-    elsewhere the two would number positions differently.
+    elsewhere the two would number positions differently. Nor may a picture stand between two frames: its range would
+    overlap the clip's.
 
     Raises:
         WireError: they stand elsewhere.
     """
     ids = request.input_ids
-    markers = np.isin(ids, (loaded.vision_start_id, loaded.vision_end_id))
+    foreign = np.isin(ids, (loaded.vision_start_id, loaded.vision_end_id, loaded.shape.image_token_id))
     for span in media_spans(request, loaded.shape):
         if span.media.kind != "video":
             continue
@@ -62,7 +63,7 @@ def check_clips(request: GenerateRequest, loaded: VllmModel) -> None:
             around = first > 0 and last + 1 < ids.size
             if not (around and ids[first - 1] == loaded.vision_start_id and ids[last + 1] == loaded.vision_end_id):
                 raise _unmarked(int(first))
-            if last_end is not None and markers[last_end + 1 : first - 1].any():
+            if last_end is not None and foreign[last_end + 1 : first - 1].any():
                 raise _unmarked(int(first))
             last_end = last + 1
 
