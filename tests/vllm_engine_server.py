@@ -15,13 +15,16 @@ from vllm_server import PYTHON, ROOT, START_SECONDS
 
 from tools.server_process import ServerProcess
 
-SETTINGS = """
+# Tensor and pipeline parallel workers; QWEN3VL_TEST_PARALLEL=1x2 makes it a pipeline.
+PARALLEL = tuple(int(size) for size in os.environ.get("QWEN3VL_TEST_PARALLEL", "2x1").split("x"))
+SETTINGS = f"""
 port = 0
 dtype = "float32"
 engine = "vllm"
 max_batch = 8
 max_queue = 16
-tensor_parallel = 2
+tensor_parallel = {PARALLEL[0]}
+pipeline_parallel = {PARALLEL[1]}
 max_model_len = 2048
 max_new_tokens = 1024
 hold_embeddings_mib = 64

@@ -21,6 +21,7 @@ RESERVED = (
     *("generation_config", "override_generation_config", "logprobs_mode", "skip_tokenizer_init", "runner", "convert"),
     *("worker_extension_cls", "model_class_overrides", "hf_overrides", "video_pruning_rate", "video_pruning_method"),
     *("enable_prefix_caching", "disable_log_stats", "logits_processors", "watermark_config", "tokens_only"),
+    "hf_token",  # `/readyz` shows vllm_args, and models are local
 )
 
 

@@ -94,6 +94,8 @@ class VllmEngine:
         pending = Pending(request, self.loaded, on_token, client)
         self._queue.put(client, pending, self._retry_after)
         self._soon(self._admit)
+        if self._closed.is_set():  # it came in between the check and the last look at the queue
+            self._refuse_waiting()
 
         def cancel() -> None:
             pending.cancelled.set()
@@ -151,8 +153,7 @@ class VllmEngine:
         if self._closed.is_set():
             return
         self._closed.set()
-        for pending in self._queue.drain():
-            pending.fail(_shutting_down())
+        self._refuse_waiting()
         stopped = asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop)
         with suppress(Exception):
             stopped.result(timeout)
@@ -168,6 +169,10 @@ class VllmEngine:
             raise _dead()
         if stats.stalled_s > self._options.stall_s:
             raise ServerUnavailableError("the engine is stuck in a step", remedy="Restart the server.")
+
+    def _refuse_waiting(self) -> None:
+        for pending in self._queue.drain():
+            pending.fail(_shutting_down())
 
     @property
     def _retry_after(self) -> int:
