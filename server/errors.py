@@ -32,6 +32,22 @@ class GenerationTimeoutError(ContractError):
         )
 
 
+class PromptChangedError(ContractError):
+    """The engine read another prompt than the request's; its answer is thrown away."""
+
+    status = 500
+    code = "prompt_changed"
+
+    def __init__(self, expected: int, got: int) -> None:
+        super().__init__(
+            "the engine read other token ids than the request's, so its answer would not be the model's answer to it",
+            field="input_ids",
+            expected=f"{expected} tokens as sent",
+            got=f"{got} tokens",
+            remedy="Use a release of the engine that docs/server/vllm.md names, or --engine transformers.",
+        )
+
+
 class EmbeddingsNotHeldError(WireError):
     """Embeddings named by hashes that this server does not hold, or no longer.
 

@@ -39,6 +39,10 @@ def serve(options: ServerOptions) -> None:
     tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
+    if options.engine == "vllm":
+        from server.engines.vllm.arguments import require_vllm
+
+        require_vllm()
     listener = listen(options.host, options.port)
     try:
         _serve_on(listener, checkpoint, options, tls)
@@ -88,6 +92,16 @@ def _load(
 
 def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
     """Loaded, and warm: it has generated; beside it the vision tower, where it was asked for."""
+    if options.engine == "vllm":
+        from server.engines.vllm.start import open_engine
+
+        engine: Engine = open_engine(checkpoint, options)
+        logger.info("ready: %s, %s", engine.loaded.name, engine.loaded.describe())
+        return engine, None
+    return _open_transformers(checkpoint, options)
+
+
+def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
     from server.engines.transformers.engine import BatchOptions, TransformersEngine
     from server.engines.transformers.language_model import load_language_model
 

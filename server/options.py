@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ ENVIRONMENT = "QWEN3VL_SERVER_"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+ENGINES = ("transformers", "vllm")
+BACKENDS = ("", "uni", "mp", "ray")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class ServerOptions:
         rate_per_minute: requests of one client, which is a token's name or an address; 0 for no limit.
         rate_burst: of them, those that may come at once.
         audit_log: file of one JSON line per request, without any content; opened anew after SIGHUP.
+        engine: "transformers" in this process, or "vllm" over several GPUs or machines (docs/server/vllm.md).
+        tensor_parallel, pipeline_parallel, expert_parallel: GPUs per layer, groups of layers, experts apart; of vllm.
+        distributed_backend: of vllm: "uni" one process, "mp" one machine, "ray" several, empty its own choice.
+        gpu_memory_utilization: of vllm, the part of each GPU's memory for weights and keys and values.
+        max_model_len: of vllm, tokens of prompt and answer together; 0 for the model's own.
+        vllm_args: further `AsyncEngineArgs` by name, as a table or JSON text.
 
     Raises:
         InputError: a value out of range.
@@ -100,15 +109,37 @@ class ServerOptions:
     rate_per_minute: float = 0.0
     rate_burst: int = 10
     audit_log: Path | None = None
+    engine: str = "transformers"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: bool = False
+    distributed_backend: str = ""
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int = 0
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
+        for name, value, known in (
+            ("dtype", self.dtype, DTYPES),
+            ("attention", self.attention, ATTENTIONS),
+            ("engine", self.engine, ENGINES),
+            ("distributed_backend", self.distributed_backend, BACKENDS),
+        ):
             if value not in known:
-                raise InputError(f"unknown {name}", field=f"--{name}", expected=" or ".join(known), got=value)
+                raise InputError(
+                    f"unknown {name}", field=f"--{name}", expected=" or ".join(filter(None, known)), got=value
+                )
         check_ranges(self, _RANGES)
         if self.hold_folder is not None and not self.hold_embeddings_mib:
             raise InputError(
                 "hold_folder needs memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
+            )
+        if self.allow_pixels and self.engine != "transformers":
+            raise InputError(
+                "allow_pixels is for the transformers engine alone",
+                field="--allow-pixels",
+                got=f"--engine {self.engine}",
+                remedy="Leave it out: the device encodes pictures.",
             )
         if self.metrics_token and self.tokens_file is None:
             raise InputError("metrics_token needs tokens to ask for", field="tokens_file", remedy="Set tokens_file.")
@@ -162,6 +193,10 @@ _RANGES = (
     ("keep_answers", 0, 1_000_000),
     ("keep_answers_mib", 0, 2**20),
     ("abandoned_s", 0, 86_400),
+    ("tensor_parallel", 1, 1024),
+    ("pipeline_parallel", 1, 1024),
+    ("gpu_memory_utilization", 0.01, 1.0),
+    ("max_model_len", 0, 2**24),
 )
 
 
@@ -179,7 +214,28 @@ def load_options(
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
             and where it came from.
     """
-    values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT)
+    readers = {"vllm_args": _table}
+    values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT, readers)
     if "model" not in values:
         raise InputError("no model given", field="model", remedy="Name a checkpoint folder with --model.")
     return ServerOptions(**values)
+
+
+def _table(value: Any, source: str) -> dict[str, Any]:
+    """A table of a TOML file, or JSON text of one.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"setting of the wrong type in {source}",
+            field="vllm_args",
+            expected="a table, or a JSON object as text",
+            got=repr(value)[:80],
+        )
+    return dict(found)

@@ -38,12 +38,15 @@ class Readiness:
         return self._engine
 
     def working_engine(self, stall_s: float) -> Engine:
-        """The engine, unless it is stuck.
+        """The engine, unless it is stuck or dead.
 
         Raises:
-            ServerUnavailableError: it is still loading, or its step takes longer than `stall_s` seconds.
+            ServerUnavailableError: it is still loading, has died, or its step takes longer than `stall_s` seconds.
         """
-        if (seconds := self.engine.stats().stalled_s) > stall_s:
+        stats = self.engine.stats()
+        if stats.dead:
+            raise ServerUnavailableError("the engine has died", remedy="Restart the server; its log says why.")
+        if (seconds := stats.stalled_s) > stall_s:
             raise ServerUnavailableError(
                 "the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server."
             )

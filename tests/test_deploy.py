@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "deploy" / "qwen3vl-edge.service"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "deploy").glob("*.Dockerfile")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "deploy").rglob("*Dockerfile")), ids=lambda file: file.name)
 def test_images_copy_every_package(file: Path) -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     copied = set(re.findall(r"^COPY (\w+) \1$", file.read_text(), re.M))

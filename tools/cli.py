@@ -183,6 +183,11 @@ def server(
     allow_pixels: Annotated[
         bool | None, typer.Option("--allow-pixels", help="Load the vision tower too, and take pictures in chats.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="transformers, or vllm for several GPUs or machines. [default: transformers]")
+    ] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="GPUs that share each layer (vllm). [default: 1]")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Groups of layers (vllm). [default: 1]")] = None,
 ) -> None:
     """Serve the language model alone: embeddings in, answers out."""
     from tools.commands.server import run
@@ -190,6 +195,7 @@ def server(
     options = {"model": model, "host": host, "port": port, "device_map": device_map, "dtype": dtype}
     files = {"tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
     options |= {"attention": attention, "max_batch": max_batch, "allow_pixels": allow_pixels}
+    options |= {"engine": engine, "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
     run(config, {**options, **files})
 
 

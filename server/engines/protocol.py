@@ -85,6 +85,7 @@ class EngineStats:
         steps: decoding steps.
         step_rows: requests in those steps, added up; `step_rows / steps` is the mean batch.
         stalled_s: seconds that the step under way has taken, 0 where none is.
+        dead: it will never answer again.
     """
 
     waiting: int = 0
@@ -96,6 +97,7 @@ class EngineStats:
     steps: int = 0
     step_rows: int = 0
     stalled_s: float = 0.0
+    dead: bool = False
 
 
 class ServedModel(Protocol):

@@ -91,7 +91,8 @@ class Split:
 
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
-        from server.engines.transformers.model_inputs import drop_masked_tokens, generation_inputs
+        from server.engines.prompt import drop_masked_tokens
+        from server.engines.transformers.model_inputs import generation_inputs
 
         encoded = self.edge.encode(messages, sampling)
         buffers = encode_request(encoded.request)

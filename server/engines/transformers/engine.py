@@ -18,13 +18,12 @@ import torch
 from contract.errors import ServerUnavailableError
 from contract.grid import Grid
 from contract.request import GenerateRequest, Limits, Media, Sampling
-from contract.validate import validate_request
 from server.detokenize import Detokenizer
 from server.engines.fair_queue import FairQueue
+from server.engines.prompt import prepare_prompt
 from server.engines.protocol import EngineStats, GenerateResult, Generation, OnToken
 from server.engines.transformers.decode_batch import DecodeBatch
 from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.model_inputs import check_positions, drop_masked_tokens
 from server.engines.transformers.prefill import prefill
 from server.engines.transformers.prefix_cache import PrefixCache
 from server.engines.transformers.sequence import Sequence
@@ -91,13 +90,7 @@ class TransformersEngine:
         self._queue.check_room(client, self._retry_after)
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        validate_request(request, self.loaded.shape, self.limits)
-        unmasked = drop_masked_tokens(request)
-        if unmasked.input_ids.size != request.input_ids.size:
-            # Two pictures kept apart only by masked tokens would now be one span of placeholders.
-            validate_request(unmasked, self.loaded.shape, self.limits)
-        check_positions(unmasked, self.loaded)
-        return unmasked
+        return prepare_prompt(request, self.loaded, self.limits)
 
     def submit(self, request: GenerateRequest, on_token: OnToken | None = None, client: str = "") -> Generation:
         self._check_open()

@@ -6,7 +6,6 @@ forward pass: embeddings enter through `mm_encoder_outputs`, as upstream's gener
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
@@ -23,9 +21,9 @@ from transformers import (
 from contract.checkpoint import Checkpoint
 from contract.errors import CheckpointError
 from contract.request import ModelShape
+from server.engines.checkpoint_facts import end_ids_of, load_tokenizer, model_shape
 from server.options import ServerOptions
 
-END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _VISUAL_KEYS = [r"(^|\.)visual\."]
 
 
@@ -131,9 +129,9 @@ def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> Loade
     """
     shape = model_shape(checkpoint)
     vision_parameters = sum(math.prod(tensor.entry.shape) for tensor in checkpoint.visual_tensors.values())
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     model = _load_model(checkpoint, options)
-    end_ids = _end_ids(model.generation_config, tokenizer)
+    end_ids = end_ids_of(model.generation_config.eos_token_id, tokenizer)
     # Requests carry every sampling parameter; what the checkpoint recommends must not fill in for them.
     model.generation_config = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=end_ids[-1])
     return LoadedModel(
@@ -147,30 +145,6 @@ def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> Loade
         vision_parameters=vision_parameters,
         attention=str(model.config.text_config._attn_implementation),
     )
-
-
-def model_shape(checkpoint: Checkpoint) -> ModelShape:
-    """What a request's tensors must fit, from `config.json` alone.
-
-    Raises:
-        CheckpointError: the config lacks a key.
-    """
-    config = checkpoint.config
-    try:
-        text, vision = config["text_config"], config["vision_config"]
-        return ModelShape(
-            model_hash=checkpoint.model_hash,
-            hidden_size=int(text["hidden_size"]),
-            deepstack_levels=len(vision["deepstack_visual_indexes"]),
-            merge_size=int(vision["spatial_merge_size"]),
-            vocab_size=int(text["vocab_size"]),
-            image_token_id=int(config["image_token_id"]),
-            video_token_id=int(config["video_token_id"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} lacks what a Qwen3-VL needs", field="config.json", got=repr(error)
-        ) from None
 
 
 def _load_model(checkpoint: Checkpoint, options: ServerOptions) -> Any:
@@ -201,34 +175,3 @@ def _load_model(checkpoint: Checkpoint, options: ServerOptions) -> Any:
             remedy="Download the whole checkpoint again.",
         )
     return model.eval()
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-        template = checkpoint.path / "chat_template.json"
-        if template.is_file() and not (checkpoint.path / "chat_template.jinja").is_file():
-            # The processor, and so the device, takes this file's, whatever tokenizer_config.json says.
-            tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
-        return tokenizer
-    except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the tokenizer of {checkpoint.path} cannot be loaded ({reason})", field="tokenizer"
-        ) from error
-
-
-def _end_ids(config: GenerationConfig, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer: the checkpoint's own, or else Qwen's end tokens that its tokenizer knows."""
-    if config.eos_token_id is not None:
-        ids = config.eos_token_id
-        return tuple(ids) if isinstance(ids, list) else (int(ids),)
-    vocabulary = tokenizer.get_vocab()
-    found = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in found:
-        found.append(tokenizer.eos_token_id)
-    if not found:
-        raise CheckpointError(
-            "no token ends an answer", field="eos_token_id", remedy="Add it to generation_config.json."
-        )
-    return tuple(found)

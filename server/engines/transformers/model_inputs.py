@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,38 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from contract.errors import LimitError
-from contract.request import KINDS, GenerateRequest, Media, ModelShape
-from server.engines.protocol import ServedModel
+from contract.request import KINDS, GenerateRequest, Media
 from server.engines.transformers.language_model import LoadedModel
-
-
-def drop_masked_tokens(request: GenerateRequest) -> GenerateRequest:
-    """The same request without its masked tokens and without a mask.
-
-    A masked token changes neither attention nor positions, and a single prompt needs no padding; dropping
-    it makes padding on the right, which generation would continue from, as harmless as on the left.
-    """
-    if request.attention_mask is None:
-        return request
-    kept = request.input_ids[request.attention_mask.astype(bool)]
-    return replace(request, input_ids=kept, attention_mask=None)
-
-
-def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
-    """Hold prompt and answer against the model's context.
-
-    Raises:
-        LimitError: they do not fit together.
-    """
-    wanted = request.input_ids.size + request.sampling.max_new_tokens
-    if wanted > loaded.max_positions:
-        raise LimitError(
-            "prompt and answer are longer than the model's context",
-            field="sampling.max_new_tokens",
-            expected=f"at most {loaded.max_positions} tokens",
-            got=f"{request.input_ids.size} + {request.sampling.max_new_tokens}",
-        )
 
 
 def position_ids(request: GenerateRequest, loaded: LoadedModel) -> tuple[torch.Tensor, int]:
@@ -101,31 +70,6 @@ def encoder_outputs(items: Sequence[Media], loaded: LoadedModel) -> dict[str, An
         if of_kind := [item for item in items if item.kind == kind]:
             found[kind] = _encoder_output(of_kind, loaded)
     return {"mm_encoder_outputs": found} if found else {}
-
-
-@dataclass(frozen=True)
-class MediaSpan:
-    """Where one medium's placeholders stand: from the first to the last, with what a clip has between its frames."""
-
-    start: int
-    end: int
-    media: Media
-
-
-def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
-    """One per medium, in the order of `request.media`; the request's placeholders were checked."""
-    places = {
-        "image": np.flatnonzero(request.input_ids == shape.image_token_id),
-        "video": np.flatnonzero(request.input_ids == shape.video_token_id),
-    }
-    used = dict.fromkeys(KINDS, 0)
-    spans = []
-    for item in request.media:
-        first, count = used[item.kind], item.embeds.shape[0]
-        own = places[item.kind][first : first + count]
-        used[item.kind] = first + count
-        spans.append(MediaSpan(int(own[0]), int(own[-1]) + 1, item))
-    return spans
 
 
 def _encoder_output(items: list[Media], loaded: LoadedModel) -> BaseModelOutputWithDeepstackFeatures:

@@ -12,9 +12,10 @@ import torch
 from transformers import DynamicCache
 
 from contract.request import GenerateRequest
+from server.engines.prompt import media_spans
 from server.engines.transformers.decode_batch import Layers, layers_of
 from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.model_inputs import encoder_outputs, media_spans, position_ids
+from server.engines.transformers.model_inputs import encoder_outputs, position_ids
 
 
 @dataclass(frozen=True)

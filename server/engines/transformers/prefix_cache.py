@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from contract.embedding_hash import embedding_hash
 from contract.request import GenerateRequest, ModelShape
+from server.engines.prompt import media_spans
 from server.engines.transformers.decode_batch import Layers, layers_bytes
-from server.engines.transformers.model_inputs import media_spans
 
 MIN_TOKENS = 16  # fewer are computed as quickly as they are looked up
 

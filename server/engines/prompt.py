@@ -1,0 +1,80 @@
+"""A request's prompt, whichever engine reads it: no masked tokens, within the context, where its media stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from contract.errors import LimitError
+from contract.request import KINDS, GenerateRequest, Limits, Media, ModelShape
+from contract.validate import validate_request
+from server.engines.protocol import ServedModel
+
+
+def prepare_prompt(request: GenerateRequest, loaded: ServedModel, limits: Limits) -> GenerateRequest:
+    """What every engine checks of a request; returns it without masked tokens.
+
+    Raises:
+        ContractError: whatever is wrong with it.
+    """
+    validate_request(request, loaded.shape, limits)
+    unmasked = drop_masked_tokens(request)
+    if unmasked.input_ids.size != request.input_ids.size:
+        # Two pictures kept apart only by masked tokens would now be one span of placeholders.
+        validate_request(unmasked, loaded.shape, limits)
+    check_positions(unmasked, loaded)
+    return unmasked
+
+
+def drop_masked_tokens(request: GenerateRequest) -> GenerateRequest:
+    """The same request without its masked tokens and without a mask.
+
+    A masked token changes neither attention nor positions, and a single prompt needs no padding; dropping
+    it makes padding on the right, which generation would continue from, as harmless as on the left.
+    """
+    if request.attention_mask is None:
+        return request
+    kept = request.input_ids[request.attention_mask.astype(bool)]
+    return replace(request, input_ids=kept, attention_mask=None)
+
+
+def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
+    """Hold prompt and answer against the model's context.
+
+    Raises:
+        LimitError: they do not fit together.
+    """
+    wanted = request.input_ids.size + request.sampling.max_new_tokens
+    if wanted > loaded.max_positions:
+        raise LimitError(
+            "prompt and answer are longer than the model's context",
+            field="sampling.max_new_tokens",
+            expected=f"at most {loaded.max_positions} tokens",
+            got=f"{request.input_ids.size} + {request.sampling.max_new_tokens}",
+        )
+
+
+@dataclass(frozen=True)
+class MediaSpan:
+    """Where one medium's placeholders stand: from the first to the last, with what a clip has between its frames."""
+
+    start: int
+    end: int
+    media: Media
+
+
+def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
+    """One per medium, in the order of `request.media`; the request's placeholders were checked."""
+    places = {
+        "image": np.flatnonzero(request.input_ids == shape.image_token_id),
+        "video": np.flatnonzero(request.input_ids == shape.video_token_id),
+    }
+    used = dict.fromkeys(KINDS, 0)
+    spans = []
+    for item in request.media:
+        first, count = used[item.kind], item.embeds.shape[0]
+        own = places[item.kind][first : first + count]
+        used[item.kind] = first + count
+        spans.append(MediaSpan(int(own[0]), int(own[-1]) + 1, item))
+    return spans

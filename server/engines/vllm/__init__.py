@@ -1,0 +1,4 @@
+"""vLLM behind the engine protocol, in this process: for models on several GPUs or machines.
+
+Imported only where that engine is asked for: it needs an environment with vLLM, which pins its own torch.
+"""

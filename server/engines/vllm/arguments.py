@@ -1,0 +1,116 @@
+"""The server's settings as vLLM's `AsyncEngineArgs`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from contract.checkpoint import Checkpoint
+from contract.errors import InputError
+from server.options import ServerOptions
+
+WORKER_EXTENSION = "server.engines.vllm.worker.WorkerFacts"
+
+# What the settings above already say, and what would let vLLM answer another prompt than the device's.
+RESERVED = (
+    *("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "distributed_executor_backend"),
+    *("enable_mm_embeds", "limit_mm_per_prompt", "language_model_only", "mm_encoder_only", "mm_processor_kwargs"),
+    *("generation_config", "override_generation_config", "logprobs_mode", "skip_tokenizer_init", "runner", "convert"),
+    *("worker_extension_cls", "model_class_overrides", "hf_overrides", "video_pruning_rate", "video_pruning_method"),
+    *("enable_prefix_caching", "disable_log_stats", "logits_processors", "watermark_config", "tokens_only"),
+    "hf_token",  # `/readyz` shows vllm_args, and models are local
+)
+
+
+def require_vllm() -> None:
+    """Say in one line where vLLM is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "vLLM is not installed in this environment",
+            field="--engine",
+            got="vllm",
+            remedy="Start the server with the Python of an environment that has vllm and this project "
+            "(docs/server/vllm.md), or use --engine transformers.",
+        )
+
+
+def engine_arguments(checkpoint: Checkpoint, options: ServerOptions, known: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments of `AsyncEngineArgs`.
+
+    Args:
+        known: names that it has.
+
+    Raises:
+        InputError: `vllm_args` names an unknown argument or one that is set here; or a setting of the other engine.
+    """
+    _check_other_settings(options)
+    check_names(options.vllm_args, known)
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.path),
+        "served_model_name": checkpoint.name,
+        "dtype": _dtype(checkpoint, options),
+        "max_model_len": options.max_model_len or None,
+        "max_num_seqs": options.max_batch,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "tensor_parallel_size": options.tensor_parallel,
+        "pipeline_parallel_size": options.pipeline_parallel,
+        "enable_expert_parallel": options.expert_parallel,
+        "distributed_executor_backend": options.distributed_backend or None,
+        "enable_prefix_caching": options.prefix_cache_mib > 0,
+        # Embeddings alone: with both limits at 0 vLLM loads no encoder, and with this flag it takes embeddings still.
+        "enable_mm_embeds": True,
+        "limit_mm_per_prompt": {"image": 0, "video": 0},
+        "mm_processor_cache_gb": 0,  # of inputs to an encoder; there is none
+        "worker_extension_cls": WORKER_EXTENSION,
+        "generation_config": "vllm",  # not the checkpoint's: requests carry every sampling parameter
+        "logprobs_mode": "raw_logprobs",  # before temperature and cuts, as the contract says
+        "disable_log_stats": True,  # its own logger; figures come through `Figures`
+    }
+    return {**arguments, **options.vllm_args}
+
+
+def check_names(arguments: Mapping[str, Any], known: Collection[str]) -> None:
+    """Hold the names in `vllm_args` against vLLM's.
+
+    Raises:
+        InputError: one is unknown, or set by the server itself.
+    """
+    for name in arguments:
+        if name in RESERVED:
+            raise InputError("an argument of vLLM that the server sets itself", field=f"vllm_args.{name}", got=name)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else "vLLM's engine arguments list them."
+            raise InputError("vLLM knows no such argument", field=f"vllm_args.{name}", got=name, remedy=hint)
+
+
+def _check_other_settings(options: ServerOptions) -> None:
+    for name, value, default in (
+        ("--device-map", options.device_map, "auto"),
+        ("--attention", options.attention, "sdpa"),
+    ):
+        if value != default:
+            raise InputError(
+                "a setting of the transformers engine alone",
+                field=name,
+                got=value,
+                remedy="Leave it out: vLLM places the model by the parallel sizes and CUDA_VISIBLE_DEVICES, and takes "
+                "its attention from vllm_args.attention_backend.",
+            )
+
+
+def _dtype(checkpoint: Checkpoint, options: ServerOptions) -> str:
+    """As the checkpoint says where it is to choose: vLLM's own "auto" would run a float32 checkpoint in 16 bits."""
+    if options.dtype != "auto":
+        return options.dtype
+    config = checkpoint.config
+    text = config.get("text_config", {})
+    found = [part.get(key) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    return next((str(name) for name in found if name), "auto")

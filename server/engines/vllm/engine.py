@@ -1,0 +1,269 @@
+"""vLLM's `AsyncLLM` behind the engine protocol: an event loop in a thread of its own; the model is in other processes.
+
+In process and not by proxy to vLLM's HTTP server: that server writes the prompt again with its own template, so nobody
+could prove that the model read the device's tokens. Here they enter as they are, and each answer is held against them.
+
+Requests wait here, in `FairQueue`, and at most `max_batch` are in vLLM: it would serve them in the order they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from contract.errors import ServerUnavailableError, WireError
+from contract.grid import Grid
+from contract.request import GenerateRequest, Limits, Media, Sampling
+from server.detokenize import Detokenizer
+from server.engines.fair_queue import FairQueue
+from server.engines.pending import Pending
+from server.engines.prompt import prepare_prompt
+from server.engines.protocol import EngineStats, GenerateResult, Generation, OnToken
+from server.engines.vllm.checks import check_request
+from server.engines.vllm.figures import Figures
+from server.engines.vllm.inputs import engine_input
+from server.engines.vllm.model import VllmModel
+from server.engines.vllm.sampling import sampling_arguments, token_of
+from server.errors import GenerationTimeoutError, PromptChangedError
+
+logger = logging.getLogger("server")
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """How requests share vLLM; as `BatchOptions` of the other engine."""
+
+    max_queue: int = 16
+    max_queue_per_client: int | None = None
+    max_batch: int = 8
+    max_seconds: float = 600.0
+    stall_s: float = 120.0
+
+
+class VllmEngine:
+    """vLLM and the queue before it.
+
+    Args:
+        llm: an `AsyncLLM` that was made in `loop`.
+        loop: runs in another thread; `close` stops it.
+        figures: what `llm` writes its counters to.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        loop: asyncio.AbstractEventLoop,
+        loaded: VllmModel,
+        figures: Figures,
+        limits: Limits,
+        options: QueueOptions,
+    ) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self._llm, self._loop, self._figures, self._options = llm, loop, figures, options
+        self._queue: FairQueue[Pending] = FairQueue(options.max_queue, options.max_queue_per_client)
+        self._running: dict[Pending, asyncio.Task[None]] = {}  # of the loop's thread
+        self._moved = time.perf_counter()  # when vLLM last gave a sign of life
+        self._reused_tokens = 0
+        self._last_seconds = 1.0
+        self._closed = threading.Event()
+
+    def check_room(self, client: str = "") -> None:
+        self._check_open()
+        self._queue.check_room(client, self._retry_after)
+
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        prepared = prepare_prompt(request, self.loaded, self.limits)
+        check_request(prepared, self.loaded)
+        return prepared
+
+    def submit(self, request: GenerateRequest, on_token: OnToken | None = None, client: str = "") -> Generation:
+        self._check_open()
+        pending = Pending(request, self.loaded, on_token, client)
+        self._queue.put(client, pending, self._retry_after)
+        self._soon(self._admit)
+        if self._closed.is_set():  # it came in between the check and the last look at the queue
+            self._refuse_waiting()
+
+        def cancel() -> None:
+            pending.cancelled.set()
+            if self._queue.remove(client, pending):
+                pending.finish()
+            else:
+                self._soon(self._stop, pending)
+
+        return Generation(pending.future, cancel)
+
+    def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult:
+        """Check a request, wait its turn, and generate.
+
+        Raises:
+            ContractError: as `prepare` and `submit`, or no time for it.
+        """
+        return self.submit(self.prepare(request), on_token).future.result()
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.loaded.tokenizer)
+
+    def stats(self) -> EngineStats:
+        running = len(self._running)
+        return EngineStats(
+            waiting=len(self._queue),
+            running=running,
+            kv_tokens=self._figures.kv_tokens,
+            reused_tokens=self._reused_tokens,
+            steps=self._figures.steps,
+            step_rows=self._figures.step_rows,
+            stalled_s=time.perf_counter() - self._moved if running else 0.0,
+            dead=bool(self._llm.errored) and not self._closed.is_set(),
+        )
+
+    def warm_up(self) -> GenerateResult:
+        """Generate two tokens from a text and the smallest picture: vLLM compiles parts of itself at first use."""
+        shape = self.loaded.shape
+        zeros = np.zeros((1, shape.hidden_size), dtype=np.float16)
+        text = self.loaded.end_ids[0]
+        return self.generate(
+            GenerateRequest(
+                model_hash=None,
+                input_ids=np.array([text, shape.image_token_id, text], dtype=np.int64),
+                media=(
+                    Media(
+                        "image", Grid(1, shape.merge_size, shape.merge_size), zeros, (zeros,) * shape.deepstack_levels
+                    ),
+                ),
+                sampling=Sampling(max_new_tokens=2),
+                logprobs=1,
+            )
+        )
+
+    def close(self, timeout: float = 10.0) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._refuse_waiting()
+        stopped = asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop)
+        with suppress(Exception):
+            stopped.result(timeout)
+        with suppress(Exception):
+            self._llm.shutdown(timeout=timeout)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise _shutting_down()
+        stats = self.stats()
+        if stats.dead:
+            raise _dead()
+        if stats.stalled_s > self._options.stall_s:
+            raise ServerUnavailableError("the engine is stuck in a step", remedy="Restart the server.")
+
+    def _refuse_waiting(self) -> None:
+        for pending in self._queue.drain():
+            pending.fail(_shutting_down())
+
+    @property
+    def _retry_after(self) -> int:
+        return max(1, round(self._last_seconds))
+
+    def _soon(self, call: Any, *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed; `close` has ended every request
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    # The loop's thread from here on.
+
+    def _admit(self) -> None:
+        """Hand on as many requests as vLLM may have at once."""
+        while len(self._running) < self._options.max_batch and not self._closed.is_set():
+            pending = self._queue.take()
+            if pending is None:
+                return
+            if pending.over:
+                pending.finish()
+                continue
+            if not self._running:
+                self._moved = time.perf_counter()
+            self._running[pending] = self._loop.create_task(self._run(pending))
+
+    def _stop(self, pending: Pending) -> None:
+        task = self._running.get(pending)
+        if task is not None:
+            task.cancel()
+
+    async def _stop_all(self) -> None:
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, pending: Pending) -> None:
+        """One request from its turn to its end; whatever goes wrong ends it alone."""
+        pending.begin()
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._options.max_seconds):
+                await self._follow(pending)
+            pending.finish()
+        except asyncio.CancelledError:
+            pending.finish()
+        except Exception as error:
+            pending.fail(self._told(error))
+        finally:
+            self._running.pop(pending, None)
+            self._last_seconds = time.perf_counter() - began
+            self._admit()
+
+    async def _follow(self, pending: Pending) -> None:
+        request = pending.request
+        wanted = [int(token) for token in request.input_ids]
+        prompt = await asyncio.to_thread(engine_input, request, self.loaded, pending.client)
+        arguments = sampling_arguments(request, self.loaded.end_ids)
+        parameters = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
+        # Ids of vLLM's must be unique; a client's own may come twice.
+        async with aclosing(self._llm.generate(prompt, parameters, uuid.uuid4().hex)) as outputs:
+            async for output in outputs:
+                self._moved = time.perf_counter()
+                if list(output.prompt_token_ids or ()) != wanted:
+                    raise PromptChangedError(len(wanted), len(output.prompt_token_ids or ()))
+                self._count_reused(pending, output.num_cached_tokens or 0)
+                self._take(pending, output.outputs[0])
+
+    def _take(self, pending: Pending, step: Any) -> None:
+        places = step.logprobs or [None] * len(step.token_ids)
+        for token_id, logprobs in zip(step.token_ids, places, strict=True):
+            pending.add(token_of(int(token_id), logprobs, pending.request.logprobs))
+
+    def _count_reused(self, pending: Pending, tokens: int) -> None:
+        self._reused_tokens += max(0, tokens - pending.reused_tokens)
+        pending.reused_tokens = max(tokens, pending.reused_tokens)
+
+    def _told(self, error: Exception) -> Exception:
+        """An error as clients may see it."""
+        if isinstance(error, TimeoutError):
+            return GenerationTimeoutError(self._options.max_seconds)
+        if isinstance(error, EngineDeadError):
+            return _dead()
+        if isinstance(error, VLLMClientError):
+            return WireError(f"vLLM refused the request: {' '.join(str(error).split())[:300]}")
+        return error
+
+
+def _shutting_down() -> ServerUnavailableError:
+    return ServerUnavailableError("the server is shutting down")
+
+
+def _dead() -> ServerUnavailableError:
+    return ServerUnavailableError("vLLM's engine has died", remedy="Restart the server; its log says why.")

@@ -1,0 +1,78 @@
+"""A prepared request as vLLM's engine takes it: already rendered, so that vLLM writes no prompt of its own.
+
+vLLM's text processor would collapse and expand placeholders and write a clip's timestamps itself. A rendered input
+skips it: token ids, the places of media among them and their embeddings enter the engine as they are here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from vllm.inputs.engine import mm_input, tokens_input
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
+
+from contract.embedding_hash import embedding_hash
+from contract.request import KINDS, GenerateRequest, Media
+from server.engines.prompt import MediaSpan, media_spans
+from server.engines.vllm.model import VllmModel
+
+
+def engine_input(request: GenerateRequest, loaded: VllmModel, client: str) -> dict[str, Any]:
+    """vLLM's `EngineInput`.
+
+    Args:
+        request: as `prepare` returned it.
+        client: salts what vLLM keeps of prompts, so that none can find out by the time it takes what another sent.
+    """
+    ids = [int(token) for token in request.input_ids]
+    salt = client or None
+    if not request.media:
+        return dict(tokens_input(ids, cache_salt=salt))
+    spans = media_spans(request, loaded.shape)
+    items: dict[str, Any] = {}
+    hashes: dict[str, list[str]] = {}
+    places: dict[str, list[PlaceholderRange]] = {}
+    for kind in KINDS:
+        of_kind = [span for span in spans if span.media.kind == kind]
+        if of_kind:
+            items[kind] = _items(kind, [span.media for span in of_kind], loaded)
+            hashes[kind] = [_name(span.media, loaded, client) for span in of_kind]
+            places[kind] = [_place(span, request, loaded) for span in of_kind]
+    return dict(mm_input(ids, MultiModalKwargsItems(items), hashes, places, cache_salt=salt))
+
+
+def _items(kind: str, media: list[Media], loaded: VllmModel) -> Any:
+    """Per medium `{kind}_embeds` [n, D·(1 + levels)], embeddings and DeepStack side by side, and its grid int64 [3]."""
+    packed = [
+        torch.from_numpy(np.concatenate([item.embeds, *item.deepstack], axis=1)).to(loaded.torch_dtype)
+        for item in media
+    ]
+    grids = torch.tensor([item.grid.as_list() for item in media], dtype=torch.int64)
+    sizes = torch.tensor([len(rows) for rows in packed])
+    embeds, grid = f"{kind}_embeds", f"{kind}_grid_thw"
+    fields = {
+        embeds: MultiModalFieldConfig.flat_from_sizes(kind, sizes),
+        grid: MultiModalFieldConfig.batched(kind, keep_on_cpu=True),
+    }
+    return MultiModalKwargsItems.from_hf_inputs(BatchFeature({embeds: torch.cat(packed), grid: grids}), fields)[kind]
+
+
+def _name(item: Media, loaded: VllmModel, client: str) -> str:
+    """What vLLM keeps embeddings under: hashed from the tensors here, whatever hash the client gave them."""
+    return f"{client}/{item.kind}/{embedding_hash(item, loaded.shape.model_hash)}"
+
+
+def _place(span: MediaSpan, request: GenerateRequest, loaded: VllmModel) -> PlaceholderRange:
+    """Where embeddings go.
+
+    A clip's range begins at the marker before its first frame: there vLLM starts to look for the frames, and finds
+    each by its markers (`check_clips`). The mask leaves out what stands between them.
+    """
+    if span.media.kind == "image":
+        return PlaceholderRange(span.start, span.end - span.start)
+    start, end = span.start - 1, span.end + 1
+    mask = torch.from_numpy(request.input_ids[start:end] == loaded.shape.video_token_id)
+    return PlaceholderRange(start, end - start, mask)

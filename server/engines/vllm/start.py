@@ -1,0 +1,161 @@
+"""Start vLLM: arguments, an event loop in a thread of its own, the model, and a first generation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from contract.checkpoint import Checkpoint
+from contract.errors import CheckpointError, ContractError, InputError
+from server.engines.checkpoint_facts import end_ids_of, load_tokenizer, model_shape
+from server.engines.vllm.arguments import engine_arguments, require_vllm
+from server.options import ServerOptions
+
+# Read when vLLM is imported. Its workers are started from a process that already has threads, which `fork` may hang.
+_ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
+    """A `VllmEngine`, loaded and warm: it has generated.
+
+    Raises:
+        InputError: vLLM is missing, or an argument of it is unknown or wrong.
+        CheckpointError: the model cannot be loaded with these settings.
+    """
+    require_vllm()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from server.engines.vllm.engine import QueueOptions, VllmEngine
+    from server.engines.vllm.figures import Figures
+
+    arguments = engine_arguments(checkpoint, options, [item.name for item in fields(AsyncEngineArgs)])
+    figures = Figures()
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=_run_loop, args=(loop,), name="vllm", daemon=True).start()
+    queue = QueueOptions(
+        max_queue=options.max_queue,
+        max_queue_per_client=options.max_queue_per_client or None,
+        max_batch=options.max_batch,
+        max_seconds=options.max_generation_s,
+        stall_s=options.stall_s,
+    )
+    try:
+        llm = _wait(_start_llm(AsyncEngineArgs, arguments, figures), loop)
+    except BaseException as error:
+        loop.call_soon_threadsafe(loop.stop)
+        raise _told(error, checkpoint, options) from error
+    engine = None
+    try:
+        loaded = _wait(_loaded_model(llm, checkpoint, options), loop)
+        cache = llm.vllm_config.cache_config
+        figures.set_capacity(int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0))
+        engine = VllmEngine(llm, loop, loaded, figures, options.limits, queue)
+        engine.warm_up()
+    except BaseException:
+        (engine.close if engine is not None else llm.shutdown)()
+        loop.call_soon_threadsafe(loop.stop)
+        raise
+    return engine
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _wait(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+
+async def _start_llm(kind: Any, arguments: Mapping[str, Any], figures: Any) -> Any:
+    """In the loop that it will run in."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from server.engines.vllm import worker  # its classes for this process too, where vLLM looks at the model's class
+
+    worker.register()
+    return AsyncLLM.from_engine_args(kind(**arguments), stat_loggers=[figures])
+
+
+async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions) -> Any:
+    """What is served, with what the workers say of themselves.
+
+    Raises:
+        CheckpointError: a worker runs without DeepStack, so its answers would be another model's.
+    """
+    import vllm
+
+    from server.engines.vllm.model import VllmModel
+
+    shape = model_shape(checkpoint)
+    workers = await llm.collective_rpc("qwen3vl_edge_facts")
+    wrong = [facts for facts in workers if facts["deepstack_levels"] != shape.deepstack_levels]
+    if wrong:
+        raise CheckpointError(
+            "vLLM runs the model without its DeepStack levels",
+            field="engine",
+            expected=f"{shape.deepstack_levels} levels in each worker",
+            got=f"{wrong[0]['deepstack_levels']} with class {wrong[0]['class']}",
+            remedy=f"Use the vLLM release that docs/server/vllm.md names; this is {vllm.__version__}.",
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    config = llm.model_config
+    return VllmModel(
+        name=checkpoint.name,
+        tokenizer=tokenizer,
+        shape=shape,
+        end_ids=end_ids_of(_eos_token_id(checkpoint), tokenizer),
+        vision_start_id=int(checkpoint.config["vision_start_token_id"]),
+        vision_end_id=int(checkpoint.config["vision_end_token_id"]),
+        max_positions=int(config.max_model_len),
+        max_medium_tokens=int(llm.input_processor.mm_encoder_cache_size),
+        max_logprobs=int(config.max_logprobs) if config.max_logprobs >= 0 else shape.vocab_size,
+        vision_parameters=sum(math.prod(tensor.entry.shape) for tensor in checkpoint.visual_tensors.values()),
+        workers=tuple(workers),
+        settings={
+            "vllm": vllm.__version__,
+            "tensor_parallel": options.tensor_parallel,
+            "pipeline_parallel": options.pipeline_parallel,
+            "expert_parallel": options.expert_parallel,
+            "vllm_args": dict(options.vllm_args),
+        },
+    )
+
+
+def _eos_token_id(checkpoint: Checkpoint) -> int | list[int] | None:
+    """As transformers fills `GenerationConfig.eos_token_id`: its own file, or else the model's config."""
+    file = checkpoint.path / "generation_config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({type(error).__name__})", field=str(file)) from None
+    config = checkpoint.config
+    if found is None:
+        found = config.get("text_config", {}).get("eos_token_id") or config.get("eos_token_id")
+    return found  # type: ignore[no-any-return]
+
+
+def _told(error: BaseException, checkpoint: Checkpoint, options: ServerOptions) -> BaseException:
+    """vLLM raises many kinds; all mean that the model cannot be served so."""
+    if isinstance(error, ContractError) or not isinstance(error, Exception):
+        return error
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, TypeError | ValueError):
+        return InputError(f"vLLM does not take these settings ({type(error).__name__}: {reason})", field="--engine")
+    return CheckpointError(
+        f"vLLM cannot serve {checkpoint.path} with --tensor-parallel {options.tensor_parallel}, --pipeline-parallel "
+        f"{options.pipeline_parallel} and --dtype {options.dtype} ({type(error).__name__}: {reason})",
+        field=str(checkpoint.path),
+        remedy="vLLM's own log above says why.",
+    )

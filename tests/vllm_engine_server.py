@@ -1,0 +1,78 @@
+"""This project's server with `--engine vllm`, in vLLM's own environment, on a free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from vllm_server import PYTHON, ROOT, START_SECONDS
+
+from tools.server_process import ServerProcess
+
+# Tensor and pipeline parallel workers; QWEN3VL_TEST_PARALLEL=1x2 makes it a pipeline.
+PARALLEL = tuple(int(size) for size in os.environ.get("QWEN3VL_TEST_PARALLEL", "2x1").split("x"))
+SETTINGS = f"""
+port = 0
+dtype = "float32"
+engine = "vllm"
+max_batch = 8
+max_queue = 16
+tensor_parallel = {PARALLEL[0]}
+pipeline_parallel = {PARALLEL[1]}
+max_model_len = 2048
+max_new_tokens = 1024
+hold_embeddings_mib = 64
+[vllm_args]
+enforce_eager = true
+block_size = 32
+"""
+
+
+def environment() -> dict[str, str]:
+    """What a process in vLLM's environment needs on a machine without a GPU or a network."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "vllm_site")])
+    cores = sorted(os.sched_getaffinity(0))
+    bind = f"{cores[0]}|{cores[-1]}"  # one core per worker; vLLM's own choice wants a NUMA node for each
+    found = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": bind}
+    return {**os.environ, **found, "PYTHONPATH": path}
+
+
+@contextmanager
+def running_vllm_engine(model: Path, scratch: Path, settings: str = SETTINGS) -> Iterator[ServerProcess]:
+    """Start the command line's server on `model`, wait until it is ready, stop it at the end."""
+    config, log = scratch / "server.toml", scratch / "server.log"
+    config.write_text(settings)
+    command = [str(PYTHON), str(ROOT / "tests" / "vllm_engine_main.py"), "server"]
+    command += ["--config", str(config), "--model", str(model)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), cwd=ROOT)
+    try:
+        yield _wait_until_ready(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> ServerProcess:
+    statuses: list[int] = []
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if found := re.search(r"(http://127[^\s;]+) answers 503", log.read_text()):
+            try:
+                statuses.append(httpx.get(f"{found[1]}/readyz", timeout=5).status_code)
+            except httpx.HTTPError:
+                statuses.append(0)
+            if statuses[-1] == 200:
+                return ServerProcess(found[1], process, log, statuses)
+        time.sleep(0.2)
+    raise AssertionError(f"the server with vLLM did not start: {log.read_text()[-3000:]}")
