@@ -13,7 +13,7 @@ import pytest
 from contract.checkpoint import open_checkpoint
 from contract.request import GenerateRequest, Limits
 from contract.wire import decode_request
-from server.engines.transformers.language_model import model_shape
+from server.engines.checkpoint_facts import model_shape
 from server.json_api import decode_json
 from tools.load.figures import Run, Sample, percentiles, summarise
 from tools.load.mix import Mix, make_requests

@@ -108,7 +108,7 @@ def _open_unsplit(setup: Setup) -> None:
     from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
     from contract.checkpoint import open_checkpoint
-    from server.engines.transformers.language_model import model_shape
+    from server.engines.checkpoint_facts import model_shape
 
     torch.set_num_threads(setup.threads)
     model = Qwen3VLForConditionalGeneration.from_pretrained(setup.checkpoint, dtype=torch.float32)

@@ -49,7 +49,7 @@ def _measure(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from contract.checkpoint import open_checkpoint
-    from server.engines.transformers.language_model import model_shape
+    from server.engines.checkpoint_facts import model_shape
 
     setup = Setup(model, arguments.max_batch, arguments.threads)
     shape, texts = model_shape(open_checkpoint(str(model))), text_ids(AutoTokenizer.from_pretrained(model))
