@@ -73,7 +73,8 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
         status = await run_in_threadpool(hold)
         return JSONResponse({"hash": name, "held": True}, status_code=status)
 
-    @router.api_route(PATH, methods=["GET", "HEAD"])
+    @router.head(PATH, include_in_schema=False)
+    @router.get(PATH)
     async def held(request: Request, name: str) -> dict[str, Any]:
         """What is held under a hash, without the tensors; 404 where nothing is."""
         _check_name(name)
