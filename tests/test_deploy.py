@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.daemon.config import load_config
+from server.options import load_options
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +33,12 @@ def test_images_copy_every_package(file: Path) -> None:
 def test_the_settings_file_loads() -> None:
     config = load_config(ROOT / "deploy" / "edge.toml", {}, {})
     assert config.log_format == "json"
+
+
+def test_the_servers_settings_file_loads() -> None:
+    options = load_options(ROOT / "deploy" / "server.toml", {}, {})
+    assert options.tokens_file is not None
+    assert options.limits.max_media > 0
 
 
 def test_the_unit_starts_what_the_command_line_knows(tmp_path: Path) -> None:
