@@ -65,19 +65,19 @@ def make_checkpoint(moe: bool = False) -> Path:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": 32,  # the least that vLLM's CPU attention takes
         "max_position_embeddings": MAX_POSITIONS,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [4, 2, 2],
+            "mrope_section": [8, 4, 4],
             "mrope_interleaved": True,
         },
         "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }
     if moe:
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
     ids = {
         name: words.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("image_pad", "video_pad", "vision_start", "vision_end")

@@ -159,7 +159,7 @@ class VllmEngine:
             stopped.result(timeout)
         with suppress(Exception):
             self._llm.shutdown(timeout=timeout)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._soon(self._loop.stop)
 
     def _check_open(self) -> None:
         if self._closed.is_set():

@@ -50,7 +50,7 @@ def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
     try:
         llm = _wait(_start_llm(AsyncEngineArgs, arguments, figures), loop)
     except BaseException as error:
-        loop.call_soon_threadsafe(loop.stop)
+        _stop(loop)
         raise _told(error, checkpoint, options) from error
     engine = None
     try:
@@ -60,8 +60,11 @@ def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
         engine = VllmEngine(llm, loop, loaded, figures, options.limits, queue)
         engine.warm_up()
     except BaseException:
-        (engine.close if engine is not None else llm.shutdown)()
-        loop.call_soon_threadsafe(loop.stop)
+        if engine is not None:
+            engine.close()
+        else:
+            llm.shutdown()
+            _stop(loop)
         raise
     return engine
 
@@ -72,6 +75,10 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
     finally:
         loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_soon_threadsafe(loop.stop)
 
 
 def _wait(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
