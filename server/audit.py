@@ -11,6 +11,7 @@ the one generation again.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ logger = logging.getLogger("server")
 HEADER = "X-Request-Id"
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
 _PATH_CHARACTERS = 200
+_CLOSING_SECONDS = 1.0
 
 
 class AuditLog:
@@ -110,8 +112,10 @@ class RequestRecord:
                 MutableHeaders(scope=message)[HEADER] = name
             try:
                 await send(message)
-            except LocalProtocolError:  # it broke HTTP within its body, was told so by the parser, and is gone
-                state["error_code"] = "client_left"
+            except LocalProtocolError:
+                if not await _has_left(receive):
+                    raise
+                state["error_code"] = "client_left"  # it broke HTTP within its body, and the parser has told it so
 
         try:
             await self._app(scope, counting, naming)
@@ -126,6 +130,20 @@ class RequestRecord:
             if self._audit is not None:
                 line = _line(scope, name, started, status, size, time.perf_counter() - clock)
                 _when_generated(self._audit, line, state.get("running"))
+
+
+async def _has_left(receive: Receive) -> bool:
+    """Whether the connection is closed, or is about to be."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    try:
+        await asyncio.wait_for(left(), _CLOSING_SECONDS)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 def _request_id(scope: Scope) -> str:

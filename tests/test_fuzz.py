@@ -116,10 +116,18 @@ def test_a_sender_that_broke_http_is_gone_and_no_fault(caplog: pytest.LogCapture
     async def send(message: Any) -> None:
         raise LocalProtocolError("can't handle event type Response when role=SERVER and state=MUST_CLOSE")
 
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def there() -> Any:
+        await asyncio.sleep(60)
+
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    asyncio.run(RequestRecord(app, None)(scope, lambda: asyncio.sleep(0, {}), send))
+    asyncio.run(RequestRecord(app, None)(scope, gone, send))
     assert scope["state"]["error_code"] == "client_left"
     assert not caplog.records
+    with pytest.raises(LocalProtocolError):  # while it is there, the fault is the application's
+        asyncio.run(RequestRecord(app, None)(scope, there, send))
 
 
 def test_a_mask_is_measured_before_it_is_widened() -> None:
