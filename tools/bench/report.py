@@ -32,6 +32,7 @@ def page(folder: Path) -> str:
     if not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
     parts += [_startup(document) for document in _read(folder, "startup*.json")]
+    parts += [_server(document) for document in _read(folder, "server*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
     parts += [_fuzz(document) for document in _read(folder, "fuzz*.json")]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
@@ -119,6 +120,57 @@ def _startup(document: dict[str, Any]) -> str:
         + _table(names, rows, text=1)
         + _environment(document)
     )
+
+
+def _server(document: dict[str, Any]) -> str:
+    model, ratios = document["model"], document["ratios"]
+    said = {
+        "http": "server, binary wire",
+        "engine": "the same engine without HTTP",
+        "json": "server, JSON lists of numbers",
+        "unsplit": "unsplit model, one at a time",
+    }
+    rows = [
+        [
+            said[name],
+            f"{found['tokens_per_second']:.1f}",
+            f"{ratios[f'{name} / engine']:.3f}",
+            f"{found['requests_per_second']:.2f}",
+            _times(found["first_token_s"]),
+            _times(found["between_tokens_s"]),
+            f"{found['sent_bytes'] / 1e6:.1f}",
+        ]
+        for name, found in document["candidates"].items()
+    ]
+    names = ["candidate", "tokens/s", "to the engine", "requests/s", "first token", "between tokens", "MB sent"]
+    open_rows = [
+        [
+            f"{found['share']:.0%}",
+            f"{found['arrivals_per_second']:.2f}",
+            f"{found['answered']} of {found['requests']}",
+            _times(found["first_token_s"]),
+            _times(found["between_tokens_s"]),
+        ]
+        for found in document.get("open_loop", ())
+    ]
+    open_names = ["of the closed loop's rate", "arrivals/s", "answered", "first token", "between tokens"]
+    arrivals = (
+        "\nArrivals that wait for nobody (Poisson):\n\n" + _table(open_names, open_rows, text=1) if open_rows else ""
+    )
+    return (
+        "## The server under a fleet\n\n"
+        f"Random weights: language model of {model['layers']} layers, {model['width']} wide, vision encoder of "
+        f"{model['tower_layers']} layers, {model['tower_width']} wide, {model['dtype']}. {document['devices']} devices "
+        f"on the server's own machine, at most {document['max_batch']} requests at once, closed loop, medians of "
+        f"{document['rounds']} alternating rounds; ratios within a round. Times in ms at p50 / p95 / p99.\n\n"
+        + _table(names, rows, text=1)
+        + arrivals
+        + _environment(document)
+    )
+
+
+def _times(percentiles: dict[str, float]) -> str:
+    return " / ".join(f"{1000 * value:,.0f}" for value in percentiles.values())
 
 
 def _soak(document: dict[str, Any]) -> str:
