@@ -51,7 +51,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @cache
-def make_checkpoint(moe: bool = False) -> Path:
+def make_checkpoint(moe: bool = False, head_dim: int = 16) -> Path:
     """Write a random checkpoint, once per process; its weights are large enough for pictures to matter."""
     torch.manual_seed(11 if moe else 7)
     scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-tiny-"))
@@ -65,12 +65,12 @@ def make_checkpoint(moe: bool = False) -> Path:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 32,  # the least that vLLM's CPU attention takes
+        "head_dim": head_dim,
         "max_position_embeddings": MAX_POSITIONS,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [8, 4, 4],
+            "mrope_section": [head_dim // 4, head_dim // 8, head_dim // 8],
             "mrope_interleaved": True,
         },
         "initializer_range": 0.2,
@@ -198,8 +198,8 @@ class Case:
 
 
 @cache
-def oracle(moe: bool = False) -> Oracle:
-    folder = make_checkpoint(moe)
+def oracle(moe: bool = False, head_dim: int = 16) -> Oracle:
+    folder = make_checkpoint(moe, head_dim)
     kind = Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     return Oracle(open_checkpoint(str(folder)), model, PreTrainedTokenizerFast.from_pretrained(folder))
@@ -209,7 +209,9 @@ CASE_NAMES = ("one image", "two images", "clip", "image and clip", "clip before 
 
 
 @cache
-def make_case(name: str, moe: bool = False, dtype: str = "float32", max_new_tokens: int = 12) -> Case:
+def make_case(
+    name: str, moe: bool = False, dtype: str = "float32", max_new_tokens: int = 12, head_dim: int = 16
+) -> Case:
     """One of `CASE_NAMES` as a request with the oracle's embeddings."""
     wide, tall, clip = Grid(1, 4, 6), Grid(1, 6, 4), Grid(3, 4, 4)
     user, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
@@ -222,7 +224,7 @@ def make_case(name: str, moe: bool = False, dtype: str = "float32", max_new_toke
         "text only": (user, "What is in the picture? 한국어", end),
         "multi-turn": (user, wide, "What?", end, "A red circle", "<|im_end|>\n", user, tall, "And here?", end),
     }
-    source = oracle(moe)
+    source = oracle(moe, head_dim)
     parts = layouts[name]
     media = []
     for index, part in enumerate(parts):
