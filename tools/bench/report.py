@@ -124,6 +124,7 @@ def _startup(document: dict[str, Any]) -> str:
 
 def _server(document: dict[str, Any]) -> str:
     model, ratios = document["model"], document["ratios"]
+    threads = f", {document['threads']} threads compute" if "threads" in document else ""
     said = {
         "http": "server, binary wire",
         "engine": "the same engine without HTTP",
@@ -161,8 +162,8 @@ def _server(document: dict[str, Any]) -> str:
         "## The server under a fleet\n\n"
         f"Random weights: language model of {model['layers']} layers, {model['width']} wide, vision encoder of "
         f"{model['tower_layers']} layers, {model['tower_width']} wide, {model['dtype']}. {document['devices']} devices "
-        f"on the server's own machine, at most {document['max_batch']} requests at once, closed loop, medians of "
-        f"{document['rounds']} alternating rounds; ratios within a round. Times in ms at p50 / p95 / p99.\n\n"
+        f"on the server's own machine, at most {document['max_batch']} requests at once{threads}, closed loop, "
+        f"medians of {document['rounds']} alternating rounds; ratios within a round. Times in ms at p50 / p95 / p99.\n\n"
         + _table(names, rows, text=1)
         + arrivals
         + _environment(document)

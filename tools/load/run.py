@@ -80,15 +80,17 @@ def _measure(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
             "json": lambda mix: http(mix, json_body, "json"),
             "unsplit": lambda mix: unsplit.run(mix, 1),
         }
-        rounds = _rounds(candidates, mix, arguments.rounds)
+        rounds = _rounds({name: candidates[name] for name in arguments.candidates}, mix, arguments.rounds)
         document = {
             "model": _describe(model, shape.hidden_size),
             "devices": arguments.devices,
             "max_batch": setup.max_batch,
+            "threads": setup.threads,
             "network": {"uplink_mbit": network.uplink_mbit, "rtt_ms": arguments.rtt_ms},
             "rounds": arguments.rounds,
             "candidates": {name: _median_of([summarise(run) for run in runs]) for name, runs in rounds.items()},
-            "ratios": {f"{name} / engine": _ratio(rounds[name], rounds["engine"]) for name in CANDIDATES},
+            "ratios": {f"{name} / engine": _ratio(rounds[name], rounds["engine"]) for name in rounds},
+            "spread": {f"{name} / engine": _ratios(rounds[name], rounds["engine"]) for name in rounds},
         }
         if arguments.rate_shares:
             document["open_loop"] = _open_loops(document, arguments, server.url, mix, shape, texts, network)
@@ -107,8 +109,13 @@ def _rounds(candidates: dict[str, Callable[[Mix], Run]], mix: Mix, count: int) -
 
 def _ratio(runs: list[Run], base: list[Run]) -> float:
     """Tokens per second against the base's, the median of the rounds."""
+    return round(statistics.median(_ratios(runs, base)), 4)
+
+
+def _ratios(runs: list[Run], base: list[Run]) -> list[float]:
+    """The same, round by round."""
     pairs = zip(runs, base, strict=True)
-    return round(statistics.median(run.tokens_per_second / other.tokens_per_second for run, other in pairs), 4)
+    return [round(run.tokens_per_second / other.tokens_per_second, 4) for run, other in pairs]
 
 
 def _median_of(summaries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +178,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES, help="with engine among them"
+    )
     parser.add_argument("--uplink-mbit", type=float, default=0.0)
     parser.add_argument("--rtt-ms", type=float, default=0.0)
     parser.add_argument(
