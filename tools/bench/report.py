@@ -163,7 +163,7 @@ def _server(document: dict[str, Any]) -> str:
         f"Random weights: language model of {model['layers']} layers, {model['width']} wide, vision encoder of "
         f"{model['tower_layers']} layers, {model['tower_width']} wide, {model['dtype']}. {document['devices']} devices "
         f"on the server's own machine, at most {document['max_batch']} requests at once{threads}, closed loop, "
-        f"medians of {document['rounds']} alternating rounds; ratios within a round. Times in ms at p50 / p95 / p99.\n\n"
+        f"medians of {document['rounds']} alternating rounds, ratios within one. Times in ms at p50 / p95 / p99.\n\n"
         + _table(names, rows, text=1)
         + arrivals
         + _environment(document)
