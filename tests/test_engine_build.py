@@ -78,7 +78,7 @@ def check_engine(path: Path, record: EngineRecord) -> None:
 @pytest.mark.parametrize(
     ("target", "layout"),
     [
-        *(pytest.param(name, "profiles", marks=[] if name in (AHEAD[0], "desktop-ada") else [slow]) for name in AHEAD),
+        *(pytest.param(name, "profiles", marks=[] if name == "desktop-ada" else [slow]) for name in AHEAD),
         *(pytest.param(name, "per-bucket", marks=[] if name == AHEAD[-1] else [slow]) for name in AHEAD[-3:]),
     ],
 )
@@ -105,7 +105,7 @@ def test_every_bucket_in_fp32(workplace: Path, target: str, layout: str) -> None
 @pytest.mark.parametrize(
     ("target", "precision"),
     [
-        ("desktop-ada", "int8"),
+        pytest.param("desktop-ada", "int8", marks=slow),
         ("rtx-portable", "int8-fp16"),
         *(
             pytest.param(target, precision, marks=slow)
