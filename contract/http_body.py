@@ -12,6 +12,25 @@ from contract.http_errors import HttpError
 _MAX_DIGITS = 19  # of a length; Python reads no number of thousands
 
 
+def content_type(request: Request, *known: str) -> str:
+    """The body's media type, in lower case and without its parameters.
+
+    Raises:
+        HttpError: 415, it is none of `known`.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in known:
+        raise HttpError(
+            415,
+            "unsupported_content_type",
+            "content type is not spoken here",
+            field="Content-Type",
+            expected=" or ".join(known),
+            got=repr(kind)[:80],
+        )
+    return kind
+
+
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray:
     """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
 

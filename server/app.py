@@ -9,14 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from contract.client_left import CLIENT_CLOSED_REQUEST, LEFT, unless_left
 from contract.embedding_hash import check_hash
 from contract.errors import WireError
-from contract.http_body import read_body
+from contract.http_body import content_type, read_body
 from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
 from contract.idempotency import HEADER, idempotency_key
@@ -29,6 +28,7 @@ from server.clients import client_of, request_id_of
 from server.embedding_disk import open_disk
 from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
+from server.generating import admit, begin_or_join, tell
 from server.idempotency import KeyedGenerations, fingerprint
 from server.json_api import decode_json, openapi_content
 from server.metrics import Metrics
@@ -37,7 +37,7 @@ from server.openai.routes import openai_routes
 from server.options import ServerOptions
 from server.readiness import Readiness
 from server.running import Running, start
-from server.streaming import KEEP_ALIVE_SECONDS, EventStream, events
+from server.streaming import KEEP_ALIVE_SECONDS, events
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine
@@ -99,25 +99,12 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def generate(request: Request) -> Response:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
-        client = client_of(request)
-        key = idempotency_key(request.headers)
-        if key is None or not keyed.knows(key, client.name):
-            engine.check_room(client.turn)  # before a body is read that would wait for nothing
+        client, key = admit(request, engine, keyed)
         prepared = await _read_request(request, engine, options, metrics, store)
         begin = partial(start, engine, prepared, partial(metrics.record, client.name), client.turn)
-        if key is None:
-            running = begin()
-            leave = running.cancel
-        else:
-            running, leave = keyed.follow(key, await run_in_threadpool(fingerprint, prepared), begin, client.name)
-        request.state.running = running
-        if prepared.stream:
-            return EventStream(events(engine, prepared, running), leave)
-        try:
-            found = await unless_left(request, _whole(prepared, running, engine))
-        finally:
-            leave()
-        return Response(status_code=CLIENT_CLOSED_REQUEST) if found is LEFT else JSONResponse(found)
+        running, leave = await begin_or_join(keyed, client, key, partial(fingerprint, prepared), begin)
+        stream = events(engine, prepared, running) if prepared.stream else None
+        return await tell(request, running, leave, stream, partial(_whole, prepared, running, engine))
 
     @app.delete("/v1/generate")
     async def forget(request: Request) -> Response:
@@ -139,16 +126,7 @@ async def _read_request(
     Raises:
         ContractError: whatever is wrong with it.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind not in (CONTENT_TYPE, JSON):
-        raise HttpError(
-            415,
-            "unsupported_content_type",
-            "content type is not spoken here",
-            field="Content-Type",
-            expected=f"{CONTENT_TYPE} or {JSON}",
-            got=repr(kind)[:80],
-        )
+    kind = content_type(request, CONTENT_TYPE, JSON)
     limits = engine.limits
     limit = min(limits.max_body_bytes, options.max_json_body_mib * 2**20) if kind == JSON else limits.max_body_bytes
     body = await read_body(request, limit, options.body_timeout_s)

@@ -10,8 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from contract.embedding_hash import check_hash, is_hash
 from contract.errors import LimitError, ModelMismatchError, WireError
-from contract.http_body import read_body
-from contract.http_errors import HttpError
+from contract.http_body import content_type, read_body
 from contract.request import Media
 from contract.validate import validate_medium
 from contract.wire import CONTENT_TYPE, decode_medium
@@ -33,16 +32,7 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
         """Hold one picture's embeddings: 201, or 200 where they were held already."""
         _check_name(name)
         engine = readiness.engine
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind != CONTENT_TYPE:
-            raise HttpError(
-                415,
-                "unsupported_content_type",
-                "content type is not spoken here",
-                field="Content-Type",
-                expected=CONTENT_TYPE,
-                got=repr(kind)[:80],
-            )
+        content_type(request, CONTENT_TYPE)
         namespace = client_of(request).name
         body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s)
 

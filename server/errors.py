@@ -12,6 +12,13 @@ class BodySchemaError(WireError):
     code = "bad_json_body"
 
 
+class ShuttingDownError(ServerUnavailableError):
+    """No more requests are taken; those that wait go elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class OutOfMemoryError(ServerUnavailableError):
     """The device had no memory for this request; the server goes on."""
 

@@ -16,34 +16,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
-
 from contract.http_errors import as_contract_error
 from contract.request import GenerateRequest
 from server.answers import answer, trace
-from server.running import Leave, Running
+from server.running import Running
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine
 
 KEEP_ALIVE_SECONDS = 15.0
 DONE = "data: [DONE]\n\n"
-
-
-class EventStream(StreamingResponse):
-    """A streamed answer of which `leave` is told once its reader is gone, however far it got."""
-
-    def __init__(self, events: AsyncIterator[str], leave: Leave) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._leave = leave
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave()
 
 
 async def events(engine: Engine, request: GenerateRequest, running: Running) -> AsyncIterator[str]:

@@ -10,19 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from contract.client_left import CLIENT_CLOSED_REQUEST, LEFT, unless_left
 from contract.embedding_hash import check_hash
 from contract.errors import ContractError
-from contract.http_body import read_body
+from contract.http_body import content_type, read_body
 from contract.http_errors import HttpError
-from contract.idempotency import idempotency_key
 from contract.openai_chat import sampling_of
 from contract.request import GenerateRequest, Media, MediaReference
-from server.clients import Client, client_of
+from server.clients import Client
 from server.embedding_store import EmbeddingStore
+from server.generating import admit, begin_or_join, tell
 from server.idempotency import KeyedGenerations, fingerprint
 from server.metrics import Metrics
 from server.openai.answers import Prepared, chunks, evidence_of, whole
@@ -32,7 +31,6 @@ from server.openai.request import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
 from server.options import ServerOptions
 from server.readiness import Readiness
 from server.running import start
-from server.streaming import EventStream
 
 if TYPE_CHECKING:
     from server.engines.protocol import Engine
@@ -50,45 +48,22 @@ def openai_routes(
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions, streamed and not; pictures are embeddings, or named by hash."""
         engine = readiness.engine
-        client = client_of(request)
-        key = idempotency_key(request.headers)
-        if key is None or not keyed.knows(key, client.name):
-            engine.check_room(client.turn)  # before a body is read that would wait for nothing
+        client, key = admit(request, engine, keyed)
         body = await _body(request, engine, options)
         metrics.received.inc(len(body))
         chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels))
         prepared = await run_in_threadpool(chats.prepare, body, client, key)
         record = partial(metrics.record, client.name)
         begin = partial(start, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
-        if key is None:
-            running = begin()
-            leave = running.cancel
-        else:
-            digest = await run_in_threadpool(_digest, prepared)
-            running, leave = keyed.follow(key, digest, begin, client.name)
-        request.state.running = running  # for the audit log
-        if prepared.chat.stream:
-            return EventStream(chunks(prepared, running, engine), leave)
-        try:
-            answer = await unless_left(request, whole(prepared, running, engine))
-        finally:
-            leave()
-        return Response(status_code=CLIENT_CLOSED_REQUEST) if answer is LEFT else JSONResponse(answer)
+        running, leave = await begin_or_join(keyed, client, key, partial(_digest, prepared), begin)
+        stream = chunks(prepared, running, engine) if prepared.chat.stream else None
+        return await tell(request, running, leave, stream, partial(whole, prepared, running, engine))
 
     return router
 
 
 async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytearray:
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HttpError(
-            415,
-            "unsupported_content_type",
-            "content type is not spoken here",
-            field="Content-Type",
-            expected="application/json",
-            got=repr(kind)[:80],
-        )
+    content_type(request, "application/json")
     limit = min(engine.limits.max_body_bytes, options.max_json_body_mib * 2**20)
     return await read_body(request, limit, options.body_timeout_s)
 

@@ -48,11 +48,6 @@ class DecodeBatch:
         return len(self.rows) * self._width
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of those keys and values."""
-        return 0 if self._cache is None else layers_bytes(layers_of(self._cache))
-
-    @property
     def _width(self) -> int:
         return max((row.length for row in self.rows), default=0)
 

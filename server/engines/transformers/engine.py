@@ -12,12 +12,10 @@ import threading
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from contract.errors import ServerUnavailableError
-from contract.grid import Grid
-from contract.request import GenerateRequest, Limits, Media, Sampling
+from contract.request import GenerateRequest, Limits
 from server.detokenize import Detokenizer
 from server.engines.fair_queue import FairQueue
 from server.engines.prompt import prepare_prompt
@@ -27,7 +25,8 @@ from server.engines.transformers.language_model import LoadedModel
 from server.engines.transformers.prefill import prefill
 from server.engines.transformers.prefix_cache import PrefixCache
 from server.engines.transformers.sequence import Sequence
-from server.errors import GenerationTimeoutError, OutOfMemoryError
+from server.engines.warm_up import warm_up_request
+from server.errors import GenerationTimeoutError, OutOfMemoryError, ShuttingDownError
 
 logger = logging.getLogger("server")
 
@@ -131,34 +130,23 @@ class TransformersEngine:
 
     def warm_up(self) -> GenerateResult:
         """Generate two tokens from a text and the smallest picture, so that the first request finds all in place."""
-        shape = self.loaded.shape
-        grid = Grid(1, shape.merge_size, shape.merge_size)
-        zeros = np.zeros((1, shape.hidden_size), dtype=np.float16)
-        text = self.loaded.end_ids[0]
-        return self.generate(
-            GenerateRequest(
-                model_hash=None,
-                input_ids=np.array([text, shape.image_token_id, text], dtype=np.int64),
-                media=(Media("image", grid, zeros, (zeros,) * shape.deepstack_levels),),
-                sampling=Sampling(max_new_tokens=2),
-            )
-        )
+        return self.generate(warm_up_request(self.loaded))
 
     def close(self, timeout: float = 10.0) -> None:
         self._closed = True
         self._stopped.set()
         for sequence in self._queue.drain():
-            sequence.fail(_shutting_down())
+            sequence.fail(ShuttingDownError())
         for sequence in self._under_way():
             sequence.cancelled.set()
         self._queue.wake()
         self._worker.join(timeout)
         for sequence in self._under_way():  # where the worker is stuck
-            sequence.fail(_shutting_down())
+            sequence.fail(ShuttingDownError())
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _shutting_down()
+            raise ShuttingDownError()
         if self.stats().stalled_s > self._options.stall_s:
             raise ServerUnavailableError("the engine is stuck in a step", remedy="Restart the server.")
 
@@ -180,7 +168,7 @@ class TransformersEngine:
             self._admit()
             self._step()
         for sequence in [*self._queue.drain(), *([self._next] if self._next else [])]:
-            sequence.fail(_shutting_down())
+            sequence.fail(ShuttingDownError())
         for sequence in self._batch.clear():
             sequence.finish()
 
@@ -297,7 +285,3 @@ class TransformersEngine:
                     sequence.fail(
                         ServerUnavailableError("the engine is stuck in a step", remedy="Send it again later.")
                     )
-
-
-def _shutting_down() -> ServerUnavailableError:
-    return ServerUnavailableError("the server is shutting down")

@@ -14,17 +14,19 @@ from contract.request import KINDS, GenerateRequest, Media
 from server.engines.transformers.language_model import LoadedModel
 
 
-def position_ids(request: GenerateRequest, loaded: LoadedModel) -> tuple[torch.Tensor, int]:
+def position_ids(inputs: dict[str, torch.Tensor], loaded: LoadedModel) -> tuple[torch.Tensor, int]:
     """Where each token of a prompt stands, as `Qwen3VLForConditionalGeneration._prepare_position_ids_for_generation`.
+
+    Args:
+        inputs: `prompt_inputs` of the request.
 
     Returns:
         int64 [4, 1, L]: text positions, then time, height and width of M-RoPE; and `rope_deltas`, by which the
         M-RoPE positions of the answer differ from its text positions.
     """
-    inputs = prompt_inputs(request, loaded)
     ids = inputs["input_ids"]
     text = torch.arange(ids.shape[1], device=ids.device)[None, None]
-    if not request.media:
+    if "mm_token_type_ids" not in inputs:  # no media
         return text.expand(4, -1, -1), 0
     vision, deltas = loaded.model.model.get_rope_index(**inputs)
     return torch.cat([text, vision]), int(deltas.item())

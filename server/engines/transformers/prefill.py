@@ -15,7 +15,7 @@ from contract.request import GenerateRequest
 from server.engines.prompt import media_spans
 from server.engines.transformers.decode_batch import Layers, layers_of
 from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.model_inputs import encoder_outputs, position_ids
+from server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def prefill(request: GenerateRequest, loaded: LoadedModel, held: Layers | None =
             in another order: the logits are equal but for rounding.
     """
     start = 0 if held is None else held[0][0].shape[2]
-    ids = torch.from_numpy(request.input_ids.copy())[None].to(loaded.device)
-    positions, delta = position_ids(request, loaded)
+    inputs = prompt_inputs(request, loaded)
+    positions, delta = position_ids(inputs, loaded)
     rest = [span.media for span in media_spans(request, loaded.shape) if span.start >= start]
     outputs = loaded.model(
-        input_ids=ids[:, start:],
-        attention_mask=torch.ones_like(ids),
+        input_ids=inputs["input_ids"][:, start:],
+        attention_mask=inputs["attention_mask"],
         position_ids=positions[:, :, start:],
         cache=DynamicCache(config=loaded.model.config) if held is None else DynamicCache(held),
         use_cache=True,

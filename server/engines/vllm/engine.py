@@ -17,15 +17,13 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from contract.errors import ServerUnavailableError, WireError
-from contract.grid import Grid
-from contract.request import GenerateRequest, Limits, Media, Sampling
+from contract.request import GenerateRequest, Limits
 from server.detokenize import Detokenizer
 from server.engines.fair_queue import FairQueue
 from server.engines.pending import Pending
@@ -36,7 +34,8 @@ from server.engines.vllm.figures import Figures
 from server.engines.vllm.inputs import engine_input
 from server.engines.vllm.model import VllmModel
 from server.engines.vllm.sampling import sampling_arguments, token_of
-from server.errors import GenerationTimeoutError, PromptChangedError
+from server.engines.warm_up import warm_up_request
+from server.errors import GenerationTimeoutError, PromptChangedError, ShuttingDownError
 
 logger = logging.getLogger("server")
 
@@ -132,22 +131,7 @@ class VllmEngine:
 
     def warm_up(self) -> GenerateResult:
         """Generate two tokens from a text and the smallest picture: vLLM compiles parts of itself at first use."""
-        shape = self.loaded.shape
-        zeros = np.zeros((1, shape.hidden_size), dtype=np.float16)
-        text = self.loaded.end_ids[0]
-        return self.generate(
-            GenerateRequest(
-                model_hash=None,
-                input_ids=np.array([text, shape.image_token_id, text], dtype=np.int64),
-                media=(
-                    Media(
-                        "image", Grid(1, shape.merge_size, shape.merge_size), zeros, (zeros,) * shape.deepstack_levels
-                    ),
-                ),
-                sampling=Sampling(max_new_tokens=2),
-                logprobs=1,
-            )
-        )
+        return self.generate(warm_up_request(self.loaded, logprobs=1))
 
     def close(self, timeout: float = 10.0) -> None:
         if self._closed.is_set():
@@ -163,7 +147,7 @@ class VllmEngine:
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise _shutting_down()
+            raise ShuttingDownError()
         stats = self.stats()
         if stats.dead:
             raise _dead()
@@ -172,7 +156,7 @@ class VllmEngine:
 
     def _refuse_waiting(self) -> None:
         for pending in self._queue.drain():
-            pending.fail(_shutting_down())
+            pending.fail(ShuttingDownError())
 
     @property
     def _retry_after(self) -> int:
@@ -259,10 +243,6 @@ class VllmEngine:
         if isinstance(error, VLLMClientError):
             return WireError(f"vLLM refused the request: {' '.join(str(error).split())[:300]}")
         return error
-
-
-def _shutting_down() -> ServerUnavailableError:
-    return ServerUnavailableError("the server is shutting down")
 
 
 def _dead() -> ServerUnavailableError:
