@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from vllm_server import PYTHON, ROOT, START_SECONDS
 
-from tools.server_process import ServerProcess
+from tools.server_process import ServerProcess, stop, wait_until_ready
 
 # Tensor and pipeline parallel workers; QWEN3VL_TEST_PARALLEL=1x2 makes it a pipeline.
 PARALLEL = tuple(int(size) for size in os.environ.get("QWEN3VL_TEST_PARALLEL", "2x1").split("x"))
@@ -53,26 +51,6 @@ def running_vllm_engine(model: Path, scratch: Path, settings: str = SETTINGS) ->
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), cwd=ROOT)
     try:
-        yield _wait_until_ready(process, log)
+        yield wait_until_ready(process, log, time.monotonic() + START_SECONDS)
     finally:
-        process.terminate()
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> ServerProcess:
-    statuses: list[int] = []
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if found := re.search(r"(http://127[^\s;]+) answers 503", log.read_text()):
-            try:
-                statuses.append(httpx.get(f"{found[1]}/readyz", timeout=5).status_code)
-            except httpx.HTTPError:
-                statuses.append(0)
-            if statuses[-1] == 200:
-                return ServerProcess(found[1], process, log, statuses)
-        time.sleep(0.2)
-    raise AssertionError(f"the server with vLLM did not start: {log.read_text()[-3000:]}")
+        stop(process, 40)

@@ -77,31 +77,44 @@ def running_server(
     log = scratch / "server.log"
     process = spawn(log, threads, **options)
     try:
-        yield _wait_until_ready(process, log, time.monotonic() + timeout, verify)
+        yield wait_until_ready(process, log, time.monotonic() + timeout, verify)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop(process, 20)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], log: Path, deadline: float, verify: ssl.SSLContext | bool
+def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """SIGTERM, and SIGKILL for one that has not ended by then."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes], log: Path, deadline: float, verify: ssl.SSLContext | bool = True
 ) -> ServerProcess:
+    """Wait for 200 from `/readyz` of the address that a starting server logs.
+
+    Args:
+        deadline: on the monotonic clock.
+
+    Raises:
+        ServerUnavailableError: it ended, or was not ready in time; with the end of its log.
+    """
     statuses: list[int] = []
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerUnavailableError(f"the server ended with {process.returncode}: {log.read_text()[-600:]}")
-        if found := re.search(r"https?://[^\s;]+", log.read_text()):
+        if found := re.search(r"(https?://[^\s;]+) answers 503", log.read_text()):
             try:
-                statuses.append(httpx.get(f"{found[0]}/readyz", timeout=5, verify=verify).status_code)
+                statuses.append(httpx.get(f"{found[1]}/readyz", timeout=5, verify=verify).status_code)
             except httpx.HTTPError:
                 statuses.append(0)
             if statuses[-1] == 200:
-                return ServerProcess(found[0], process, log, statuses)
+                return ServerProcess(found[1], process, log, statuses)
         time.sleep(0.05)
     raise ServerUnavailableError(f"the server was not ready in time: {log.read_text()[-600:]}")
