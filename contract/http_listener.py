@@ -55,6 +55,19 @@ def http_server(app: Any, drain_s: int, tls: ServerTls | None = None) -> uvicorn
     return uvicorn.Server(config)
 
 
+def renew_tls(server: uvicorn.Server, tls: ServerTls) -> None:
+    """New connections get what the files hold now; those that are open keep what they began with.
+
+    OpenSSL adds authorities to those of before, so one that is taken out of `client_ca` is trusted until a restart.
+    """
+    context: ssl.SSLContext | None = getattr(server.config, "ssl", None)
+    if context is None:
+        return  # it has not begun to listen, and reads the files when it does
+    context.load_cert_chain(tls.cert, tls.key)
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+
+
 @contextmanager
 def quiet_stop() -> Iterator[None]:
     """uvicorn raises the signal again that stopped it; a stop that was asked for is no failure."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
@@ -22,6 +22,7 @@ from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
 from contract.tracing import TraceMiddleware
 from contract.wire import CONTENT_TYPE, decode_request
+from server import openapi
 from server.access import Guard
 from server.answers import answer, describe, trace
 from server.clients import client_of, request_id_of
@@ -30,7 +31,7 @@ from server.embedding_routes import embedding_routes
 from server.embedding_store import EmbeddingStore
 from server.generating import admit, begin_or_join, tell
 from server.idempotency import KeyedGenerations, fingerprint
-from server.json_api import decode_json, openapi_content
+from server.json_api import decode_json
 from server.metrics import Metrics
 from server.openai.routes import PATH as CHAT
 from server.openai.routes import openai_routes
@@ -68,6 +69,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     app.state.guard = Guard(options)
     app.state.guard.install(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
+    openapi.describe_openapi(app)
     app.include_router(embedding_routes(readiness, options, store))
     app.include_router(openai_routes(readiness, options, store, keyed, metrics))
 
@@ -90,12 +92,12 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         card = {"id": loaded.name, "object": "model", "created": started, "owned_by": "qwen3vl-edge"}
         return {"object": "list", "data": [{**card, **describe(loaded)}]}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:
         """Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/v1/generate", openapi_extra={"requestBody": {"required": True, "content": dict(openapi_content())}})
+    @app.post("/v1/generate", openapi_extra=openapi.GENERATE)
     async def generate(request: Request) -> Response:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
@@ -106,7 +108,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         stream = events(engine, prepared, running) if prepared.stream else None
         return await tell(request, running, leave, stream, partial(_whole, prepared, running, engine))
 
-    @app.delete("/v1/generate")
+    @app.delete("/v1/generate", status_code=204, openapi_extra=openapi.FORGET)
     async def forget(request: Request) -> Response:
         """The sender of this Idempotency-Key needs its answer no more; 204, whether or not it is known."""
         key = idempotency_key(request.headers)

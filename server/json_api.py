@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from typing import Annotated, Any
@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contract.errors import ContractError, LimitError, WireError
 from contract.grid import Grid
 from contract.request import GenerateRequest, Limits, Media, ModelShape, Sampling
-from contract.wire import CONTENT_TYPE
 from server.errors import BodySchemaError
 
 GridRow = Annotated[list[int], Field(min_length=3, max_length=3)]
@@ -186,9 +185,3 @@ def _schema_error(error: ValidationError) -> ContractError:
     field = ".".join(str(part) for part in first["loc"]) or "body"
     got = None if first["type"] == "missing" else reprlib.repr(first["input"])[:80]
     return BodySchemaError(f"field {field!r}: {first['msg']}"[:200], field=field[:80], got=got)
-
-
-def openapi_content() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The body's media types for the OpenAPI document."""
-    yield "application/json", {"schema": GenerateBody.model_json_schema()}
-    yield CONTENT_TYPE, {"schema": {"type": "string", "format": "binary"}}

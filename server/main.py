@@ -8,10 +8,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
-from contract.http_listener import http_server, listen, quiet_stop
+from contract.errors import InputError
+from contract.http_listener import http_server, listen, quiet_stop, renew_tls
 from contract.tls import ServerTls
 from contract.tracing import start_tracing
 from server.options import ServerOptions
@@ -61,8 +63,8 @@ def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOp
     guard: Guard = app.state.guard
     server = http_server(app, options.drain_s, tls)
     warn_of_open_doors(options)
-    if guard.rereads:
-        _on_hangup(guard.on_hangup)
+    if guard.rereads or tls is not None:
+        _on_hangup(guard.on_hangup, partial(_renew_tls, server, options))
     url = _url(listener, options)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
@@ -145,10 +147,20 @@ def _url(listener: socket.socket, options: ServerOptions) -> str:
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
-def _on_hangup(reread: Callable[[], None]) -> None:
+def _on_hangup(*reread: Callable[[], None]) -> None:
     """SIGHUP says that files have changed. Otherwise it ends the process, as ever: somebody closed the terminal."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, lambda *_: reread())
+        signal.signal(signal.SIGHUP, lambda *_: [look() for look in reread])
+
+
+def _renew_tls(server: uvicorn.Server, options: ServerOptions) -> None:
+    """A broken pair changes nothing: the one of before stays in use."""
+    try:
+        if (tls := options.tls) is not None:
+            renew_tls(server, tls)
+            logger.info("certificates read again")
+    except (InputError, OSError) as error:
+        logger.error("the certificates of before stay in use: %s", error)
 
 
 def _log_to_stderr() -> None:

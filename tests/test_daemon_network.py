@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
+from waiting import until
 
 from tools.server_process import running_server
 
@@ -52,10 +53,7 @@ def under_way(daemon: DaemonProcess) -> float:
 
 
 def wait_for(daemon: DaemonProcess, count: int) -> None:
-    deadline = time.monotonic() + 20
-    while under_way(daemon) != count:
-        assert time.monotonic() < deadline, f"{under_way(daemon)} requests under way, not {count}"
-        time.sleep(0.05)
+    until(lambda: under_way(daemon) == count, lambda: f"{under_way(daemon)} requests under way, not {count}")
 
 
 def test_a_server_that_comes_late_still_answers(daemon: DaemonProcess, reference: Path, port: int) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
 from test_daemon_chat import data_uri, image, user
+from waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,7 @@ def reload(daemon: DaemonProcess) -> dict[str, Any]:
 
     before = count()
     daemon.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 60
-    while count() == before:
-        assert time.monotonic() < deadline, daemon.log.read_text()[-1000:]
-        time.sleep(0.05)
+    until(lambda: count() != before, lambda: daemon.log.read_text()[-1000:])
     found: dict[str, Any] = httpx.get(f"{daemon.url}/readyz").json()
     return found
 

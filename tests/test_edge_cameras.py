@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from test_edge_live import lossless_clip
+from waiting import until
 
 from contract.request import Sampling
 from contract.wire import encode_request
@@ -27,13 +28,6 @@ from edge_runtime.live.frames import native_grid, patchify, resize_frame
 from edge_runtime.live.window import Window
 from edge_runtime.stacking import Item
 from tools.parity.end_to_end import compare_prompt, open_both
-
-
-def until(what: Callable[[], bool], camera: Camera) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline, camera.state()
-        time.sleep(0.02)
 
 
 def transport_stream(seconds: float, fps: int = 20) -> bytes:
@@ -109,20 +103,20 @@ def test_a_stream_that_breaks_off_is_taken_up_again(
     camera = Camera(CameraConfig("front", url, fps=10, seconds=30), edge, engine_thread.submit)
     camera.start()
     try:
-        until(lambda: camera.connected and len(camera.window) > 0, camera)
+        until(lambda: camera.connected and len(camera.window) > 0, camera.state)
         before = camera.clip().patches[-1]
-        until(lambda: not camera.connected, camera)
+        until(lambda: not camera.connected, camera.state)
         lost = camera.state()
         assert lost["error"]
         assert "secret" not in str(lost)
         assert lost["fps_seen"] == 0
-        until(lambda: camera.connected and camera.reconnects >= 2, camera)
+        until(lambda: camera.connected and camera.reconnects >= 2, camera.state)
         again = camera.state()
         assert again["error"] == ""
         assert again["reconnects"] >= 2
         assert stream.connections >= 3
         sampled = camera.sampled
-        until(lambda: camera.sampled >= sampled + 4, camera)
+        until(lambda: camera.sampled >= sampled + 4, camera.state)
         patches = camera.clip().patches
         assert before in patches  # the window goes on
         times = [seconds for patch in patches for seconds in patch.times]
@@ -164,7 +158,7 @@ def test_always_gives_way_to_a_busy_engine(edge: Edge, tmp_path: Path, engine_th
     engine_thread.submit(release.wait)
     camera.start()
     try:
-        until(lambda: camera.state()["patches_unencoded"] >= 3, camera)
+        until(lambda: camera.state()["patches_unencoded"] >= 3, camera.state)
         assert submit.now == submit.most == 1
         assert len(camera.window) <= camera.window.capacity
         release.set()
@@ -172,7 +166,7 @@ def test_always_gives_way_to_a_busy_engine(edge: Edge, tmp_path: Path, engine_th
             clip = camera.clip()
             made = engine_thread.submit(clip.embeddings, edge.encode_items).result(60)
             assert len(made.embeds) == clip.choice.grid.patches // 4
-        until(lambda: camera.state()["patches_encoded"] >= 5, camera)
+        until(lambda: camera.state()["patches_encoded"] >= 5, camera.state)
         assert submit.most == 1
     finally:
         release.set()
@@ -194,16 +188,16 @@ def test_an_encode_that_fails_stays_visible_until_one_succeeds(
     camera.window._patchify = broken
     camera.start()
     try:
-        until(lambda: bool(camera.state()["encode_error"]), camera)
+        until(lambda: bool(camera.state()["encode_error"]), camera.state)
         sampled = camera.sampled
-        until(lambda: camera.sampled > sampled + 4, camera)
+        until(lambda: camera.sampled > sampled + 4, camera.state)
         state = camera.state()
         assert state["connected"]
         assert state["error"] == ""
         assert state["encode_error"]
         assert state["patches_encoded"] == 0
         camera.window._patchify = good
-        until(lambda: camera.state()["patches_encoded"] > 0, camera)
+        until(lambda: camera.state()["patches_encoded"] > 0, camera.state)
         assert camera.state()["encode_error"] == ""
     finally:
         camera.close()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from server_checkpoint import CASE_NAMES, make_case, oracle
+from waiting import until
 
 from contract.errors import ServerUnavailableError
 from contract.http_errors import QueueFullError
@@ -218,9 +219,7 @@ def test_a_step_that_never_ends_is_told_and_nobody_waits_for_it(monkeypatch: pyt
     with pytest.raises(ServerUnavailableError, match="stuck"):
         engine.check_room()
     go_on.set()
-    deadline = time.monotonic() + 10
-    while engine.stats().stalled_s and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not engine.stats().stalled_s)
     assert engine.submit(request).future.result(20).generated_ids  # it came back after all
     engine.close()
 

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
+from waiting import until
 from wire_bodies import HeaderEdit, body_of, with_document, with_header
 
 from contract.grid import Grid
@@ -328,11 +328,8 @@ def test_disconnect_cancels_the_generation(server: ServerProcess, client: httpx.
         if stream:
             assert b" 200 " in connection.recv(4096)
         else:
-            time.sleep(0.1)  # into the generation of 400 tokens; if it has not begun by then, it never does
-    deadline = time.monotonic() + 10
-    while metric(client, name) == before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert metric(client, name) == before + 1
+            until(lambda: metric(client, "qwen3vl_edge_running") > 0)  # a client that goes earlier begins none
+    until(lambda: metric(client, name) == before + 1)
     assert metric(client, 'qwen3vl_edge_tokens_total{kind="generated"}') - tokens < 400
 
 

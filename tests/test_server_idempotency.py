@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from server_checkpoint import make_case, make_checkpoint
+from waiting import until
 from wire_bodies import body_of
 
 from contract.idempotency import HEADER
@@ -84,13 +84,6 @@ def generations(client: httpx.Client, reason: str = "") -> float:
 
 def outcomes(client: httpx.Client, outcome: str) -> float:
     return total(client, f'idempotent_requests_total{{outcome="{outcome}"}}')
-
-
-def wait_until(what: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def begin(client: httpx.Client, request: GenerateRequest, key: str) -> None:
@@ -179,7 +172,7 @@ def test_delete_cancels_what_runs_and_it_is_not_kept(client: httpx.Client) -> No
     key, cancelled = new_key(), generations(client, "cancelled")
     begin(client, LONG, key)
     client.delete("/v1/generate", headers={HEADER: key})
-    wait_until(lambda: generations(client, "cancelled") == cancelled + 1)
+    until(lambda: generations(client, "cancelled") == cancelled + 1)
     started = outcomes(client, "started")
     whole = answer(client, LONG, key, False)
     assert whole["finish_reason"] != "cancelled"
@@ -202,8 +195,8 @@ def test_one_that_nobody_comes_back_to_is_cancelled(client: httpx.Client) -> Non
         gone = [pool.submit(httpx.post, f"{client.base_url}/v1/generate", content=body_of(LONG), headers=headers(key),
                             timeout=0.5) for key in keys]  # fmt: skip
         assert any(isinstance(item.exception(), httpx.TimeoutException) for item in gone)
-    wait_until(lambda: generations(client, "cancelled") > cancelled)
-    wait_until(lambda: total(client, "queue_depth") == 0)
+    until(lambda: generations(client, "cancelled") > cancelled)
+    until(lambda: total(client, "queue_depth") == 0)
     assert answer(client, LONG, keys[-1], False)["finish_reason"] != "cancelled"
 
 

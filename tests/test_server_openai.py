@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from openai_parts import REFERENCE, SAMPLES, chat_of, part_of, picture, question
 from PIL import Image
 from server_checkpoint import make_checkpoint
 from test_server_openai_prompt import TOOLS, WEATHER
+from waiting import until
 
 from contract.checkpoint import open_checkpoint
 from contract.embedding_hash import embedding_hash
@@ -246,12 +246,8 @@ def test_a_client_that_leaves_ends_its_generation(random_server: ServerProcess, 
         address = ("127.0.0.1", httpx.URL(random_server.url).port or 0)
         with socket.create_connection(address) as connection:
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            while not metric(random_server, "qwen3vl_edge_running"):
-                time.sleep(0.005)
-    deadline = time.monotonic() + 20
-    while metric(random_server, name) == before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert metric(random_server, name) == before + 1
+            until(lambda: metric(random_server, "qwen3vl_edge_running"))
+    until(lambda: metric(random_server, name) == before + 1)
 
 
 def test_several_chats_at_once_are_each_their_own(endless: openai.OpenAI) -> None:

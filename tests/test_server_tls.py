@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from certificates import Pair, make_authority, make_certificate, with_pass_phrase
 from server_checkpoint import make_case, make_checkpoint, oracle
+from waiting import until
 
 from contract.errors import InputError, ServerUnavailableError
 from contract.tls import client_context, server_tls
@@ -147,10 +148,12 @@ def test_a_hangup_has_the_files_looked_at_again(guarded: Guarded) -> None:
     (folder / "audit.jsonl").rename(folder / "audit.1")
     added = add_token(folder / "tokens.toml", "second")
     guarded.server.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while not (folder / "audit.jsonl").exists() and time.monotonic() < deadline:
+
+    def begun() -> bool:
         assert generate(guarded.server.url, body(), access=access)
-        time.sleep(0.05)
+        return (folder / "audit.jsonl").exists()
+
+    until(begun)
     assert generate(guarded.server.url, body(), access=replace(access, token=added))["text"] is not None
     lines = [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
     assert {line["client"] for line in lines} == {"camera-3", "second"}
@@ -161,6 +164,31 @@ def test_a_hangup_has_the_files_looked_at_again(guarded: Guarded) -> None:
     assert added not in text
     assert access.token not in text
     assert "Traceback" not in text
+
+
+def test_a_hangup_renews_the_certificate(guarded: Guarded) -> None:
+    url, access, folder, log = guarded.server.url, guarded.access, guarded.folder, guarded.server.log
+    address = ("127.0.0.1", httpx.URL(url).port or 0)
+
+    def shown() -> bytes | None:
+        with (
+            socket.create_connection(address) as plain,
+            access.verify().wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+        ):
+            return tls.getpeercert(binary_form=True)
+
+    before = shown()
+    renewed = make_certificate(folder, "server", guarded.ca, "IP:127.0.0.1")  # over the files of before
+    guarded.server.process.send_signal(signal.SIGHUP)
+    until(lambda: shown() != before, log.read_text)
+    assert generate(url, body(), access=access)["generated_ids"] == oracle().greedy(CASE, 6)
+
+    renewed.cert.write_text("no certificate")
+    after = shown()
+    guarded.server.process.send_signal(signal.SIGHUP)
+    until(lambda: "the certificates of before stay in use" in log.read_text(), log.read_text)
+    assert shown() == after != before
+    assert generate(url, body(), access=access)["generated_ids"] == oracle().greedy(CASE, 6)
 
 
 def test_files_that_cannot_be_used_are_named_in_one_line(guarded: Guarded, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import gzip
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ import httpx
 import pytest
 from daemon_process import running_daemon
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from waiting import until
 
 from contract.tracing import HEADER, TraceMiddleware, outgoing_headers
 from tools.server_process import running_server
@@ -100,9 +100,7 @@ def test_one_trace_through_both_machines(
                 "qwen3vl-server prefill",
                 "qwen3vl-server decode",
             }
-            deadline = time.monotonic() + 20
-            while not wanted <= collector.spans().keys() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            until(lambda: wanted <= collector.spans().keys(), collector.spans)
     spans = collector.spans()
     assert wanted <= spans.keys()
     assert {span.trace_id.hex() for _, span in spans.values()} == {TRACE}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from waiting import until
 
 from tools.train_reference.batches import Batch, Vocabulary, cells_of, make_batch
 from tools.train_reference.looks import DIGIT_LAYER, NAME_LAYER, named_things
@@ -82,9 +82,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(whole).wait(300) == 0
     process = train(killed)
-    deadline = time.monotonic() + 300
-    while not (killed / "work" / "state.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until((killed / "work" / "state.pt").exists, within=300)
     process.kill()
     process.wait()
     assert train(killed).wait(300) == 0

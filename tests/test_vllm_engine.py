@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from vllm_engine_server import PARALLEL, running_vllm_engine
 from vllm_server import PYTHON
+from waiting import until
 from wire_bodies import body_of
 
 from contract.bundle import open_model_of
@@ -271,10 +272,7 @@ def test_who_leaves_is_cancelled_and_the_queue_is_bounded(
     with ThreadPoolExecutor(40) as pool:
         statuses = list(pool.map(begin_and_leave, range(40)))
     assert set(statuses) == {200, 429}
-    deadline = time.monotonic() + 30
-    while figure(server, "running") + figure(server, "queue_depth") > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: figure(server, "running") + figure(server, "queue_depth") == 0)
     assert figure(server, 'generations_total{finish_reason="cancelled"}') > before
     assert answer(server, request_of(edge, questions["colour"]))["generated_ids"] == expected_ids(
         unsplit, edge, questions["colour"]
@@ -290,10 +288,7 @@ def test_a_dead_engine_is_not_ready(server: ServerProcess, edge: Edge, questions
     assert engines, listed.stdout
     for pid in engines:
         os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while httpx.get(f"{server.url}/readyz").status_code == 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: httpx.get(f"{server.url}/readyz").status_code != 200)
     assert "died" in httpx.get(f"{server.url}/readyz").json()["error"]["message"]
     refused = post(server, body_of(request_of(edge, questions["text"])))
     assert (refused.status_code, "died" in refused.text) == (503, True)

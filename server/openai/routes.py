@@ -19,6 +19,7 @@ from contract.http_body import content_type, read_body
 from contract.http_errors import HttpError
 from contract.openai_chat import sampling_of
 from contract.request import GenerateRequest, Media, MediaReference
+from server import openapi
 from server.clients import Client
 from server.embedding_store import EmbeddingStore
 from server.generating import admit, begin_or_join, tell
@@ -44,7 +45,7 @@ def openai_routes(
     """`/v1/chat/completions`."""
     router = APIRouter()
 
-    @router.post(PATH)
+    @router.post(PATH, openapi_extra=openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions, streamed and not; pictures are embeddings, or named by hash."""
         engine = readiness.engine
