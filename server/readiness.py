@@ -43,13 +43,7 @@ class Readiness:
         Raises:
             ServerUnavailableError: it is still loading, has died, or its step takes longer than `stall_s` seconds.
         """
-        stats = self.engine.stats()
-        if stats.dead:
-            raise ServerUnavailableError("the engine has died", remedy="Restart the server; its log says why.")
-        if (seconds := stats.stalled_s) > stall_s:
-            raise ServerUnavailableError(
-                "the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server."
-            )
+        self.engine.stats().check(stall_s)
         return self.engine
 
     def stats(self) -> EngineStats | None:

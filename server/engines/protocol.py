@@ -7,8 +7,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from contract.errors import ServerUnavailableError
 from contract.request import GenerateRequest, Limits, ModelShape
 from server.detokenize import Detokenizer
+
+
+class EngineDiedError(ServerUnavailableError):
+    """It will never answer again."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has died", remedy="Restart the server; its log says why.")
+
+
+class EngineStuckError(ServerUnavailableError):
+    """Its step has gone on for too long; whether it ever ends is not known."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server.")
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,17 @@ class EngineStats:
     step_rows: int = 0
     stalled_s: float = 0.0
     dead: bool = False
+
+    def check(self, stall_s: float) -> None:
+        """Nothing, while the engine works.
+
+        Raises:
+            ServerUnavailableError: it has died, or its step takes longer than `stall_s` seconds.
+        """
+        if self.dead:
+            raise EngineDiedError()
+        if self.stalled_s > stall_s:
+            raise EngineStuckError(self.stalled_s)
 
 
 class ServedModel(Protocol):

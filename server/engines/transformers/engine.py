@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from contract.errors import ServerUnavailableError
 from contract.request import GenerateRequest, Limits
 from server.detokenize import Detokenizer
 from server.engines.fair_queue import FairQueue
 from server.engines.prompt import prepare_prompt
-from server.engines.protocol import EngineStats, GenerateResult, Generation, OnToken
+from server.engines.protocol import EngineStats, EngineStuckError, GenerateResult, Generation, OnToken
 from server.engines.transformers.decode_batch import DecodeBatch
 from server.engines.transformers.language_model import LoadedModel
 from server.engines.transformers.prefill import prefill
@@ -147,8 +146,7 @@ class TransformersEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise ShuttingDownError()
-        if self.stats().stalled_s > self._options.stall_s:
-            raise ServerUnavailableError("the engine is stuck in a step", remedy="Restart the server.")
+        self.stats().check(self._options.stall_s)
 
     @property
     def _retry_after(self) -> int:
@@ -203,6 +201,7 @@ class TransformersEngine:
     def _start(self, sequence: Sequence) -> None:
         sequence.begin()
         self._step_began = sequence.started
+        sequence.request = self._prefixes.named(sequence.request)
         held = self._prefixes.find(sequence.request, sequence.client)
         if held is not None:
             sequence.reused_tokens = held[0][0].shape[2]
@@ -280,8 +279,6 @@ class TransformersEngine:
             for sequence in self._under_way():
                 if sequence.started is not None and now - sequence.started > options.max_seconds:
                     sequence.fail(GenerationTimeoutError(options.max_seconds))
-            if self.stats().stalled_s > options.stall_s:
+            if (seconds := self.stats().stalled_s) > options.stall_s:
                 for sequence in self._queue.drain():
-                    sequence.fail(
-                        ServerUnavailableError("the engine is stuck in a step", remedy="Send it again later.")
-                    )
+                    sequence.fail(EngineStuckError(seconds))

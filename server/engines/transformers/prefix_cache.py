@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.embedding_hash import embedding_hash
-from contract.request import GenerateRequest, ModelShape
+from contract.request import GenerateRequest, Media, ModelShape
 from server.engines.prompt import media_spans
 from server.engines.transformers.decode_batch import Layers, layers_bytes
 
@@ -60,6 +60,13 @@ class PrefixCache:
         self._clock = clock
         self._entries: OrderedDict[int, tuple[str, _Entry]] = OrderedDict()
         self._next = 0
+
+    def named(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with the hash of every medium, which names it here; devices send them along."""
+        if self.max_bytes == 0 or all(item.hash for item in request.media):
+            return request
+        media = [item if item.hash else replace(item, hash=self._hash(item)) for item in request.media]
+        return replace(request, media=tuple(media))
 
     def find(self, request: GenerateRequest, client: str) -> Layers | None:
         """Of the longest known beginning of a prompt, without its last token; views, not to be changed."""
@@ -126,14 +133,12 @@ class PrefixCache:
 
     def _named(self, request: GenerateRequest) -> tuple[_NamedSpan, ...]:
         return tuple(
-            _NamedSpan(
-                span.start,
-                span.end,
-                span.media.kind,
-                span.media.hash or embedding_hash(span.media, self._shape.model_hash),
-            )
+            _NamedSpan(span.start, span.end, span.media.kind, span.media.hash or self._hash(span.media))
             for span in media_spans(request, self._shape)
         )
+
+    def _hash(self, medium: Media) -> str:
+        return embedding_hash(medium, self._shape.model_hash)
 
 
 def _common(ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], entry: _Entry) -> int:

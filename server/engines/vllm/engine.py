@@ -22,13 +22,13 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from contract.errors import ServerUnavailableError, WireError
+from contract.errors import WireError
 from contract.request import GenerateRequest, Limits
 from server.detokenize import Detokenizer
 from server.engines.fair_queue import FairQueue
 from server.engines.pending import Pending
 from server.engines.prompt import prepare_prompt
-from server.engines.protocol import EngineStats, GenerateResult, Generation, OnToken
+from server.engines.protocol import EngineDiedError, EngineStats, GenerateResult, Generation, OnToken
 from server.engines.vllm.checks import check_request
 from server.engines.vllm.figures import Figures
 from server.engines.vllm.inputs import engine_input
@@ -148,11 +148,7 @@ class VllmEngine:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise ShuttingDownError()
-        stats = self.stats()
-        if stats.dead:
-            raise _dead()
-        if stats.stalled_s > self._options.stall_s:
-            raise ServerUnavailableError("the engine is stuck in a step", remedy="Restart the server.")
+        self.stats().check(self._options.stall_s)
 
     def _refuse_waiting(self) -> None:
         for pending in self._queue.drain():
@@ -239,11 +235,7 @@ class VllmEngine:
         if isinstance(error, TimeoutError):
             return GenerationTimeoutError(self._options.max_seconds)
         if isinstance(error, EngineDeadError):
-            return _dead()
+            return EngineDiedError()
         if isinstance(error, VLLMClientError):
             return WireError(f"vLLM refused the request: {' '.join(str(error).split())[:300]}")
         return error
-
-
-def _dead() -> ServerUnavailableError:
-    return ServerUnavailableError("vLLM's engine has died", remedy="Restart the server; its log says why.")
