@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
 
+# As many test processes as cores, so one thread for each: with more they wait for one another.
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 # Once per release: also what takes long or needs full-size encoders.
 test-full: lint

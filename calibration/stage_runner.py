@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.quantized_weights import SourceWeights, write_quantized_weights
 from calibration.smoothing import Smoothing
+from contract.cpu_threads import cpu_threads
 from contract.grid import Grid
 from contract.manifest import VisionSpec
 from contract.position_tables import position_interpolation, rotary_cos_sin
@@ -95,7 +96,7 @@ class StageRunner:
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self._threads
+        settings.intra_op_num_threads = cpu_threads(self._threads)
         settings.log_severity_level = 3
         settings.enable_cpu_mem_arena = False  # what one large picture needed is not kept
         with tempfile.TemporaryDirectory(prefix="stage-", dir=self._folder.name) as name:

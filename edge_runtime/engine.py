@@ -127,7 +127,7 @@ class EngineOptions:
 
     Attributes:
         precision: which set of the bundle; None for the first.
-        threads: CPU threads, 0 for the library's choice.
+        threads: CPU threads, 0 for OMP_NUM_THREADS where that is set, else the library's choice.
         model: checkpoint folder, needed by the `pytorch` backend alone.
         provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
         target: which engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.checkpoint import Checkpoint
+from contract.cpu_threads import cpu_threads
 from contract.distance import Distance, distance
 from contract.errors import ParityError
 from contract.grid import Grid
@@ -124,6 +125,7 @@ def _session(path: Path, disabled_optimizers: Collection[str]) -> Any:
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
+    settings.intra_op_num_threads = cpu_threads()
     settings.log_severity_level = 3
     # One run does not repay packed copies of the weights, which would double the memory.
     settings.add_session_config_entry("session.disable_prepacking", "1")

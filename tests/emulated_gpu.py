@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.cpu_threads import cpu_threads
 from contract.engines import PlanRecord
 from contract.grid import Grid
 
@@ -155,7 +156,9 @@ class EmulatedEngine:
         self.num_io_tensors = len(self.specs)
         self.num_optimization_profiles = len(plan.buckets)
         path = library.bundle.path / plan.graph
-        self.session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = cpu_threads()
+        self.session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.specs)[index]

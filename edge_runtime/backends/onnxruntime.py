@@ -9,6 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.cpu_threads import cpu_threads
 from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.backends.providers import find_provider, make_session
@@ -40,7 +41,7 @@ class OnnxRuntimeEngine(GraphEngine):
 
     def load_graph(self, graph: GraphRecord) -> Any:
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self._threads
+        settings.intra_op_num_threads = cpu_threads(self._threads)
         settings.log_severity_level = 3
         disabled = ORT_DISABLED_OPTIMIZERS[PRECISIONS[self.precision].quantized]
         return make_session(self.bundle.graph_path(graph), settings, self._provider, self.bundle, disabled)

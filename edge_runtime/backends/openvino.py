@@ -14,6 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.cpu_threads import cpu_threads
 from contract.errors import InputError
 from contract.manifest import GraphRecord
 from edge_runtime.engine import Engine, EngineOptions
@@ -40,8 +41,8 @@ class OpenvinoEngine(GraphEngine):
         super().__init__(bundle, options)
         self.name = name
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[name], "PERFORMANCE_HINT": "LATENCY"}
-        if options.threads:
-            self._settings["INFERENCE_NUM_THREADS"] = options.threads
+        if threads := cpu_threads(options.threads):
+            self._settings["INFERENCE_NUM_THREADS"] = threads
         self._running = threading.Lock()
 
     def load_graph(self, graph: GraphRecord) -> Any:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.cpu_threads import cpu_threads
 from contract.grid import Grid
 from contract.manifest import GraphRecord
 from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
@@ -64,7 +65,7 @@ class GraphLayers:
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None
             settings = ort.SessionOptions()
-            settings.intra_op_num_threads = self._threads
+            settings.intra_op_num_threads = cpu_threads(self._threads)
             settings.log_severity_level = 3
             path = self._bundle.graph_path(graph)
             model = with_outputs(onnx.load(str(path), load_external_data=False), layers)

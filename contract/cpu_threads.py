@@ -1,0 +1,18 @@
+"""How many threads a library computes with on the CPU."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "OMP_NUM_THREADS"
+
+
+def cpu_threads(wanted: int = 0) -> int:
+    """`wanted` if it is set, else what OMP_NUM_THREADS says, else 0: the library's choice.
+
+    PyTorch obeys the variable by itself; ONNX Runtime and OpenVINO, which bring their own threads, do not.
+    """
+    if wanted:
+        return wanted
+    text = os.environ.get(VARIABLE, "").partition(",")[0]  # a list has one number for each level of nesting
+    return int(text) if text.isascii() and text.isdigit() else 0
