@@ -21,8 +21,9 @@ test: environments lint
 test-full: environments lint
 	$(BIN)/python -m pytest -q
 
+# Without vLLM's environment its tests are skipped, and say so; the project's own must be there.
 environments:
-	$(MAKE) --jobs 2 $(STAMP) $(VLLM_STAMP)
+	$(MAKE) --jobs 2 --keep-going $(STAMP) $(VLLM_STAMP) || $(MAKE) $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from vllm_engine_server import PARALLEL, running_vllm_engine
-from vllm_server import PYTHON
+from vllm_server import needs_vllm
 from waiting import until
 from wire_bodies import body_of
 
@@ -38,7 +38,7 @@ TOKENS = 24
 LONG = Sampling(max_new_tokens=1000, do_sample=True, temperature=2.0, top_k=0, seed=5)
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-env` makes it on any x86-64 machine"),
+    needs_vllm,
 ]
 Conversation = list[dict[str, Any]]
 

@@ -14,7 +14,7 @@ import pytest
 import server_checkpoint as tiny
 from safetensors.torch import load_file, save_file
 from vllm_engine_server import SETTINGS, running_vllm_engine
-from vllm_server import PYTHON
+from vllm_server import needs_vllm
 from wire_bodies import body_of
 
 from contract.wire import CONTENT_TYPE
@@ -22,7 +22,7 @@ from contract.wire import CONTENT_TYPE
 HEAD_DIM = 32  # the least that vLLM's CPU attention takes
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-env` makes it on any x86-64 machine"),
+    needs_vllm,
     pytest.mark.skipif("QWEN3VL_TEST_MOE" not in os.environ, reason="starts a second vLLM: set QWEN3VL_TEST_MOE=1"),
 ]
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
-from vllm_server import PYTHON, running_vllm
+from vllm_server import needs_vllm, running_vllm
 
 from contract.bundle import open_model_of
 from edge_runtime.edge import Edge
@@ -20,7 +20,7 @@ from tools.parity.end_to_end import Unsplit
 TOKENS = 24
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-env` makes it on any x86-64 machine"),
+    needs_vllm,
 ]
 
 

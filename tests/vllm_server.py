@@ -14,10 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tools.server_process import stop
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+ENVIRONMENT = ROOT / ".venv-vllm"
+PYTHON = ENVIRONMENT / "bin" / "python"
+needs_vllm = pytest.mark.skipif(
+    not (ENVIRONMENT / ".installed").exists(),
+    reason="no .venv-vllm: `make vllm-env` makes it on any x86-64 Linux machine",
+)
 START_SECONDS = 300.0
 
 
