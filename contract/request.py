@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from contract.errors import WireError
 from contract.grid import Grid
+from contract.packing import Packed, Packing, pack, unpack
 
 KINDS = ("image", "video")
 
@@ -25,6 +26,7 @@ class Media:
         deepstack: one array [n, D] per DeepStack level.
         origin: how it was made, for logs and evidence: native grid, scale, distortion, precision.
         hash: `contract.embedding_hash.embedding_hash`, as the sender says; None where it does not ask to keep them.
+        packed: `embeds`, then each level, as they travel; what these unpack to is what the arrays above hold.
     """
 
     kind: str
@@ -33,10 +35,26 @@ class Media:
     deepstack: tuple[NDArray[Any], ...]
     origin: dict[str, Any] = field(default_factory=dict)
     hash: str | None = None
+    packed: tuple[Packed, ...] = ()
 
     @property
     def nbytes(self) -> int:
         return int(self.embeds.nbytes + sum(level.nbytes for level in self.deepstack))
+
+
+def pack_media(media: Media, packing: Packing) -> Media:
+    """The same in fewer bytes: its arrays are what the packed ones unpack to, so both ends hold, and name, the same.
+
+    Args:
+        media: float16.
+
+    Raises:
+        WireError: the width does not divide into the packing's groups.
+    """
+    packed = tuple(pack(array, packing) for array in (media.embeds, *media.deepstack))
+    embeds, *deepstack = map(unpack, packed)
+    origin = media.origin | {"wire": packing.name}
+    return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
 
 
 @dataclass(frozen=True)

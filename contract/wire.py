@@ -4,12 +4,15 @@ Tensors: `input_ids` I32|I64 [L], optional `attention_mask` U8 [L], `grid_thw` I
 picture or clip i `embeds.{i}` F16|F32 [n, D] and `deepstack.{i}.{k}` of the same dtype and shape.
 Everything else is one JSON document in the header's metadata under `request`. A picture that the server holds already
 may be named by its hash, without tensors; such a body says version 2, so that a server that knows none refuses it.
+A packed tensor is its codes (F8_E4M3, I8, or U8 with two codes of 4 bits in each) under the tensor's name, and F16
+scales under that name and `.scales`: version 3 (`contract.packing`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +21,24 @@ from numpy.typing import NDArray
 from contract.embedding_hash import is_hash
 from contract.errors import LimitError, WireError
 from contract.grid import Grid
+from contract.packing import PACKINGS, Packed, Packing, check_packed, unpack
 from contract.request import KINDS, GenerateRequest, Limits, Media, MediaReference, Sampling
 from contract.safetensors_layout import Layout, build_header, header_length, parse_header
 from contract.strict_json import strict_object
 
 WIRE_VERSION = 1
 REFERENCE_VERSION = 2  # of a body that names embeddings without sending them
+PACKED_VERSION = 3  # of a body with packed embeddings
+VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION)
+SCALES = ".scales"
+MAX_LEVELS = 64
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
 
-_NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1"}
+_NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1", "I8": "<i1"}
 _DTYPE_NAMES = {np.dtype(value): key for key, value in _NUMPY_DTYPES.items()}
+_NUMPY_DTYPES["F8_E4M3"] = "<u1"  # numpy has no such type
+Named = tuple[str, NDArray[Any], str | None]  # the dtype's name, where numpy's type does not say it
 
 
 Lookup = Callable[[Sequence[MediaReference]], Sequence[Media]]
@@ -44,19 +54,21 @@ def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> l
     Raises:
         WireError: a tensor has a dtype that the wire does not carry.
     """
-    tensors: list[tuple[str, NDArray[Any]]] = [("input_ids", request.input_ids)]
+    tensors: list[Named] = [("input_ids", request.input_ids, None)]
     if request.attention_mask is not None:
-        tensors.append(("attention_mask", request.attention_mask.astype(np.uint8)))
+        tensors.append(("attention_mask", request.attention_mask.astype(np.uint8), None))
     if request.media:
-        tensors.append(("grid_thw", np.array([item.grid.as_list() for item in request.media], dtype=np.int32)))
+        grids = np.array([item.grid.as_list() for item in request.media], dtype=np.int32)
+        tensors.append(("grid_thw", grids, None))
     named = [item.hash is not None and item.hash in by_hash for item in request.media]
     for index, item in enumerate(request.media):
         if not named[index]:
             tensors += _tensors(index, item)
     # Widest elements first keeps every tensor aligned to its own dtype, so a view needs no copy to be used.
     tensors.sort(key=lambda pair: -pair[1].dtype.itemsize)
+    sent = [item for item, name in zip(request.media, named, strict=True) if not name]
     document = {
-        "version": REFERENCE_VERSION if any(named) else WIRE_VERSION,
+        "version": _version(sent, any(named)),
         "model_hash": request.model_hash,
         "request_id": request.request_id,
         "stream": request.stream,
@@ -69,26 +81,42 @@ def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> l
 def encode_medium(item: Media, model_hash: str) -> list[memoryview]:
     """The body of `PUT /v1/embeddings/{sha256}`: the same container with one picture or clip and no prompt."""
     grids = np.array([item.grid.as_list()], dtype=np.int32)
-    tensors = sorted([("grid_thw", grids), *_tensors(0, item)], key=lambda pair: -pair[1].dtype.itemsize)
-    return _container(tensors, {"version": WIRE_VERSION, "model_hash": model_hash, "media": [_item(item, False)]})
+    tensors: list[Named] = [("grid_thw", grids, None), *_tensors(0, item)]
+    tensors.sort(key=lambda pair: -pair[1].dtype.itemsize)
+    version = _version([item], False)
+    return _container(tensors, {"version": version, "model_hash": model_hash, "media": [_item(item, False)]})
 
 
-def _tensors(index: int, item: Media) -> list[tuple[str, NDArray[Any]]]:
-    levels = [(f"deepstack.{index}.{level}", array) for level, array in enumerate(item.deepstack)]
-    return [(f"embeds.{index}", item.embeds), *levels]
+def _version(sent: Sequence[Media], named: bool) -> int:
+    """The lowest that says all of it, so that older servers take what they can."""
+    if any(item.packed for item in sent):
+        return PACKED_VERSION
+    return REFERENCE_VERSION if named else WIRE_VERSION
+
+
+def _tensors(index: int, item: Media) -> list[Named]:
+    names = _names(index, len(item.deepstack))
+    if not item.packed:
+        return [(name, array, None) for name, array in zip(names, (item.embeds, *item.deepstack), strict=True)]
+    codes: list[Named] = [
+        (name, packed.codes, packed.packing.dtype) for name, packed in zip(names, item.packed, strict=True)
+    ]
+    return codes + [(name + SCALES, packed.scales, None) for name, packed in zip(names, item.packed, strict=True)]
 
 
 def _item(item: Media, named: bool) -> dict[str, Any]:
     if named:
         return {"kind": item.kind, "by_hash": True, "hash": item.hash, "origin": item.origin}
     found = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
+    if item.packed:
+        found["packing"] = item.packed[0].packing.name
     return found if item.hash is None else {**found, "hash": item.hash}
 
 
-def _container(tensors: list[tuple[str, NDArray[Any]]], document: dict[str, Any]) -> list[memoryview]:
-    entries = [(name, _dtype_name(name, array), array.shape) for name, array in tensors]
+def _container(tensors: list[Named], document: dict[str, Any]) -> list[memoryview]:
+    entries = [(name, dtype or _dtype_name(name, array), array.shape) for name, array, dtype in tensors]
     header = build_header(entries, {"request": json.dumps(document, separators=(",", ":"))})
-    return [memoryview(header), *(_bytes_of(array) for _, array in tensors)]
+    return [memoryview(header), *(_bytes_of(array) for _, array, _ in tensors)]
 
 
 def body_size(buffers: list[memoryview]) -> int:
@@ -97,23 +125,28 @@ def body_size(buffers: list[memoryview]) -> int:
 
 
 def decode_request(
-    body: bytes | bytearray | memoryview, limits: Limits | None = None, lookup: Lookup | None = None
+    body: bytes | bytearray | memoryview,
+    limits: Limits | None = None,
+    lookup: Lookup | None = None,
+    *,
+    keep_packed: bool = False,
 ) -> GenerateRequest:
-    """Parse a body; the request's arrays are views of it.
+    """Parse a body; the request's arrays are views of it, but for what was packed.
 
     Structure is checked here (container, names, dtypes, ranks, counts of the document); what depends on
     the server's model is checked by `contract.validate.validate_request`.
 
     Args:
         lookup: finds what the body names by hash, with the grid that it names; without it such a body is refused.
+        keep_packed: media keep the form in which they came, to be sent again in it.
 
     Raises:
         WireError: names the field at fault.
-        LimitError: body or media count above the limits.
+        LimitError: body, unpacked or not, or media count above the limits.
     """
     limits = limits or Limits()
     document, arrays = _parse(body, limits)
-    items = _media(document["media"], arrays)
+    items = _media(document, arrays, limits)
     input_ids = _take(arrays, "input_ids", ("<i8", "<i4"), 1)
     mask = _take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
     _nothing_left(arrays)
@@ -122,7 +155,7 @@ def decode_request(
     return GenerateRequest(
         model_hash=document.get("model_hash"),
         input_ids=input_ids.astype(np.int64, copy=False),
-        media=_resolve(items, document["version"], lookup),
+        media=_resolve(items, document["version"], lookup, keep_packed),
         attention_mask=None if mask is None else mask.astype(np.int64),
         sampling=sampling,
         stream=bool(document.get("stream", False)),
@@ -136,12 +169,13 @@ def decode_medium(body: bytes | bytearray | memoryview, limits: Limits | None = 
     Raises:
         WireError, LimitError: as `decode_request`.
     """
-    document, arrays = _parse(body, limits or Limits())
+    limits = limits or Limits()
+    document, arrays = _parse(body, limits)
     if len(document["media"]) != 1:
         raise WireError("body holds not one medium", field="media", expected=1, got=len(document["media"]))
-    items = _media(document["media"], arrays)
+    items = _media(document, arrays, limits)
     _nothing_left(arrays)
-    return _resolve(items, document["version"], None)[0], document.get("model_hash")
+    return _resolve(items, document["version"], None, False)[0], document.get("model_hash")
 
 
 def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -214,11 +248,11 @@ def _document(layout: Layout, limits: Limits) -> dict[str, Any]:
         raise WireError("metadata has no request document", field="request")
     document = strict_object(layout.metadata["request"], "request")
     version = document.get("version")
-    if type(version) is not int or version not in (WIRE_VERSION, REFERENCE_VERSION):
+    if type(version) is not int or version not in VERSIONS:
         raise WireError(
             "wire version is not spoken here",
             field="version",
-            expected=f"{WIRE_VERSION} or {REFERENCE_VERSION}",
+            expected=" or ".join(map(str, VERSIONS)),
             got=repr(version)[:40],
             remedy="Use the same release on device and server.",
         )
@@ -263,9 +297,11 @@ def _take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], r
     return array
 
 
-def _media(items: list[Any], arrays: dict[str, NDArray[Any]]) -> list[Media | MediaReference]:
+def _media(document: dict[str, Any], arrays: dict[str, NDArray[Any]], limits: Limits) -> list[Media | MediaReference]:
+    items = document["media"]
     if not items:
         return []
+    _check_unpacked_size(items, document["version"], arrays, limits)
     grids = _take(arrays, "grid_thw", ("<i4", "<i8"), 2)
     if grids.shape != (len(items), 3):
         raise WireError(
@@ -289,15 +325,58 @@ def _medium(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]]) 
             raise WireError("media item by hash has levels", field=f"media.{index}.levels")
         return MediaReference(index, kind, grid, str(name), origin)
     levels = item.get("levels")
-    if type(levels) is not int or not 0 <= levels <= 64:
-        raise WireError("media item is malformed", field=f"media.{index}", expected="levels (0 to 64) and origin")
-    floats = ("<f2", "<f4")
-    embeds = _take(arrays, f"embeds.{index}", floats, 2)
-    deepstack = tuple(_take(arrays, f"deepstack.{index}.{level}", floats, 2) for level in range(levels))
-    return Media(kind, grid, embeds, deepstack, origin, name)
+    if type(levels) is not int or not 0 <= levels <= MAX_LEVELS:
+        raise WireError(
+            "media item is malformed", field=f"media.{index}", expected=f"levels (0 to {MAX_LEVELS}) and origin"
+        )
+    names = _names(index, levels)
+    if (packing := item.get("packing")) is None:
+        embeds, *deepstack = (_take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
+        return Media(kind, grid, embeds, tuple(deepstack), origin, name)
+    packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
+    embeds, *deepstack = map(unpack, packed)
+    return Media(kind, grid, embeds, tuple(deepstack), origin, name, packed)
 
 
-def _resolve(items: list[Media | MediaReference], version: int, lookup: Lookup | None) -> tuple[Media, ...]:
+def _names(index: int, levels: Any) -> list[str]:
+    """Of a medium's tensors; of its first alone where `levels` is no count."""
+    count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0
+    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(count))]
+
+
+def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
+    codes = _take(arrays, name, (_NUMPY_DTYPES[packing.dtype],), 2)
+    scales = _take(arrays, name + SCALES, ("<f2",), 2)
+    found = Packed(packing, codes, scales)
+    check_packed(found, name + SCALES)
+    return found
+
+
+def _check_unpacked_size(items: list[Any], version: int, arrays: dict[str, NDArray[Any]], limits: Limits) -> None:
+    """A packed body is held to the size that it has as float16, before anything is unpacked."""
+    size = 0
+    for index, item in enumerate(items):
+        if not isinstance(item, dict) or (name := item.get("packing")) is None:
+            continue
+        field = f"media.{index}.packing"
+        if version < PACKED_VERSION:
+            raise WireError("this wire version has no packed media", field=field, expected=f"version {PACKED_VERSION}")
+        if not isinstance(name, str) or name not in PACKINGS:
+            raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
+        codes = [arrays[tensor] for tensor in _names(index, item.get("levels")) if tensor in arrays]
+        size += sum(array.size for array in codes) * PACKINGS[name].per_byte * 2
+    if size > limits.max_body_bytes:
+        raise LimitError(
+            "the embeddings are too large once unpacked",
+            field="body",
+            expected=f"at most {limits.max_body_bytes} bytes",
+            got=f"{size} bytes",
+        )
+
+
+def _resolve(
+    items: list[Media | MediaReference], version: int, lookup: Lookup | None, keep_packed: bool
+) -> tuple[Media, ...]:
     references = [item for item in items if isinstance(item, MediaReference)]
     if references and version < REFERENCE_VERSION:
         field = f"media.{references[0].index}.by_hash"
@@ -305,4 +384,6 @@ def _resolve(items: list[Media | MediaReference], version: int, lookup: Lookup |
     if references and lookup is None:
         raise WireError("media by hash are not taken here", field=f"media.{references[0].index}.by_hash")
     found = iter(lookup(references)) if references and lookup is not None else iter(())
+    if not keep_packed:
+        items = [replace(item, packed=()) if isinstance(item, Media) and item.packed else item for item in items]
     return tuple(next(found) if isinstance(item, MediaReference) else item for item in items)

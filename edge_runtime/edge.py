@@ -14,7 +14,8 @@ from typing import Any
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.grid import Grid
-from contract.request import GenerateRequest, Media, Sampling
+from contract.packing import PACKINGS, WIRE_DTYPES
+from contract.request import GenerateRequest, Media, Sampling, pack_media
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
 from edge_runtime.lean.choice import PREPROCESS, choose_lean
@@ -25,8 +26,6 @@ from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 from edge_runtime.stacking import Item, Made, encode_items, told_runs
 
-WIRE_DTYPES = ("fp16", "fp32")
-
 
 @dataclass(frozen=True)
 class EdgeOptions:
@@ -34,7 +33,8 @@ class EdgeOptions:
 
     Attributes:
         backend: a key of `edge_runtime.engine.BACKENDS`.
-        wire_dtype: "fp16", or "fp32" where the last bit matters (parity runs).
+        wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); or a packing ("int8", …), which sends
+            fewer bytes and moves the embeddings a little: docs/wire.md says by how much.
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
         stack: images and clips of a request that have one size share engine runs.
@@ -180,7 +180,7 @@ class Edge:
 
     def _encode_items(self, items: Sequence[Item]) -> list[Made]:
         made = encode_items(self.engine, items, stack=self.options.stack)
-        if self.options.wire_dtype == "fp16":
+        if self.options.wire_dtype != "fp32":
             return [replace(item, embeddings=item.embeddings.to_fp16()) for item in made]
         return made
 
@@ -224,14 +224,17 @@ class Edge:
         origin = self._origin(item) | ({"cached": True} if cached else {})
         if runs not in ((), (item.grid,)):  # it shared a run, or was split
             origin["runs"] = told_runs(runs)
-        return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
+        found = Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
+        packing = PACKINGS.get(self.options.wire_dtype)
+        return found if packing is None else pack_media(found, packing)
 
     def _identity(self) -> str:
         """All that decides what the engine makes of given pixels."""
         manifest = self.bundle.manifest
         graphs = manifest.precision(self.engine.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
-        parts = [manifest.model.model_hash, self.engine.name, self.engine.precision, self.options.wire_dtype]
+        parts = [manifest.model.model_hash, self.engine.name, self.engine.precision]
+        parts.append("fp32" if self.options.wire_dtype == "fp32" else "fp16")  # packed when they are sent
         parts += library_versions(self.options.backend)
         parts += [
             manifest.file(path).sha256

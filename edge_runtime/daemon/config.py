@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from contract.packing import PACKINGS, WIRE_DTYPES
 from contract.settings import check_ranges, gather_settings, typed
 from edge_runtime.live.config import CameraConfig
 from edge_runtime.server_access import ServerAccess
@@ -52,6 +53,8 @@ class DaemonConfig:
         cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
         preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
             or reference (qwen-vl-utils and transformers).
+        wire_dtype: fp16, fp32, or a packing (fp8, int8, int4): fewer bytes, and embeddings moved a little, which
+            every answer says.
         spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
         spool_mib: of requests and answers in it. spool_jobs: jobs that may wait; the next is answered 429.
         job_concurrency: jobs sent at a time.
@@ -98,6 +101,7 @@ class DaemonConfig:
     stack: bool = True
     cameras: tuple[CameraConfig, ...] = ()
     preprocess: str = "auto"
+    wire_dtype: str = "fp16"
     spool: Path | None = None
     spool_mib: int = 1024
     spool_jobs: int = 1000
@@ -108,11 +112,19 @@ class DaemonConfig:
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
-        for name, known in (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS)):
+        choices = (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS), ("wire_dtype", WIRE_DTYPES))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise InputError(
                     f"no such {name}", field=name, expected=" or ".join(known), got=repr(getattr(self, name))[:80]
                 )
+        if self.server_kind == "openai" and self.wire_dtype in PACKINGS:
+            raise InputError(
+                "a foreign server takes no packed embeddings",
+                field="wire_dtype",
+                expected="fp16 or fp32",
+                got=self.wire_dtype,
+            )
         for origin in self.allowed_origins:
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
                 expected = "scheme and host, such as https://example.org"

@@ -43,6 +43,7 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
         cache_bytes=config.cache_mib * 2**20,
         stack=config.stack,
         preprocess=config.preprocess,
+        wire_dtype=config.wire_dtype,
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()

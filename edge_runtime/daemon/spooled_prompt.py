@@ -38,7 +38,7 @@ def from_disk(document: dict[str, Any], body: bytes) -> SpooledPrompt:
         WireError: the body is of another release.
     """
     timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
-    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY), (), timings)
+    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, keep_packed=True), (), timings)
     return SpooledPrompt(ChatRequest.model_validate(document["chat"]), encoded)
 
 

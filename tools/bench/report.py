@@ -32,6 +32,7 @@ def page(folder: Path) -> str:
     if not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
     parts += [_startup(document) for document in _read(folder, "startup*.json")]
+    parts += [_packing(document) for document in _read(folder, "packing*.json")]
     parts += [_server(document) for document in _read(folder, "server*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
     parts += [_fuzz(document) for document in _read(folder, "fuzz*.json")]
@@ -119,6 +120,33 @@ def _startup(document: dict[str, Any]) -> str:
         f"Alternating starts, {document['rows'][0]['rounds']} of each, medians; resident memory.\n\n"
         + _table(names, rows, text=1)
         + _environment(document)
+    )
+
+
+def _packing(document: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes']:,}",
+            f"{row['share']:.3f}",
+            "" if row["zstd_share"] is None else f"{row['zstd_share']:.3f}",
+            f"{row['encode_ms']:.1f}",
+            f"{row['decode_ms']:.1f}",
+            "" if row["pays_below_mbit"] is None else f"{row['pays_below_mbit']:,.0f}",
+            f"{row['min_cosine']:.6f}",
+            f"{row['same_answers']:.1%}",
+            f"{row['accuracy']:.1%}",
+        ]
+        for row in document["rows"]
+    ]
+    names = ["`--wire-dtype`", "bytes", "share", "share after zstd", "pack ms", "unpack ms", "pays below Mbit/s"]
+    names += ["lowest cosine", "answers as in fp32", "accuracy"]
+    return (
+        "## Fewer bytes on the wire\n\n"
+        f"Answers and accuracy: {document['questions']} held-out questions, reference checkpoint, fp32 graphs. Bytes "
+        "and times: one picture of 196 visual tokens of the 2B model, 2048 wide, three DeepStack levels, medians of "
+        f'{document["rounds"]} alternating rounds. A link slower than "pays below" has the packed '
+        "picture sooner.\n\n" + _table(names, rows, text=1) + _environment(document)
     )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from contract.embedding_hash import embedding_hash
 from contract.grid import Grid
 from contract.idempotency import HEADER
-from contract.request import GenerateRequest, Media, ModelShape, Sampling
+from contract.packing import PACKINGS
+from contract.request import GenerateRequest, Media, ModelShape, Sampling, pack_media
 from contract.wire import CONTENT_TYPE, encode_medium, encode_request
 from tools.fuzz.chats import chat_bodies
 
@@ -61,6 +62,10 @@ def targets(shape: ModelShape) -> list[Target]:
         Target("generate, streamed", "POST", "/v1/generate", (binary,), _body(replace(one, stream=True)), 6),
         Target("put", "PUT", put, (binary,), b"".join(encode_medium(wide, shape.model_hash)), 12),
         Target("generate, by hash", "POST", "/v1/generate", (binary,), _body(two, str(wide.hash), str(clip.hash)), 12),
+        *(
+            Target(f"generate, {name}", "POST", "/v1/generate", (binary,), _body(_packed(two, name)), 4)
+            for name in PACKINGS
+        ),
         Target("generate, keyed", "POST", "/v1/generate", keyed, _body(_request(shape)), 2),
         Target("generate, JSON", "POST", "/v1/generate", (text,), _json(_request(shape, *small)), 20),
         Target(
@@ -97,6 +102,11 @@ def _request(shape: ModelShape, *media: Media) -> GenerateRequest:
         for _ in range(frames):
             ids += [token] * (item.grid.tokens(shape.merge_size) // frames) + [low // 2]
     return GenerateRequest(shape.model_hash, np.array(ids, np.int64), media, sampling=Sampling(max_new_tokens=1))
+
+
+def _packed(request: GenerateRequest, name: str) -> GenerateRequest:
+    media = tuple(replace(pack_media(item, PACKINGS[name]), hash=None) for item in request.media)
+    return replace(request, media=media)
 
 
 def _ones(request: GenerateRequest) -> Any:

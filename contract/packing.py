@@ -1,0 +1,165 @@
+"""Embeddings in fewer bytes: small codes and their scales, which become float16 again, to the bit the same everywhere.
+
+A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale holds for a row, or all rows, and
+D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough bits
+that the product is exact in float32, so device and server hold the same numbers, and so does a hash of them.
+
+Scales by rows and groups of columns: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
+The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import WireError
+
+Codes = NDArray[Any]
+_ROWS = 256  # unpacked at a time, so that float32 copies stay small
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tensor is packed.
+
+    Attributes:
+        dtype: of the codes in the container.
+        largest: magnitude of the largest code.
+        group: columns that share a scale; 0 for all of a row.
+        per_byte: codes in one element of the container.
+    """
+
+    name: str
+    dtype: str
+    largest: float
+    group: int = 0
+    per_byte: int = 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One packed tensor.
+
+    Attributes:
+        codes: int8 or uint8 [n, D / codes per byte].
+        scales: float16 [a, b].
+    """
+
+    packing: Packing
+    codes: Codes
+    scales: NDArray[np.float16]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.codes.nbytes + self.scales.nbytes)
+
+
+PACKINGS = {
+    found.name: found
+    for found in (
+        Packing("fp8", "F8_E4M3", 448.0),
+        Packing("int8", "I8", 127.0),
+        Packing("int4", "U8", 7.0, group=32, per_byte=2),
+    )
+}
+
+WIRE_DTYPES = ("fp16", "fp32", *PACKINGS)
+"""What `--wire-dtype` and the daemon's `wire_dtype` take."""
+
+
+def pack(values: NDArray[Any], packing: Packing) -> Packed:
+    """Codes and scales of float16 or float32 [n, D].
+
+    Raises:
+        WireError: D does not divide into groups.
+    """
+    rows, columns = values.shape
+    group = packing.group or columns
+    if columns % group or columns % packing.per_byte:
+        raise WireError(f"embeddings cannot be packed as {packing.name}", expected=f"columns by {group}", got=columns)
+    blocks = values.astype(np.float32).reshape(rows, columns // group, group)
+    scales = (np.abs(blocks).max(axis=2, initial=0) / packing.largest).astype(np.float16)
+    divisors = np.where(scales == 0, np.float32(1), scales.astype(np.float32))[:, :, None]
+    codes = _encode(np.clip(blocks / divisors, -packing.largest, packing.largest), packing)
+    return Packed(packing, codes.reshape(rows, columns // packing.per_byte), scales)
+
+
+def unpack(packed: Packed) -> NDArray[np.float16]:
+    """The float16 [n, D] that codes and scales stand for."""
+    rows, columns = packed.codes.shape[0], packed.codes.shape[1] * packed.packing.per_byte
+    scales = packed.scales.astype(np.float32)
+    found = np.empty((rows, columns), np.float16)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, start + _ROWS)
+        codes = _decode(packed.codes[part], packed.packing)
+        blocks = codes.reshape(codes.shape[0], scales.shape[1], columns // scales.shape[1])
+        own = scales if scales.shape[0] == 1 else scales[part]
+        found[part] = (blocks * own[:, :, None]).reshape(codes.shape)
+    return found
+
+
+def check_packed(packed: Packed, field: str) -> None:
+    """Hold scales against codes.
+
+    Raises:
+        WireError: shapes that do not belong together, or scales that are no sizes.
+    """
+    rows, columns = packed.codes.shape[0], packed.codes.shape[1] * packed.packing.per_byte
+    a, b = packed.scales.shape
+    if a not in (1, rows) or b == 0 or columns % b:
+        wanted = f"[1 or {rows}, a divisor of {columns}]"
+        raise WireError("scales do not fit their codes", field=field, expected=wanted, got=[a, b])
+    if not np.isfinite(packed.scales).all() or (packed.scales < 0).any():
+        raise WireError("scales are no sizes", field=field, expected="finite, not negative")
+
+
+def _encode(blocks: NDArray[np.float32], packing: Packing) -> Codes:
+    if packing.dtype == "F8_E4M3":
+        codes: Codes = _e4m3_codes()[blocks.astype(np.float16).view(np.uint16)]
+        return codes
+    whole = np.rint(blocks).astype(np.int8)
+    if packing.per_byte == 1:
+        return whole
+    pairs = (whole + 8).astype(np.uint8).reshape(*whole.shape[:-1], whole.shape[-1] // 2, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4
+
+
+def _decode(codes: Codes, packing: Packing) -> NDArray[np.float32]:
+    if packing.dtype == "F8_E4M3":
+        values: NDArray[np.float32] = e4m3_values()[codes]
+        return values
+    if packing.per_byte == 1:
+        return codes.astype(np.float32)
+    found = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
+    found[:, 0::2] = codes & 15
+    found[:, 1::2] = codes >> 4
+    found -= 8
+    return found
+
+
+@cache
+def e4m3_values() -> NDArray[np.float32]:
+    """What each of the 256 codes stands for: sign, 4 bits of exponent with bias 7, 3 of fraction; 0x7f and 0xff NaN."""
+    codes = np.arange(256)
+    exponent, fraction = (codes >> 3) & 15, codes & 7
+    magnitude = np.where(exponent == 0, fraction * 2.0**-9, (8 + fraction) * 2.0 ** (exponent - 10.0))
+    magnitude[[0x7F, 0xFF]] = np.nan
+    return np.where(codes >> 7, -magnitude, magnitude).astype(np.float32)
+
+
+@cache
+def _e4m3_codes() -> NDArray[np.uint8]:
+    """The code nearest to each float16, ties to the even one; beyond 448 the largest."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    magnitudes = np.nan_to_num(np.abs(halves).astype(np.float64), nan=0.0, posinf=448.0)
+    values = e4m3_values()[:127].astype(np.float64)
+    above = np.clip(np.searchsorted(values, magnitudes), 1, 126)
+    low, high = values[above - 1], values[above]
+    middle = (low + high) / 2
+    nearest = np.where((magnitudes > middle) | ((magnitudes == middle) & (above % 2 == 0)), above, above - 1)
+    return (nearest | np.where(np.signbit(halves), 0x80, 0)).astype(np.uint8)

@@ -1,0 +1,73 @@
+"""Packed embeddings through real processes: half the bytes, the same words, and every answer says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from daemon_process import running_daemon
+from test_daemon_by_hash import ask
+from test_daemon_jobs import chat as job_chat
+from test_daemon_jobs import ended
+
+from contract.errors import InputError
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.edge import EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
+from tools.parity.end_to_end import Split, open_both
+from tools.train_reference.evaluate import answer_all_split
+from tools.train_reference.heldout import heldout_questions
+
+QUESTIONS = 60
+SHARES = {"fp8": 0.56, "int8": 0.56, "int4": 0.34}  # the reference's rows are narrow: scales and header weigh more
+COLOUR = "What colour is the cross?"
+
+
+@pytest.fixture(scope="module")
+def halves(bundle: Path, reference: Path) -> tuple[Split, list[str]]:
+    """The split with fp16 on the wire, and its answers."""
+    options = EdgeOptions(engine=EngineOptions(precision="fp32"))
+    edge = open_edge(bundle, options)
+    split = open_both(edge, reference)[0]
+    return split, answer_all_split(split, heldout_questions(QUESTIONS))
+
+
+@pytest.mark.parametrize(("name", "changed"), [("int8", 0), ("fp8", 2), ("int4", 6)])
+def test_answers_hold(bundle: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:
+    split, expected = halves
+    with open_edge(bundle, EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype=name)) as edge:
+        answers = answer_all_split(split.with_edge(edge), heldout_questions(QUESTIONS))
+    assert sum(one != other for one, other in zip(answers, expected, strict=True)) <= changed
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_the_daemon_sends_less_and_says_so(
+    name: str, tmp_path: Path, bundle: Path, server_url: str, samples: Path
+) -> None:
+    spool = f'spool = "{tmp_path / "jobs.db"}"\n'
+    with running_daemon(tmp_path, bundle, server_url, f'precision = "fp32"\n{spool}') as plain:
+        text, told = ask(plain, samples / "colour.png", COLOUR)
+    assert "wire" not in told["media"][0]
+    with running_daemon(tmp_path, bundle, server_url, f'precision = "fp32"\nwire_dtype = "{name}"\n{spool}') as daemon:
+        first, packed = ask(daemon, samples / "colour.png", COLOUR)
+        again, by_hash = ask(daemon, samples / "colour.png", COLOUR)
+        body: dict[str, Any] = job_chat(samples)
+        job = ended(daemon, httpx.post(f"{daemon.url}/v1/jobs", json=body, timeout=60).json()["id"])
+    assert packed["media"][0]["wire"] == by_hash["media"][0]["wire"] == name
+    assert [item["media"][0]["sent"] for item in (packed, by_hash)] == ["tensors", "hash"]
+    assert first == again
+    if name != "int4":
+        assert first == text
+    assert packed["sent_bytes"] < SHARES[name] * told["sent_bytes"]
+    assert job["status"] == "done"
+    assert job["answer"]["qwen3vl_edge"]["media"][0]["wire"] == name
+
+
+def test_what_cannot_be_sent_is_refused_at_start(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such wire_dtype"):
+        DaemonConfig(tmp_path, wire_dtype="int2")
+    with pytest.raises(InputError, match="foreign server takes no packed"):
+        DaemonConfig(tmp_path, wire_dtype="int8", server_kind="openai")
+    assert DaemonConfig(tmp_path, wire_dtype="fp32", server_kind="openai").wire_dtype == "fp32"

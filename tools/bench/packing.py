@@ -1,0 +1,155 @@
+"""Fewer bytes on the wire: what each packing costs in time and answers, and at which link it pays.
+
+python -m tools.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny --out docs/benchmarks/packing.json
+
+Answers and accuracy are of the reference checkpoint's held-out questions. Bytes and times are of one picture of the 2B
+model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the values are the reference
+encoder's own, repeated to that width, so that zstd sees real numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract import atomic
+from contract.distance import distance
+from contract.grid import Grid
+from contract.packing import PACKINGS
+from contract.request import Media, Sampling, pack_media
+from contract.wire import body_size, decode_medium, encode_medium
+from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
+from tools.bench.environment import environment
+from tools.parity.end_to_end import open_both
+from tools.train_reference.evaluate import answer_all_split, score
+from tools.train_reference.heldout import HeldoutQuestion, heldout_questions
+
+TOKENS, WIDTH, LEVELS = 196, 2048, 3
+NAMES = ("fp16", *PACKINGS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="the reference checkpoint")
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    questions = heldout_questions(arguments.questions)
+    options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype="fp32")
+    with open_edge(arguments.bundle, options) as edge:
+        split = open_both(edge, arguments.model)[0]
+        media = _media(edge, questions[:40])
+        base = answer_all_split(split, questions)
+        rows = [_answers(name, arguments.bundle, split, questions, base, media) for name in NAMES]
+    times = _times(_wide(media), arguments.rounds)
+    rows = [{**row, **times[row["name"]]} for row in rows]
+    document = {"environment": environment(), "questions": len(questions), "rounds": arguments.rounds, "rows": rows}
+    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    print(json.dumps(rows, indent=1))
+
+
+def _media(edge: Edge, questions: list[HeldoutQuestion]) -> list[Media]:
+    return [item for question in questions for item in edge.encode(question.messages, Sampling()).request.media]
+
+
+def _as_sent(item: Media, name: str) -> Media:
+    """As `--wire-dtype` NAME has it."""
+    levels = tuple(level.astype(np.float16) for level in item.deepstack)
+    halves = replace(item, embeds=item.embeds.astype(np.float16), deepstack=levels)
+    return halves if name == "fp16" else pack_media(halves, PACKINGS[name])
+
+
+def _answers(
+    name: str, bundle: Path, split: Any, questions: list[HeldoutQuestion], base: list[str], media: list[Media]
+) -> dict[str, Any]:
+    options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype=name)
+    with open_edge(bundle, options) as edge:
+        answers = answer_all_split(split.with_edge(edge), questions)
+    worst = [
+        min(distance(array, other).cosine for array, other in zip(_arrays(item), _arrays(sent), strict=True))
+        for item, sent in ((item, _as_sent(item, name)) for item in media)
+    ]
+    same = sum(one == other for one, other in zip(answers, base, strict=True))
+    print(f"{name}: {same} of {len(questions)} answers as with fp32", flush=True)
+    return {
+        "name": name,
+        "min_cosine": min(worst),
+        "same_answers": same / len(questions),
+        "accuracy": score(questions, answers).overall,
+    }
+
+
+def _arrays(item: Media) -> tuple[Any, ...]:
+    return item.embeds, *item.deepstack
+
+
+def _wide(media: list[Media]) -> Media:
+    """One picture of the 2B model's size, of these pictures' numbers."""
+
+    def widened(arrays: list[Any]) -> Any:
+        values = np.concatenate([array.reshape(-1) for array in arrays])
+        return np.resize(values, (TOKENS, WIDTH))
+
+    levels = tuple(widened([item.deepstack[level % len(item.deepstack)] for item in media]) for level in range(LEVELS))
+    return Media("image", Grid(1, 28, 28), widened([item.embeds for item in media]), levels)
+
+
+def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
+    """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
+    halves = _as_sent(item, "fp16")
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
+    bodies: dict[str, bytes] = {}
+    for number in range(rounds):
+        for name in NAMES[number % len(NAMES) :] + NAMES[: number % len(NAMES)]:
+            started = time.perf_counter()
+            sent = halves if name == "fp16" else pack_media(halves, PACKINGS[name])
+            buffers = encode_medium(sent, "0" * 64)
+            encoded = time.perf_counter()
+            body = b"".join(buffers)
+            joined = time.perf_counter()
+            decode_medium(body)
+            ended = time.perf_counter()
+            bodies[name] = body
+            for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
+                kept.append(value)
+            assert body_size(buffers) == len(body)
+    compress = _compressor()
+    plain = len(bodies["fp16"])
+    found = {}
+    for name in NAMES:
+        encode, decode = (statistics.median(values) for values in seconds[name])
+        extra = encode + decode - sum(statistics.median(values) for values in seconds["fp16"])
+        saved = plain - len(bodies[name])
+        found[name] = {
+            "bytes": len(bodies[name]),
+            "share": round(len(bodies[name]) / plain, 4),
+            "zstd_share": None if compress is None else round(len(compress(bodies[name])) / plain, 4),
+            "encode_ms": round(encode * 1e3, 3),
+            "decode_ms": round(decode * 1e3, 3),
+            "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved and extra > 0 else None,
+        }
+    return found
+
+
+def _compressor() -> Callable[[bytes], bytes] | None:
+    try:
+        import zstandard
+    except ImportError:
+        return None
+    compressor = zstandard.ZstdCompressor(level=3)
+    return lambda body: bytes(compressor.compress(body))
+
+
+if __name__ == "__main__":
+    main()
