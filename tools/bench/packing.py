@@ -4,7 +4,7 @@ python -m tools.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny --o
 
 Answers and accuracy are of the reference checkpoint's held-out questions. Bytes and times are of one picture of the 2B
 model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the values are the reference
-encoder's own, repeated to that width, so that zstd sees real numbers.
+encoder's own, of many pictures, so that zstd sees real numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
-        media = _media(edge, questions[:40])
+        media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
         base = answer_all_split(split, questions)
         rows = [_answers(name, arguments.bundle, split, questions, base, media) for name in NAMES]
     times = _times(_wide(media), arguments.rounds)
@@ -98,8 +98,8 @@ def _wide(media: list[Media]) -> Media:
     """One picture of the 2B model's size, of these pictures' numbers."""
 
     def widened(arrays: list[Any]) -> Any:
-        values = np.concatenate([array.reshape(-1) for array in arrays])
-        return np.resize(values, (TOKENS, WIDTH))
+        values = np.concatenate([array.reshape(-1) for array in arrays])[: TOKENS * WIDTH]
+        return values.reshape(TOKENS, WIDTH)
 
     levels = tuple(widened([item.deepstack[level % len(item.deepstack)] for item in media]) for level in range(LEVELS))
     return Media("image", Grid(1, 28, 28), widened([item.embeds for item in media]), levels)
