@@ -140,15 +140,17 @@ def _rebuilt(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
     checks can find."""
     table, data = split(body)
     names = sorted((name for name in table if name != "__metadata__"), key=lambda name: table[name]["data_offsets"])
-    kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+    kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1", "I8": "|i1"}
+    names_of = {kind: name for name, kind in kinds.items()}
     chosen, made = rng.choice(names), b""
     for name in names:
         entry = table[name]
         start, end = entry["data_offsets"]
-        array = np.frombuffer(data[start:end], kinds[entry["dtype"]]).reshape(entry["shape"])
+        array = np.frombuffer(data[start:end], kinds.get(entry["dtype"], "|u1")).reshape(entry["shape"])
         if name == chosen:
             array = _other(array, rng)
-            entry["dtype"] = {"<f2": "F16", "<f4": "F32", "<i8": "I64", "<i4": "I32", "|u1": "U8"}[array.dtype.str]
+            if entry["dtype"] in kinds:  # numpy has no 8-bit float
+                entry["dtype"] = names_of[array.dtype.str]
             entry["shape"] = list(array.shape)
         entry["data_offsets"] = [len(made), len(made) + array.nbytes]
         made += array.tobytes()
