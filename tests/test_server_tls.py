@@ -155,7 +155,9 @@ def test_a_hangup_has_the_files_looked_at_again(guarded: Guarded) -> None:
 
     until(begun)
     assert generate(guarded.server.url, body(), access=replace(access, token=added))["text"] is not None
-    lines = [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+    audit = folder / "audit.jsonl"
+    until(lambda: '"second"' in audit.read_text(), audit.read_text)  # its line follows its answer
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert {line["client"] for line in lines} == {"camera-3", "second"}
     assert guarded.server.process.poll() is None
     verify = access.verify()
