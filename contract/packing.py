@@ -55,6 +55,12 @@ class Packed:
     scales: NDArray[np.float16]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """[n, D], unpacked."""
+        rows, columns = self.codes.shape
+        return rows, columns * self.packing.per_byte
+
+    @property
     def nbytes(self) -> int:
         return int(self.codes.nbytes + self.scales.nbytes)
 
@@ -91,7 +97,7 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
 
 def unpack(packed: Packed) -> NDArray[np.float16]:
     """The float16 [n, D] that codes and scales stand for."""
-    rows, columns = packed.codes.shape[0], packed.codes.shape[1] * packed.packing.per_byte
+    rows, columns = packed.shape
     scales = packed.scales.astype(np.float32)
     found = np.empty((rows, columns), np.float16)
     for start in range(0, rows, _ROWS):
@@ -109,7 +115,7 @@ def check_packed(packed: Packed, field: str) -> None:
     Raises:
         WireError: shapes that do not belong together, or scales that are no sizes.
     """
-    rows, columns = packed.codes.shape[0], packed.codes.shape[1] * packed.packing.per_byte
+    rows, columns = packed.shape
     a, b = packed.scales.shape
     if a not in (1, rows) or b == 0 or columns % b:
         wanted = f"[1 or {rows}, a divisor of {columns}]"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +145,7 @@ def decode_request(
     """
     limits = limits or Limits()
     document, arrays = _parse(body, limits)
-    items = _media(document, arrays, limits)
+    items = _media(document, arrays, limits, keep_packed)
     input_ids = _take(arrays, "input_ids", ("<i8", "<i4"), 1)
     mask = _take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
     _nothing_left(arrays)
@@ -155,7 +154,7 @@ def decode_request(
     return GenerateRequest(
         model_hash=document.get("model_hash"),
         input_ids=input_ids.astype(np.int64, copy=False),
-        media=_resolve(items, document["version"], lookup, keep_packed),
+        media=_resolve(items, document["version"], lookup),
         attention_mask=None if mask is None else mask.astype(np.int64),
         sampling=sampling,
         stream=bool(document.get("stream", False)),
@@ -175,7 +174,7 @@ def decode_medium(body: bytes | bytearray | memoryview, limits: Limits | None = 
         raise WireError("body holds not one medium", field="media", expected=1, got=len(document["media"]))
     items = _media(document, arrays, limits)
     _nothing_left(arrays)
-    return _resolve(items, document["version"], None, False)[0], document.get("model_hash")
+    return _resolve(items, document["version"], None)[0], document.get("model_hash")
 
 
 def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -297,7 +296,9 @@ def _take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], r
     return array
 
 
-def _media(document: dict[str, Any], arrays: dict[str, NDArray[Any]], limits: Limits) -> list[Media | MediaReference]:
+def _media(
+    document: dict[str, Any], arrays: dict[str, NDArray[Any]], limits: Limits, keep_packed: bool = False
+) -> list[Media | MediaReference]:
     items = document["media"]
     if not items:
         return []
@@ -308,11 +309,14 @@ def _media(document: dict[str, Any], arrays: dict[str, NDArray[Any]], limits: Li
             "grid_thw does not match the media list", field="grid_thw", expected=[len(items), 3], got=list(grids.shape)
         )
     return [
-        _medium(index, item, Grid(*(int(value) for value in grids[index])), arrays) for index, item in enumerate(items)
+        _medium(index, item, Grid(*(int(value) for value in grids[index])), arrays, keep_packed)
+        for index, item in enumerate(items)
     ]
 
 
-def _medium(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]]) -> Media | MediaReference:
+def _medium(
+    index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]], keep_packed: bool
+) -> Media | MediaReference:
     if not isinstance(item, dict) or item.get("kind") not in KINDS:
         raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
     kind, name, by_hash, origin = item["kind"], item.get("hash"), item.get("by_hash", False), item.get("origin", {})
@@ -330,12 +334,13 @@ def _medium(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]]) 
             "media item is malformed", field=f"media.{index}", expected=f"levels (0 to {MAX_LEVELS}) and origin"
         )
     names = _names(index, levels)
+    packed: tuple[Packed, ...] = ()
     if (packing := item.get("packing")) is None:
         embeds, *deepstack = (_take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
-        return Media(kind, grid, embeds, tuple(deepstack), origin, name)
-    packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
-    embeds, *deepstack = map(unpack, packed)
-    return Media(kind, grid, embeds, tuple(deepstack), origin, name, packed)
+    else:
+        packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
+        embeds, *deepstack = map(unpack, packed)
+    return Media(kind, grid, embeds, tuple(deepstack), origin, name, packed if keep_packed else ())
 
 
 def _names(index: int, levels: Any) -> list[str]:
@@ -374,9 +379,7 @@ def _check_unpacked_size(items: list[Any], version: int, arrays: dict[str, NDArr
         )
 
 
-def _resolve(
-    items: list[Media | MediaReference], version: int, lookup: Lookup | None, keep_packed: bool
-) -> tuple[Media, ...]:
+def _resolve(items: list[Media | MediaReference], version: int, lookup: Lookup | None) -> tuple[Media, ...]:
     references = [item for item in items if isinstance(item, MediaReference)]
     if references and version < REFERENCE_VERSION:
         field = f"media.{references[0].index}.by_hash"
@@ -384,6 +387,4 @@ def _resolve(
     if references and lookup is None:
         raise WireError("media by hash are not taken here", field=f"media.{references[0].index}.by_hash")
     found = iter(lookup(references)) if references and lookup is not None else iter(())
-    if not keep_packed:
-        items = [replace(item, packed=()) if isinstance(item, Media) and item.packed else item for item in items]
     return tuple(next(found) if isinstance(item, MediaReference) else item for item in items)

@@ -22,7 +22,6 @@ from contract.idempotency import HEADER, idempotency_key
 from contract.request import GenerateRequest, Media, MediaReference
 from contract.tracing import TraceMiddleware
 from contract.wire import CONTENT_TYPE, decode_request
-from server import openapi
 from server.access import Guard
 from server.answers import answer, describe, trace
 from server.clients import client_of, request_id_of
@@ -35,6 +34,7 @@ from server.json_api import decode_json
 from server.metrics import Metrics
 from server.openai.routes import PATH as CHAT
 from server.openai.routes import openai_routes
+from server.openapi import FORGET, GENERATE, JSON, describe_openapi
 from server.options import ServerOptions
 from server.readiness import Readiness
 from server.running import Running, start
@@ -43,7 +43,6 @@ from server.streaming import KEEP_ALIVE_SECONDS, events
 if TYPE_CHECKING:
     from server.engines.protocol import Engine
 
-JSON = "application/json"
 MAX_REQUEST_ID = 128
 ROUTES = ("/v1/generate", CHAT, "/v1/models", "/readyz", "/healthz")
 
@@ -69,7 +68,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     app.state.guard = Guard(options)
     app.state.guard.install(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
-    openapi.describe_openapi(app)
+    describe_openapi(app)
     app.include_router(embedding_routes(readiness, options, store))
     app.include_router(openai_routes(readiness, options, store, keyed, metrics))
 
@@ -97,7 +96,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         """Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/v1/generate", openapi_extra=openapi.GENERATE)
+    @app.post("/v1/generate", openapi_extra=GENERATE)
     async def generate(request: Request) -> Response:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
@@ -108,7 +107,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         stream = events(engine, prepared, running) if prepared.stream else None
         return await tell(request, running, leave, stream, partial(_whole, prepared, running, engine))
 
-    @app.delete("/v1/generate", status_code=204, openapi_extra=openapi.FORGET)
+    @app.delete("/v1/generate", status_code=204, openapi_extra=FORGET)
     async def forget(request: Request) -> Response:
         """The sender of this Idempotency-Key needs its answer no more; 204, whether or not it is known."""
         key = idempotency_key(request.headers)

@@ -150,7 +150,12 @@ def _url(listener: socket.socket, options: ServerOptions) -> str:
 def _on_hangup(*reread: Callable[[], None]) -> None:
     """SIGHUP says that files have changed. Otherwise it ends the process, as ever: somebody closed the terminal."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, lambda *_: [look() for look in reread])
+
+        def look(*_: object) -> None:
+            for one in reread:
+                one()
+
+        signal.signal(signal.SIGHUP, look)
 
 
 def _renew_tls(server: uvicorn.Server, options: ServerOptions) -> None:

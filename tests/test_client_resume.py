@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
-import httpx
 import pytest
+from scraping import metric
 from server_checkpoint import make_case, make_checkpoint
 
 from contract.request import GenerateRequest, Sampling
@@ -79,9 +78,7 @@ def requests_of(kind: str) -> list[GenerateRequest]:
 
 
 def started(url: str) -> float:
-    pattern = r'^qwen3vl_edge_idempotent_requests_total{outcome="started"} (\S+)$'
-    found = re.search(pattern, httpx.get(f"{url}/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    return metric(url, 'qwen3vl_edge_idempotent_requests_total{outcome="started"}')
 
 
 async def told(url: str, request: GenerateRequest) -> list[Event]:

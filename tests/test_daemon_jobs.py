@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -18,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 from daemon_process import DaemonProcess, running_daemon
+from scraping import metric
 from test_daemon_network import free_port
+from waiting import until
 
 from tools.server_process import running_server
 
@@ -64,11 +65,11 @@ def show(daemon: DaemonProcess, job_id: str) -> dict[str, Any]:
 
 
 def ended(daemon: DaemonProcess, job_id: str, within: float = 90) -> dict[str, Any]:
-    deadline = time.monotonic() + within
-    while (job := show(daemon, job_id))["status"] not in ENDED:
-        assert time.monotonic() < deadline, f"{job}; {daemon.log.read_text()[-1000:]}"
-        time.sleep(0.05)
-    return job
+    def told() -> str:
+        return f"{show(daemon, job_id)}; {daemon.log.read_text()[-1000:]}"
+
+    until(lambda: show(daemon, job_id)["status"] in ENDED, told, within)
+    return show(daemon, job_id)
 
 
 def text_of(answer: dict[str, Any]) -> str:
@@ -84,9 +85,7 @@ def asked(daemon: DaemonProcess, body: dict[str, Any]) -> str:
 
 def started(url: str) -> float:
     """Keyed generations that this server began."""
-    pattern = r'^qwen3vl_edge_idempotent_requests_total{outcome="started"} (\S+)$'
-    found = re.search(pattern, httpx.get(f"{url}/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    return metric(url, 'qwen3vl_edge_idempotent_requests_total{outcome="started"}')
 
 
 def test_without_a_spool_the_remedy_is_named(tmp_path: Path, bundle: Path, server_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ COLOUR = "What colour is the cross?"
 
 
 @pytest.fixture(scope="module")
-def halves(bundle: Path, reference: Path) -> tuple[Split, list[str]]:
+def halves(bundle: Path, reference: Path) -> Iterator[tuple[Split, list[str]]]:
     """The split with fp16 on the wire, and its answers."""
-    options = EdgeOptions(engine=EngineOptions(precision="fp32"))
-    edge = open_edge(bundle, options)
-    split = open_both(edge, reference)[0]
-    return split, answer_all_split(split, heldout_questions(QUESTIONS))
+    with open_edge(bundle, EdgeOptions(engine=EngineOptions(precision="fp32"))) as edge:
+        split = open_both(edge, reference)[0]
+        yield split, answer_all_split(split, heldout_questions(QUESTIONS))
 
 
 @pytest.mark.parametrize(("name", "changed"), [("int8", 0), ("fp8", 2), ("int4", 6)])

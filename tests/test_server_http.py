@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from scraping import metric
 from server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
 from waiting import until
 from wire_bodies import HeaderEdit, body_of, with_document, with_header
@@ -50,11 +51,6 @@ def events_of(lines: Iterator[str]) -> list[dict[str, Any]]:
     data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert data[-1] == "[DONE]"
     return [json.loads(item) for item in data[:-1]]
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 def as_json(request: GenerateRequest, flat: bool = False) -> dict[str, Any]:
@@ -319,7 +315,10 @@ def test_chunked_body_is_cut_at_the_limit(client: httpx.Client) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_disconnect_cancels_the_generation(server: ServerProcess, client: httpx.Client, stream: bool) -> None:
     name = 'qwen3vl_edge_generations_total{finish_reason="cancelled"}'
-    before, tokens = metric(client, name), metric(client, 'qwen3vl_edge_tokens_total{kind="generated"}')
+    before, tokens = (
+        metric(str(client.base_url), name),
+        metric(str(client.base_url), 'qwen3vl_edge_tokens_total{kind="generated"}'),
+    )
     request = replace(make_case("text only", max_new_tokens=400).request, stream=stream)
     head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: {CONTENT_TYPE}\r\n"
     body = body_of(request)
@@ -328,9 +327,11 @@ def test_disconnect_cancels_the_generation(server: ServerProcess, client: httpx.
         if stream:
             assert b" 200 " in connection.recv(4096)
         else:
-            until(lambda: metric(client, "qwen3vl_edge_running") > 0)  # a client that goes earlier begins none
-    until(lambda: metric(client, name) == before + 1)
-    assert metric(client, 'qwen3vl_edge_tokens_total{kind="generated"}') - tokens < 400
+            until(
+                lambda: metric(str(client.base_url), "qwen3vl_edge_running") > 0
+            )  # a client that goes earlier begins none
+    until(lambda: metric(str(client.base_url), name) == before + 1)
+    assert metric(str(client.base_url), 'qwen3vl_edge_tokens_total{kind="generated"}') - tokens < 400
 
 
 def test_full_queue_is_429_with_retry_after(client: httpx.Client) -> None:
@@ -346,16 +347,18 @@ def test_full_queue_is_429_with_retry_after(client: httpx.Client) -> None:
 
 
 def test_metrics_count_what_happened(client: httpx.Client) -> None:
-    received = metric(client, "qwen3vl_edge_received_bytes_total")
-    count = metric(client, 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}')
-    prefill = metric(client, 'qwen3vl_edge_generation_seconds_count{phase="prefill"}')
+    received = metric(str(client.base_url), "qwen3vl_edge_received_bytes_total")
+    count = metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}')
+    prefill = metric(str(client.base_url), 'qwen3vl_edge_generation_seconds_count{phase="prefill"}')
     body = body_of(make_case("one image").request)
     client.post("/v1/generate", content=body, headers=BINARY)
-    assert metric(client, "qwen3vl_edge_received_bytes_total") == received + len(body)
-    assert metric(client, 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}') == count + 1
-    assert metric(client, 'qwen3vl_edge_generation_seconds_count{phase="prefill"}') == prefill + 1
-    assert metric(client, "qwen3vl_edge_queue_depth") == 0
-    assert metric(client, 'qwen3vl_edge_requests_total{endpoint="other",status="404"}') >= 1
+    assert metric(str(client.base_url), "qwen3vl_edge_received_bytes_total") == received + len(body)
+    assert (
+        metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}') == count + 1
+    )
+    assert metric(str(client.base_url), 'qwen3vl_edge_generation_seconds_count{phase="prefill"}') == prefill + 1
+    assert metric(str(client.base_url), "qwen3vl_edge_queue_depth") == 0
+    assert metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="other",status="404"}') >= 1
 
 
 def test_openapi_describes_both_bodies(client: httpx.Client) -> None:

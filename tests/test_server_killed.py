@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 import openai
+from scraping import metric
 from server_checkpoint import make_case, make_checkpoint
 from waiting import until
 
@@ -63,14 +63,7 @@ def all_at_once(url: str, bodies: Bodies) -> list[Any]:
 
 def busy(url: str) -> bool:
     """Whether several generate and have come some way."""
-    try:
-        text = httpx.get(f"{url}/metrics").text
-    except httpx.TransportError:
-        return False
-    found = {
-        name: re.search(rf"^qwen3vl_edge_{name} (\S+)$", text, re.MULTILINE) for name in ("running", "steps_total")
-    }
-    return all(value is not None and float(value[1]) >= 4 for value in found.values())
+    return all(metric(url, f"qwen3vl_edge_{name}") >= 4 for name in ("running", "steps_total"))
 
 
 def test_killed_under_load_everybody_is_answered_once(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import openai
 import pytest
 from openai_parts import REFERENCE, SAMPLES, chat_of, part_of, picture, questions
 from PIL import Image
+from scraping import metric
 from server_checkpoint import make_checkpoint
 from test_server_openai_prompt import TOOLS, WEATHER
 from waiting import until
@@ -172,11 +173,6 @@ def test_a_text_without_logprobs_and_usage_has_none(client: openai.OpenAI) -> No
     assert events[-1].choices[0].finish_reason in ("length", "stop")
 
 
-def metric(server: ServerProcess, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{server.url}/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
 def user(*parts: Any) -> list[dict[str, Any]]:
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content[0]["text"] if len(content) == 1 and "text" in content[0] else content}]
@@ -189,8 +185,8 @@ def test_a_stop_string_ends_the_generation(random_server: ServerProcess, endless
     assert whole.choices[0].finish_reason == "length"
     stop = text[20:23]
     expected = text[: text.index(stop)]
-    before = metric(random_server, 'qwen3vl_edge_tokens_total{kind="generated"}')
-    stopped = metric(random_server, 'qwen3vl_edge_generations_total{finish_reason="stop"}')
+    before = metric(random_server.url, 'qwen3vl_edge_tokens_total{kind="generated"}')
+    stopped = metric(random_server.url, 'qwen3vl_edge_generations_total{finish_reason="stop"}')
     cut = endless.chat.completions.create(**options, max_tokens=400, stop=[stop, "never"], logprobs=True)
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (expected, "stop")
     assert cut.usage is not None
@@ -199,8 +195,10 @@ def test_a_stop_string_ends_the_generation(random_server: ServerProcess, endless
     entries = [entry for entry in cut.choices[0].logprobs.content or [] if not entry.token.startswith("<|")]
     raw = b"".join(bytes(entry.bytes or []) for entry in entries)  # special tokens are not in the text
     assert raw.decode("utf-8", "replace").startswith(expected)
-    assert metric(random_server, 'qwen3vl_edge_tokens_total{kind="generated"}') - before == cut.usage.completion_tokens
-    assert metric(random_server, 'qwen3vl_edge_generations_total{finish_reason="stop"}') == stopped + 1
+    assert (
+        metric(random_server.url, 'qwen3vl_edge_tokens_total{kind="generated"}') - before == cut.usage.completion_tokens
+    )
+    assert metric(random_server.url, 'qwen3vl_edge_generations_total{finish_reason="stop"}') == stopped + 1
     events = list(endless.chat.completions.create(**options, max_tokens=400, stop=stop, stream=True))
     assert "".join(event.choices[0].delta.content or "" for event in events) == expected
     assert events[-1].choices[0].finish_reason == "stop"
@@ -220,13 +218,13 @@ def test_a_key_is_answered_once(random_server: ServerProcess, endless: openai.Op
     options: dict[str, Any] = {"model": "random", "messages": user("Again?"), "max_tokens": 40, "temperature": 1.5}
     options |= {"extra_headers": {"Idempotency-Key": "k1"}, "stop": ["e", "a", "o"]}
     first = endless.chat.completions.create(**options)
-    count = metric(random_server, 'qwen3vl_edge_idempotent_requests_total{outcome="replayed"}')
+    count = metric(random_server.url, 'qwen3vl_edge_idempotent_requests_total{outcome="replayed"}')
     again = endless.chat.completions.create(**options)
     events = list(endless.chat.completions.create(**options, stream=True))
     assert again.choices == first.choices
     assert again.id == first.id == events[0].id
     assert "".join(event.choices[0].delta.content or "" for event in events) == first.choices[0].message.content
-    assert metric(random_server, 'qwen3vl_edge_idempotent_requests_total{outcome="replayed"}') == count + 2
+    assert metric(random_server.url, 'qwen3vl_edge_idempotent_requests_total{outcome="replayed"}') == count + 2
     with pytest.raises(openai.ConflictError, match="another request"):
         endless.chat.completions.create(**{**options, "stop": "x"})
 
@@ -234,7 +232,7 @@ def test_a_key_is_answered_once(random_server: ServerProcess, endless: openai.Op
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_generation(random_server: ServerProcess, stream: bool) -> None:
     name = 'qwen3vl_edge_generations_total{finish_reason="cancelled"}'
-    before = metric(random_server, name)
+    before = metric(random_server.url, name)
     chat = {"messages": user("Go on"), "max_tokens": 450, "stream": stream}
     url = f"{random_server.url}/v1/chat/completions"
     if stream:
@@ -246,8 +244,8 @@ def test_a_client_that_leaves_ends_its_generation(random_server: ServerProcess, 
         address = ("127.0.0.1", httpx.URL(random_server.url).port or 0)
         with socket.create_connection(address) as connection:
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            until(lambda: metric(random_server, "qwen3vl_edge_running"))
-    until(lambda: metric(random_server, name) == before + 1)
+            until(lambda: metric(random_server.url, "qwen3vl_edge_running"))
+    until(lambda: metric(random_server.url, name) == before + 1)
 
 
 def test_several_chats_at_once_are_each_their_own(endless: openai.OpenAI) -> None:

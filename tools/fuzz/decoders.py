@@ -97,9 +97,7 @@ def main() -> None:
             readers[data[0] % len(readers)](data[1:])
 
     with tempfile.TemporaryDirectory(prefix="qwen3vl-corpus-") as folder:
-        for index, body in enumerate(
-            corpus([target for target in targets(shape) if target.is_json or target.is_binary])
-        ):
+        for index, body in enumerate(corpus(targets(shape))):
             (Path(folder) / f"{index:03}").write_bytes(body)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # libraries, and the instrumented modules
         limits = [f"-timeout={SECONDS_OF_ONE}", f"-rss_limit_mb={own + MEBIBYTES}", f"-malloc_limit_mb={MEBIBYTES}"]
