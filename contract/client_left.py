@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Final, Literal, TypeVar
 
 from fastapi import Request
@@ -44,9 +45,14 @@ async def _client_left(request: Request) -> None:
 class ClosingStream(StreamingResponse):
     """Events of which `end` is told once they are over: sent, failed, or left by the client, even before the first."""
 
-    def __init__(self, events: AsyncIterator[str], end: Callable[[], Awaitable[None]]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        end: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        unbuffered = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers={**unbuffered, **headers})
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

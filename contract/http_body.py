@@ -1,11 +1,14 @@
-"""Reading a request body no further than the limit."""
+"""Reading a request body no further than the limit, compressed or not."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from contract.compression import ZSTD, decompress
 from contract.errors import ContractError, LimitError
 from contract.http_errors import HttpError
 
@@ -31,17 +34,33 @@ def content_type(request: Request, *known: str) -> str:
     return kind
 
 
-async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray:
+async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> bytearray | bytes:
     """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
+
+    How many bytes came in how many seconds is left in `request.state.received`, for `received_header`.
+
+    Args:
+        limit: bytes, as sent and, where it is compressed, decompressed.
+        zstd: a body may be compressed (`Content-Encoding: zstd`).
 
     Raises:
         HttpError: 411 without a length or chunks, 400 for a length that is no number or a client that left,
             408 when it takes longer than `timeout_s`, 415 for a content encoding.
-        LimitError: more than `limit` bytes, claimed or sent.
+        LimitError: more than `limit` bytes, claimed, sent or decompressed.
+        WireError: it does not decompress.
     """
     headers = request.headers
-    if encoding := headers.get("content-encoding"):
-        raise HttpError(415, "unsupported_encoding", "the body is encoded", field="Content-Encoding", got=encoding[:40])
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding and not (zstd and encoding == ZSTD):
+        expected = f"none or {ZSTD}" if zstd else "none"
+        raise HttpError(
+            415,
+            "unsupported_encoding",
+            "the body is encoded",
+            field="Content-Encoding",
+            expected=expected,
+            got=repr(encoding)[:40],
+        )
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise HttpError(411, "length_required", "the body's length is missing", field="Content-Length")
@@ -49,14 +68,23 @@ async def read_body(request: Request, limit: int, timeout_s: float) -> bytearray
         raise HttpError(400, "bad_length", "the body's length is no number", field="Content-Length", got=length[:40])
     if length is not None and (len(length) > _MAX_DIGITS or int(length) > limit):
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
+    started = time.perf_counter()
     try:
-        return await asyncio.wait_for(_collect(request, limit), timeout_s)
+        body = await asyncio.wait_for(_collect(request, limit), timeout_s)
     except asyncio.TimeoutError:
         raise HttpError(
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
         ) from None
     except ClientDisconnect:
         raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
+    request.state.received = (len(body), time.perf_counter() - started)
+    return await run_in_threadpool(decompress, body, limit) if encoding else body
+
+
+def received_header(request: Request) -> dict[str, str]:
+    """How long the body took to come, as `Server-Timing` tells it (W3C Server Timing), in milliseconds."""
+    received = getattr(request.state, "received", None)
+    return {} if received is None else {"Server-Timing": f"receive;dur={received[1] * 1e3:.3f}"}
 
 
 async def _collect(request: Request, limit: int) -> bytearray:

@@ -1,15 +1,17 @@
-"""Embeddings in fewer bytes: small codes and their scales, which become float16 again, to the bit the same everywhere.
+"""Embeddings in other types: codes and their scales, which become floats again, to the bit the same everywhere.
 
 A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale holds for a row, or all rows, and
 D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough bits
 that the product is exact in float32, so device and server hold the same numbers, and so does a hash of them.
 
 Scales by rows and groups of columns: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
-The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448.
+The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448. bfloat16 saves no bytes: it is
+for encoders whose values float16 cannot hold, has one scale of 1 and becomes float32.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,6 +34,7 @@ class Packing:
         largest: magnitude of the largest code.
         group: columns that share a scale; 0 for all of a row.
         per_byte: codes in one element of the container.
+        unpacked: numpy's dtype of the values.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Packing:
     largest: float
     group: int = 0
     per_byte: int = 1
+    unpacked: str = "<f2"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Packed:
     """One packed tensor.
 
     Attributes:
-        codes: int8 or uint8 [n, D / codes per byte].
+        codes: int8, uint8 or uint16 (bfloat16) [n, D / codes per byte].
         scales: float16 [a, b].
     """
 
@@ -68,6 +72,7 @@ class Packed:
 PACKINGS = {
     found.name: found
     for found in (
+        Packing("bf16", "BF16", math.inf, unpacked="<f4"),
         Packing("fp8", "F8_E4M3", 448.0),
         Packing("int8", "I8", 127.0),
         Packing("int4", "U8", 7.0, group=32, per_byte=2),
@@ -76,6 +81,8 @@ PACKINGS = {
 
 WIRE_DTYPES = ("fp16", "fp32", *PACKINGS)
 """What `--wire-dtype` and the daemon's `wire_dtype` take."""
+FROM_FP32 = ("fp32", "bf16")
+"""Those that begin with the encoder's own values; the others with what float16 makes of them."""
 
 
 def pack(values: NDArray[Any], packing: Packing) -> Packed:
@@ -85,6 +92,8 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
         WireError: D does not divide into groups.
     """
     rows, columns = values.shape
+    if packing.dtype == "BF16":
+        return Packed(packing, _bf16_codes(values.astype(np.float32)), np.ones((1, 1), np.float16))
     group = packing.group or columns
     if columns % group or columns % packing.per_byte:
         raise WireError(f"embeddings cannot be packed as {packing.name}", expected=f"columns by {group}", got=columns)
@@ -95,11 +104,11 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
     return Packed(packing, codes.reshape(rows, columns // packing.per_byte), scales)
 
 
-def unpack(packed: Packed) -> NDArray[np.float16]:
-    """The float16 [n, D] that codes and scales stand for."""
+def unpack(packed: Packed) -> NDArray[Any]:
+    """The float16 [n, D] that codes and scales stand for; float32 of bfloat16."""
     rows, columns = packed.shape
     scales = packed.scales.astype(np.float32)
-    found = np.empty((rows, columns), np.float16)
+    found = np.empty((rows, columns), packed.packing.unpacked)
     for start in range(0, rows, _ROWS):
         part = slice(start, start + _ROWS)
         codes = _decode(packed.codes[part], packed.packing)
@@ -139,6 +148,9 @@ def _decode(codes: Codes, packing: Packing) -> NDArray[np.float32]:
     if packing.dtype == "F8_E4M3":
         values: NDArray[np.float32] = e4m3_values()[codes]
         return values
+    if packing.dtype == "BF16":
+        wide: NDArray[np.float32] = (codes.astype(np.uint32) << 16).view(np.float32)
+        return wide
     if packing.per_byte == 1:
         return codes.astype(np.float32)
     found = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
@@ -146,6 +158,13 @@ def _decode(codes: Codes, packing: Packing) -> NDArray[np.float32]:
     found[:, 1::2] = codes >> 4
     found -= 8
     return found
+
+
+def _bf16_codes(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper half of each float32, rounded to the nearest, ties to the even one. NaN becomes infinity or NaN, which
+    the server refuses alike."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 @cache

@@ -46,7 +46,7 @@ def pack_media(media: Media, packing: Packing) -> Media:
     """The same in fewer bytes: its arrays are what the packed ones unpack to, so both ends hold, and name, the same.
 
     Args:
-        media: float16.
+        media: float16; what the encoder made where the packing is bf16.
 
     Raises:
         WireError: the width does not divide into the packing's groups.

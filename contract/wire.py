@@ -4,8 +4,8 @@ Tensors: `input_ids` I32|I64 [L], optional `attention_mask` U8 [L], `grid_thw` I
 picture or clip i `embeds.{i}` F16|F32 [n, D] and `deepstack.{i}.{k}` of the same dtype and shape.
 Everything else is one JSON document in the header's metadata under `request`. A picture that the server holds already
 may be named by its hash, without tensors; such a body says version 2, so that a server that knows none refuses it.
-A packed tensor is its codes (F8_E4M3, I8, or U8 with two codes of 4 bits in each) under the tensor's name, and F16
-scales under that name and `.scales`: version 3 (`contract.packing`).
+A packed tensor is its codes (BF16, F8_E4M3, I8, or U8 with two codes of 4 bits in each) under the tensor's name, and
+F16 scales under that name and `.scales`: version 3 (`contract.packing`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_WIRE_HEADER_BYTES = 4 * 2**20
 
 _NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1", "I8": "<i1"}
 _DTYPE_NAMES = {np.dtype(value): key for key, value in _NUMPY_DTYPES.items()}
-_NUMPY_DTYPES["F8_E4M3"] = "<u1"  # numpy has no such type
+_NUMPY_DTYPES |= {"F8_E4M3": "<u1", "BF16": "<u2"}  # numpy has no such types
 Named = tuple[str, NDArray[Any], str | None]  # the dtype's name, where numpy's type does not say it
 
 
@@ -286,12 +286,12 @@ def _take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], r
         raise WireError(f"tensor {name!r} is missing", field=name)
     array = arrays.pop(name)
     if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != rank:
-        names = " or ".join(_DTYPE_NAMES[np.dtype(dtype)] for dtype in dtypes)
+        names = " or ".join(_DTYPE_NAMES.get(np.dtype(dtype), "BF16") for dtype in dtypes)
         raise WireError(
             f"tensor {name!r} has the wrong dtype or rank",
             field=name,
             expected=f"{names} of rank {rank}",
-            got=f"{_DTYPE_NAMES[array.dtype]} of shape {list(array.shape)}",
+            got=f"{_DTYPE_NAMES.get(array.dtype, 'BF16')} of shape {list(array.shape)}",
         )
     return array
 
@@ -358,7 +358,7 @@ def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Pac
 
 
 def _check_unpacked_size(items: list[Any], version: int, arrays: dict[str, NDArray[Any]], limits: Limits) -> None:
-    """A packed body is held to the size that it has as float16, before anything is unpacked."""
+    """A packed body is held to the size that it has unpacked, before anything is unpacked."""
     size = 0
     for index, item in enumerate(items):
         if not isinstance(item, dict) or (name := item.get("packing")) is None:
@@ -369,7 +369,8 @@ def _check_unpacked_size(items: list[Any], version: int, arrays: dict[str, NDArr
         if not isinstance(name, str) or name not in PACKINGS:
             raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
         codes = [arrays[tensor] for tensor in _names(index, item.get("levels")) if tensor in arrays]
-        size += sum(array.size for array in codes) * PACKINGS[name].per_byte * 2
+        packing = PACKINGS[name]
+        size += sum(array.size for array in codes) * packing.per_byte * np.dtype(packing.unpacked).itemsize
     if size > limits.max_body_bytes:
         raise LimitError(
             "the embeddings are too large once unpacked",

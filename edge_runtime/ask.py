@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from contract.compression import compress
 from contract.request import Sampling
 from contract.wire import body_size, encode_request
 from edge_runtime.async_client import AsyncClient
@@ -65,7 +66,7 @@ def ask(
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
     """
-    asked = _Asked(edge.encode(messages, sampling, stream=True), on_text)
+    asked = _Asked(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
     for event in stream(server, asked.body, access=access):
         asked.add(event)
     return asked.answer()
@@ -95,7 +96,8 @@ async def ask_async(
     if isinstance(server, str):
         async with AsyncClient(server, access) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
-    asked = _Asked(await encode_async(edge, messages, sampling, stream=True), on_text)
+    encoded = await encode_async(edge, messages, sampling, stream=True)
+    asked = _Asked(encoded, on_text, edge.options.wire_zstd)
     events = server.stream(asked.body, deadline_s, asked.request_id)
     try:
         async with aclosing(events):
@@ -121,8 +123,9 @@ async def encode_async(
 class _Asked:
     """A request on its way and what has come of its answer."""
 
-    def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None]) -> None:
-        self.body = encode_request(encoded.request)
+    def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None], zstd: bool) -> None:
+        body = encode_request(encoded.request)
+        self.body = compress(body) if zstd else body
         self.request_id = encoded.request.request_id
         self._encoded, self._on_text = encoded, on_text
         self._sent = time.perf_counter()

@@ -25,12 +25,14 @@ from edge_runtime.client import (
     Event,
     RefusedError,
     broken_off,
+    content_headers,
     error_body,
     event_of,
     refused,
     unreachable,
 )
 from edge_runtime.event_lines import async_lines_of
+from edge_runtime.link import Link
 from edge_runtime.server_access import ServerAccess
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
@@ -53,12 +55,16 @@ class AsyncClient:
         silence_s: an open answer that brings nothing for so long is taken for a broken connection. This project's
             server sends a line every 15 s while a request waits. Before the answer begins it is four times as long:
             the end of the body may lie in this machine's buffers, on its way through a slow network.
+        link: learns from every body how fast the server receives.
 
     Raises:
         InputError: a file of `access` cannot be used.
     """
 
-    def __init__(self, server: str, access: ServerAccess = ANYBODY, silence_s: float = 45.0) -> None:
+    def __init__(
+        self, server: str, access: ServerAccess = ANYBODY, silence_s: float = 45.0, link: Link | None = None
+    ) -> None:
+        self.link = Link() if link is None else link
         self.server = server.rstrip("/")
         self._silence_s = silence_s
         self._farewells: set[asyncio.Task[None]] = set()
@@ -222,7 +228,7 @@ class AsyncClient:
 
     async def _open(self, post: _Post) -> httpx.Response:
         """One try: the open answer."""
-        headers = {"Content-Type": post.content_type, "Content-Length": str(body_size(post.body))}
+        headers = content_headers(post.body, post.content_type)
         if post.key:
             headers[HEADER] = post.key
         headers |= outgoing_headers()
@@ -244,6 +250,7 @@ class AsyncClient:
         except httpx.HTTPError as error:
             raise _TryAgainError(unreachable(self.server, error)) from None
         if response.status_code < 400:
+            self.link.heard(body_size(post.body), response.headers.get("server-timing", ""))
             return response
         try:
             await response.aread()

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import httpx
 
+from contract.compression import ZSTD, is_compressed
 from contract.errors import ContractError, ServerUnavailableError
 from contract.wire import CONTENT_TYPE, body_size
 from edge_runtime.event_lines import lines_of
@@ -44,7 +45,13 @@ class Event:
 
 
 Body = list[memoryview]
-"""What `contract.wire.encode_request` returns."""
+"""What `contract.wire.encode_request` returns, compressed or not."""
+
+
+def content_headers(body: Body, content_type: str) -> dict[str, str]:
+    """What a request says of its body."""
+    found = {"Content-Type": content_type, "Content-Length": str(body_size(body))}
+    return found | ({"Content-Encoding": ZSTD} if is_compressed(body) else {})
 
 
 def generate(server: str, body: Body, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> dict[str, Any]:
@@ -129,7 +136,7 @@ class _post:
         )
 
     def __enter__(self) -> httpx.Response:
-        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(body_size(self._body))}
+        headers = content_headers(self._body, CONTENT_TYPE)
         try:
             message = self._client.build_request(
                 "POST",

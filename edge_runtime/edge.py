@@ -14,13 +14,14 @@ from typing import Any
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.grid import Grid
-from contract.packing import PACKINGS, WIRE_DTYPES
+from contract.packing import FROM_FP32, PACKINGS, WIRE_DTYPES
 from contract.request import GenerateRequest, Media, Sampling, pack_media
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
 from edge_runtime.lean.choice import PREPROCESS, choose_lean
 from edge_runtime.lean.processor import LeanProcessor, prepare_lean_prompt, serves
 from edge_runtime.library_versions import library_versions
+from edge_runtime.link import AUTO, Link
 from edge_runtime.live.window import Snapshot
 from edge_runtime.media import BucketPolicy, Message
 from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
@@ -33,8 +34,10 @@ class EdgeOptions:
 
     Attributes:
         backend: a key of `edge_runtime.engine.BACKENDS`.
-        wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); or a packing ("int8", …), which sends
-            fewer bytes and moves the embeddings a little: docs/wire.md says by how much.
+        wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
+            fewer bytes and moves the embeddings a little: docs/wire.md says by how much; or "auto": fp16 where the
+            link brings it within `wire_target_s`, else the packing that moves them least and is there in time.
+        wire_zstd: bodies are compressed, without loss.
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
         stack: images and clips of a request that have one size share engine runs.
@@ -44,6 +47,8 @@ class EdgeOptions:
     backend: str = "onnxruntime"
     engine: EngineOptions = field(default_factory=EngineOptions)
     wire_dtype: str = "fp16"
+    wire_target_s: float = 1.0
+    wire_zstd: bool = False
     max_distortion: float = 0.1
     min_scale: float = 0.7
     cache: Path | None = None
@@ -83,11 +88,20 @@ class Edge:
 
     Attributes:
         lean: serves all but clips; None where the reference serves everything.
+        link: what is known of the way to the server, for `wire_dtype="auto"`.
     """
 
-    def __init__(self, bundle: Bundle, options: EdgeOptions, engine: Engine, lean: LeanProcessor | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: EdgeOptions,
+        engine: Engine,
+        lean: LeanProcessor | None,
+        link: Link | None = None,
+    ) -> None:
         self.bundle = bundle
         self.options = options
+        self.link = Link() if link is None else link
         self.engine = engine
         self.lean = lean
         self.policy = BucketPolicy(
@@ -161,7 +175,7 @@ class Edge:
         request = GenerateRequest(
             model_hash=self.bundle.manifest.model.model_hash,
             input_ids=prepared.prompt.input_ids,
-            media=media,
+            media=self._as_sent(media),
             sampling=sampling or Sampling(),
             stream=stream,
             request_id=uuid.uuid4().hex,
@@ -180,7 +194,7 @@ class Edge:
 
     def _encode_items(self, items: Sequence[Item]) -> list[Made]:
         made = encode_items(self.engine, items, stack=self.options.stack)
-        if self.options.wire_dtype != "fp32":
+        if self.options.wire_dtype not in FROM_FP32:
             return [replace(item, embeddings=item.embeddings.to_fp16()) for item in made]
         return made
 
@@ -224,9 +238,15 @@ class Edge:
         origin = self._origin(item) | ({"cached": True} if cached else {})
         if runs not in ((), (item.grid,)):  # it shared a run, or was split
             origin["runs"] = told_runs(runs)
-        found = Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
-        packing = PACKINGS.get(self.options.wire_dtype)
-        return found if packing is None else pack_media(found, packing)
+        return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
+
+    def _as_sent(self, media: tuple[Media, ...]) -> tuple[Media, ...]:
+        """In the wire's dtype; one for all of a request."""
+        name = self.options.wire_dtype
+        if name == AUTO:
+            name = self.link.choose(sum(item.nbytes for item in media), self.options.wire_target_s)
+        packing = PACKINGS.get(name)
+        return media if packing is None else tuple(pack_media(item, packing) for item in media)
 
     def _identity(self) -> str:
         """All that decides what the engine makes of given pixels."""
@@ -234,7 +254,7 @@ class Edge:
         graphs = manifest.precision(self.engine.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
         parts = [manifest.model.model_hash, self.engine.name, self.engine.precision]
-        parts.append("fp32" if self.options.wire_dtype == "fp32" else "fp16")  # packed when they are sent
+        parts.append("fp32" if self.options.wire_dtype in FROM_FP32 else "fp16")  # packed when they are sent
         parts += library_versions(self.options.backend)
         parts += [
             manifest.file(path).sha256
@@ -256,21 +276,27 @@ class Edge:
         }
 
 
-def open_edge(bundle: str | Path, options: EdgeOptions | None = None) -> Edge:
+def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Link | None = None) -> Edge:
     """Open and check a bundle, and load its processor and engine.
+
+    Args:
+        link: what learns how fast the server is reached; `wire_dtype="auto"` needs one.
 
     Raises:
         BundleError: the bundle is missing, truncated or altered.
         InputError: the backend or its options cannot be used.
     """
     options = options or EdgeOptions()
-    if options.wire_dtype not in WIRE_DTYPES:
+    if options.wire_dtype == AUTO and link is None:
+        remedy = "Name one, or let the daemon choose (wire_dtype in its settings)."
+        raise InputError("only the daemon knows its link", field="--wire-dtype", got=AUTO, remedy=remedy)
+    if options.wire_dtype not in (AUTO, *WIRE_DTYPES):
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
     if options.preprocess not in PREPROCESS:
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     engine = load_engine(options.backend, opened, options.engine)
-    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine))
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link)
     if edge.lean is None:
         _ = edge.processor  # what is wrong with it is told now
     return edge

@@ -130,7 +130,7 @@ async def _read_request(
     kind = content_type(request, CONTENT_TYPE, JSON)
     limits = engine.limits
     limit = min(limits.max_body_bytes, options.max_json_body_mib * 2**20) if kind == JSON else limits.max_body_bytes
-    body = await read_body(request, limit, options.body_timeout_s)
+    body = await read_body(request, limit, options.body_timeout_s, zstd=True)
     namespace, request_id = client_of(request).name, request_id_of(request)
     metrics.received.inc(len(body))
 
@@ -142,7 +142,7 @@ async def _read_request(
     return await run_in_threadpool(decode)
 
 
-def _binary_request(body: bytearray, engine: Engine, store: EmbeddingStore, namespace: str) -> GenerateRequest:
+def _binary_request(body: bytearray | bytes, engine: Engine, store: EmbeddingStore, namespace: str) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
     held: list[Media] = []
 

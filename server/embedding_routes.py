@@ -37,7 +37,7 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
         engine = readiness.engine
         content_type(request, CONTENT_TYPE)
         namespace = client_of(request).name
-        body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s)
+        body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s, zstd=True)
 
         def hold() -> int:
             medium, model_hash = decode_medium(body, engine.limits)

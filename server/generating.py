@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from contract.client_left import CLIENT_CLOSED_REQUEST, LEFT, ClosingStream, unless_left
+from contract.http_body import received_header
 from contract.idempotency import idempotency_key
 from server.clients import Client, client_of
 from server.idempotency import KeyedGenerations
@@ -65,9 +66,11 @@ async def tell(
         async def end() -> None:
             leave()
 
-        return ClosingStream(events, end)
+        return ClosingStream(events, end, headers=received_header(request))
     try:
         found = await unless_left(request, whole())
     finally:
         leave()
-    return Response(status_code=CLIENT_CLOSED_REQUEST) if found is LEFT else JSONResponse(found)
+    if found is LEFT:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return JSONResponse(found, headers=received_header(request))

@@ -21,8 +21,8 @@ from contract.request import GenerateRequest, Limits, pack_media
 from contract.wire import PACKED_VERSION, body_size, decode_medium, decode_request, encode_medium, encode_request
 
 # Largest error, in shares of the largest value that shares a scale: half a step, and the rounding of the scale.
-ERRORS = {"fp8": 2**-4, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
-BYTES = {"fp8": 0.5005, "int8": 0.5005, "int4": 0.2815}
+ERRORS = {"bf16": 2**-8, "fp8": 2**-4, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
+BYTES = {"bf16": 1.0005, "fp8": 0.5005, "int8": 0.5005, "int4": 0.2815}
 
 
 def request_of(packing: str, name: str = "image and clip") -> GenerateRequest:
@@ -44,12 +44,20 @@ def body_of(request: GenerateRequest) -> bytes:
 def test_what_comes_back_is_near(name: str, values: np.ndarray[Any, Any]) -> None:
     packing = PACKINGS[name]
     found = unpack(pack(values, packing))
-    assert (found.dtype, found.shape) == (np.float16, values.shape)
+    assert (found.dtype, found.shape) == (np.dtype(packing.unpacked), values.shape)
     blocks = (3, -1, packing.group or 64)
     largest = np.abs(values.astype(np.float64)).reshape(blocks).max(axis=2, keepdims=True)
     error = np.abs(found.astype(np.float64) - values.astype(np.float64)).reshape(blocks)
     # A scale below float16's normal range has fewer bits than others.
-    assert (error <= ERRORS[name] * largest + packing.largest * 2.0**-25 + 2.0**-25).all()
+    floor = 0 if name == "bf16" else packing.largest * 2.0**-25 + 2.0**-25
+    assert (error <= ERRORS[name] * largest + floor).all()
+
+
+def test_bfloat16_is_that_of_other_libraries_and_holds_what_float16_cannot() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(0, 1e6, 1022), [1e38, 1e-38]]).astype(np.float32)
+    packed = pack(values.reshape(16, 64), PACKINGS["bf16"])
+    assert (packed.codes.reshape(-1) == values.astype(ml_dtypes.bfloat16).view(np.uint16)).all()
+    assert (unpack(packed).reshape(-1) == values.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("name", PACKINGS)

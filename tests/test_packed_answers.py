@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ from tools.train_reference.evaluate import answer_all_split
 from tools.train_reference.heldout import heldout_questions
 
 QUESTIONS = 60
-SHARES = {"fp8": 0.56, "int8": 0.56, "int4": 0.34}  # the reference's rows are narrow: scales and header weigh more
+SHARES = {
+    "bf16": 1.1,
+    "fp8": 0.56,
+    "int8": 0.56,
+    "int4": 0.34,
+}  # narrow rows: scales and header weigh more
 COLOUR = "What colour is the cross?"
 
 
@@ -34,7 +40,7 @@ def halves(bundle: Path, reference: Path) -> Iterator[tuple[Split, list[str]]]:
         yield split, answer_all_split(split, heldout_questions(QUESTIONS))
 
 
-@pytest.mark.parametrize(("name", "changed"), [("int8", 0), ("fp8", 2), ("int4", 6)])
+@pytest.mark.parametrize(("name", "changed"), [("bf16", 2), ("int8", 0), ("fp8", 2), ("int4", 6)])
 def test_answers_hold(bundle: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:
     split, expected = halves
     with open_edge(bundle, EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype=name)) as edge:
@@ -65,9 +71,46 @@ def test_the_daemon_sends_less_and_says_so(
     assert job["answer"]["qwen3vl_edge"]["media"][0]["wire"] == name
 
 
+def test_compressed_bodies_bring_the_same_answer(tmp_path: Path, bundle: Path, server_url: str, samples: Path) -> None:
+    found = []
+    for zstd in ("false", "true"):
+        with running_daemon(tmp_path, bundle, server_url, f'precision = "fp32"\nwire_zstd = {zstd}\n') as daemon:
+            found.append(ask(daemon, samples / "colour.png", COLOUR))
+    (text, plain), (same, smaller) = found
+    assert text == same
+    assert smaller["sent_bytes"] < plain["sent_bytes"]
+    assert "wire" not in smaller["media"][0]
+
+
+def test_the_daemon_sends_fewer_bytes_once_it_knows_a_slow_link(
+    tmp_path: Path, bundle: Path, server_url: str, samples: Path
+) -> None:
+    """Any link is too slow for a millisecond; the first request finds out."""
+    settings = 'precision = "fp32"\nwire_dtype = "auto"\nwire_target_s = 0.001\nsend_by_hash = false\n'
+    url = f"data:image/png;base64,{base64.b64encode((samples / 'colour.png').read_bytes()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}] * 16 + [{"type": "text", "text": COLOUR}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    with running_daemon(tmp_path, bundle, server_url, settings) as daemon:
+        told = [
+            httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=120).json()["qwen3vl_edge"]
+            for _ in range(2)
+        ]
+    assert [item["media"][0].get("wire") for item in told] == [None, "int4"]
+    assert told[1]["sent_bytes"] < 0.4 * told[0]["sent_bytes"]
+
+
 def test_what_cannot_be_sent_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such wire_dtype"):
         DaemonConfig(tmp_path, wire_dtype="int2")
     with pytest.raises(InputError, match="foreign server takes no packed"):
         DaemonConfig(tmp_path, wire_dtype="int8", server_kind="openai")
+    with pytest.raises(InputError, match="foreign server takes no packed"):
+        DaemonConfig(tmp_path, wire_dtype="auto", server_kind="openai")
+    with pytest.raises(InputError, match="foreign server takes no compressed"):
+        DaemonConfig(tmp_path, wire_zstd=True, server_kind="openai")
     assert DaemonConfig(tmp_path, wire_dtype="fp32", server_kind="openai").wire_dtype == "fp32"
+
+
+def test_only_the_daemon_chooses(bundle: Path) -> None:
+    with pytest.raises(InputError, match="only the daemon knows its link"):
+        open_edge(bundle, EdgeOptions(wire_dtype="auto"))

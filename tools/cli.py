@@ -148,7 +148,8 @@ def ask(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
-    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, or fewer bytes: fp8, int8, int4.")] = "fp16",
+    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, bf16, or fewer bytes: fp8, int8, int4.")] = "fp16",
+    wire_zstd: Annotated[bool, typer.Option(help="Compress what is sent, without loss.")] = False,
     preprocess: PreprocessOption = "auto",
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
@@ -159,7 +160,9 @@ def ask(
     from tools.commands.ask import run
 
     engine = EngineOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
-    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype, preprocess=preprocess)
+    options = EdgeOptions(
+        backend=backend, engine=engine, wire_dtype=wire_dtype, wire_zstd=wire_zstd, preprocess=preprocess
+    )
     run(question, bundle, server, image or [], video or [], messages, max_new_tokens, options, as_json)
 
 
@@ -225,7 +228,7 @@ def parity(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     precision: PrecisionOption = None,
-    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, fp8, int8 or int4.")] = "fp16",
+    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, bf16, fp8, int8 or int4.")] = "fp16",
     preprocess: PreprocessOption = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     threads: ThreadsOption = 0,

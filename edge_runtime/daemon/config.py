@@ -11,6 +11,7 @@ from typing import Any
 from contract.errors import InputError
 from contract.packing import PACKINGS, WIRE_DTYPES
 from contract.settings import check_ranges, gather_settings, typed
+from edge_runtime.link import AUTO
 from edge_runtime.live.config import CameraConfig
 from edge_runtime.server_access import ServerAccess
 
@@ -53,8 +54,10 @@ class DaemonConfig:
         cameras: one `[cameras.NAME]` table each, named in messages as `camera:NAME`.
         preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
             or reference (qwen-vl-utils and transformers).
-        wire_dtype: fp16, fp32, or a packing (fp8, int8, int4): fewer bytes, and embeddings moved a little, which
-            every answer says.
+        wire_dtype: fp16, fp32, bf16, or a packing (fp8, int8, int4): fewer bytes, and embeddings moved a little, which
+            every answer says. auto: fp16 as long as the link brings it within wire_target_s, else int8, else int4.
+        wire_target_s: seconds that sending a request's embeddings may take before auto sends fewer bytes.
+        wire_zstd: bodies are compressed, without loss.
         spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
         spool_mib: of requests and answers in it. spool_jobs: jobs that may wait; the next is answered 429.
         job_concurrency: jobs sent at a time.
@@ -102,6 +105,8 @@ class DaemonConfig:
     cameras: tuple[CameraConfig, ...] = ()
     preprocess: str = "auto"
     wire_dtype: str = "fp16"
+    wire_target_s: float = 1.0
+    wire_zstd: bool = False
     spool: Path | None = None
     spool_mib: int = 1024
     spool_jobs: int = 1000
@@ -112,19 +117,14 @@ class DaemonConfig:
     def __post_init__(self) -> None:
         if not self.server.startswith(("http://", "https://")):
             raise InputError("bad server URL", field="server", expected="http://… or https://…", got=self.server)
-        choices = (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS), ("wire_dtype", WIRE_DTYPES))
+        choices = (("log_format", LOG_FORMATS), ("server_kind", SERVER_KINDS), ("wire_dtype", (*WIRE_DTYPES, AUTO)))
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise InputError(
                     f"no such {name}", field=name, expected=" or ".join(known), got=repr(getattr(self, name))[:80]
                 )
-        if self.server_kind == "openai" and self.wire_dtype in PACKINGS:
-            raise InputError(
-                "a foreign server takes no packed embeddings",
-                field="wire_dtype",
-                expected="fp16 or fp32",
-                got=self.wire_dtype,
-            )
+        if self.server_kind == "openai":
+            self._check_foreign_wire()
         for origin in self.allowed_origins:
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
                 expected = "scheme and host, such as https://example.org"
@@ -136,6 +136,17 @@ class DaemonConfig:
         check_ranges(self, _RANGES)
         _ = self.server_access  # a token that cannot be sent is told at once
 
+    def _check_foreign_wire(self) -> None:
+        if self.wire_dtype in (*PACKINGS, AUTO):
+            raise InputError(
+                "a foreign server takes no packed embeddings",
+                field="wire_dtype",
+                expected="fp16 or fp32",
+                got=self.wire_dtype,
+            )
+        if self.wire_zstd:
+            raise InputError("a foreign server takes no compressed bodies", field="wire_zstd", expected="false")
+
     @property
     def server_access(self) -> ServerAccess:
         """What the server is shown, and checked with."""
@@ -143,6 +154,7 @@ class DaemonConfig:
 
 
 _RANGES = (
+    ("wire_target_s", 0.001, 3600),
     ("port", 0, 65535),
     ("threads", 0, 1024),
     ("max_waiting", 1, 10_000),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.daemon.state import Daemon
     from edge_runtime.daemon.upstream import Upstream
+    from edge_runtime.link import Link
 
 logger = logging.getLogger("edge")
 
@@ -88,11 +89,13 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     from edge_runtime.daemon.reload import Reloader
     from edge_runtime.daemon.spool import Spool
     from edge_runtime.daemon.state import Daemon
+    from edge_runtime.link import Link
 
     log_to_stderr(config.log_format)
     start_tracing("qwen3vl-edge")
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
-    daemon = Daemon(config, _upstream(config), spool)
+    link = Link()
+    daemon = Daemon(config, _upstream(config, link), spool, link)
     reloader = Reloader(daemon, reread)
     server = http_server(create_app(daemon, reloader), config.drain_s)
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
@@ -110,7 +113,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     logger.info("stopped")
 
 
-def _upstream(config: DaemonConfig) -> Upstream:
+def _upstream(config: DaemonConfig, link: Link) -> Upstream:
     from edge_runtime.daemon.openai_server import OpenAIServer
     from edge_runtime.daemon.upstream import Qwen3VLServer
 
@@ -119,7 +122,7 @@ def _upstream(config: DaemonConfig) -> Upstream:
         logger.warning("server_api_key travels to %s where others may read it. Use https://.", config.server)
     if config.server_kind == "openai":
         return OpenAIServer(config.server, config.server_model, access)
-    return Qwen3VLServer(config.server, config.send_by_hash, access)
+    return Qwen3VLServer(config.server, config.send_by_hash, access, config.wire_zstd, link)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
@@ -128,7 +131,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     try:
         from edge_runtime.daemon.open_pipeline import open_pipeline
 
-        pipeline = open_pipeline(config)
+        pipeline = open_pipeline(config, daemon.link)
     except BaseException as error:
         daemon.failure = error
         server.should_exit = True

@@ -8,6 +8,7 @@ from edge_runtime.daemon.encode_pipeline import EncodePipeline
 from edge_runtime.daemon.media_access import MediaAccess
 from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
+from edge_runtime.link import Link
 
 # What a reload applies; all else needs a restart.
 RELOADED = (
@@ -29,8 +30,11 @@ RELOADED = (
 )
 
 
-def open_pipeline(config: DaemonConfig) -> EncodePipeline:
+def open_pipeline(config: DaemonConfig, link: Link | None = None) -> EncodePipeline:
     """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
+
+    Args:
+        link: what is known of the way to the server.
 
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
@@ -44,11 +48,12 @@ def open_pipeline(config: DaemonConfig) -> EncodePipeline:
         stack=config.stack,
         preprocess=config.preprocess,
         wire_dtype=config.wire_dtype,
+        wire_target_s=config.wire_target_s,
     )
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
     # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
-    edge = open_edge(config.bundle.resolve(), options)
+    edge = open_edge(config.bundle.resolve(), options, Link() if link is None else link)
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

@@ -12,6 +12,7 @@ from edge_runtime.daemon.metrics import Metrics
 from edge_runtime.daemon.places import Places
 from edge_runtime.daemon.recent import RecentRequests
 from edge_runtime.daemon.spool import Spool
+from edge_runtime.link import Link
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.job_runner import JobRunner
@@ -25,17 +26,21 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
+        link: how fast the server is reached; outlives a reload.
         places: of requests under way.
         last_reload: how the last reload ended, None before the first.
         recent: the last requests and what they cost.
         spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
     """
 
-    def __init__(self, config: DaemonConfig, upstream: Upstream, spool: Spool | None = None) -> None:
+    def __init__(
+        self, config: DaemonConfig, upstream: Upstream, spool: Spool | None = None, link: Link | None = None
+    ) -> None:
         self.config = config
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
+        self.link = Link() if link is None else link
         self.places = Places(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.places)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
+from contract.compression import compress
 from contract.embedding_hash import embedding_hash
 from contract.request import GenerateRequest
 from contract.wire import body_size, encode_request
@@ -17,6 +18,7 @@ from edge_runtime.client import ANYBODY, Body, Event, RefusedError
 from edge_runtime.daemon.openai_request import ChatRequest
 from edge_runtime.daemon.sent_hashes import SentHashes
 from edge_runtime.edge import EncodedPrompt
+from edge_runtime.link import Link
 from edge_runtime.server_access import ServerAccess
 
 
@@ -89,8 +91,16 @@ class Qwen3VLServer:
     evidence: dict[str, Any] | None = None
     """Nothing: it refuses embeddings of another model than its own."""
 
-    def __init__(self, url: str, send_by_hash: bool = True, access: ServerAccess = ANYBODY) -> None:
-        self._client = AsyncClient(url, access)
+    def __init__(
+        self,
+        url: str,
+        send_by_hash: bool = True,
+        access: ServerAccess = ANYBODY,
+        zstd: bool = False,
+        link: Link | None = None,
+    ) -> None:
+        self._client = AsyncClient(url, access, link=link)
+        self._zstd = zstd
         self._sent = SentHashes() if send_by_hash else None
         self._holds: bool | None = None  # not asked yet
 
@@ -121,6 +131,8 @@ class Qwen3VLServer:
 
         def body() -> Body:
             made = encode_request(request, named)
+            if self._zstd:
+                made = compress(made)
             on_sent(body_size(made), [index for index, item in enumerate(request.media) if item.hash in named])
             return made
 

@@ -63,10 +63,10 @@ def openai_routes(
     return router
 
 
-async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytearray:
+async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytearray | bytes:
     content_type(request, openapi.JSON)
     limit = min(engine.limits.max_body_bytes, options.max_json_body_mib * 2**20)
-    return await read_body(request, limit, options.body_timeout_s)
+    return await read_body(request, limit, options.body_timeout_s, zstd=True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Chats:
     store: EmbeddingStore
     parts: PartReader
 
-    def prepare(self, body: bytearray, client: Client, key: str | None) -> Prepared:
+    def prepare(self, body: bytearray | bytes, client: Client, key: str | None) -> Prepared:
         """Body to checked request.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from contract.gpu import find_gpu
 
 PACKAGES = (
-    "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino", "onnxscript", "openvino",
+    "nncf", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "onnxscript", "openvino",
     "polygraphy", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 def _module() -> str:
     main = sys.modules["__main__"]
-    return str(main.__spec__.name) if main.__spec__ else Path(sys.argv[0]).name
+    return main.__spec__.name.removesuffix(".__main__") if main.__spec__ else Path(sys.argv[0]).name
 
 
 def _cpu() -> str:

@@ -1,0 +1,44 @@
+"""How fast the link to the server is, as far as the bodies that were sent have shown, and what to send over it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+AUTO = "auto"
+# From the encoder's float16 to ever fewer bytes; fp8 has int8's bytes and is further off (docs/benchmarks.md).
+LADDER = (("fp16", 1.0), ("int8", 0.501), ("int4", 0.282))
+WEIGHT = 0.5  # of the newest body
+LEAST_BYTES = 256 * 2**10  # a smaller body arrives with the headers, and shows nothing
+_RECEIVE = re.compile(r"(?:^|,)\s*receive;dur=(\d+(?:\.\d+)?)")
+
+
+@dataclass
+class Link:
+    """Bytes per second, an exponentially weighted mean; None until a body of some size has been received."""
+
+    bytes_per_second: float | None = None
+
+    def heard(self, size: int, server_timing: str) -> None:
+        """Learn from one body.
+
+        Args:
+            size: bytes that were sent.
+            server_timing: the answer's header of that name, where the server says how long they took to come.
+        """
+        found = _RECEIVE.search(server_timing)
+        if found is None or size < LEAST_BYTES or not (seconds := float(found[1]) / 1e3):
+            return
+        rate = size / seconds
+        old = self.bytes_per_second
+        self.bytes_per_second = rate if old is None else WEIGHT * rate + (1 - WEIGHT) * old
+
+    def choose(self, size: int, target_s: float) -> str:
+        """The wire dtype for embeddings of `size` bytes in float16: the one that moves them least and is there within
+        `target_s`, the smallest where none is; float16 as long as nothing is known of the link."""
+        if self.bytes_per_second is None:
+            return LADDER[0][0]
+        for name, share in LADDER:
+            if size * share / self.bytes_per_second <= target_s:
+                return name
+        return LADDER[-1][0]

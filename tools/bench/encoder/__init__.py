@@ -1,0 +1,1 @@
+"""The encoder bench: ours against every peer that this machine can run."""

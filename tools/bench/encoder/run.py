@@ -1,0 +1,172 @@
+"""The bench itself: which candidates run, in what order, and what is written of each."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract import atomic
+from contract.bundle import Bundle, open_bundle
+from contract.distance import distance
+from contract.errors import ContractError, InputError
+from contract.grid import Grid
+from tools.bench.encoder.candidate import Peer, Setting
+from tools.bench.encoder.peers import all_peers
+from tools.bench.encoder.process import Process, prepare, start
+from tools.bench.environment import environment
+from tools.bench.machine_peak import machine_peak
+from tools.bench.roofline import encoder_cost
+
+BASELINES = ("upstream onnx, onnxruntime fp32", "pytorch fp32")
+SHORT_SECONDS = 1.0  # a run this short feels what ran before it, and gets an untimed one first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; see `python -m tools.bench.encoder --help`."""
+
+    bundle: Path
+    model: Path | None
+    rounds: int
+    threads: tuple[int, ...]
+    buckets: tuple[str, ...]
+    candidates: tuple[str, ...]
+    together: int
+    patience: float
+
+
+def run(plan: Plan, out: Path) -> None:
+    """Measure, and write the document after each bucket, so that an interrupted bench keeps what it has."""
+    bundle = open_bundle(plan.bundle)
+    grids = [Grid.parse(text) for text in plan.buckets] or list(bundle.manifest.buckets())
+    rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    peaks = {threads: _peaks(threads) for threads in plan.threads}
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-encoder-bench-") as folder:
+        for grid in grids:
+            for threads in plan.threads:
+                rows += _bucket(plan, bundle, grid, threads, peaks[threads], Path(folder), refused)
+                document = {
+                    "environment": environment(),
+                    "model": bundle.manifest.model.id,
+                    "peaks": peaks,
+                    "rows": rows,
+                    "not_run": refused,
+                }
+                atomic.write_bytes(out, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _peaks(threads: int) -> dict[str, float]:
+    """Products per second and bytes per second that this machine reaches, by type."""
+    found = {dtype: machine_peak(dtype, threads) for dtype in ("fp32", "bf16", "int8")}
+    return {dtype: peak.flops_per_second for dtype, peak in found.items()} | {"bytes": found["fp32"].bytes_per_second}
+
+
+def _bucket(
+    plan: Plan, bundle: Bundle, grid: Grid, threads: int, peaks: dict[str, float], folder: Path, refused: dict[str, str]
+) -> list[dict[str, Any]]:
+    wanted = [
+        peer
+        for peer in all_peers(bundle, plan.model is not None)
+        if peer.name not in refused and (not plan.candidates or any(text in peer.name for text in plan.candidates))
+    ]
+    baseline = next((peer for name in BASELINES for peer in wanted if peer.name == name), wanted[0])
+    others = [peer for peer in wanted if peer is not baseline]
+    held = (plan.together or len(wanted)) - 1
+    rows: list[dict[str, Any]] = []
+    groups = [others[at : at + held] for at in range(0, len(others), held)] if held else [[]]
+    for group in groups:
+        settings = [(peer, _setting(plan, bundle, grid, threads, folder, peer)) for peer in (baseline, *group)]
+        running = list(_started(settings, plan.patience, folder, refused))
+        try:
+            _alternate(running, plan.rounds, seed=len(rows))
+            found = [_row(item, running[0], bundle, grid, threads, peaks) for item in running]
+        finally:
+            for item in running:
+                item.close()
+        rows += found if group is groups[0] else found[1:]
+        sys.stderr.writelines(f"{_told(row)}\n" for row in sorted(found, key=lambda row: row["median_seconds"]))
+    return sorted(rows, key=lambda row: float(row["median_seconds"]))
+
+
+def _setting(plan: Plan, bundle: Bundle, grid: Grid, threads: int, folder: Path, peer: Peer) -> Setting:
+    prepared = folder / f"{grid}-{peer.name}".replace("/", "-").replace(" ", "-")
+    return Setting(plan.bundle, plan.model, bundle.manifest.vision, grid, threads, prepared)
+
+
+def _started(
+    settings: list[tuple[Peer, Setting]], patience: float, folder: Path, refused: dict[str, str]
+) -> Iterator[Process]:
+    for index, (peer, setting) in enumerate(settings):
+        try:
+            if peer.prepare is not None and not setting.prepared.exists():
+                setting.prepared.mkdir()
+                prepare(peer, setting)
+            yield start(peer, setting, folder / f"outputs-{index}.npz", patience)
+        except ContractError as error:
+            if index == 0:
+                raise InputError(f"the baseline does not run: {error}", field=peer.name) from None
+            refused[peer.name] = error.message
+
+
+def _alternate(running: list[Process], rounds: int, seed: int) -> None:
+    order = list(running)
+    for number in range(rounds):
+        random.Random(f"{seed} {number}").shuffle(order)
+        for item in order:
+            if item.first_seconds < SHORT_SECONDS:
+                item.run(timed=False)
+            item.run(timed=True)
+
+
+def _row(
+    item: Process, baseline: Process, bundle: Bundle, grid: Grid, threads: int, peaks: dict[str, float]
+) -> dict[str, Any]:
+    """Medians and spread of a candidate, its ratio to the baseline round by round, and to the floor."""
+    dtype = item.peer.dtype
+    cost = encoder_cost(bundle.manifest.vision, grid, {"fp32": 4, "int8": 1, "fp8": 1}.get(dtype, 2))
+    # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
+    peak = peaks.get({"fp16": "bf16" if environment()["gpu"] else "fp32"}.get(dtype, dtype))
+    ratios = [base / own for base, own in zip(baseline.seconds, item.seconds, strict=True)]
+    return {
+        "bucket": str(grid),
+        "tokens": grid.tokens(bundle.manifest.vision.merge_size),
+        "threads": threads,
+        "candidate": item.peer.name,
+        "dtype": dtype,
+        "median_seconds": statistics.median(item.seconds),
+        "spread": [min(item.seconds), max(item.seconds)],
+        "rounds": len(item.seconds),
+        "device_median_seconds": statistics.median(item.device_seconds) if item.device_seconds else None,
+        "times_faster_than_baseline": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+        "baseline": baseline.peer.name,
+        "cosine_to_baseline": _cosine(item.outputs, baseline.outputs),
+        "load_seconds": item.load_seconds,
+        "first_seconds": item.first_seconds,
+        "peak_bytes": item.peak_bytes,
+        "flops": cost.flops,
+        "floor_seconds": None if peak is None else cost.floor(peak, peaks["bytes"]),
+    }
+
+
+def _cosine(one: Path, other: Path) -> float:
+    with np.load(one) as mine, np.load(other) as theirs:
+        return min(distance(mine[name], theirs[name]).cosine for name in theirs.files)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return (
+        f"{row['bucket']} {row['threads']} threads, {row['candidate']}: {row['median_seconds']:.3f} s, "
+        f"{row['times_faster_than_baseline']:.2f} times, {row['peak_bytes'] / 1e9:.2f} GB, "
+        f"cosine {row['cosine_to_baseline']:.6f}"
+    )
