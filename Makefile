@@ -7,7 +7,7 @@ VLLM := .venv-vllm
 # vLLM's build for the CPU exists for these machines alone; elsewhere its tests are skipped.
 VLLM_STAMP := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VLLM)/.installed)
 
-.PHONY: demo test test-full environments lint clean vllm-env
+.PHONY: demo test test-full bench environments lint clean vllm-env
 
 demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
@@ -20,6 +20,25 @@ test: environments lint
 # Once per release: also what takes long or needs full-size encoders.
 test-full: environments lint
 	$(BIN)/python -m pytest -q
+
+# Everything against its peers and its floor, into build/bench: hours at full size on two cores, a few minutes less each
+# with SIZE=2B BUCKETS=512x512. The links of the end-to-end bench need root; without it that one is left out.
+SIZE := 2B
+BUCKETS := 512x512,512x1024,768x1024,1024x1024
+BENCH := build/bench
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	mkdir -p $(BENCH)
+	test -d bundles/bench-$(SIZE)/bundle || $(BIN)/python -m tools.bench.make_bundle --size $(SIZE) --out bundles/bench-$(SIZE) --buckets $(BUCKETS)
+	test -d bundles/bench-reference || $(BIN)/qwen3vl-edge export reference/qwen3vl-tiny --out bundles/bench-reference
+	$(BIN)/qwen3vl-edge bench encoder --bundle bundles/bench-$(SIZE)/bundle --model bundles/bench-$(SIZE)/random-$(SIZE) --threads 1,2 --together 5 --out $(BENCH)/encoder-$(SIZE).json
+	$(BIN)/qwen3vl-edge bench wire --out $(BENCH)/wire.json
+	$(BIN)/qwen3vl-edge bench packing --bundle bundles/bench-reference --model reference/qwen3vl-tiny --out $(BENCH)/packing.json
+	$(BIN)/qwen3vl-edge bench server --reference reference/qwen3vl-tiny --out $(BENCH)/server.json
+	$(BIN)/qwen3vl-edge bench concurrency --out $(BENCH)/concurrency.json
+	-$(BIN)/qwen3vl-edge bench e2e --out $(BENCH)/end-to-end.json
+	$(BIN)/qwen3vl-edge bench growth $(BENCH) --plots $(BENCH)/images
+	$(BIN)/python -m tools.bench.report $(BENCH) > $(BENCH)/benchmarks.md
 
 # Without vLLM's environment its tests are skipped, and say so; the project's own must be there.
 environments:

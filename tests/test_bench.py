@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,16 @@ from contract.bundle import open_bundle
 from contract.checkpoint import open_checkpoint
 from contract.grid import Grid
 from edge_runtime.backends.pytorch import load_encoder
-from tools.bench import encoder as encoder_bench
 from tools.bench import engines as engines_bench
-from tools.bench import report
+from tools.bench import growth, report
+from tools.bench import wire as wire_bench
+from tools.bench.encoder import run as encoder_bench
+from tools.bench.encoder.run import Plan
+from tools.bench.end_to_end.namespaces import why_not
 from tools.bench.roofline import encoder_cost
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 8, 8), Grid(1, 10, 8), Grid(4, 6, 6)])
@@ -45,18 +51,59 @@ def test_bytes_are_those_of_the_weights_file(bundle: Path) -> None:
     assert cost.floor(1e3, 1e12) == cost.flops / 1e3
 
 
-def test_encoder_bench_lists_what_ran_and_why_the_rest_did_not(bundle: Path, reference: Path, tmp_path: Path) -> None:
-    small = Path(shutil.copytree(bundle, tmp_path / "reference"))
+def test_encoder_bench_runs_each_candidate_in_a_process_and_says_why_not(
+    bundle: Path, reference: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "encoder.json"
-    encoder_bench.run(small, reference, rounds=1, threads=0, out=out)
+    bucket = str(open_bundle(bundle).manifest.buckets()[0])
+    named = (
+        "pytorch fp32",
+        "pytorch bf16 flash",
+        "ours, onnxruntime cpu fp32",
+        "ours, onnxruntime cuda fp32",
+        "dynamic",
+    )
+    plan = Plan(bundle, reference, 2, (1,), (bucket,), named, 0, 300.0)
+    encoder_bench.run(plan, out)
     found = json.loads(out.read_text())
-    ran = {row["candidate"] for row in found["rows"]}
-    assert {"pytorch fp32", "pytorch bf16", "onnxruntime cpu fp32", "onnxruntime cpu fp16"} <= ran
-    assert {row["bucket"] for row in found["rows"]} == {str(grid) for grid in open_bundle(small).manifest.buckets()}
-    assert all(row["median_seconds"] > 0 and row["floor_seconds"] > 0 for row in found["rows"])
+    rows = {row["candidate"]: row for row in found["rows"]}
+    assert {"pytorch fp32", "ours, onnxruntime cpu fp32", "ours, onnxruntime fp32, dynamic graph"} <= set(rows)
+    assert {row["bucket"] for row in rows.values()} == {bucket}
+    assert all(row["median_seconds"] > 0 and row["floor_seconds"] > 0 for row in rows.values())
+    assert all(row["load_seconds"] > 0 and row["peak_bytes"] > 10**7 for row in rows.values())
+    assert all(row["cosine_to_baseline"] > 0.9999 for row in rows.values())
+    assert rows["pytorch fp32"]["times_faster_than_baseline"] == 1
     assert found["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert not ran & set(found["not_run"])
-    assert all(found["not_run"].values())
+    assert not set(rows) & set(found["not_run"])
+    if not torch.cuda.is_available():
+        assert "cuda" in found["not_run"]["ours, onnxruntime cuda fp32"]
+
+
+def test_wire_bench_brings_the_same_values_by_every_way() -> None:
+    rows = wire_bench.measure([1], 1, ("memcpy and send", "ours"))
+    found = {row["name"]: row for row in rows}
+    assert {"memcpy and send", "ours", "ours over HTTP"} <= set(found)
+    assert found["memcpy and send"]["share"] == 1
+    assert found["ours"]["share"] == found["ours over HTTP"]["share"] < 1.01
+    assert all(row["median_ms"] > 0 for row in rows)
+
+
+def test_growth_finds_the_exponent_that_is_there(tmp_path: Path) -> None:
+    rows = [{"images": n, "name": "ours", "median_ms": 3.0 * n**1.25} for n in (1, 4, 16)]
+    (tmp_path / "wire.json").write_text(json.dumps({"rows": rows}))
+    (curve,) = growth.curves(tmp_path)
+    assert curve.exponent == 1.25
+    assert curve.within == 1
+    growth.plot([curve], tmp_path / "images")
+    assert "<svg" in (tmp_path / "images" / "growth.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(why_not() is not None, reason=f"needs root on a Linux with /dev/net/tun: {why_not()}")
+def test_an_emulated_link_brings_every_byte() -> None:
+    """TCP over two interfaces in two namespaces; how long it takes is for the bench to say."""
+    command = [sys.executable, "-m", "tests.link_probe"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["3000000", "same"], done.stderr
 
 
 def test_the_page_of_benchmarks_is_what_the_json_says() -> None:

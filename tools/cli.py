@@ -278,6 +278,45 @@ def parity(
         run_bisect(request, tolerance, as_json)
 
 
+@app.command()
+def plan(
+    bundle: BundleOption,
+    link_mbit: Annotated[float, typer.Option(min=0.01, help="Link to the server, million bits per second.")],
+    rtt_ms: Annotated[float, typer.Option(min=0.0, help="To the server and back.")],
+    server_encode_ms: Annotated[float, typer.Option(min=0.0, help="Preprocessing and encoder on an unsplit server.")],
+    server_prefill_ms: Annotated[float, typer.Option(min=0.0, help="The prompt on the server: `server.*` of `ask`.")],
+    device_encode_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="The same on the device, all pictures; measured here by default.")
+    ] = None,
+    device_prefill_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="The prompt on the device, where the language model fits there.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels; the bundle's first bucket by default.")] = "",
+    images: Annotated[int, typer.Option(min=1, help="Pictures in the question.")] = 1,
+    jpeg_kb: Annotated[float, typer.Option(min=0.0, help="Kilobytes of one picture's file.")] = 60.0,
+    pack_ms: Annotated[float, typer.Option(min=0.0, help="To pack and unpack, for int8 and int4.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict which answers first over a link: the split, an unsplit server, or everything on the device."""
+    from tools.commands.plan import run
+    from tools.plan.transfer import LinkSpeed
+
+    link = LinkSpeed(link_mbit, rtt_ms / 1e3)
+    encode, prefill = (device_encode_ms, server_encode_ms), (server_prefill_ms, device_prefill_ms)
+    run(bundle, image, images, jpeg_kb, link, *encode, *prefill, pack_ms, as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="encoder, wire, packing, server, concurrency, e2e, growth, …")],
+) -> None:
+    """Measure one part against its peers and its floor; `bench NAME --help` shows its options."""
+    from tools.commands.bench import run
+
+    run(name, context.args)
+
+
 @edge_app.callback()
 def edge(
     context: typer.Context,

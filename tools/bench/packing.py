@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from contract import atomic
+from contract.compression import compress, decompress
 from contract.distance import distance
 from contract.grid import Grid
-from contract.packing import PACKINGS
+from contract.packing import FROM_FP32, PACKINGS
 from contract.request import Media, Sampling, pack_media
 from contract.wire import body_size, decode_medium, encode_medium
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
@@ -67,7 +67,9 @@ def _as_sent(item: Media, name: str) -> Media:
     """As `--wire-dtype` NAME has it."""
     levels = tuple(level.astype(np.float16) for level in item.deepstack)
     halves = replace(item, embeds=item.embeds.astype(np.float16), deepstack=levels)
-    return halves if name == "fp16" else pack_media(halves, PACKINGS[name])
+    if name == "fp16":
+        return halves
+    return pack_media(item if name in FROM_FP32 else halves, PACKINGS[name])
 
 
 def _answers(
@@ -109,11 +111,13 @@ def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
     """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
     halves = _as_sent(item, "fp16")
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
+    zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
     bodies: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
     for number in range(rounds):
         for name in NAMES[number % len(NAMES) :] + NAMES[: number % len(NAMES)]:
             started = time.perf_counter()
-            sent = halves if name == "fp16" else pack_media(halves, PACKINGS[name])
+            sent = halves if name == "fp16" else pack_media(item if name in FROM_FP32 else halves, PACKINGS[name])
             buffers = encode_medium(sent, "0" * 64)
             encoded = time.perf_counter()
             body = b"".join(buffers)
@@ -124,7 +128,13 @@ def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
             for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
                 kept.append(value)
             assert body_size(buffers) == len(body)
-    compress = _compressor()
+            started = time.perf_counter()
+            small = compress(buffers)
+            compressed = time.perf_counter()
+            assert decompress(bytes(small[0]), len(body)) == body
+            for kept, value in zip(zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True):
+                kept.append(value)
+            sizes[name] = body_size(small)
     plain = len(bodies["fp16"])
     found = {}
     for name in NAMES:
@@ -134,21 +144,13 @@ def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
         found[name] = {
             "bytes": len(bodies[name]),
             "share": round(len(bodies[name]) / plain, 4),
-            "zstd_share": None if compress is None else round(len(compress(bodies[name])) / plain, 4),
+            "zstd_share": round(sizes[name] / plain, 4),
+            "zstd_ms": [round(statistics.median(values) * 1e3, 3) for values in zstd[name]],
             "encode_ms": round(encode * 1e3, 3),
             "decode_ms": round(decode * 1e3, 3),
             "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved and extra > 0 else None,
         }
     return found
-
-
-def _compressor() -> Callable[[bytes], bytes] | None:
-    try:
-        import zstandard
-    except ImportError:
-        return None
-    compressor = zstandard.ZstdCompressor(level=3)
-    return lambda body: bytes(compressor.compress(body))
 
 
 if __name__ == "__main__":

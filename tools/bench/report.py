@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tools.bench.report_links import concurrency, end_to_end, growth, smaller, wire
+from tools.bench.report_tables import table, told_environment
+
 HEADER = """# Benchmarks
 
 Written by `python -m tools.bench.report docs/benchmarks` from the JSON beside it; not for editing. Each section names
@@ -32,15 +35,20 @@ def page(folder: Path) -> str:
     if not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
     parts += [_startup(document) for document in _read(folder, "startup*.json")]
+    parts += [wire(document) for document in _read(folder, "wire*.json")]
     parts += [_packing(document) for document in _read(folder, "packing*.json")]
+    parts += [smaller(document) for document in _read(folder, "smaller*.json")]
+    parts += [end_to_end(document) for document in _read(folder, "end-to-end*.json")]
     parts += [_server(document) for document in _read(folder, "server*.json")]
+    parts += [concurrency(document) for document in _read(folder, "concurrency*.json")]
+    parts += [growth(document) for document in _read(folder, "growth*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
     parts += [_fuzz(document) for document in _read(folder, "fuzz*.json")]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
 def _read(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+    return [{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
 
 
 def _engines(document: dict[str, Any]) -> str:
@@ -65,8 +73,8 @@ def _engines(document: dict[str, Any]) -> str:
         f"Encoders with random weights, {len(document['rows'][0]['buckets'])} buckets ({buckets}), "
         f"{document['rows'][0]['library']}, no GPU. "
         "Seconds and peak memory are of the whole build, in a process of its own.\n\n"
-        + _table(names, rows, text=4)
-        + _environment(document)
+        + table(names, rows, text=4)
+        + told_environment(document)
     )
 
 
@@ -74,31 +82,43 @@ def _encoder(document: dict[str, Any]) -> str:
     rows = [
         [
             row["bucket"],
+            str(row["threads"]),
             row["candidate"],
-            f"{row['median_seconds'] * 1e3:.1f}",
-            f"{row['spread'][0] * 1e3:.1f} to {row['spread'][1] * 1e3:.1f}",
+            f"{row['median_seconds'] * 1e3:,.1f}",
+            f"{row['spread'][0] * 1e3:,.1f} to {row['spread'][1] * 1e3:,.1f}",
             "" if row["device_median_seconds"] is None else f"{row['device_median_seconds'] * 1e3:.2f}",
             f"{row['times_faster_than_baseline']:.2f}",
             f"{row['median_seconds'] / row['floor_seconds']:.2f}" if row["floor_seconds"] else "",
+            "" if row["load_seconds"] is None else f"{row['load_seconds']:.1f}",
+            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}",
+            "" if row["cosine_to_baseline"] is None else f"{row['cosine_to_baseline']:.6f}",
         ]
         for row in document["rows"]
     ]
     names = [
         "bucket",
+        "threads",
         "candidate",
         "median ms",
         "spread ms",
         "on the GPU ms",
-        f"times faster than {document['baseline']}",
-        "times the roofline",
+        f"times faster than {document['rows'][0]['baseline']}",
+        "times the floor",
+        "load s",
+        "peak GB",
+        "cosine to it",
     ]
     refused = "".join(f"- {name}: {reason}\n" for name, reason in document["not_run"].items())
     return (
-        f"## Encoder, {document['model']}\n\nAlternating runs in one process, {document['rows'][0]['rounds']} rounds, "
-        "from pixel values in host memory to embeddings in host memory.\n\n"
-        + _table(names, rows, text=2)
+        f"## Encoder, {document['model']}, {document['name']}\n\n"
+        f"Alternating runs, {document['rows'][0]['rounds']} rounds, "
+        "from pixel values in host memory to embeddings in host memory; ratios are medians of those within a round. "
+        "The floor is the encoder's multiplications over the machine's measured peak of that type, all of them in int8 "
+        "for int8. Load is from nothing imported to the encoder loaded; peak memory is the process's own, with mapped "
+        "weights.\n\n"
+        + table(names, rows, text=3)
         + (f"\nNot run:\n\n{refused}" if refused else "")
-        + _environment(document)
+        + told_environment(document)
     )
 
 
@@ -118,8 +138,8 @@ def _startup(document: dict[str, Any]) -> str:
     return (
         "## The daemon's start\n\n"
         f"Alternating starts, {document['rows'][0]['rounds']} of each, medians; resident memory.\n\n"
-        + _table(names, rows, text=1)
-        + _environment(document)
+        + table(names, rows, text=1)
+        + told_environment(document)
     )
 
 
@@ -129,7 +149,8 @@ def _packing(document: dict[str, Any]) -> str:
             row["name"],
             f"{row['bytes']:,}",
             f"{row['share']:.3f}",
-            "" if row["zstd_share"] is None else f"{row['zstd_share']:.3f}",
+            f"{row['zstd_share']:.3f}",
+            " + ".join(f"{value:.1f}" for value in row.get("zstd_ms", ())),
             f"{row['encode_ms']:.1f}",
             f"{row['decode_ms']:.1f}",
             "" if row["pays_below_mbit"] is None else f"{row['pays_below_mbit']:,.0f}",
@@ -139,14 +160,23 @@ def _packing(document: dict[str, Any]) -> str:
         ]
         for row in document["rows"]
     ]
-    names = ["`--wire-dtype`", "bytes", "share", "share after zstd", "pack ms", "unpack ms", "pays below Mbit/s"]
+    names = [
+        "`--wire-dtype`",
+        "bytes",
+        "share",
+        "share with zstd",
+        "zstd and back ms",
+        "pack ms",
+        "unpack ms",
+        "pays below Mbit/s",
+    ]
     names += ["lowest cosine", "answers as in fp32", "accuracy"]
     return (
         "## Fewer bytes on the wire\n\n"
         f"Answers and accuracy: {document['questions']} held-out questions, reference checkpoint, fp32 graphs. Bytes "
         "and times: one picture of 196 visual tokens of the 2B model, 2048 wide, three DeepStack levels, medians of "
         f'{document["rounds"]} alternating rounds. A link slower than "pays below" has the packed '
-        "picture sooner.\n\n" + _table(names, rows, text=1) + _environment(document)
+        "picture sooner.\n\n" + table(names, rows, text=1) + told_environment(document)
     )
 
 
@@ -184,7 +214,7 @@ def _server(document: dict[str, Any]) -> str:
     ]
     open_names = ["of the closed loop's rate", "arrivals/s", "answered", "first token", "between tokens"]
     arrivals = (
-        "\nArrivals that wait for nobody (Poisson):\n\n" + _table(open_names, open_rows, text=1) if open_rows else ""
+        "\nArrivals that wait for nobody (Poisson):\n\n" + table(open_names, open_rows, text=1) if open_rows else ""
     )
     return (
         "## The server under a fleet\n\n"
@@ -192,9 +222,9 @@ def _server(document: dict[str, Any]) -> str:
         f"{model['tower_layers']} layers, {model['tower_width']} wide, {model['dtype']}. {document['devices']} devices "
         f"on the server's own machine, at most {document['max_batch']} requests at once{threads}, closed loop, "
         f"medians of {document['rounds']} alternating rounds, ratios within one. Times in ms at p50 / p95 / p99.\n\n"
-        + _table(names, rows, text=1)
+        + table(names, rows, text=1)
         + arrivals
-        + _environment(document)
+        + told_environment(document)
     )
 
 
@@ -225,9 +255,9 @@ def _soak(document: dict[str, Any]) -> str:
     return (
         f"## Soak of the daemon, {row['requests']:,} requests\n\n"
         "Reference checkpoint, mixed conversations, cache and spool on a small file system of their own.\n\n"
-        + _table(["", ""], rows, text=2)
+        + table(["", ""], rows, text=2)
         + note
-        + _environment(document)
+        + told_environment(document)
     )
 
 
@@ -251,24 +281,8 @@ def _fuzz(document: dict[str, Any]) -> str:
     return (
         f"## Mutated requests to the server, {row['bodies']:,}\n\n"
         "The real application and a real engine; `closed`: no HTTP, so no answer.\n\n"
-        + _table(["", ""], rows, text=2)
-        + _environment(document)
-    )
-
-
-def _table(names: list[str], rows: list[list[str]], text: int) -> str:
-    """Markdown; the first `text` columns are words, the others figures."""
-    rule = ["---" if index < text else "---:" for index in range(len(names))]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in (names, rule, *rows))
-
-
-def _environment(document: dict[str, Any]) -> str:
-    found = document["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    gpu = found["gpu"] or "no GPU"
-    return (
-        f"\n`{found['command']}` on {found['cores']} cores of {found['cpu']}, {gpu}, {found['system']}, "
-        f"Python {found['python']}, {versions}.\n"
+        + table(["", ""], rows, text=2)
+        + told_environment(document)
     )
 
 

@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", default="0", help="CPU threads, comma separated; 0 for all")
     parser.add_argument("--buckets", default="", help="grids, as 1x32x32, comma separated; all of the bundle's")
-    parser.add_argument("--candidates", default="", help="only those whose name has one of these, semicolon separated")
+    parser.add_argument(
+        "--candidates", default="", help="those whose name has one of these (=NAME: is it), semicolon separated"
+    )
     parser.add_argument("--together", type=int, default=0, help="processes held at once; 0 for all")
     parser.add_argument("--patience", type=float, default=300, help="seconds to load and encode the first picture")
     parser.add_argument("--out", type=Path, required=True)

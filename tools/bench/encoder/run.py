@@ -77,7 +77,7 @@ def _bucket(
     wanted = [
         peer
         for peer in all_peers(bundle, plan.model is not None)
-        if peer.name not in refused and (not plan.candidates or any(text in peer.name for text in plan.candidates))
+        if peer.name not in refused and _wanted(peer.name, plan.candidates)
     ]
     baseline = next((peer for name in BASELINES for peer in wanted if peer.name == name), wanted[0])
     others = [peer for peer in wanted if peer is not baseline]
@@ -96,6 +96,10 @@ def _bucket(
         rows += found if group is groups[0] else found[1:]
         sys.stderr.writelines(f"{_told(row)}\n" for row in sorted(found, key=lambda row: row["median_seconds"]))
     return sorted(rows, key=lambda row: float(row["median_seconds"]))
+
+
+def _wanted(name: str, texts: tuple[str, ...]) -> bool:
+    return not texts or any(text == f"={name}" or text in name for text in texts)
 
 
 def _setting(plan: Plan, bundle: Bundle, grid: Grid, threads: int, folder: Path, peer: Peer) -> Setting:

@@ -1,0 +1,208 @@
+"""Time to the first token at several links: split against an unsplit server against everything on the device.
+
+sudo python -m tools.bench.end_to_end --out docs/benchmarks/end-to-end.json
+
+Two servers (language model alone; whole model) in one network namespace, a device in another, the link between them
+emulated. The model has random weights, with the wire of the 2B model (2048 wide, three DeepStack levels, 196 visual
+tokens) and fewer layers, so that the link is seen beside them. All ways run in turn in each round, each picture is
+new, and a time is from the file on disk to the first token. The prediction is `tools/plan`'s, from stage times that
+were measured before with no limit on the link; it knows nothing of the measured totals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contract import atomic
+from export.bundle import export_bundle
+from tools.bench.end_to_end.device import LOCAL, PIXELS
+from tools.bench.end_to_end.namespaces import SERVER_ADDRESS, connected, enter
+from tools.bench.environment import environment
+from tools.load.model import make_checkpoint
+from tools.parity.pictures import draw_picture
+from tools.plan.paths import SPLIT_TYPES, Pictures, Speeds, predict
+from tools.plan.transfer import LinkSpeed
+from tools.server_process import running_server
+
+REFERENCE = Path("reference/qwen3vl-tiny")
+SIZE, TOKENS, WIDTH, LEVELS = 448, 196, 2048, 3
+LAYERS, TOWER_LAYERS, TOWER_WIDTH = 3, 6, 512
+WAYS = (*(f"split {name}" for name in SPLIT_TYPES), PIXELS, LOCAL)
+UNSHAPED = LinkSpeed(100_000, 0.0)
+
+
+class Device:
+    """The device's process, seen from here."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, way: str, picture: Path) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"way": way, "picture": str(picture)}) + "\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        if "error" in found:
+            raise RuntimeError(f"{way}: {found['error']}")
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mbit", default="10,50,200")
+    parser.add_argument("--rtt-ms", default="20,80")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    enter("tools.bench.end_to_end")
+    links = [
+        LinkSpeed(float(mbit), float(rtt) / 1e3)
+        for mbit in arguments.mbit.split(",")
+        for rtt in arguments.rtt_ms.split(",")
+    ]
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-end-to-end-") as folder:
+        document = measure(Path(folder), links, arguments.rounds)
+    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]:
+    """Rows of every link and way, with what was predicted."""
+    model = make_checkpoint(folder / "model", REFERENCE, LAYERS, WIDTH, TOWER_LAYERS, TOWER_WIDTH)
+    export_bundle(str(model), folder / "bundle", image_buckets=f"{SIZE}x{SIZE}", dynamic=False)
+    options: dict[str, Any] = {"model": str(model), "host": SERVER_ADDRESS, "prefix_cache_mib": 0}
+    with (
+        _device(folder) as (device, tell),
+        connected(device.pid) as emulator,
+        running_server(**options) as split_server,
+        running_server(**options, allow_pixels=True) as pixel_server,
+    ):
+        tell(split_server.url, pixel_server.url, model)
+        pictures = _pictures(folder)
+        emulator.shape(UNSHAPED)
+        speeds, sizes = _speeds(device, pictures, rounds)
+        rows = []
+        for link in links:
+            emulator.shape(link)
+            rows += _link_rows(device, link, pictures, rounds, speeds, sizes)
+    return {
+        "environment": environment(),
+        "rounds": rounds,
+        "model": {"layers": LAYERS, "width": WIDTH, "tower_layers": TOWER_LAYERS, "tower_width": TOWER_WIDTH},
+        "speeds": speeds.__dict__,
+        "file_bytes": sizes.file_bytes,
+        "rows": rows,
+    }
+
+
+@contextmanager
+def _device(folder: Path) -> Iterator[tuple[Device, Any]]:
+    """A device in its own namespace that waits to be told of its servers."""
+    script = 'read -r setup; exec "$0" -m tools.bench.end_to_end.device "$setup"'
+    command = ["unshare", "--net", "bash", "-c", script, sys.executable]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdin is not None
+
+    def tell(split_server: str, pixel_server: str, model: Path) -> None:
+        setup = {
+            "bundle": str(folder / "bundle"),
+            "model": str(model),
+            "split_server": split_server,
+            "pixel_server": pixel_server,
+        }
+        process.stdin.write(json.dumps(setup) + "\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+
+    try:
+        yield Device(process), tell
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """New JPEG files without end: nothing that was kept of an earlier one helps."""
+    index = 0
+    while True:
+        index += 1
+        path = folder / f"{index}.jpg"
+        draw_picture(index, SIZE, SIZE).convert("RGB").save(path, quality=90)
+        yield path
+
+
+def _speeds(device: Device, pictures: Iterator[Path], rounds: int) -> tuple[Speeds, Pictures]:
+    """Stage times with no shaping: all that the prediction knows."""
+    for way in WAYS:
+        device.ask(way, next(pictures))  # loads, connects
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    encode, first, files = [], [], []
+    for _ in range(rounds):
+        for way in WAYS:
+            picture = next(pictures)
+            found = device.ask(way, picture)
+            seconds[way].append(found["seconds"])
+            if way == WAYS[0]:
+                encode.append(found["stages"]["preprocess"] + found["stages"]["encode"])
+                first.append(found["seconds"] - encode[-1])
+            files.append(picture.stat().st_size)
+    middle = {way: statistics.median(values) for way, values in seconds.items()}
+    prefill, encoded = statistics.median(first), statistics.median(encode)
+    packed = statistics.median([middle[f"split {name}"] for name in SPLIT_TYPES[1:]])
+    speeds = Speeds(
+        device_encode=encoded,
+        server_encode=middle[PIXELS] - prefill,
+        server_prefill=prefill,
+        device_prefill=middle[LOCAL] - encoded,
+        pack=max(packed - middle[WAYS[0]], 0.0),
+    )
+    return speeds, Pictures(TOKENS, WIDTH, LEVELS, int(statistics.median(files)))
+
+
+def _link_rows(
+    device: Device, link: LinkSpeed, pictures: Iterator[Path], rounds: int, speeds: Speeds, sizes: Pictures
+) -> list[dict[str, Any]]:
+    predicted = {item.name: item for item in predict(sizes, speeds, link)}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    sent: dict[str, int] = {}
+    for number in range(rounds):
+        for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
+            found = device.ask(way, next(pictures))
+            seconds[way].append(found["seconds"])
+            sent[way] = found["sent_bytes"]
+    rows = []
+    for way, values in seconds.items():
+        median = statistics.median(values)
+        rows.append(
+            {
+                "mbit": link.mbit,
+                "rtt_ms": link.rtt_s * 1e3,
+                "way": way,
+                "median_seconds": median,
+                "spread": [min(values), max(values)],
+                "sent_bytes": sent[way],
+                "predicted_seconds": predicted[way].seconds,
+                "predicted_bytes": predicted[way].sent_bytes,
+                "predicted_to_measured": predicted[way].seconds / median,
+            }
+        )
+        told = f"{median:.3f} s, predicted {predicted[way].seconds:.3f}"
+        print(f"{link.mbit:g} Mbit/s, {link.rtt_s * 1e3:g} ms, {way}: {told}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

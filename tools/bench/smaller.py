@@ -1,0 +1,185 @@
+"""What goes lower than the packings, and what it costs in answers: tried on the reference checkpoint, and not offered.
+
+python -m tools.bench.smaller --bundle BUNDLE --model reference/qwen3vl-tiny --out docs/benchmarks/smaller.json
+
+Each idea is a function from embeddings to those that a server would get back, and the bytes that it would be sent:
+
+low rank: a basis [D, r] and a mean for each of the four tensors, fitted to other pictures' rows (principal components);
+    a row travels as r float16 coefficients, or int8 with a scale.
+near-duplicate tokens: in a clip, a token whose embeddings turn little from the one at its place in the frame before
+    (cosine of all four tensors) is not sent; the server takes the one before.
+entropy coding: zstd at its highest level over the packed codes, as a bound for what better coding of bytes may give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from contract import atomic
+from contract.packing import PACKINGS, pack, unpack
+from contract.request import Media, Sampling
+from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from edge_runtime.engine import EngineOptions
+from tools.bench.environment import environment
+from tools.parity.end_to_end import open_both
+from tools.train_reference.evaluate import answer_all_split, score
+from tools.train_reference.heldout import heldout_questions
+
+FITTED_ON = 120  # questions whose pictures the bases are fitted to; they are not asked
+Arrays = list[NDArray[Any]]
+Idea = Callable[[Arrays, Media], tuple[Arrays, int]]
+"""From a medium's four arrays in float32 to what comes back of them, and the bytes that were sent."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Of one tensor: mean [D] and principal directions [D, D], the strongest first."""
+
+    mean: NDArray[np.float32]
+    directions: NDArray[np.float32]
+
+
+def fit(rows: NDArray[np.float32]) -> Basis:
+    """Principal components of rows [n, D]."""
+    mean = rows.mean(axis=0)
+    return Basis(mean, np.linalg.svd(rows - mean, full_matrices=False)[2].T)
+
+
+def low_rank(bases: list[Basis], share: float, int8: bool) -> Idea:
+    """Keep `share` of the directions."""
+
+    def idea(arrays: Arrays, item: Media) -> tuple[Arrays, int]:
+        found, size = [], 0
+        for array, basis in zip(arrays, bases, strict=True):
+            kept = basis.directions[:, : round(share * len(basis.mean))]
+            coefficients = ((array - basis.mean) @ kept).astype(np.float16)
+            if int8:
+                packed = pack(coefficients, PACKINGS["int8"])
+                coefficients, sent = unpack(packed), packed.nbytes
+            else:
+                sent = coefficients.nbytes
+            size += sent
+            found.append((coefficients.astype(np.float32) @ kept.T + basis.mean).astype(np.float16))
+        return found, size
+
+    return idea
+
+
+def without_duplicates(cosine: float, packing: str) -> Idea:
+    """Leave out what a clip's frame has in common with the one before."""
+
+    def idea(arrays: Arrays, item: Media) -> tuple[Arrays, int]:
+        packed = [pack(array.astype(np.float16), PACKINGS[packing]) for array in arrays]
+        frames = [unpack(one).reshape(item.grid.t, -1, arrays[0].shape[1]) for one in packed]
+        sent = np.ones(frames[0].shape[:2], bool)
+        for at in range(1, item.grid.t):
+            least = np.min([_cosines(frame[at], frame[at - 1]) for frame in frames], axis=0)
+            sent[at] = least < cosine
+            for frame in frames:
+                frame[at][~sent[at]] = frame[at - 1][~sent[at]]
+        size = int(sum(one.nbytes for one in packed) * sent.mean() + sent.size / 8)
+        return [frame.reshape(arrays[0].shape) for frame in frames], size
+
+    return idea
+
+
+def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
+    a, b = one.astype(np.float32), other.astype(np.float32)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: NDArray[np.float32] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return found
+
+
+def coded(packing: str) -> Idea:
+    """The packed bytes through zstd at its highest level."""
+    compressor = zstandard.ZstdCompressor(level=22)
+
+    def idea(arrays: Arrays, item: Media) -> tuple[Arrays, int]:
+        packed = [pack(array.astype(np.float16), PACKINGS[packing]) for array in arrays]
+        body = b"".join(one.codes.tobytes() + one.scales.tobytes() for one in packed)
+        return list(map(unpack, packed)), len(compressor.compress(body))
+
+    return idea
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    asked = heldout_questions(arguments.questions + FITTED_ON)
+    fitted, questions = asked[-FITTED_ON:], asked[: arguments.questions]
+    options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype="fp32")
+    with open_edge(arguments.bundle, options) as edge:
+        split = open_both(edge, arguments.model)[0]
+        media = [item for one in fitted for item in edge.encode(one.messages, Sampling()).request.media]
+        bases = [fit(np.concatenate(rows).astype(np.float32)) for rows in zip(*map(_arrays, media), strict=True)]
+        base = answer_all_split(split, questions)
+        rows = []
+        for name, idea in _ideas(bases).items():
+            sizes = [0, 0]
+            trying = _Trying(edge, idea, sizes)
+            answers = answer_all_split(split.with_edge(trying), questions)
+            same = sum(one == other for one, other in zip(answers, base, strict=True)) / len(base)
+            rows.append(
+                {
+                    "name": name,
+                    "share": round(sizes[1] / sizes[0], 4),
+                    "same_answers": same,
+                    "accuracy": score(questions, answers).overall,
+                }
+            )
+            print(rows[-1], flush=True)
+    document = {"environment": environment(), "questions": len(questions), "fitted_on": FITTED_ON}
+    document |= {"accuracy_unchanged": score(questions, base).overall, "rows": rows}
+    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _ideas(bases: list[Basis]) -> dict[str, Idea]:
+    return {
+        "low rank, half of the directions, fp16": low_rank(bases, 0.5, int8=False),
+        "low rank, half of the directions, int8": low_rank(bases, 0.5, int8=True),
+        "low rank, a quarter of the directions, int8": low_rank(bases, 0.25, int8=True),
+        "low rank, an eighth of the directions, int8": low_rank(bases, 0.125, int8=True),
+        "clips without duplicates beyond cosine 0.98, int8": without_duplicates(0.98, "int8"),
+        "clips without duplicates beyond cosine 0.9, int8": without_duplicates(0.9, "int8"),
+        "int8, coded": coded("int8"),
+        "int4, coded": coded("int4"),
+    }
+
+
+def _arrays(item: Media) -> Arrays:
+    return [array.astype(np.float32) for array in (item.embeds, *item.deepstack)]
+
+
+class _Trying(Edge):
+    """The same device, its embeddings as an idea would bring them."""
+
+    def __init__(self, edge: Edge, idea: Idea, sizes: list[int]) -> None:
+        self.__dict__ |= edge.__dict__
+        self._idea, self._sizes = idea, sizes
+
+    def _as_sent(self, media: tuple[Media, ...]) -> tuple[Media, ...]:
+        return tuple(self._through(item) for item in media)
+
+    def _through(self, item: Media) -> Media:
+        arrays, size = self._idea(_arrays(item), item)
+        self._sizes[0] += sum(array.size for array in arrays) * 2
+        self._sizes[1] += size
+        embeds, *deepstack = (array.astype(np.float16) for array in arrays)
+        return replace(item, embeds=embeds, deepstack=tuple(deepstack))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The three ways to an answer's first token, each as the sum of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contract.packing import PACKINGS
+from tools.plan.transfer import LinkSpeed, transfer_seconds
+
+HEADER_BYTES = 2_500  # of a request of this project: names, shapes, sampling, HTTP
+CHAT_BYTES = 600  # of a chat request beside its pictures
+BASE64 = 4 / 3
+SPLIT_TYPES = ("fp16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is asked about.
+
+    Attributes:
+        tokens: visual tokens of all pictures.
+        width, levels: of the language model, and how many DeepStack levels its encoder gives.
+        file_bytes: of all picture files, as JPEG or otherwise.
+    """
+
+    tokens: int
+    width: int
+    levels: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds that the stages take, measured where they run.
+
+    Attributes:
+        device_encode: preprocessing and encoder on the device.
+        server_encode: the same on an unsplit server.
+        server_prefill: the language model's prompt, with queue and HTTP.
+        device_prefill: the same on the device; None where the language model does not fit there.
+        pack: for each packing, on the device and back on the server.
+    """
+
+    device_encode: float
+    server_encode: float
+    server_prefill: float
+    device_prefill: float | None = None
+    pack: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One way.
+
+    Attributes:
+        stages: name to seconds, in order.
+        sent_bytes: over the link.
+    """
+
+    name: str
+    stages: dict[str, float]
+    sent_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Until the first token is there."""
+        return sum(self.stages.values())
+
+
+def embedding_bytes(pictures: Pictures, wire_dtype: str) -> int:
+    """Bytes of a split request, before zstd."""
+    values = pictures.tokens * pictures.width * (1 + pictures.levels)
+    packing = PACKINGS.get(wire_dtype)
+    if packing is None:
+        return HEADER_BYTES + values * {"fp16": 2, "fp32": 4}[wire_dtype]
+    code = {"F8_E4M3": 1.0, "I8": 1.0, "U8": 1.0, "BF16": 2.0}[packing.dtype] / packing.per_byte
+    return HEADER_BYTES + int(values * (code + 2 / (packing.group or pictures.width)))
+
+
+def predict(pictures: Pictures, speeds: Speeds, link: LinkSpeed) -> list[Prediction]:
+    """Every way there is, the fastest first."""
+    found = [_split(pictures, speeds, link, name) for name in SPLIT_TYPES]
+    sent = CHAT_BYTES + int(pictures.file_bytes * BASE64)
+    stages = {
+        "link": transfer_seconds(sent, link),
+        "encode": speeds.server_encode,
+        "prefill": speeds.server_prefill,
+    }
+    found.append(Prediction("unsplit server", stages, sent))
+    if speeds.device_prefill is not None:
+        stages = {"encode": speeds.device_encode, "prefill": speeds.device_prefill}
+        found.append(Prediction("all on the device", stages, 0))
+    return sorted(found, key=lambda item: item.seconds)
+
+
+def _split(pictures: Pictures, speeds: Speeds, link: LinkSpeed, wire_dtype: str) -> Prediction:
+    sent = embedding_bytes(pictures, wire_dtype)
+    stages = {
+        "encode": speeds.device_encode,
+        "pack": speeds.pack if wire_dtype in PACKINGS else 0.0,
+        "link": transfer_seconds(sent, link),
+        "prefill": speeds.server_prefill,
+    }
+    return Prediction(f"split {wire_dtype}", stages, sent)
+
+
+def break_even_mbit(pictures: Pictures, speeds: Speeds, rtt_s: float, wire_dtype: str = "fp16") -> float | None:
+    """The link from which on the split is as fast as an unsplit server; None: on no link, 0: on any."""
+
+    def ahead(mbit: float) -> bool:
+        link = LinkSpeed(mbit, rtt_s)
+        found = {item.name: item.seconds for item in predict(pictures, speeds, link)}
+        return found[f"split {wire_dtype}"] <= found["unsplit server"]
+
+    low, high = 0.1, 100_000.0
+    if not ahead(high):
+        return None
+    if ahead(low):
+        return 0.0
+    while high / low > 1.01:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if ahead(middle) else (middle, high)
+    return high
