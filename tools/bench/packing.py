@@ -148,7 +148,7 @@ def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
             "zstd_ms": [round(statistics.median(values) * 1e3, 3) for values in zstd[name]],
             "encode_ms": round(encode * 1e3, 3),
             "decode_ms": round(decode * 1e3, 3),
-            "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved and extra > 0 else None,
+            "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved > 0 and extra > 0 else None,
         }
     return found
 

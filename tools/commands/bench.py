@@ -11,6 +11,7 @@ BENCHES = {
     "encoder": "tools.bench.encoder",
     "wire": "tools.bench.wire",
     "packing": "tools.bench.packing",
+    "smaller": "tools.bench.smaller",
     "server": "tools.load.run",
     "concurrency": "tools.bench.concurrency",
     "e2e": "tools.bench.end_to_end",
