@@ -3,7 +3,8 @@
 python -m tools.bench.make_bundle --size 2B --out bundles/bench-2B [--buckets 448x448]
 
 writes bundles/bench-2B/random-2B, a checkpoint, and bundles/bench-2B/bundle. Prompts and pictures go through the
-reference checkpoint's processor: a checkpoint with random weights has no tokenizer.
+reference checkpoint's processor: a checkpoint with random weights has no tokenizer. `--depth 4` keeps so many of the
+tower's layers: what grows with the tokens grows as it does in all of them. `--no-int8` leaves the calibration out.
 """
 
 from __future__ import annotations
@@ -24,14 +25,21 @@ REFERENCE = Path("reference/qwen3vl-tiny")
 PICTURES = 8
 
 
-def make_bundle(size: str, out: Path, buckets: str) -> Path:
-    """Write the model and its calibrated bundle; the bundle's folder comes back."""
-    model = encoder_checkpoint(out / f"random-{size}", torch.float32, **TOWERS[size]).path
+def make_bundle(size: str, out: Path, buckets: str, depth: int = 0, int8: bool = True) -> Path:
+    """Write the model and its bundle, calibrated where `int8` asks for it; the bundle's folder comes back."""
+    tower = TOWERS[size]
+    if depth:
+        levels = len(tower["deepstack_visual_indexes"])
+        indexes = [level * depth // levels for level in range(levels)]
+        tower = tower | {"depth": depth, "deepstack_visual_indexes": indexes}
+    model = encoder_checkpoint(out / f"random-{size}", torch.float32, **tower).path
     config = (model / "config.json").read_bytes()
     for file in open_checkpoint(str(REFERENCE)).processor_files():
         shutil.copyfile(file, model / file.name)
     (model / "config.json").write_bytes(config)
     export_bundle(str(model), out / "bundle", image_buckets=buckets)
+    if not int8:
+        return out / "bundle"
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
     for index in range(PICTURES):
@@ -45,8 +53,10 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(TOWERS), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--buckets", default="448x448")
+    parser.add_argument("--depth", type=int, default=0, help="layers of the tower; 0 for all")
+    parser.add_argument("--no-int8", action="store_true", help="leave the calibration out")
     arguments = parser.parse_args()
-    make_bundle(arguments.size, arguments.out, arguments.buckets)
+    make_bundle(arguments.size, arguments.out, arguments.buckets, arguments.depth, not arguments.no_int8)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def _encoder(document: dict[str, Any]) -> str:
         "for int8. Load is from nothing imported to the encoder loaded; peak memory is the process's own, with mapped "
         "weights.\n\n"
         + table(names, rows, text=3)
+        + (f"\n{document['note']}\n" if document.get("note") else "")
         + (f"\nNot run:\n\n{refused}" if refused else "")
         + told_environment(document)
     )
