@@ -115,8 +115,8 @@ def test_a_refused_body_is_not_taken_for_a_request(engine: TransformersEngine, t
     assert re.search(r"received_bytes_total 0\.0", app("GET", "/metrics").text)
 
 
-@pytest.mark.parametrize("encoding", ["zstd", "gzip", "br", "identity, zstd"])
-def test_nothing_is_decompressed(engine: TransformersEngine, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, zstd"])
+def test_nothing_but_zstd_is_decompressed(engine: TransformersEngine, encoding: str) -> None:
     app = App(engine)
     for method, path in (("POST", "/v1/generate"), ("PUT", URL)):
         refused = app(method, path, content=PUT, headers={"Content-Encoding": encoding})

@@ -113,7 +113,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     logger.info("stopped")
 
 
-def _upstream(config: DaemonConfig, link: Link) -> Upstream:
+def _upstream(config: DaemonConfig, link: Link | None = None) -> Upstream:
     from edge_runtime.daemon.openai_server import OpenAIServer
     from edge_runtime.daemon.upstream import Qwen3VLServer
 

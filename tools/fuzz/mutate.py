@@ -140,7 +140,7 @@ def _rebuilt(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
     checks can find."""
     table, data = split(body)
     names = sorted((name for name in table if name != "__metadata__"), key=lambda name: table[name]["data_offsets"])
-    kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1", "I8": "|i1"}
+    kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1", "I8": "|i1", "BF16": "<u2"}
     names_of = {kind: name for name, kind in kinds.items()}
     chosen, made = rng.choice(names), b""
     for name in names:
