@@ -21,8 +21,8 @@ test: environments lint
 test-full: environments lint
 	$(BIN)/python -m pytest -q
 
-# Everything against its peers and its floor, into build/bench: hours at full size on two cores, a few minutes less each
-# with SIZE=2B BUCKETS=512x512. The links of the end-to-end bench need root; without it that one is left out.
+# Everything against its peers and its floor, into build/bench: hours on two cores; BUCKETS=512x512 is the short form.
+# The links of the end-to-end bench need root; without it that one is left out.
 SIZE := 2B
 BUCKETS := 512x512,512x1024,768x1024,1024x1024
 BENCH := build/bench

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import Enum
-from types import MappingProxyType
 from typing import Final, Literal, TypeVar
 
 from fastapi import Request
@@ -49,10 +48,10 @@ class ClosingStream(StreamingResponse):
         self,
         events: AsyncIterator[str],
         end: Callable[[], Awaitable[None]],
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         unbuffered = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers={**unbuffered, **headers})
+        super().__init__(events, media_type="text/event-stream", headers={**unbuffered, **(headers or {})})
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,7 +34,7 @@ def embedding_hash(media: Media, model_hash: str) -> str:
         WireError: a dtype that is not sent.
     """
     digest = hashlib.sha256(f"qwen3vl-edge embeddings 1\n{model_hash}\n{media.grid}\n".encode())
-    for array in (media.embeds, *media.deepstack):
+    for array in media.arrays:
         name = _DTYPES.get(array.dtype.name)
         if name is None:
             raise WireError("embeddings have the wrong dtype", expected="F16 or F32", got=array.dtype)

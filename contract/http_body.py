@@ -37,7 +37,7 @@ def content_type(request: Request, *known: str) -> str:
 async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> bytearray | bytes:
     """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
 
-    How many bytes came in how many seconds is left in `request.state.received`, for `received_header`.
+    How many seconds it took to come is left in `request.state.receive_s`, for `received_header`.
 
     Args:
         limit: bytes, as sent and, where it is compressed, decompressed.
@@ -77,14 +77,14 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         ) from None
     except ClientDisconnect:
         raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
-    request.state.received = (len(body), time.perf_counter() - started)
+    request.state.receive_s = time.perf_counter() - started
     return await run_in_threadpool(decompress, body, limit) if encoding else body
 
 
 def received_header(request: Request) -> dict[str, str]:
     """How long the body took to come, as `Server-Timing` tells it (W3C Server Timing), in milliseconds."""
-    received = getattr(request.state, "received", None)
-    return {} if received is None else {"Server-Timing": f"receive;dur={received[1] * 1e3:.3f}"}
+    seconds = getattr(request.state, "receive_s", None)
+    return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
 
 
 async def _collect(request: Request, limit: int) -> bytearray:

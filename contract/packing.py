@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import WireError
+from contract.safetensors_layout import DTYPE_BYTES
 
 Codes = NDArray[Any]
 _ROWS = 16  # packed or unpacked at a time: their float32 copies stay in the CPU's cache
@@ -43,6 +44,10 @@ class Packing:
     group: int = 0
     per_byte: int = 1
     unpacked: str = "<f2"
+
+    def bytes_per_value(self, columns: int) -> float:
+        """Of a tensor [n, `columns`], with its scales."""
+        return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,12 @@ WIRE_DTYPES = ("fp16", "fp32", *PACKINGS)
 """What `--wire-dtype` and the daemon's `wire_dtype` take."""
 FROM_FP32 = ("fp32", "bf16")
 """Those that begin with the encoder's own values; the others with what float16 makes of them."""
+
+
+def bytes_per_value(wire_dtype: str, columns: int) -> float:
+    """Bytes that a value takes on the wire, in rows of `columns`; `wire_dtype` is one of `WIRE_DTYPES`."""
+    packing = PACKINGS.get(wire_dtype)
+    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
 
 
 def pack(values: NDArray[Any], packing: Packing) -> Packed:

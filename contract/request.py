@@ -38,8 +38,13 @@ class Media:
     packed: tuple[Packed, ...] = ()
 
     @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All its tensors: the embeddings, then each DeepStack level."""
+        return self.embeds, *self.deepstack
+
+    @property
     def nbytes(self) -> int:
-        return int(self.embeds.nbytes + sum(level.nbytes for level in self.deepstack))
+        return sum(array.nbytes for array in self.arrays)
 
 
 def pack_media(media: Media, packing: Packing) -> Media:
@@ -51,7 +56,7 @@ def pack_media(media: Media, packing: Packing) -> Media:
     Raises:
         WireError: the width does not divide into the packing's groups.
     """
-    packed = tuple(pack(array, packing) for array in (media.embeds, *media.deepstack))
+    packed = tuple(pack(array, packing) for array in media.arrays)
     embeds, *deepstack = map(unpack, packed)
     origin = media.origin | {"wire": packing.name}
     return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)

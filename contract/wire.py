@@ -37,6 +37,7 @@ MAX_WIRE_HEADER_BYTES = 4 * 2**20
 _NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1", "I8": "<i1"}
 _DTYPE_NAMES = {np.dtype(value): key for key, value in _NUMPY_DTYPES.items()}
 _NUMPY_DTYPES |= {"F8_E4M3": "<u1", "BF16": "<u2"}  # numpy has no such types
+_SAID = {**_DTYPE_NAMES, np.dtype("<u2"): "BF16"}  # in messages
 Named = tuple[str, NDArray[Any], str | None]  # the dtype's name, where numpy's type does not say it
 
 
@@ -96,7 +97,7 @@ def _version(sent: Sequence[Media], named: bool) -> int:
 def _tensors(index: int, item: Media) -> list[Named]:
     names = _names(index, len(item.deepstack))
     if not item.packed:
-        return [(name, array, None) for name, array in zip(names, (item.embeds, *item.deepstack), strict=True)]
+        return [(name, array, None) for name, array in zip(names, item.arrays, strict=True)]
     codes: list[Named] = [
         (name, packed.codes, packed.packing.dtype) for name, packed in zip(names, item.packed, strict=True)
     ]
@@ -286,12 +287,12 @@ def _take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], r
         raise WireError(f"tensor {name!r} is missing", field=name)
     array = arrays.pop(name)
     if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != rank:
-        names = " or ".join(_DTYPE_NAMES.get(np.dtype(dtype), "BF16") for dtype in dtypes)
+        names = " or ".join(_SAID[np.dtype(dtype)] for dtype in dtypes)
         raise WireError(
             f"tensor {name!r} has the wrong dtype or rank",
             field=name,
             expected=f"{names} of rank {rank}",
-            got=f"{_DTYPE_NAMES.get(array.dtype, 'BF16')} of shape {list(array.shape)}",
+            got=f"{_SAID[array.dtype]} of shape {list(array.shape)}",
         )
     return array
 

@@ -97,7 +97,7 @@ async def ask_async(
         async with AsyncClient(server, access) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
     encoded = await encode_async(edge, messages, sampling, stream=True)
-    asked = _Asked(encoded, on_text, edge.options.wire_zstd)
+    asked = await asyncio.to_thread(_Asked, encoded, on_text, edge.options.wire_zstd)
     events = server.stream(asked.body, deadline_s, asked.request_id)
     try:
         async with aclosing(events):

@@ -64,7 +64,7 @@ class AsyncClient:
     def __init__(
         self, server: str, access: ServerAccess = ANYBODY, silence_s: float = 45.0, link: Link | None = None
     ) -> None:
-        self.link = Link() if link is None else link
+        self.link = link or Link()
         self.server = server.rstrip("/")
         self._silence_s = silence_s
         self._farewells: set[asyncio.Task[None]] = set()

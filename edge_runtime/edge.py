@@ -101,7 +101,7 @@ class Edge:
     ) -> None:
         self.bundle = bundle
         self.options = options
-        self.link = Link() if link is None else link
+        self.link = link or Link()
         self.engine = engine
         self.lean = lean
         self.policy = BucketPolicy(
@@ -244,7 +244,8 @@ class Edge:
         """In the wire's dtype; one for all of a request."""
         name = self.options.wire_dtype
         if name == AUTO:
-            name = self.link.choose(sum(item.nbytes for item in media), self.options.wire_target_s)
+            columns = self.bundle.manifest.vision.out_hidden_size
+            name = self.link.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
         packing = PACKINGS.get(name)
         return media if packing is None else tuple(pack_media(item, packing) for item in media)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from contract.packing import bytes_per_value
+
 AUTO = "auto"
 # From the encoder's float16 to ever fewer bytes; fp8 has int8's bytes and is further off (docs/benchmarks.md).
-LADDER = (("fp16", 1.0), ("int8", 0.501), ("int4", 0.282))
+LADDER = ("fp16", "int8", "int4")
 WEIGHT = 0.5  # of the newest body
 LEAST_BYTES = 256 * 2**10  # a smaller body arrives with the headers, and shows nothing
 _RECEIVE = re.compile(r"(?:^|,)\s*receive;dur=(\d+(?:\.\d+)?)")
@@ -33,12 +35,12 @@ class Link:
         old = self.bytes_per_second
         self.bytes_per_second = rate if old is None else WEIGHT * rate + (1 - WEIGHT) * old
 
-    def choose(self, size: int, target_s: float) -> str:
-        """The wire dtype for embeddings of `size` bytes in float16: the one that moves them least and is there within
-        `target_s`, the smallest where none is; float16 as long as nothing is known of the link."""
+    def choose(self, size: int, columns: int, target_s: float) -> str:
+        """The wire dtype for embeddings of `size` bytes in float16, in rows of `columns`: the one that moves them least
+        and is there within `target_s`, the smallest where none is; float16 as long as nothing is known of the link."""
         if self.bytes_per_second is None:
-            return LADDER[0][0]
-        for name, share in LADDER:
-            if size * share / self.bytes_per_second <= target_s:
+            return LADDER[0]
+        for name in LADDER:
+            if size / 2 * bytes_per_value(name, columns) / self.bytes_per_second <= target_s:
                 return name
-        return LADDER[-1][0]
+        return LADDER[-1]

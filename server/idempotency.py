@@ -38,7 +38,7 @@ def fingerprint(request: GenerateRequest) -> bytes:
     digest = hashlib.sha256(json.dumps(request.sampling.to_dict(), sort_keys=True).encode())
     digest.update(np.ascontiguousarray(request.input_ids).data)
     for item in request.media:
-        for array in (item.embeds, *item.deepstack):
+        for array in item.arrays:
             digest.update(f"{item.kind} {item.grid} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.digest()

@@ -17,7 +17,7 @@ def test_what_shows_nothing_changes_nothing(size: int, header: str) -> None:
     link = Link()
     link.heard(size, header)
     assert link.bytes_per_second is None
-    assert link.choose(10**12, 1.0) == "fp16"
+    assert link.choose(10**12, 2048, 1.0) == "fp16"
 
 
 def test_the_newest_bodies_count_most() -> None:
@@ -32,4 +32,4 @@ def test_the_newest_bodies_count_most() -> None:
 @pytest.mark.parametrize(("seconds", "name"), [(3.3, "fp16"), (3.1, "int8"), (1.5, "int4"), (0.1, "int4")])
 def test_the_choice_that_moves_embeddings_least_and_is_there_in_time(seconds: float, name: str) -> None:
     link = Link(bytes_per_second=MEGABYTE)
-    assert link.choose(int(3.2 * MEGABYTE), seconds) == name
+    assert link.choose(int(3.2 * MEGABYTE), 2048, seconds) == name

@@ -298,12 +298,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Predict which answers first over a link: the split, an unsplit server, or everything on the device."""
-    from tools.commands.plan import run
+    from tools.commands.plan import StageTimes, run
     from tools.plan.transfer import LinkSpeed
 
     link = LinkSpeed(link_mbit, rtt_ms / 1e3)
-    encode, prefill = (device_encode_ms, server_encode_ms), (server_prefill_ms, device_prefill_ms)
-    run(bundle, image, images, jpeg_kb, link, *encode, *prefill, pack_ms, as_json)
+    stages = StageTimes(device_encode_ms, server_encode_ms, server_prefill_ms, device_prefill_ms, pack_ms)
+    run(bundle, image, images, jpeg_kb, link, stages, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -34,15 +34,37 @@ def openvino_core() -> ov.Core:
     return ov.Core()
 
 
+def cpu_settings(hint: str, threads: int) -> dict[str, Any]:
+    """How a model is compiled for one picture at a time.
+
+    Args:
+        hint: a value of HINTS.
+        threads: 0 for OpenVINO's choice.
+
+    Raises:
+        InputError: bfloat16 asked of a CPU that has none, which would compute in float32.
+    """
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if hint == HINTS["openvino-bf16"] and "BF16" not in able:
+        raise InputError(
+            "this CPU has no bfloat16",
+            field="--backend",
+            got="openvino-bf16",
+            remedy="Take --backend openvino, in float32.",
+        )
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    if threads := cpu_threads(threads):
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
 class OpenvinoEngine(GraphEngine):
     """One compiled model per graph; each picture gets all threads."""
 
     def __init__(self, name: str, bundle: Bundle, options: EngineOptions) -> None:
         super().__init__(bundle, options)
         self.name = name
-        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[name], "PERFORMANCE_HINT": "LATENCY"}
-        if threads := cpu_threads(options.threads):
-            self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._settings = cpu_settings(HINTS[name], options.threads)
         self._running = threading.Lock()
 
     def load_graph(self, graph: GraphRecord) -> Any:
@@ -69,10 +91,4 @@ def load(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
         InputError: bfloat16 asked of a CPU that has none, or the CPU plug-in does not load.
         BundleError: the bundle has no such precision.
     """
-    engine = OpenvinoEngine(name, bundle, options)
-    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if name == "openvino-bf16" and "BF16" not in able:
-        raise InputError(
-            "this CPU has no bfloat16", field="--backend", got=name, remedy="Take --backend openvino, in float32."
-        )
-    return engine
+    return OpenvinoEngine(name, bundle, options)

@@ -53,7 +53,7 @@ def open_pipeline(config: DaemonConfig, link: Link | None = None) -> EncodePipel
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
     # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
-    edge = open_edge(config.bundle.resolve(), options, Link() if link is None else link)
+    edge = open_edge(config.bundle.resolve(), options, link or Link())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

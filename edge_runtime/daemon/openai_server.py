@@ -168,7 +168,7 @@ def image_embeds(item: Media) -> dict[str, Any]:
     vLLM 0.32 stacks the grids of a request and takes the result's first axis for the images: from [1, 3] it makes
     [images, 1, 3] and refuses even one image. All images in one part it refuses too (vllm issue 32309).
     """
-    embeds = np.concatenate([item.embeds, *item.deepstack], axis=1)
+    embeds = np.concatenate(item.arrays, axis=1)
     grid = np.array(item.grid.as_list(), dtype=np.int64)
     packed = {"image_embeds": _base64(torch_bytes(embeds)), "image_grid_thw": _base64(torch_bytes(grid))}
     return {"type": "image_embeds", "image_embeds": packed}

@@ -40,7 +40,7 @@ class Daemon:
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
-        self.link = Link() if link is None else link
+        self.link = link or Link()
         self.places = Places(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.places)

@@ -147,8 +147,9 @@ class Qwen3VLServer:
             named = named - gone
             return body()
 
+        first = await asyncio.to_thread(body)  # compressing takes milliseconds a picture, the event loop's otherwise
         left = ends - asyncio.get_running_loop().time()
-        async with aclosing(self._client.stream(body(), left, request.request_id, instead)) as events:
+        async with aclosing(self._client.stream(first, left, request.request_id, instead)) as events:
             begun = False
             async for event in events:
                 if not begun and sent is not None:

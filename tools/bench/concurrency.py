@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from contract import atomic
-from tools.bench.environment import environment
+from tools.bench.document import write_document
+from tools.bench.rounds import rotated
 from tools.load.figures import summarise
 from tools.load.in_process import text_ids
 from tools.load.mix import Mix, make_requests
@@ -40,9 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = make_checkpoint(Path(scratch) / "model", arguments.reference, LAYERS, WIDTH, *TOWER)
         rows = measure(model, at_once, arguments.each, arguments.new_tokens, arguments.rounds)
-    document = {"environment": environment(), "rounds": arguments.rounds, "new_tokens": arguments.new_tokens}
-    document |= {"model": {"layers": LAYERS, "width": WIDTH}, "rows": rows}
-    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    document = {"rounds": arguments.rounds, "new_tokens": arguments.new_tokens}
+    write_document(arguments.out, document | {"model": {"layers": LAYERS, "width": WIDTH}, "rows": rows})
     print(json.dumps(rows, indent=1))
 
 
@@ -59,8 +58,7 @@ def measure(model: Path, at_once: list[int], each: int, new_tokens: int, rounds:
     found: dict[int, list[Any]] = {count: [] for count in at_once}
     with running_server(model=str(model), dtype="float32", **options) as server:
         for number in range(-1, rounds):  # one round to warm up
-            order = at_once[number % len(at_once) :] + at_once[: number % len(at_once)]
-            for count in order:
+            for count in rotated(at_once, number):
                 mix = Mix(count * each, new_tokens, seed=number + 1)
                 bodies = [binary_body(request) for request in make_requests(mix, shape, texts)]
                 run = closed_loop(server.url, bodies, "binary", count)
@@ -78,8 +76,8 @@ def _row(count: int, runs: list[Any]) -> dict[str, Any]:
         "tokens_per_second": statistics.median(rates),
         "spread": [min(rates), max(rates)],
         "seconds_per_token": statistics.median(1 / rate for rate in rates),
-        "first_token_p50_s": statistics.median(next(iter(item["first_token_s"].values())) for item in told),
-        "between_tokens_p50_s": statistics.median(next(iter(item["between_tokens_s"].values())) for item in told),
+        "first_token_p50_s": statistics.median(item["first_token_s"]["p50"] for item in told),
+        "between_tokens_p50_s": statistics.median(item["between_tokens_s"]["p50"] for item in told),
     }
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from contract import atomic
-from tools.bench.environment import environment
+from tools.bench.document import write_document
 
 LEAST_POINTS = 3
 
@@ -90,8 +89,8 @@ def _curve(part: str, name: str, points: Iterable[tuple[float, float]], least: f
     return [Curve(part, name, kept, round(exponent, 3), least, round(within, 3))]
 
 
-def plot(found: list[Curve], folder: Path) -> list[str]:
-    """One picture with a panel for each part, as SVG; the file's name."""
+def plot(found: list[Curve], folder: Path) -> None:
+    """Write `growth.svg`: a panel for each part."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,7 +115,6 @@ def plot(found: list[Curve], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "growth.svg", metadata={"Date": None})
     pyplot.close(figure)
-    return ["growth.svg"]
 
 
 def main() -> None:
@@ -126,8 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = curves(arguments.folder)
     plot(found, arguments.plots)
-    document = {"environment": environment(), "rows": [asdict(curve) for curve in found]}
-    atomic.write_bytes(arguments.folder / "growth.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_document(arguments.folder / "growth.json", {"rows": [asdict(curve) for curve in found]})
     for curve in found:
         print(f"{curve.part}, {curve.name}: {curve.exponent:.2f}")
 

@@ -19,21 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from contract import atomic
 from contract.compression import compress, decompress
 from contract.distance import distance
-from contract.grid import Grid
 from contract.packing import FROM_FP32, PACKINGS
 from contract.request import Media, Sampling, pack_media
 from contract.wire import body_size, decode_medium, encode_medium
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
-from tools.bench.environment import environment
+from tools.bench.document import write_document
+from tools.bench.rounds import rotated
+from tools.bench.wire_formats import GRID, LEVELS, TOKENS, WIDTH
 from tools.parity.end_to_end import open_both
 from tools.train_reference.evaluate import answer_all_split, score
 from tools.train_reference.heldout import HeldoutQuestion, heldout_questions
 
-TOKENS, WIDTH, LEVELS = 196, 2048, 3
 NAMES = ("fp16", *PACKINGS)
 
 
@@ -54,8 +53,7 @@ def main() -> None:
         rows = [_answers(name, arguments.bundle, split, questions, base, media) for name in NAMES]
     times = _times(_wide(media), arguments.rounds)
     rows = [{**row, **times[row["name"]]} for row in rows]
-    document = {"environment": environment(), "questions": len(questions), "rounds": arguments.rounds, "rows": rows}
-    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    write_document(arguments.out, {"questions": len(questions), "rounds": arguments.rounds, "rows": rows})
     print(json.dumps(rows, indent=1))
 
 
@@ -65,11 +63,16 @@ def _media(edge: Edge, questions: list[HeldoutQuestion]) -> list[Media]:
 
 def _as_sent(item: Media, name: str) -> Media:
     """As `--wire-dtype` NAME has it."""
-    levels = tuple(level.astype(np.float16) for level in item.deepstack)
-    halves = replace(item, embeds=item.embeds.astype(np.float16), deepstack=levels)
-    if name == "fp16":
-        return halves
-    return pack_media(item if name in FROM_FP32 else halves, PACKINGS[name])
+    return _packed(item if name in FROM_FP32 else _halves(item), name)
+
+
+def _halves(item: Media) -> Media:
+    embeds, *deepstack = (array.astype(np.float16) for array in item.arrays)
+    return replace(item, embeds=embeds, deepstack=tuple(deepstack))
+
+
+def _packed(item: Media, name: str) -> Media:
+    return pack_media(item, PACKINGS[name]) if name in PACKINGS else item
 
 
 def _answers(
@@ -79,7 +82,7 @@ def _answers(
     with open_edge(bundle, options) as edge:
         answers = answer_all_split(split.with_edge(edge), questions)
     worst = [
-        min(distance(array, other).cosine for array, other in zip(_arrays(item), _arrays(sent), strict=True))
+        min(distance(array, other).cosine for array, other in zip(item.arrays, sent.arrays, strict=True))
         for item, sent in ((item, _as_sent(item, name)) for item in media)
     ]
     same = sum(one == other for one, other in zip(answers, base, strict=True))
@@ -92,10 +95,6 @@ def _answers(
     }
 
 
-def _arrays(item: Media) -> tuple[Any, ...]:
-    return item.embeds, *item.deepstack
-
-
 def _wide(media: list[Media]) -> Media:
     """One picture of the 2B model's size, of these pictures' numbers."""
 
@@ -104,20 +103,20 @@ def _wide(media: list[Media]) -> Media:
         return values.reshape(TOKENS, WIDTH)
 
     levels = tuple(widened([item.deepstack[level % len(item.deepstack)] for item in media]) for level in range(LEVELS))
-    return Media("image", Grid(1, 28, 28), widened([item.embeds for item in media]), levels)
+    return Media("image", GRID, widened([item.embeds for item in media]), levels)
 
 
 def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
     """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
-    halves = _as_sent(item, "fp16")
+    halves = _halves(item)
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
     zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
     bodies: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     for number in range(rounds):
-        for name in NAMES[number % len(NAMES) :] + NAMES[: number % len(NAMES)]:
+        for name in rotated(NAMES, number):
             started = time.perf_counter()
-            sent = halves if name == "fp16" else pack_media(item if name in FROM_FP32 else halves, PACKINGS[name])
+            sent = _packed(item if name in FROM_FP32 else halves, name)
             buffers = encode_medium(sent, "0" * 64)
             encoded = time.perf_counter()
             body = b"".join(buffers)

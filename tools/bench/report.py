@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from tools.bench.report_links import concurrency, end_to_end, growth, smaller, wire
-from tools.bench.report_tables import table, told_environment
+from tools.bench.report_tables import Row, figure, noted, plain, plain_table, section, spread, told_environment
 
 HEADER = """# Benchmarks
 
@@ -47,141 +46,96 @@ def page(folder: Path) -> str:
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
-def _read(folder: Path, pattern: str) -> list[dict[str, Any]]:
+def _read(folder: Path, pattern: str) -> list[Row]:
     return [{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
 
 
-def _engines(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["size"],
-            row["target"],
-            row["precision"],
-            row["layout"],
-            str(row["plans"]),
-            f"{row['bytes'] / 1e6:,.0f}",
-            f"{row['bytes'] / row['weights']:.3f}",
-            f"{row['seconds']:.1f}",
-            f"{row['peak_memory'] / 1e9:.1f}",
-        ]
-        for row in document["rows"]
-    ]
-    names = ["tower", "target", "precision", "layout", "plans", "MB", "times the weights", "seconds", "peak GB"]
-    buckets = ", ".join(document["rows"][0]["buckets"])
-    return (
-        f"## Building engines, {' and '.join(dict.fromkeys(row['size'] for row in document['rows']))} tower\n\n"
-        f"Encoders with random weights, {len(document['rows'][0]['buckets'])} buckets ({buckets}), "
-        f"{document['rows'][0]['library']}, no GPU. "
-        "Seconds and peak memory are of the whole build, in a process of its own.\n\n"
-        + table(names, rows, text=4)
-        + told_environment(document)
+def _engines(document: Row) -> str:
+    first = document["rows"][0]
+    text = (
+        f"Encoders with random weights, {len(first['buckets'])} buckets ({', '.join(first['buckets'])}), "
+        f"{first['library']}, no GPU. "
+        "Seconds and peak memory are of the whole build, in a process of its own."
     )
+    columns = {
+        "tower": plain("size"),
+        "target": plain("target"),
+        "precision": plain("precision"),
+        "layout": plain("layout"),
+        "plans": plain("plans"),
+        "MB": figure("bytes", ",.0f", 1e-6),
+        "times the weights": lambda row: f"{row['bytes'] / row['weights']:.3f}",
+        "seconds": figure("seconds", ".1f"),
+        "peak GB": figure("peak_memory", ".1f", 1e-9),
+    }
+    sizes = " and ".join(dict.fromkeys(row["size"] for row in document["rows"]))
+    return section(document, f"Building engines, {sizes} tower", text, columns, words=4)
 
 
-def _encoder(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["bucket"],
-            str(row["threads"]),
-            row["candidate"],
-            f"{row['median_seconds'] * 1e3:,.1f}",
-            f"{row['spread'][0] * 1e3:,.1f} to {row['spread'][1] * 1e3:,.1f}",
-            "" if row["device_median_seconds"] is None else f"{row['device_median_seconds'] * 1e3:.2f}",
-            f"{row['times_faster_than_baseline']:.2f}",
-            f"{row['median_seconds'] / row['floor_seconds']:.2f}" if row["floor_seconds"] else "",
-            "" if row["load_seconds"] is None else f"{row['load_seconds']:.1f}",
-            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}",
-            "" if row["cosine_to_baseline"] is None else f"{row['cosine_to_baseline']:.6f}",
-        ]
-        for row in document["rows"]
-    ]
-    names = [
-        "bucket",
-        "threads",
-        "candidate",
-        "median ms",
-        "spread ms",
-        "on the GPU ms",
-        f"times faster than {document['rows'][0]['baseline']}",
-        "times the floor",
-        "load s",
-        "peak GB",
-        "cosine to it",
-    ]
-    refused = "".join(f"- {name}: {reason}\n" for name, reason in document["not_run"].items())
-    return (
-        f"## Encoder, {document['model']}, {document['name']}\n\n"
-        f"Alternating runs, {document['rows'][0]['rounds']} rounds, "
+def _encoder(document: Row) -> str:
+    first = document["rows"][0]
+    text = (
+        f"Alternating runs, {first['rounds']} rounds, "
         "from pixel values in host memory to embeddings in host memory; ratios are medians of those within a round. "
         "The floor is the encoder's multiplications over the machine's measured peak of that type, all of them in int8 "
         "for int8. Load is from nothing imported to the encoder loaded; peak memory is the process's own, with mapped "
-        "weights.\n\n"
-        + table(names, rows, text=3)
-        + (f"\n{document['note']}\n" if document.get("note") else "")
-        + (f"\nNot run:\n\n{refused}" if refused else "")
-        + told_environment(document)
+        "weights."
     )
+    columns = {
+        "bucket": plain("bucket"),
+        "threads": plain("threads"),
+        "candidate": plain("candidate"),
+        "median ms": figure("median_seconds", ",.1f", 1e3),
+        "spread ms": spread("spread", ",.1f", 1e3),
+        "on the GPU ms": figure("device_median_seconds", ".2f", 1e3),
+        f"times faster than {first['baseline']}": figure("times_faster_than_baseline", ".2f"),
+        "times the floor": lambda row: (
+            f"{row['median_seconds'] / row['floor_seconds']:.2f}" if row["floor_seconds"] else ""
+        ),
+        "load s": figure("load_seconds", ".1f"),
+        "peak GB": figure("peak_bytes", ".2f", 1e-9),
+        "cosine to it": figure("cosine_to_baseline", ".6f"),
+    }
+    refused = "".join(f"- {name}: {reason}\n" for name, reason in document["not_run"].items())
+    after = noted(document) + (f"\nNot run:\n\n{refused}" if refused else "")
+    return section(document, f"Encoder, {document['model']}, {document['name']}", text, columns, words=3, after=after)
 
 
-def _startup(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["preprocess"],
-            f"{row['ready_seconds']:.2f}",
-            f"{row['spread_seconds'][0]:.2f} to {row['spread_seconds'][1]:.2f}",
-            f"{row['ready_bytes'] / 2**20:.0f}",
-            f"{row['worked_bytes'] / 2**20:.0f}",
-        ]
-        for row in document["rows"]
-    ]
-    worked = f"MiB after {document['requests']} pictures"
-    names = ["preprocessing", "median seconds to /readyz 200", "spread", "MiB when ready", worked]
-    return (
-        "## The daemon's start\n\n"
-        f"Alternating starts, {document['rows'][0]['rounds']} of each, medians; resident memory.\n\n"
-        + table(names, rows, text=1)
-        + told_environment(document)
-    )
+def _startup(document: Row) -> str:
+    text = f"Alternating starts, {document['rows'][0]['rounds']} of each, medians; resident memory."
+    columns = {
+        "preprocessing": plain("preprocess"),
+        "median seconds to /readyz 200": figure("ready_seconds", ".2f"),
+        "spread": spread("spread_seconds", ".2f"),
+        "MiB when ready": figure("ready_bytes", ".0f", 2**-20),
+        f"MiB after {document['requests']} pictures": figure("worked_bytes", ".0f", 2**-20),
+    }
+    return section(document, "The daemon's start", text, columns, words=1)
 
 
-def _packing(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["name"],
-            f"{row['bytes']:,}",
-            f"{row['share']:.3f}",
-            f"{row['zstd_share']:.3f}",
-            " + ".join(f"{value:.1f}" for value in row.get("zstd_ms", ())),
-            f"{row['encode_ms']:.1f}",
-            f"{row['decode_ms']:.1f}",
-            "" if row["pays_below_mbit"] is None else f"{row['pays_below_mbit']:,.0f}",
-            f"{row['min_cosine']:.6f}",
-            f"{row['same_answers']:.1%}",
-            f"{row['accuracy']:.1%}",
-        ]
-        for row in document["rows"]
-    ]
-    names = [
-        "`--wire-dtype`",
-        "bytes",
-        "share",
-        "share with zstd",
-        "zstd and back ms",
-        "pack ms",
-        "unpack ms",
-        "pays below Mbit/s",
-    ]
-    names += ["lowest cosine", "answers as in fp32", "accuracy"]
-    return (
-        "## Fewer bytes on the wire\n\n"
+def _packing(document: Row) -> str:
+    text = (
         f"Answers and accuracy: {document['questions']} held-out questions, reference checkpoint, fp32 graphs. Bytes "
         "and times: one picture of 196 visual tokens of the 2B model, 2048 wide, three DeepStack levels, medians of "
-        f'{document["rounds"]} alternating rounds. A link slower than "pays below" has the packed '
-        "picture sooner.\n\n" + table(names, rows, text=1) + told_environment(document)
+        f'{document["rounds"]} alternating rounds. A link slower than "pays below" has the packed picture sooner.'
     )
+    columns = {
+        "`--wire-dtype`": plain("name"),
+        "bytes": figure("bytes", ","),
+        "share": figure("share", ".3f"),
+        "share with zstd": figure("zstd_share", ".3f"),
+        "zstd and back ms": lambda row: " + ".join(f"{value:.1f}" for value in row["zstd_ms"]),
+        "pack ms": figure("encode_ms", ".1f"),
+        "unpack ms": figure("decode_ms", ".1f"),
+        "pays below Mbit/s": figure("pays_below_mbit", ",.0f"),
+        "lowest cosine": figure("min_cosine", ".6f"),
+        "answers as in fp32": figure("same_answers", ".1%"),
+        "accuracy": figure("accuracy", ".1%"),
+    }
+    return section(document, "Fewer bytes on the wire", text, columns, words=1)
 
 
-def _server(document: dict[str, Any]) -> str:
+def _server(document: Row) -> str:
     model, ratios = document["model"], document["ratios"]
     threads = f", {document['threads']} threads compute" if "threads" in document else ""
     said = {
@@ -215,7 +169,9 @@ def _server(document: dict[str, Any]) -> str:
     ]
     open_names = ["of the closed loop's rate", "arrivals/s", "answered", "first token", "between tokens"]
     arrivals = (
-        "\nArrivals that wait for nobody (Poisson):\n\n" + table(open_names, open_rows, text=1) if open_rows else ""
+        "\nArrivals that wait for nobody (Poisson):\n\n" + plain_table(open_names, open_rows, words=1)
+        if open_rows
+        else ""
     )
     return (
         "## The server under a fleet\n\n"
@@ -223,7 +179,7 @@ def _server(document: dict[str, Any]) -> str:
         f"{model['tower_layers']} layers, {model['tower_width']} wide, {model['dtype']}. {document['devices']} devices "
         f"on the server's own machine, at most {document['max_batch']} requests at once{threads}, closed loop, "
         f"medians of {document['rounds']} alternating rounds, ratios within one. Times in ms at p50 / p95 / p99.\n\n"
-        + table(names, rows, text=1)
+        + plain_table(names, rows, words=1)
         + arrivals
         + told_environment(document)
     )
@@ -233,7 +189,7 @@ def _times(percentiles: dict[str, float]) -> str:
     return " / ".join(f"{1000 * value:,.0f}" for value in percentiles.values())
 
 
-def _soak(document: dict[str, Any]) -> str:
+def _soak(document: Row) -> str:
     row = document["rows"][0]
     faults = row["faults"]
     rows = [
@@ -252,17 +208,16 @@ def _soak(document: dict[str, Any]) -> str:
         ["resident memory after warm-up", f"{row['memory_after_warm_up'] / 1e6:,.0f} MB"],
         ["in the last tenth", f"{row['memory_at_the_end'] / 1e6:,.0f} MB, {row['memory_growth']:.3f} times"],
     ]
-    note = f"\n{row['note']}\n" if row.get("note") else ""
     return (
         f"## Soak of the daemon, {row['requests']:,} requests\n\n"
         "Reference checkpoint, mixed conversations, cache and spool on a small file system of their own.\n\n"
-        + table(["", ""], rows, text=2)
-        + note
+        + plain_table(["", ""], rows, words=2)
+        + noted(row)
         + told_environment(document)
     )
 
 
-def _fuzz(document: dict[str, Any]) -> str:
+def _fuzz(document: Row) -> str:
     row = document["rows"][0]
     rows = [
         ["mutated requests, over a port", f"{row['bodies']:,}, {row['over_a_port']:,}"],
@@ -282,7 +237,7 @@ def _fuzz(document: dict[str, Any]) -> str:
     return (
         f"## Mutated requests to the server, {row['bodies']:,}\n\n"
         "The real application and a real engine; `closed`: no HTTP, so no answer.\n\n"
-        + table(["", ""], rows, text=2)
+        + plain_table(["", ""], rows, words=2)
         + told_environment(document)
     )
 

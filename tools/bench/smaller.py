@@ -14,7 +14,6 @@ entropy coding: zstd at its highest level over the packed codes, as a bound for 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +23,11 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from contract import atomic
 from contract.packing import PACKINGS, pack, unpack
 from contract.request import Media, Sampling
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
-from tools.bench.environment import environment
+from tools.bench.document import write_document
 from tools.parity.end_to_end import open_both
 from tools.train_reference.evaluate import answer_all_split, score
 from tools.train_reference.heldout import heldout_questions
@@ -141,9 +139,8 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    document = {"environment": environment(), "questions": len(questions), "fitted_on": FITTED_ON}
-    document |= {"accuracy_unchanged": score(questions, base).overall, "rows": rows}
-    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    document = {"questions": len(questions), "fitted_on": FITTED_ON}
+    write_document(arguments.out, document | {"accuracy_unchanged": score(questions, base).overall, "rows": rows})
 
 
 def _ideas(bases: list[Basis]) -> dict[str, Idea]:
@@ -160,7 +157,7 @@ def _ideas(bases: list[Basis]) -> dict[str, Idea]:
 
 
 def _arrays(item: Media) -> Arrays:
-    return [array.astype(np.float32) for array in (item.embeds, *item.deepstack)]
+    return [array.astype(np.float32) for array in item.arrays]
 
 
 class _Trying(Edge):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
 import multiprocessing
 import random
 import socket
@@ -28,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from contract import atomic
 from contract.wire import CONTENT_TYPE, body_size, decode_request, encode_request
-from tools.bench.environment import environment
+from edge_runtime.client import content_headers
+from tools.bench.document import write_document
 from tools.bench.wire_formats import ANY, FORMATS, Arrays, pictures, request_of, tensors_of
 
 FLOOR = "memcpy and send"
 HTTP, GRPC = "ours over HTTP", "gRPC, protobuf bytes"
 GRPC_METHOD = "/bench.Wire/Send"
+GRPC_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _HEAD = struct.Struct("<QB")
 Send = Callable[[Arrays, bool], tuple[int, str]]
 """Bring them over: bytes sent, and where asked for the sha256 of what arrived."""
@@ -49,8 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = [int(text) for text in arguments.images.split(",")]
     rows = measure(counts, arguments.rounds)
-    document = {"environment": environment(), "rounds": arguments.rounds, "rows": rows, "not_run": not_run()}
-    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    write_document(arguments.out, {"rounds": arguments.rounds, "rows": rows, "not_run": not_run()})
     for row in rows:
         print(f"{row['images']} {row['name']}: {row['median_ms']:.2f} ms, {row['ratio']:.2f} times, {row['share']:.4f}")
 
@@ -173,17 +172,15 @@ def _over_http() -> Iterator[Send]:
 
         def send(arrays: Arrays, check: bool) -> tuple[int, str]:
             body = encode_request(request_of(arrays))
-            size = body_size(body)
-            headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(size), "X-Check": str(int(check))}
+            headers = content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
             answer = client.post(f"http://127.0.0.1:{port}/", content=iter(body), headers=headers)  # type: ignore[arg-type]
-            return size, answer.text
+            return body_size(body), answer.text
 
         yield send
 
 
 def _serve_http(pipe: Any) -> None:
     import torch  # noqa: F401
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
@@ -191,6 +188,7 @@ def _serve_http(pipe: Any) -> None:
     from starlette.routing import Route
 
     from contract.http_body import read_body
+    from contract.http_listener import http_server
 
     async def take(request: Request) -> PlainTextResponse:
         body = await read_body(request, ANY.max_body_bytes, 60.0)
@@ -200,7 +198,7 @@ def _serve_http(pipe: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pipe.send(listener.getsockname()[1])
         app = Starlette(routes=[Route("/", take, methods=["POST"])])
-        uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
+        http_server(app, 0).run(sockets=[listener])
 
 
 @contextmanager
@@ -208,17 +206,15 @@ def _over_grpc() -> Iterator[Send]:
     import grpc
     from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
-    with _receiver(_serve_grpc) as port:
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-            call = channel.unary_unary(GRPC_METHOD, BytesValue.SerializeToString, StringValue.FromString)
+    with _receiver(_serve_grpc) as port, grpc.insecure_channel(f"127.0.0.1:{port}", GRPC_OPTIONS) as channel:
+        call = channel.unary_unary(GRPC_METHOD, BytesValue.SerializeToString, StringValue.FromString)
 
-            def send(arrays: Arrays, check: bool) -> tuple[int, str]:
-                message = BytesValue(value=b"".join(array.data for array in arrays))
-                said = call(message, metadata=(("check", str(int(check))),))
-                return message.ByteSize(), str(said.value)
+        def send(arrays: Arrays, check: bool) -> tuple[int, str]:
+            message = BytesValue(value=b"".join(array.data for array in arrays))
+            said = call(message, metadata=(("check", str(int(check))),))
+            return message.ByteSize(), str(said.value)
 
-            yield send
+        yield send
 
 
 def _serve_grpc(pipe: Any) -> None:
@@ -232,8 +228,7 @@ def _serve_grpc(pipe: Any) -> None:
 
     handler = grpc.unary_unary_rpc_method_handler(take, BytesValue.FromString, StringValue.SerializeToString)
     service, method = GRPC_METHOD.strip("/").split("/")
-    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    server = grpc.server(ThreadPoolExecutor(1), options=options)
+    server = grpc.server(ThreadPoolExecutor(1), options=GRPC_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     pipe.send(server.add_insecure_port("127.0.0.1:0"))
     server.start()

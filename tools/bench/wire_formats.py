@@ -62,7 +62,7 @@ def tensors_of(request: GenerateRequest) -> list[Any]:
     """Its embeddings as tensors, without a copy."""
     import torch
 
-    return [torch.from_numpy(array) for item in request.media for array in (item.embeds, *item.deepstack)]
+    return [torch.from_numpy(array) for item in request.media for array in item.arrays]
 
 
 def _raw_decode(body: memoryview) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from contract.bundle import Bundle, open_bundle
@@ -18,17 +18,25 @@ from tools.plan.transfer import LinkSpeed
 MEASURED_RUNS = 3
 
 
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds as the command line has them; see `tools.plan.paths.Speeds`. None: to be measured here for the
+    encoder, and no such way for the device's prefill."""
+
+    device_encode: float | None
+    server_encode: float
+    server_prefill: float
+    device_prefill: float | None
+    pack: float
+
+
 def run(
     path: Path,
     size: str,
     images: int,
     jpeg_kb: float,
     link: LinkSpeed,
-    device_encode_ms: float | None,
-    server_encode_ms: float,
-    server_prefill_ms: float,
-    device_prefill_ms: float | None,
-    pack_ms: float,
+    stages: StageTimes,
     as_json: bool,
 ) -> None:
     """Predict and print.
@@ -43,14 +51,14 @@ def run(
     tokens = images * grid.tokens(vision.merge_size)
     levels = len(vision.deepstack_visual_indexes)
     pictures = Pictures(tokens, vision.out_hidden_size, levels, int(images * jpeg_kb * 1e3))
-    measured = device_encode_ms is None
-    encode = images * _measure(bundle, grid) if device_encode_ms is None else device_encode_ms / 1e3
+    given, device_prefill = stages.device_encode, stages.device_prefill
+    measured = given is None
     speeds = Speeds(
-        device_encode=encode,
-        server_encode=server_encode_ms / 1e3,
-        server_prefill=server_prefill_ms / 1e3,
-        device_prefill=None if device_prefill_ms is None else device_prefill_ms / 1e3,
-        pack=pack_ms / 1e3,
+        device_encode=images * _measure(bundle, grid) if given is None else given / 1e3,
+        server_encode=stages.server_encode / 1e3,
+        server_prefill=stages.server_prefill / 1e3,
+        device_prefill=None if device_prefill is None else device_prefill / 1e3,
+        pack=stages.pack / 1e3,
     )
     ways = predict(pictures, speeds, link)
     even = {name: break_even_mbit(pictures, speeds, link.rtt_s, name) for name in SPLIT_TYPES}

@@ -18,7 +18,7 @@ from contract.wire import encode_medium
 
 def chat_bodies(image: Media, clip: Media, model_hash: str) -> Iterator[tuple[str, bytes]]:
     """(name, body) of each kind; those with a hash bring it along, so that it is held for the last."""
-    grid, rows = image.grid.as_list(), np.concatenate([image.embeds, *image.deepstack], axis=1)
+    grid, rows = image.grid.as_list(), np.concatenate(image.arrays, axis=1)
     whole = b"".join(encode_medium(image, model_hash))
     for name, value in (
         ("torch.save", {"image_embeds": _torch(rows), "image_grid_thw": _torch(np.array(grid, np.int64))}),
@@ -29,7 +29,7 @@ def chat_bodies(image: Media, clip: Media, model_hash: str) -> Iterator[tuple[st
     ):
         question = {"type": "text", "text": "What?"}
         yield f"chat, {name}", _body([{"type": "image_embeds", "image_embeds": value}, question])
-    frames = np.concatenate([clip.embeds, *clip.deepstack], axis=1)
+    frames = np.concatenate(clip.arrays, axis=1)
     moving = {"video_embeds": _npy(frames), "video_grid_thw": clip.grid.as_list(), "timestamps": [0.5, 1.5]}
     told = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}
     yield "chat, clip, streamed", _body([{"type": "video_embeds", "video_embeds": moving}], **told)

@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tools.bench.environment import environment
+from tools.bench.document import write_document
+from tools.bench.rounds import rotated
 from tools.load.figures import Run, summarise
 from tools.load.in_process import Setup, engine_without_http, text_ids, unsplit_model
 from tools.load.mix import Mix, make_requests
@@ -40,8 +41,7 @@ def main() -> None:
             Path(scratch), arguments.reference, arguments.layers, arguments.width, *arguments.tower
         )
         document = _measure(arguments, model)
-    document["environment"] = environment()
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_document(arguments.out, document)
     print(json.dumps(document["ratios"], indent=1))
 
 
@@ -101,7 +101,7 @@ def _rounds(candidates: dict[str, Callable[[Mix], Run]], mix: Mix, count: int) -
     found: dict[str, list[Run]] = {name: [] for name in candidates}
     names = list(candidates)
     for number in range(count):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in rotated(names, number):
             found[name].append(candidates[name](replace(mix, seed=number)))
             print(f"round {number}: {name} {found[name][-1].tokens_per_second:.1f} tokens/s", flush=True)
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract.packing import PACKINGS
+from contract.packing import PACKINGS, bytes_per_value
+from edge_runtime.link import LADDER
 from tools.plan.transfer import LinkSpeed, transfer_seconds
 
 HEADER_BYTES = 2_500  # of a request of this project: names, shapes, sampling, HTTP
 CHAT_BYTES = 600  # of a chat request beside its pictures
 BASE64 = 4 / 3
-SPLIT_TYPES = ("fp16", "int8", "int4")
+SPLIT_TYPES = LADDER
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,7 @@ class Prediction:
 def embedding_bytes(pictures: Pictures, wire_dtype: str) -> int:
     """Bytes of a split request, before zstd."""
     values = pictures.tokens * pictures.width * (1 + pictures.levels)
-    packing = PACKINGS.get(wire_dtype)
-    if packing is None:
-        return HEADER_BYTES + values * {"fp16": 2, "fp32": 4}[wire_dtype]
-    code = {"F8_E4M3": 1.0, "I8": 1.0, "U8": 1.0, "BF16": 2.0}[packing.dtype] / packing.per_byte
-    return HEADER_BYTES + int(values * (code + 2 / (packing.group or pictures.width)))
+    return HEADER_BYTES + int(values * bytes_per_value(wire_dtype, pictures.width))
 
 
 def predict(pictures: Pictures, speeds: Speeds, link: LinkSpeed) -> list[Prediction]:

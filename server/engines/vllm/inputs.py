@@ -46,10 +46,7 @@ def engine_input(request: GenerateRequest, loaded: VllmModel, client: str) -> di
 
 def _items(kind: str, media: list[Media], loaded: VllmModel) -> Any:
     """Per medium `{kind}_embeds` [n, D·(1 + levels)], embeddings and DeepStack side by side, and its grid int64 [3]."""
-    packed = [
-        torch.from_numpy(np.concatenate([item.embeds, *item.deepstack], axis=1)).to(loaded.torch_dtype)
-        for item in media
-    ]
+    packed = [torch.from_numpy(np.concatenate(item.arrays, axis=1)).to(loaded.torch_dtype) for item in media]
     grids = torch.tensor([item.grid.as_list() for item in media], dtype=torch.int64)
     sizes = torch.tensor([len(rows) for rows in packed])
     embeds, grid = f"{kind}_embeds", f"{kind}_grid_thw"

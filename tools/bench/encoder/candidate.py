@@ -61,9 +61,11 @@ class Peer:
         dtype: "fp32", "fp16", "bf16", "int8" or "fp8": of its products, which says by which peak it is judged.
         load: makes it ready; timed.
         prepare: writes what `load` reads (an export), once for a grid, untimed and in a process of its own.
+        export: name of what `prepare` writes; peers that load the same share it.
     """
 
     name: str
     dtype: str
     load: Callable[[Setting], Candidate]
     prepare: Callable[[Setting], None] | None = None
+    export: str = ""

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from contract.checkpoint import open_checkpoint
-from contract.errors import InputError
 from tools.bench.encoder.candidate import Candidate, Outputs, Peer, Pixels, Setting
 
 FILE = "model.xml"
@@ -15,8 +14,8 @@ FILE = "model.xml"
 def peers() -> list[Peer]:
     """Float32, and bfloat16 where the CPU has it."""
     return [
-        Peer("openvino's converter fp32", "fp32", partial(_load, "f32"), _convert),
-        Peer("openvino's converter bf16", "bf16", partial(_load, "bf16"), _convert),
+        Peer("openvino's converter fp32", "fp32", partial(_load, "f32"), _convert, "openvino-converter"),
+        Peer("openvino's converter bf16", "bf16", partial(_load, "bf16"), _convert, "openvino-converter"),
     ]
 
 
@@ -46,15 +45,10 @@ def _convert(setting: Setting) -> None:
 
 
 def _load(hint: str, setting: Setting) -> Candidate:
-    from edge_runtime.backends.openvino import openvino_core
+    from edge_runtime.backends.openvino import cpu_settings, openvino_core
 
-    core = openvino_core()
-    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise InputError("this CPU has no bfloat16", field="--candidates")
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    if setting.threads:
-        config["INFERENCE_NUM_THREADS"] = setting.threads
-    request = core.compile_model(core.read_model(setting.prepared / FILE), "CPU", config).create_infer_request()
+    core, settings = openvino_core(), cpu_settings(hint, setting.threads)
+    request = core.compile_model(core.read_model(setting.prepared / FILE), "CPU", settings).create_infer_request()
 
     def run(pixels: Pixels) -> Outputs:
         request.infer([pixels])

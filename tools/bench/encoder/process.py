@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from contract.errors import InputError
 from tools.bench.encoder.candidate import Peer, Setting
 from tools.bench.encoder.worker import PREPARE
+from tools.bench.line_process import LineProcess
 
 PREPARE_SECONDS = 1800.0
 
@@ -30,7 +29,7 @@ class Process:
     """
 
     peer: Peer
-    process: subprocess.Popen[str]
+    process: LineProcess
     outputs: Path
     load_seconds: float
     first_seconds: float
@@ -44,20 +43,12 @@ class Process:
         Raises:
             InputError: the process has ended.
         """
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        found = _answer(self.peer, self.process, None)
+        found = self.process.ask("run")
         self.peak_bytes = found["peak_bytes"]
         if timed:
             self.seconds.append(found["seconds"])
             if found["device_seconds"] is not None:
                 self.device_seconds.append(found["device_seconds"])
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
 
 
 def prepare(peer: Peer, setting: Setting) -> None:
@@ -68,10 +59,9 @@ def prepare(peer: Peer, setting: Setting) -> None:
     """
     process = _start(peer, setting, {"job": PREPARE})
     try:
-        _answer(peer, process, PREPARE_SECONDS)
+        process.hear(PREPARE_SECONDS)
     finally:
-        process.kill()
-        process.wait()
+        process.close()
 
 
 def start(peer: Peer, setting: Setting, outputs: Path, patience: float) -> Process:
@@ -82,15 +72,14 @@ def start(peer: Peer, setting: Setting, outputs: Path, patience: float) -> Proce
     """
     process = _start(peer, setting, {"job": "serve", "outputs": str(outputs)})
     try:
-        found = _answer(peer, process, patience)
+        found = process.hear(patience)
     except InputError:
-        process.kill()
-        process.wait()
+        process.close()
         raise
     return Process(peer, process, outputs, found["load_seconds"], found["first_seconds"])
 
 
-def _start(peer: Peer, setting: Setting, job: dict[str, Any]) -> subprocess.Popen[str]:
+def _start(peer: Peer, setting: Setting, job: dict[str, Any]) -> LineProcess:
     document = {
         "bundle": str(setting.bundle),
         "model": None if setting.model is None else str(setting.model),
@@ -100,18 +89,4 @@ def _start(peer: Peer, setting: Setting, job: dict[str, Any]) -> subprocess.Pope
         **job,
     }
     command = [sys.executable, "-m", "tools.bench.encoder.worker", peer.name, json.dumps(document)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-
-
-def _answer(peer: Peer, process: subprocess.Popen[str], patience: float | None) -> dict[str, Any]:
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], patience)[0]:
-        raise InputError(f"not ready after {patience:.0f} s", field=peer.name)
-    line = process.stdout.readline()
-    if not line:
-        raise InputError(f"ended with code {process.wait()}", field=peer.name)
-    found: dict[str, Any] = json.loads(line)
-    if "refused" in found:
-        raise InputError(found["refused"], field=peer.name)
-    return found
+    return LineProcess(peer.name, command, quiet=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from contract import atomic
 from contract.bundle import Bundle, open_bundle
 from contract.distance import distance
 from contract.errors import ContractError, InputError
+from contract.gpu import find_gpu
 from contract.grid import Grid
+from tools.bench.document import write_document
 from tools.bench.encoder.candidate import Peer, Setting
 from tools.bench.encoder.peers import all_peers
 from tools.bench.encoder.process import Process, prepare, start
-from tools.bench.environment import environment
 from tools.bench.machine_peak import machine_peak
 from tools.bench.roofline import encoder_cost
 
@@ -55,20 +55,17 @@ def run(plan: Plan, out: Path) -> None:
         for grid in grids:
             for threads in plan.threads:
                 rows += _bucket(plan, bundle, grid, threads, peaks[threads], Path(folder), refused)
-                document = {
-                    "environment": environment(),
-                    "model": bundle.manifest.model.id,
-                    "peaks": peaks,
-                    "rows": rows,
-                    "not_run": refused,
-                }
-                atomic.write_bytes(out, (json.dumps(document, indent=1) + "\n").encode())
+                document = {"model": bundle.manifest.model.id, "peaks": peaks, "rows": rows, "not_run": refused}
+                write_document(out, document)
 
 
 def _peaks(threads: int) -> dict[str, float]:
     """Products per second and bytes per second that this machine reaches, by type."""
     found = {dtype: machine_peak(dtype, threads) for dtype in ("fp32", "bf16", "int8")}
-    return {dtype: peak.flops_per_second for dtype, peak in found.items()} | {"bytes": found["fp32"].bytes_per_second}
+    peaks = {dtype: peak.flops_per_second for dtype, peak in found.items()}
+    # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
+    peaks["fp16"] = peaks["fp32"] if find_gpu() is None else peaks["bf16"]
+    return peaks | {"bytes": found["fp32"].bytes_per_second}
 
 
 def _bucket(
@@ -92,7 +89,7 @@ def _bucket(
             found = [_row(item, running[0], bundle, grid, threads, peaks) for item in running]
         finally:
             for item in running:
-                item.close()
+                item.process.close()
         rows += found if group is groups[0] else found[1:]
         sys.stderr.writelines(f"{_told(row)}\n" for row in sorted(found, key=lambda row: row["median_seconds"]))
     return sorted(rows, key=lambda row: float(row["median_seconds"]))
@@ -103,8 +100,7 @@ def _wanted(name: str, texts: tuple[str, ...]) -> bool:
 
 
 def _setting(plan: Plan, bundle: Bundle, grid: Grid, threads: int, folder: Path, peer: Peer) -> Setting:
-    prepared = folder / f"{grid}-{peer.name}".replace("/", "-").replace(" ", "-")
-    return Setting(plan.bundle, plan.model, bundle.manifest.vision, grid, threads, prepared)
+    return Setting(plan.bundle, plan.model, bundle.manifest.vision, grid, threads, folder / f"{grid}-{peer.export}")
 
 
 def _started(
@@ -113,8 +109,8 @@ def _started(
     for index, (peer, setting) in enumerate(settings):
         try:
             if peer.prepare is not None and not setting.prepared.exists():
-                setting.prepared.mkdir()
-                prepare(peer, setting)
+                with atomic.new_folder(setting.prepared) as unfinished:
+                    prepare(peer, replace(setting, prepared=unfinished))
             yield start(peer, setting, folder / f"outputs-{index}.npz", patience)
         except ContractError as error:
             if index == 0:
@@ -138,8 +134,7 @@ def _row(
     """Medians and spread of a candidate, its ratio to the baseline round by round, and to the floor."""
     dtype = item.peer.dtype
     cost = encoder_cost(bundle.manifest.vision, grid, {"fp32": 4, "int8": 1, "fp8": 1}.get(dtype, 2))
-    # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
-    peak = peaks.get({"fp16": "bf16" if environment()["gpu"] else "fp32"}.get(dtype, dtype))
+    peak = peaks.get(dtype)
     ratios = [base / own for base, own in zip(baseline.seconds, item.seconds, strict=True)]
     return {
         "bucket": str(grid),

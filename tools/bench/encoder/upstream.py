@@ -5,6 +5,7 @@ Needs the extra `bench`: `onnxscript` in the version that transformers.exporters
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,17 @@ CALIBRATION_PICTURES = 4
 
 def peers() -> list[Peer]:
     """ONNX with and without its ONNX Runtime fusions, OpenVINO in float32 and bfloat16, both quantized by NNCF."""
+
+    def peer(name: str, dtype: str, load: Callable[[Setting], Candidate], kind: str) -> Peer:
+        return Peer(f"upstream {name}", dtype, load, partial(_export, kind), f"upstream-{kind}")
+
     return [
-        Peer("upstream onnx, onnxruntime fp32", "fp32", _onnx, partial(_export, "onnx")),
-        Peer("upstream onnx fused, onnxruntime fp32", "fp32", _onnx, partial(_export, "onnx-fused")),
-        Peer("upstream onnx nncf, onnxruntime int8", "int8", _onnx, partial(_export, "onnx-int8")),
-        Peer("upstream openvino fp32", "fp32", partial(_openvino, "f32"), partial(_export, "openvino")),
-        Peer("upstream openvino bf16", "bf16", partial(_openvino, "bf16"), partial(_export, "openvino")),
-        Peer("upstream openvino nncf int8", "int8", partial(_openvino, "f32"), partial(_export, "openvino-int8")),
+        peer("onnx, onnxruntime fp32", "fp32", _onnx, "onnx"),
+        peer("onnx fused, onnxruntime fp32", "fp32", _onnx, "onnx-fused"),
+        peer("onnx nncf, onnxruntime int8", "int8", _onnx, "onnx-int8"),
+        peer("openvino fp32", "fp32", partial(_openvino, "f32"), "openvino"),
+        peer("openvino bf16", "bf16", partial(_openvino, "bf16"), "openvino"),
+        peer("openvino nncf int8", "int8", partial(_openvino, "f32"), "openvino-int8"),
     ]
 
 
@@ -84,14 +89,9 @@ def _onnx(setting: Setting) -> Candidate:
 
 
 def _openvino(hint: str, setting: Setting) -> Candidate:
-    from edge_runtime.backends.openvino import openvino_core
+    from edge_runtime.backends.openvino import cpu_settings
 
-    if hint == "bf16" and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise InputError("this CPU has no bfloat16", field="--candidates")
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    if setting.threads:
-        config["INFERENCE_NUM_THREADS"] = setting.threads
-    return _loaded(setting, {"config": config})
+    return _loaded(setting, {"config": cpu_settings(hint, setting.threads)})
 
 
 def _loaded(setting: Setting, runner: dict[str, Any]) -> Candidate:

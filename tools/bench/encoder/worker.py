@@ -2,15 +2,13 @@
 
 python -m tools.bench.encoder.worker NAME SETTING
 
-SETTING is JSON (tools/bench/encoder/process.py writes it). It prints a line of JSON when it is loaded and has run once,
-then one for each line that it reads (`run`), and ends with its input. Anything that goes wrong before is printed as
-`{"refused": reason}`.
+SETTING is JSON (tools/bench/encoder/process.py writes it). It answers when it is loaded and has run once, then to each
+line that it is told, and ends with its input.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,49 +16,46 @@ from typing import Any
 
 import numpy as np
 
-from contract.bundle import open_bundle
+from contract.bundle import Bundle, open_bundle
 from contract.grid import Grid
 from tools.bench.encoder.candidate import Peer, Setting
 from tools.bench.encoder.peers import all_peers, pixels_of
 from tools.bench.environment import peak_memory
+from tools.bench.line_process import Answers
 
 PREPARE = "prepare"
 
 
 def main() -> None:
     name, document = sys.argv[1], json.loads(sys.argv[2])
-    # The libraries below print what they like; the driver reads lines of JSON.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    answers = Answers()
     try:
-        setting = _setting(document)
-        peers = all_peers(open_bundle(setting.bundle), setting.model is not None)
-        peer = next(item for item in peers if item.name == name)
+        bundle = open_bundle(document["bundle"])
+        setting = _setting(document, bundle)
+        peer = next(item for item in all_peers(bundle, setting.model is not None) if item.name == name)
         if document["job"] == PREPARE:
             assert peer.prepare is not None
             peer.prepare(setting)
-            print(json.dumps({}), file=answers)
+            answers.say({})
         else:
             _serve(peer, setting, Path(document["outputs"]), answers)
     except Exception as error:  # a peer may fail in any way; the bench goes on and says so
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        print(json.dumps({"refused": reason[:300]}), file=answers)
+        answers.refuse(error)
 
 
-def _setting(document: dict[str, Any]) -> Setting:
-    bundle = Path(document["bundle"])
+def _setting(document: dict[str, Any], bundle: Bundle) -> Setting:
     model = document["model"]
     return Setting(
-        bundle=bundle,
+        bundle=Path(document["bundle"]),
         model=None if model is None else Path(model),
-        vision=open_bundle(bundle).manifest.vision,
+        vision=bundle.manifest.vision,
         grid=Grid.parse(document["grid"]),
         threads=document["threads"],
         prepared=Path(document["prepared"]),
     )
 
 
-def _serve(peer: Peer, setting: Setting, outputs_file: Path, answers: Any) -> None:
+def _serve(peer: Peer, setting: Setting, outputs_file: Path, answers: Answers) -> None:
     pixels = pixels_of(setting.grid, setting.vision.patch_values)
     started = time.perf_counter()
     candidate = peer.load(setting)
@@ -69,13 +64,13 @@ def _serve(peer: Peer, setting: Setting, outputs_file: Path, answers: Any) -> No
     first = time.perf_counter()
     arrays = {str(index): np.asarray(array, dtype=np.float32) for index, array in enumerate(outputs)}
     np.savez(outputs_file, **arrays)  # type: ignore[arg-type]
-    print(json.dumps({"load_seconds": loaded - started, "first_seconds": first - loaded}), file=answers)
+    answers.say({"load_seconds": loaded - started, "first_seconds": first - loaded})
     for _ in sys.stdin:
         started = time.perf_counter()
         candidate.run(pixels)
         seconds = time.perf_counter() - started
         device = None if candidate.device_seconds is None else candidate.device_seconds(pixels)
-        print(json.dumps({"seconds": seconds, "device_seconds": device, "peak_bytes": peak_memory()}), file=answers)
+        answers.say({"seconds": seconds, "device_seconds": device, "peak_bytes": peak_memory()})
 
 
 if __name__ == "__main__":

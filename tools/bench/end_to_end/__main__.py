@@ -12,21 +12,21 @@ were measured before with no limit on the link; it knows nothing of the measured
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from contract import atomic
 from export.bundle import export_bundle
+from tools.bench.document import write_document
 from tools.bench.end_to_end.device import LOCAL, PIXELS
 from tools.bench.end_to_end.namespaces import SERVER_ADDRESS, connected, enter
-from tools.bench.environment import environment
+from tools.bench.line_process import LineProcess
+from tools.bench.rounds import rotated
+from tools.bench.wire_formats import LEVELS, TOKENS, WIDTH
 from tools.load.model import make_checkpoint
 from tools.parity.pictures import draw_picture
 from tools.plan.paths import SPLIT_TYPES, Pictures, Speeds, predict
@@ -34,31 +34,22 @@ from tools.plan.transfer import LinkSpeed
 from tools.server_process import running_server
 
 REFERENCE = Path("reference/qwen3vl-tiny")
-SIZE, TOKENS, WIDTH, LEVELS = 448, 196, 2048, 3
+SIZE = 448
 LAYERS, TOWER_LAYERS, TOWER_WIDTH = 3, 6, 512
 WAYS = (*(f"split {name}" for name in SPLIT_TYPES), PIXELS, LOCAL)
 UNSHAPED = LinkSpeed(100_000, 0.0)
 
 
-class Device:
-    """The device's process, seen from here."""
+class Device(LineProcess):
+    """The device's process, seen from here: in its own namespace, and waiting to be told of its servers."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        script = 'read -r setup; exec "$0" -m tools.bench.end_to_end.device "$setup"'
+        super().__init__("device", ["unshare", "--net", "bash", "-c", script, sys.executable])
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, way: str, picture: Path) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"way": way, "picture": str(picture)}) + "\n")
-        self._process.stdin.flush()
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        if "error" in found:
-            raise RuntimeError(f"{way}: {found['error']}")
-        return found
+    def question(self, way: str, picture: Path) -> dict[str, Any]:
+        """Ask it; `{"seconds", "sent_bytes", "stages"}`."""
+        return self.ask({"way": way, "picture": str(picture)})
 
 
 def main() -> None:
@@ -76,7 +67,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory(prefix="qwen3vl-end-to-end-") as folder:
         document = measure(Path(folder), links, arguments.rounds)
-    atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    write_document(arguments.out, document)
 
 
 def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]:
@@ -85,12 +76,19 @@ def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]
     export_bundle(str(model), folder / "bundle", image_buckets=f"{SIZE}x{SIZE}", dynamic=False)
     options: dict[str, Any] = {"model": str(model), "host": SERVER_ADDRESS, "prefix_cache_mib": 0}
     with (
-        _device(folder) as (device, tell),
+        closing(Device()) as device,
         connected(device.pid) as emulator,
         running_server(**options) as split_server,
         running_server(**options, allow_pixels=True) as pixel_server,
     ):
-        tell(split_server.url, pixel_server.url, model)
+        device.tell(
+            {
+                "bundle": str(folder / "bundle"),
+                "model": str(model),
+                "split_server": split_server.url,
+                "pixel_server": pixel_server.url,
+            }
+        )
         pictures = _pictures(folder)
         emulator.shape(UNSHAPED)
         speeds, sizes = _speeds(device, pictures, rounds)
@@ -99,39 +97,12 @@ def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]
             emulator.shape(link)
             rows += _link_rows(device, link, pictures, rounds, speeds, sizes)
     return {
-        "environment": environment(),
         "rounds": rounds,
         "model": {"layers": LAYERS, "width": WIDTH, "tower_layers": TOWER_LAYERS, "tower_width": TOWER_WIDTH},
         "speeds": speeds.__dict__,
         "file_bytes": sizes.file_bytes,
         "rows": rows,
     }
-
-
-@contextmanager
-def _device(folder: Path) -> Iterator[tuple[Device, Any]]:
-    """A device in its own namespace that waits to be told of its servers."""
-    script = 'read -r setup; exec "$0" -m tools.bench.end_to_end.device "$setup"'
-    command = ["unshare", "--net", "bash", "-c", script, sys.executable]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-    assert process.stdin is not None
-
-    def tell(split_server: str, pixel_server: str, model: Path) -> None:
-        setup = {
-            "bundle": str(folder / "bundle"),
-            "model": str(model),
-            "split_server": split_server,
-            "pixel_server": pixel_server,
-        }
-        process.stdin.write(json.dumps(setup) + "\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-
-    try:
-        yield Device(process), tell
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -147,13 +118,13 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _speeds(device: Device, pictures: Iterator[Path], rounds: int) -> tuple[Speeds, Pictures]:
     """Stage times with no shaping: all that the prediction knows."""
     for way in WAYS:
-        device.ask(way, next(pictures))  # loads, connects
+        device.question(way, next(pictures))  # loads, connects
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     encode, first, files = [], [], []
     for _ in range(rounds):
         for way in WAYS:
             picture = next(pictures)
-            found = device.ask(way, picture)
+            found = device.question(way, picture)
             seconds[way].append(found["seconds"])
             if way == WAYS[0]:
                 encode.append(found["stages"]["preprocess"] + found["stages"]["encode"])
@@ -179,8 +150,8 @@ def _link_rows(
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     sent: dict[str, int] = {}
     for number in range(rounds):
-        for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
-            found = device.ask(way, next(pictures))
+        for way in rotated(WAYS, number):
+            found = device.question(way, next(pictures))
             seconds[way].append(found["seconds"])
             sent[way] = found["sent_bytes"]
     rows = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import httpx
 from contract.request import Sampling
 from edge_runtime.ask import ask_async, build_messages
 from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from tools.bench.line_process import Answers
 
 QUESTION = "What is in the picture?"
 LOCAL, PIXELS = "all on the device", "unsplit server"
@@ -88,7 +88,7 @@ class Device:
         return {"sent_bytes": 0, "stages": {}}
 
 
-async def serve(setup: dict[str, Any], answers: Any) -> None:
+async def serve(setup: dict[str, Any], answers: Answers) -> None:
     """Answer lines until there are no more."""
     device = Device(setup)
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -96,15 +96,13 @@ async def serve(setup: dict[str, Any], answers: Any) -> None:
         try:
             found = await device.ask(job["way"], job["picture"])
         except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:400]}
-        print(json.dumps(found), file=answers, flush=True)
+            answers.refuse(error)
+        else:
+            answers.say(found)
 
 
 def main() -> None:
-    # Libraries print what they like; the bench reads lines of JSON.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    asyncio.run(serve(json.loads(sys.argv[1]), answers))
+    asyncio.run(serve(json.loads(sys.argv[1]), Answers()))
 
 
 if __name__ == "__main__":

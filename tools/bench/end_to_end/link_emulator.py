@@ -2,20 +2,24 @@
 
 python -m tools.bench.end_to_end.link_emulator
 
-makes both interfaces, says so with a line, and reads lines `MBIT RTT_SECONDS`. Real TCP runs over it; nothing is ever
-dropped, so a link is slow and not lossy. (netem does the same in the kernel, but is not part of every kernel.)
+makes both interfaces, says so, and is told `{"mbit", "rtt_s"}` (tools/bench/line_process.py). Real TCP runs over it;
+nothing is ever dropped, so a link is slow and not lossy. (netem does the same in the kernel, but is not part of every
+kernel.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import struct
 import sys
 import time
 from collections import deque
+
+from tools.bench.line_process import Answers
 
 SERVER_SIDE, DEVICE_SIDE = "q3e-server", "q3e-device"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
@@ -61,7 +65,8 @@ def main() -> None:
     server, device = (_open_tun(name) for name in (SERVER_SIDE, DEVICE_SIDE))
     directions = (Direction(server, device), Direction(device, server))
     seconds_per_byte, delay = 0.0, 0.0
-    print("ready", flush=True)
+    answers = Answers()
+    answers.say({"ready": True})
     while True:
         now = time.monotonic()
         wait = max(0.0, min(item.next_at for item in directions) - now)
@@ -70,9 +75,9 @@ def main() -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            mbit, rtt = map(float, line.split())
-            seconds_per_byte, delay = 8 / (mbit * 1e6), rtt / 2
-            print("shaped", flush=True)
+            told = json.loads(line)
+            seconds_per_byte, delay = 8 / (told["mbit"] * 1e6), told["rtt_s"] / 2
+            answers.say(told)
         now = time.monotonic()
         for item in directions:
             if item.source in readable:

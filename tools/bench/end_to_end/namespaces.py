@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from contract.errors import InputError
 from tools.bench.end_to_end.link_emulator import DEVICE_SIDE, SERVER_SIDE
+from tools.bench.line_process import LineProcess
 from tools.plan.transfer import LinkSpeed
 
 SERVER_ADDRESS, DEVICE_ADDRESS = "10.77.0.1", "10.77.0.2"
@@ -47,49 +48,30 @@ def enter(module: str) -> None:
     os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", module, *sys.argv[1:]])
 
 
-class Emulator:
+class Emulator(LineProcess):
     """The process that carries the packets."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        super().__init__("link", [sys.executable, "-m", "tools.bench.end_to_end.link_emulator"])
+        self.hear()  # its interfaces are there
 
     def shape(self, link: LinkSpeed) -> None:
         """Give the link this rate, and half of the round trip's delay each way."""
-        self._say(f"{link.mbit} {link.rtt_s}", "shaped")
-
-    def _say(self, line: str, answer: str) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if line:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        if self._process.stdout.readline().strip() != answer:
-            raise InputError("the link's emulator ended", field="link")
-
-    def wait_until_ready(self) -> None:
-        """Until its interfaces are there."""
-        self._say("", "ready")
+        self.ask({"mbit": link.mbit, "rtt_s": link.rtt_s})
 
 
 @contextmanager
 def connected(device: int) -> Iterator[Emulator]:
     """Join this namespace and that of a process (started with `unshare --net`)."""
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "tools.bench.end_to_end.link_emulator"]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        try:
-            emulator = Emulator(process)
-            emulator.wait_until_ready()
-            _run("ip", "link", "set", DEVICE_SIDE, "netns", str(device))
-            _run("ip", "addr", "add", f"{SERVER_ADDRESS}/24", "dev", SERVER_SIDE)
-            _run("ip", "link", "set", SERVER_SIDE, "up")
-            inside = ("nsenter", "-t", str(device), "-n", "ip")
-            _run(*inside, "link", "set", "lo", "up")
-            _run(*inside, "addr", "add", f"{DEVICE_ADDRESS}/24", "dev", DEVICE_SIDE)
-            _run(*inside, "link", "set", DEVICE_SIDE, "up")
-            yield emulator
-        finally:
-            process.kill()
+    with closing(Emulator()) as emulator:
+        _run("ip", "link", "set", DEVICE_SIDE, "netns", str(device))
+        _run("ip", "addr", "add", f"{SERVER_ADDRESS}/24", "dev", SERVER_SIDE)
+        _run("ip", "link", "set", SERVER_SIDE, "up")
+        inside = ("nsenter", "-t", str(device), "-n", "ip")
+        _run(*inside, "link", "set", "lo", "up")
+        _run(*inside, "addr", "add", f"{DEVICE_ADDRESS}/24", "dev", DEVICE_SIDE)
+        _run(*inside, "link", "set", DEVICE_SIDE, "up")
+        yield emulator
 
 
 def _run(*command: str) -> None:
