@@ -8,6 +8,7 @@ BUNDLE/
   fp32/dynamic.onnx   the dynamic-shape graph
   int8-9f3c21ab/      a set made by `qwen3vl-edge calibrate`, named after what decided it
   calibration/        statistics of the activations, for another calibration; not a part of the bundle
+  wire/basis-9f3c21ab.safetensors   made by `qwen3vl-edge fit-basis`, see contract/basis.py
   engines/            built by `qwen3vl-edge build`, see contract/engines.py
 """
 
@@ -26,8 +27,8 @@ from contract.grid import Grid, PatchGeometry
 from contract.precision import PRECISIONS
 from contract.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 3
-READABLE_SCHEMAS = (1, 2, 3)  # 2 added `engines`, 3 `calibration`: older bundles have none
+SCHEMA_VERSION = 4
+READABLE_SCHEMAS = (1, 2, 3, 4)  # 2 added `engines`, 3 `calibration`, 4 `basis`: older bundles have none
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
 
@@ -98,6 +99,28 @@ class CalibrationRecord:
     quantized: tuple[str, ...]
     excluded: tuple[str, ...]
     sensitivity: str | None = None
+
+
+@dataclass(frozen=True)
+class BasisRecord:
+    """A basis for embeddings on the wire, and how it was fitted.
+
+    Attributes:
+        path: its file; the file's sha256 is the basis's name on the wire.
+        precision: the set whose embeddings it was fitted to.
+        samples: pictures and clips; rows of theirs that were fitted, and held out to be measured on.
+        ranks: directions of each tensor: the embeddings, then each DeepStack level.
+        mean_cosines, least_cosines: of each tensor's held-out rows with what is left of them in so many directions.
+    """
+
+    path: str
+    precision: str
+    samples: int
+    rows: int
+    held_out_rows: int
+    ranks: tuple[int, ...]
+    mean_cosines: tuple[float, ...]
+    least_cosines: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -179,6 +202,7 @@ class Manifest:
     files: tuple[FileRecord, ...]
     tools: dict[str, str] = field(default_factory=dict)
     engines: tuple[EngineRecord, ...] = ()
+    basis: BasisRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def precision(self, name: str | None = None) -> PrecisionSet:
@@ -276,6 +300,8 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
     for engine in manifest.engines:
         check_engine_record(engine, source)
         named.extend(engine.files)
+    if manifest.basis is not None:
+        named.append(manifest.basis.path)
     for path in named:
         if path not in known:
             raise BundleError(f"{source} does not record {path}", field="files")

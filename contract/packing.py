@@ -84,14 +84,16 @@ PACKINGS = {
     )
 }
 
-WIRE_DTYPES = ("fp16", "fp32", *PACKINGS)
+BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]}
+"""Coefficients in the bundle's basis (`contract.basis`), and how they are packed."""
+WIRE_DTYPES = ("fp16", "fp32", *PACKINGS, *BASIS_PACKINGS)
 """What `--wire-dtype` and the daemon's `wire_dtype` take."""
 FROM_FP32 = ("fp32", "bf16")
 """Those that begin with the encoder's own values; the others with what float16 makes of them."""
 
 
 def bytes_per_value(wire_dtype: str, columns: int) -> float:
-    """Bytes that a value takes on the wire, in rows of `columns`; `wire_dtype` is one of `WIRE_DTYPES`."""
+    """Bytes that a value takes on the wire, in rows of `columns`; `wire_dtype` is one that needs no basis."""
     packing = PACKINGS.get(wire_dtype)
     return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.basis import Basis
 from contract.errors import WireError
 from contract.grid import Grid
 from contract.packing import Packed, Packing, pack, unpack
@@ -27,6 +28,7 @@ class Media:
         origin: how it was made, for logs and evidence: native grid, scale, distortion, precision.
         hash: `contract.embedding_hash.embedding_hash`, as the sender says; None where it does not ask to keep them.
         packed: `embeds`, then each level, as they travel; what these unpack to is what the arrays above hold.
+        basis: sha256 of the basis whose coefficients `packed` holds; None where it holds the rows themselves.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Media:
     origin: dict[str, Any] = field(default_factory=dict)
     hash: str | None = None
     packed: tuple[Packed, ...] = ()
+    basis: str | None = None
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -47,19 +50,29 @@ class Media:
         return sum(array.nbytes for array in self.arrays)
 
 
-def pack_media(media: Media, packing: Packing) -> Media:
+def pack_media(media: Media, packing: Packing, basis: Basis | None = None) -> Media:
     """The same in fewer bytes: its arrays are what the packed ones unpack to, so both ends hold, and name, the same.
 
     Args:
         media: float16; what the encoder made where the packing is bf16.
+        basis: send coefficients in it, packed.
 
     Raises:
-        WireError: the width does not divide into the packing's groups.
+        WireError: the width does not divide into the packing's groups, or the basis is of other tensors.
     """
-    packed = tuple(pack(array, packing) for array in media.arrays)
-    embeds, *deepstack = map(unpack, packed)
-    origin = media.origin | {"wire": packing.name}
-    return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
+    origin = media.origin | {"wire": packing.name if basis is None else f"basis-{packing.name}"}
+    if basis is None:
+        packed = tuple(pack(array, packing) for array in media.arrays)
+        embeds, *deepstack = map(unpack, packed)
+        return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
+    if [array.shape[1] for array in media.arrays] != [basis.columns] * len(basis.tensors):
+        raise WireError("the basis is of other tensors", expected=len(basis.tensors), got=len(media.arrays))
+    pairs = list(zip(media.arrays, basis.tensors, strict=True))
+    packed = tuple(pack(tensor.coefficients(array), packing) for array, tensor in pairs)
+    embeds, *deepstack = (tensor.rows(unpack(item)) for item, (_, tensor) in zip(packed, pairs, strict=True))
+    origin |= {"basis": basis.sha256}
+    found = replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
+    return replace(found, basis=basis.sha256)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from contract.basis import Basis, read_bases
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.grid import Grid
-from contract.packing import FROM_FP32, PACKINGS, WIRE_DTYPES
+from contract.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
 from contract.request import GenerateRequest, Media, Sampling, pack_media
 from edge_runtime.embedding_cache import EmbeddingCache
 from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
@@ -37,6 +38,7 @@ class EdgeOptions:
         wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
             fewer bytes and moves the embeddings a little: docs/wire.md says by how much; or "auto": fp16 where the
             link brings it within `wire_target_s`, else the packing that moves them least and is there in time.
+            "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must hold too.
         wire_zstd: bodies are compressed, without loss.
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
@@ -89,6 +91,7 @@ class Edge:
     Attributes:
         lean: serves all but clips; None where the reference serves everything.
         link: what is known of the way to the server, for `wire_dtype="auto"`.
+        basis: what embeddings are sent in, None where their rows are sent.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class Edge:
         engine: Engine,
         lean: LeanProcessor | None,
         link: Link | None = None,
+        basis: Basis | None = None,
     ) -> None:
         self.bundle = bundle
         self.options = options
+        self.basis = basis
         self.link = link or Link()
         self.engine = engine
         self.lean = lean
@@ -246,8 +251,8 @@ class Edge:
         if name == AUTO:
             columns = self.bundle.manifest.vision.out_hidden_size
             name = self.link.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
-        packing = PACKINGS.get(name)
-        return media if packing is None else tuple(pack_media(item, packing) for item in media)
+        packing = BASIS_PACKINGS[name] if self.basis is not None else PACKINGS.get(name)
+        return media if packing is None else tuple(pack_media(item, packing, self.basis) for item in media)
 
     def _identity(self) -> str:
         """All that decides what the engine makes of given pixels."""
@@ -296,8 +301,27 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Link
     if options.preprocess not in PREPROCESS:
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
+    basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     engine = load_engine(options.backend, opened, options.engine)
-    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link)
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link, basis)
     if edge.lean is None:
         _ = edge.processor  # what is wrong with it is told now
     return edge
+
+
+def open_basis(bundle: Bundle) -> Basis:
+    """The basis of a bundle.
+
+    Raises:
+        InputError: it has none, or another model's.
+    """
+    record = bundle.manifest.basis
+    if record is None:
+        raise InputError(
+            "the bundle has no basis for embeddings",
+            field="--wire-dtype",
+            expected="fp16 or another that needs none",
+            remedy=f"Fit one: qwen3vl-edge fit-basis {bundle.path} --data YOUR_PICTURES",
+        )
+    found = read_bases([bundle.path / record.path], bundle.manifest.model.model_hash, record.path)
+    return next(iter(found.values()))

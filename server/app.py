@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
+from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import check_hash
 from contract.errors import WireError
 from contract.http_body import content_type, read_body
@@ -47,12 +48,13 @@ MAX_REQUEST_ID = 128
 ROUTES = ("/v1/generate", CHAT, "/v1/models", "/readyz", "/healthz")
 
 
-def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
+def create_app(readiness: Readiness, options: ServerOptions, bases: Bases = NO_BASES) -> FastAPI:
     """The application.
 
     Args:
         readiness: gets its engine when the model is loaded; until then most routes answer 503.
         options: limits and the model's name.
+        bases: what embeddings may be in.
 
     Raises:
         InputError: a file or folder of the options cannot be used.
@@ -69,8 +71,8 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     app.state.guard.install(app)
     app.add_middleware(RequestCounter, requests=metrics.requests, routes=ROUTES)
     describe_openapi(app)
-    app.include_router(embedding_routes(readiness, options, store))
-    app.include_router(openai_routes(readiness, options, store, keyed, metrics))
+    app.include_router(embedding_routes(readiness, options, store, bases))
+    app.include_router(openai_routes(readiness, options, store, keyed, metrics, bases))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -81,7 +83,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
     async def readyz() -> dict[str, Any]:
         """200 once the model is loaded and has generated; 503 before, and while the engine is stuck in a step."""
         loaded = readiness.working_engine(options.stall_s).loaded
-        holds = {"holds_embeddings": store.max_bytes > 0}
+        holds = {"holds_embeddings": store.max_bytes > 0, "wire_bases": list(bases)}
         return {"status": "ready", "model": loaded.name, **describe(loaded), **holds}
 
     @app.get("/v1/models")
@@ -101,7 +103,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         engine = readiness.engine
         client, key = admit(request, engine, keyed)
-        prepared = await _read_request(request, engine, options, metrics, store)
+        prepared = await _read_request(request, engine, options, metrics, store, bases)
         begin = partial(start, engine, prepared, partial(metrics.record, client.name), client.turn)
         running, leave = await begin_or_join(keyed, client, key, partial(fingerprint, prepared), begin)
         stream = events(engine, prepared, running) if prepared.stream else None
@@ -120,7 +122,7 @@ def create_app(readiness: Readiness, options: ServerOptions) -> FastAPI:
 
 
 async def _read_request(
-    request: Request, engine: Engine, options: ServerOptions, metrics: Metrics, store: EmbeddingStore
+    request: Request, engine: Engine, options: ServerOptions, metrics: Metrics, store: EmbeddingStore, bases: Bases
 ) -> GenerateRequest:
     """Body to checked request, whichever of the two content types it has.
 
@@ -137,12 +139,14 @@ async def _read_request(
     def decode() -> GenerateRequest:
         if kind == JSON:
             return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare), request_id)
-        return _with_request_id(_binary_request(body, engine, store, namespace), request_id)
+        return _with_request_id(_binary_request(body, engine, store, namespace, bases), request_id)
 
     return await run_in_threadpool(decode)
 
 
-def _binary_request(body: bytearray | bytes, engine: Engine, store: EmbeddingStore, namespace: str) -> GenerateRequest:
+def _binary_request(
+    body: bytearray | bytes, engine: Engine, store: EmbeddingStore, namespace: str, bases: Bases
+) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
     held: list[Media] = []
 
@@ -150,7 +154,7 @@ def _binary_request(body: bytearray | bytes, engine: Engine, store: EmbeddingSto
         held.extend(store.lookup(references, namespace))
         return held
 
-    prepared = engine.prepare(decode_request(body, engine.limits, lookup))
+    prepared = engine.prepare(decode_request(body, engine.limits, lookup, bases))
     for index, item in enumerate(prepared.media):
         if not any(item is known for known in held):  # what is held was checked when it came
             check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import check_hash, is_hash
 from contract.errors import LimitError, ModelMismatchError, WireError
 from contract.http_body import content_type, read_body
@@ -26,7 +27,9 @@ PATH = "/v1/embeddings/{name}"
 Name = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
 
 
-def embedding_routes(readiness: Readiness, options: ServerOptions, store: EmbeddingStore) -> APIRouter:
+def embedding_routes(
+    readiness: Readiness, options: ServerOptions, store: EmbeddingStore, bases: Bases = NO_BASES
+) -> APIRouter:
     """PUT, GET and HEAD of one hash."""
     router = APIRouter()
 
@@ -40,7 +43,7 @@ def embedding_routes(readiness: Readiness, options: ServerOptions, store: Embedd
         body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s, zstd=True)
 
         def hold() -> int:
-            medium, model_hash = decode_medium(body, engine.limits)
+            medium, model_hash = decode_medium(body, engine.limits, bases)
             shape = engine.loaded.shape
             if model_hash != shape.model_hash:
                 raise ModelMismatchError(

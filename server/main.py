@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from contract.basis import NO_BASES, Bases, read_bases
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
 from contract.errors import InputError
 from contract.http_listener import http_server, listen, quiet_stop, renew_tls
@@ -41,25 +42,28 @@ def serve(options: ServerOptions) -> None:
     tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
+    bases = read_bases(options.wire_basis, checkpoint.model_hash, "wire_basis") if options.wire_basis else NO_BASES
     if options.engine == "vllm":
         from server.engines.vllm.arguments import require_vllm
 
         require_vllm()
     listener = listen(options.host, options.port)
     try:
-        _serve_on(listener, checkpoint, options, tls)
+        _serve_on(listener, checkpoint, options, tls, bases)
     finally:
         listener.close()
 
 
-def _serve_on(listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None) -> None:
+def _serve_on(
+    listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None, bases: Bases
+) -> None:
     from server.access import Guard, warn_of_open_doors
     from server.app import create_app
 
     _log_to_stderr()
     start_tracing("qwen3vl-server")
     readiness = Readiness()
-    app = create_app(readiness, options)
+    app = create_app(readiness, options, bases)
     guard: Guard = app.state.guard
     server = http_server(app, options.drain_s, tls)
     warn_of_open_doors(options)

@@ -46,6 +46,7 @@ class ServerOptions:
         hold_embeddings_s: seconds since their last use that they are held.
         hold_folder: folder that keeps the same on disk, also through a restart; empty for none.
         hold_disk_mib: of it. hold_disk_s: seconds since their last use that embeddings stay there.
+        wire_basis: files of bases (`qwen3vl-edge fit-basis`) that devices may send embeddings in; several in a list.
         allow_pixels: load the vision tower too, and take pictures in chats as well as embeddings.
         keep_answers_s: seconds for which the answer to a request with an Idempotency-Key is kept, in memory.
         keep_answers, keep_answers_mib: the most of them; the oldest go first.
@@ -93,6 +94,7 @@ class ServerOptions:
     drain_s: int = 30
     hold_embeddings_mib: int = 256
     hold_embeddings_s: float = 3600.0
+    wire_basis: tuple[Path, ...] = ()
     allow_pixels: bool = False
     keep_answers_s: float = 600.0
     keep_answers: int = 1024

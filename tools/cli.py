@@ -34,6 +34,9 @@ PreprocessOption = Annotated[
     str, typer.Option(help="auto, lean (no torch), lean-uint8 (and the uint8 graphs) or reference (qwen-vl-utils).")
 ]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")]
+WireOption = Annotated[
+    str, typer.Option(help="fp16, fp32, bf16, or fewer bytes: fp8, int8, int4, basis-int8, basis-int4.")
+]
 PrecisionOption = Annotated[str | None, typer.Option(help="Which precision of the bundle; the first by default.")]
 
 
@@ -148,7 +151,7 @@ def ask(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder, for --backend pytorch.")] = None,
-    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, bf16, or fewer bytes: fp8, int8, int4.")] = "fp16",
+    wire_dtype: WireOption = "fp16",
     wire_zstd: Annotated[bool, typer.Option(help="Compress what is sent, without loss.")] = False,
     preprocess: PreprocessOption = "auto",
     threads: ThreadsOption = 0,
@@ -186,6 +189,9 @@ def server(
     allow_pixels: Annotated[
         bool | None, typer.Option("--allow-pixels", help="Load the vision tower too, and take pictures in chats.")
     ] = None,
+    wire_basis: Annotated[
+        list[Path] | None, typer.Option(help="Basis that devices may send embeddings in (`fit-basis`); may repeat.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="transformers, or vllm for several GPUs or machines. [default: transformers]")
     ] = None,
@@ -199,7 +205,7 @@ def server(
     files = {"tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
     options |= {"attention": attention, "max_batch": max_batch, "allow_pixels": allow_pixels}
     options |= {"engine": engine, "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
-    run(config, {**options, **files})
+    run(config, {**options, **files, "wire_basis": wire_basis or None})
 
 
 @app.command("server-token")
@@ -228,7 +234,7 @@ def parity(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     precision: PrecisionOption = None,
-    wire_dtype: Annotated[str, typer.Option(help="fp16, fp32, bf16, fp8, int8 or int4.")] = "fp16",
+    wire_dtype: WireOption = "fp16",
     preprocess: PreprocessOption = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     threads: ThreadsOption = 0,
@@ -276,6 +282,25 @@ def parity(
         raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
     else:
         run_bisect(request, tolerance, as_json)
+
+
+@app.command("fit-basis")
+def fit_basis(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by `export`.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures and clips, or JSON lines with `messages`.")],
+    samples: Annotated[int, typer.Option(help="Pictures and clips to encode.")] = 256,
+    cosine: Annotated[float, typer.Option(help="Mean cosine that held-out embeddings shall keep.")] = 0.999,
+    rank: Annotated[int, typer.Option(help="Directions of every tensor, in place of --cosine; 0 for none.")] = 0,
+    precision: PrecisionOption = None,
+    seed: Annotated[int, typer.Option(help="Of the choice among the data.")] = 0,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a basis to the encoder's embeddings, for --wire-dtype basis-int8 and basis-int4, into the bundle."""
+    from calibration.wire_basis import BasisRequest
+    from tools.commands.fit_basis import run
+
+    run(bundle, BasisRequest(data, samples, cosine, rank, precision, seed, threads), as_json)
 
 
 @app.command()

@@ -36,7 +36,7 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
         beside = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
         async with daemon.upstream:
             if daemon.spool is not None:
-                daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config)
+                daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config, lambda: daemon.bases)
                 daemon.runner.start()
             yield
             if daemon.runner is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
-from contract.packing import PACKINGS, WIRE_DTYPES
+from contract.packing import BASIS_PACKINGS, PACKINGS, WIRE_DTYPES
 from contract.settings import check_ranges, gather_settings, typed
 from edge_runtime.link import AUTO
 from edge_runtime.live.config import CameraConfig
@@ -55,7 +55,8 @@ class DaemonConfig:
         preprocess: auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs)
             or reference (qwen-vl-utils and transformers).
         wire_dtype: fp16, fp32, bf16, or a packing (fp8, int8, int4): fewer bytes, and embeddings moved a little, which
-            every answer says. auto: fp16 as long as the link brings it within wire_target_s, else int8, else int4.
+            every answer says. basis-int8, basis-int4: coefficients in the bundle's basis (fit-basis), which the server
+            must hold too. auto: fp16 as long as the link brings it within wire_target_s, else int8, else int4.
         wire_target_s: seconds that sending a request's embeddings may take before auto sends fewer bytes.
         wire_zstd: bodies are compressed, without loss.
         spool: file that keeps jobs (`/v1/jobs`) until they are answered; without it there are none.
@@ -137,7 +138,7 @@ class DaemonConfig:
         _ = self.server_access  # a token that cannot be sent is told at once
 
     def _check_foreign_wire(self) -> None:
-        if self.wire_dtype in (*PACKINGS, AUTO):
+        if self.wire_dtype in (*PACKINGS, *BASIS_PACKINGS, AUTO):
             raise InputError(
                 "a foreign server takes no packed embeddings",
                 field="wire_dtype",

@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
+from contract.basis import NO_BASES, Bases
 from contract.errors import ContractError, WireError
 from contract.http_errors import HttpError, as_contract_error
 from edge_runtime.daemon.chat import Progress, completion, generate
@@ -30,8 +31,11 @@ logger = logging.getLogger("edge")
 class JobRunner:
     """Runs from `start` to `stop`, in the event loop. A job that was under way at `stop` waits for the next start."""
 
-    def __init__(self, spool: Spool, upstream: Upstream, config: DaemonConfig) -> None:
+    def __init__(
+        self, spool: Spool, upstream: Upstream, config: DaemonConfig, bases: Callable[[], Bases] = lambda: NO_BASES
+    ) -> None:
         self._spool = spool
+        self._bases = bases
         self._upstream = upstream
         self._config = config
         self._wake = asyncio.Event()
@@ -103,7 +107,7 @@ class JobRunner:
     async def _attempt(self, claimed: Claimed) -> dict[str, Any]:
         if not claimed.intact:
             raise WireError("the job was altered on disk", field="body", remedy="Send it again, as a new job.")
-        prompt = from_disk(claimed.prompt, claimed.body)
+        prompt = from_disk(claimed.prompt, claimed.body, self._bases())
         progress = Progress()
         seconds = max(0.1, min(self._config.deadline_s, claimed.job.deadline - time.time()))
         pieces = generate(self._upstream, prompt.encoded, prompt.chat, seconds, progress, keep=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from contract.basis import NO_BASES, Bases
 from contract.request import Limits
 from contract.wire import decode_request, encode_request
 from edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
@@ -31,14 +32,15 @@ def to_disk(chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], 
     return document, b"".join(encode_request(encoded.request))
 
 
-def from_disk(document: dict[str, Any], body: bytes) -> SpooledPrompt:
+def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) -> SpooledPrompt:
     """The same again.
 
     Raises:
         WireError: the body is of another release.
+        ModelMismatchError: its embeddings are in a basis that the bundle has no more.
     """
     timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
-    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, keep_packed=True), (), timings)
+    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, bases=bases, keep_packed=True), (), timings)
     return SpooledPrompt(ChatRequest.model_validate(document["chat"]), encoded)
 
 

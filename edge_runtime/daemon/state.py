@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from contract.basis import NO_BASES, Bases
 from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
@@ -66,6 +67,12 @@ class Daemon:
         """
         _ = self.pipeline
         return self.places.place()
+
+    @property
+    def bases(self) -> Bases:
+        """What spooled embeddings may be in."""
+        basis = None if self.started is None else self.started.edge.basis
+        return NO_BASES if basis is None else {basis.sha256: basis}
 
     @property
     def model(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import is_hash
 from contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
 from contract.grid import Grid
@@ -51,11 +52,13 @@ class PartReader:
 
     Attributes:
         pixels: the vision tower, None without `--allow-pixels`.
+        bases: what embeddings may be in.
     """
 
     shape: ModelShape
     limits: Limits
     pixels: PixelEncoder | None = None
+    bases: Bases = NO_BASES
 
     def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
         """All media of a conversation in order. Blocks.
@@ -146,7 +149,7 @@ class PartReader:
     def _one_medium(self, kind: str, data: bytes, grid: Grid | None, where: str, left: int) -> tuple[Media, str | None]:
         """The body of `PUT /v1/embeddings/{sha256}`, in a part."""
         try:
-            medium, model_hash = decode_medium(data, self.limits)
+            medium, model_hash = decode_medium(data, self.limits, self.bases)
         except ContractError as error:
             error.field = f"{where}: {error.field}"
             raise

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import check_hash
 from contract.errors import ContractError
 from contract.http_body import content_type, read_body
@@ -40,7 +41,12 @@ PATH = "/v1/chat/completions"
 
 
 def openai_routes(
-    readiness: Readiness, options: ServerOptions, store: EmbeddingStore, keyed: KeyedGenerations, metrics: Metrics
+    readiness: Readiness,
+    options: ServerOptions,
+    store: EmbeddingStore,
+    keyed: KeyedGenerations,
+    metrics: Metrics,
+    bases: Bases = NO_BASES,
 ) -> APIRouter:
     """`/v1/chat/completions`."""
     router = APIRouter()
@@ -52,7 +58,7 @@ def openai_routes(
         client, key = admit(request, engine, keyed)
         body = await _body(request, engine, options)
         metrics.received.inc(len(body))
-        chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels))
+        chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels, bases))
         prepared = await run_in_threadpool(chats.prepare, body, client, key)
         record = partial(metrics.record, client.name)
         begin = partial(start, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)

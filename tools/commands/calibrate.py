@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,13 +92,17 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
 
 
 def _warn(result: CalibrationResult, errors: Console) -> None:
-    skipped = result.selection.skipped
+    warn_of_skipped(result.selection.skipped, errors)
+    for bucket in result.thin_buckets:
+        seen = result.selection.per_bucket[bucket]
+        errors.print(f"[yellow]bucket {bucket} has only {seen} samples: add pictures of its shape to the data[/]")
+
+
+def warn_of_skipped(skipped: Sequence[tuple[str, str]], errors: Console) -> None:
+    """Name what could not be read of the data, and why."""
     if skipped:
         errors.print(f"[yellow]{len(skipped)} of the data could not be used:[/]")
         for name, reason in skipped[:_SHOWN]:
             errors.print(f"  {escape(name)}: {escape(reason)}")
         if len(skipped) > _SHOWN:
             errors.print(f"  and {len(skipped) - _SHOWN} more")
-    for bucket in result.thin_buckets:
-        seen = result.selection.per_bucket[bucket]
-        errors.print(f"[yellow]bucket {bucket} has only {seen} samples: add pictures of its shape to the data[/]")

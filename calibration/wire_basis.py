@@ -1,0 +1,206 @@
+"""A basis for embeddings on the wire, fitted to what the encoder makes of the calibration data (`contract/basis.py`).
+
+Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed as the data
+streams by. Every eighth sample is held out: on its rows the ranks are chosen and measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.samples import Selection, bucket_policy, list_sources, stream_samples
+from contract import atomic
+from contract.basis import MAX_RANK, MULTIPLE, TensorBasis, basis_file, parse_basis
+from contract.bundle import Bundle, open_bundle, record_file
+from contract.errors import InputError
+from contract.manifest import BasisRecord
+from edge_runtime.engine import EngineOptions, load_engine
+
+Progress = Callable[[str, float], None]
+Rows = NDArray[np.float64]
+
+HELD_OUT_EVERY = 8
+HELD_OUT_ROWS = 64  # of a sample: enough of them, and no more memory for more data
+STRONGEST_SPREAD = 4.0  # of its coefficients; their steps and their largest are contract.basis's
+
+
+@dataclass(frozen=True)
+class BasisRequest:
+    """What to fit.
+
+    Attributes:
+        data: a folder of pictures and clips, or messages as JSON lines.
+        samples: pictures and clips to encode.
+        cosine: that a tensor's held-out rows shall have, in the mean, with what its directions leave of them.
+        rank: directions of every tensor, in place of `cosine`; 0 for none.
+        precision: of the bundle's sets, None for its first.
+        seed: of the choice among the data.
+        threads: of ONNX Runtime, 0 for its choice.
+    """
+
+    data: Path
+    samples: int = 256
+    cosine: float = 0.999
+    rank: int = 0
+    precision: str | None = None
+    seed: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class BasisResult:
+    """What the manifest now holds, and what became of the data."""
+
+    record: BasisRecord
+    sha256: str
+    columns: int
+    selection: Selection
+
+
+class Covariance:
+    """Sums over rows [n, D] of one tensor, in float64."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        self._sum = np.zeros(columns)
+        self._products = np.zeros((columns, columns))
+
+    def add(self, rows: NDArray[Any]) -> None:
+        wide = rows.astype(np.float64)
+        self.rows += len(wide)
+        self._sum += wide.sum(axis=0)
+        self._products += wide.T @ wide
+
+    def principal(self) -> tuple[NDArray[np.float64], NDArray[np.float64], Rows]:
+        """Mean [D], the spread of each principal component [D], and the components [D, D], the strongest first."""
+        mean = self._sum / self.rows
+        variances, vectors = np.linalg.eigh(self._products / self.rows - np.outer(mean, mean))
+        return mean, np.sqrt(np.maximum(variances[::-1], 0)), np.ascontiguousarray(vectors.T[::-1])
+
+
+def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda what, done: None) -> BasisResult:
+    """Give a bundle a basis, or another in place of the one that it has; the manifest is switched last.
+
+    Raises:
+        InputError: options or data that cannot be used, or embeddings that do not lie in fewer directions.
+        BundleError: the bundle is missing or altered, or has no such precision.
+    """
+    _check(request)
+    bundle = open_bundle(path)
+    graphs = bundle.manifest.precision(request.precision)
+    selection = Selection()
+    columns = bundle.manifest.vision.out_hidden_size
+    sums = [Covariance(columns) for _ in bundle.manifest.vision.output_names]
+    held: list[list[NDArray[Any]]] = [[] for _ in sums]
+    for index, arrays in enumerate(_embeddings(bundle, request, selection, progress)):
+        for tensor, rows in enumerate(arrays):
+            if index % HELD_OUT_EVERY == 1:
+                held[tensor].append(rows[:: -(-len(rows) // HELD_OUT_ROWS)])
+            else:
+                sums[tensor].add(rows)
+    if not held[0]:
+        seen = sum(selection.per_bucket.values())
+        raise InputError("too little of the data can be used", field="--data", expected="2 samples", got=seen)
+    fitted = [_fit(one, np.concatenate(rows), request) for one, rows in zip(sums, held, strict=True)]
+    content = basis_file([basis for basis, _ in fitted], bundle.manifest.model.model_hash)
+    basis = parse_basis(content)
+    record = BasisRecord(
+        path=f"wire/basis-{basis.sha256[:8]}.safetensors",
+        precision=graphs.precision,
+        samples=sum(selection.per_bucket.values()),
+        rows=sums[0].rows,
+        held_out_rows=sum(map(len, held[0])),
+        ranks=basis.ranks,
+        mean_cosines=tuple(round(float(cosines.mean()), 6) for _, cosines in fitted),
+        least_cosines=tuple(round(float(cosines.min()), 6) for _, cosines in fitted),
+    )
+    _switch(path, record, content)
+    return BasisResult(record, basis.sha256, columns, selection)
+
+
+def _check(request: BasisRequest) -> None:
+    if request.samples < 2:
+        raise InputError("too few samples asked for", field="--samples", expected="at least 2", got=request.samples)
+    if not 0.0 < request.cosine < 1.0:
+        raise InputError("bad target cosine", field="--cosine", expected="between 0 and 1", got=request.cosine)
+    if not 0 <= request.rank <= MAX_RANK or request.rank % MULTIPLE:
+        wanted = f"a multiple of {MULTIPLE} up to {MAX_RANK}, or 0 to go by --cosine"
+        raise InputError("bad rank", field="--rank", expected=wanted, got=request.rank)
+
+
+def _embeddings(
+    bundle: Bundle, request: BasisRequest, selection: Selection, progress: Progress
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """The encoder's tensors of one sample after another, float32 or float16 [n, D]."""
+    sources = list_sources(request.data, request.seed)
+    policy = bucket_policy(bundle, request.precision)
+    engine = load_engine("onnxruntime", bundle, EngineOptions(request.precision, request.threads))
+    try:
+        done = 0
+        for _, samples in stream_samples(sources, bundle, policy, selection, request.samples):
+            for item in samples:
+                progress(f"encoding {item.source}", done / min(request.samples, len(sources)))
+                found = engine.run(item.grid, item.pixel_values)
+                done += 1
+                yield found.embeds, *found.deepstack
+    finally:
+        engine.close()
+
+
+def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> tuple[TensorBasis, Rows]:
+    """The basis of one tensor, and the cosine of each held-out row with what is left of it."""
+    mean, spreads, vectors = covariance.principal()
+    ranks, cosines = _cosines(held.astype(np.float64), mean, vectors)
+    means = cosines.mean(axis=0)
+    if request.rank:
+        chosen = ranks.index(request.rank) if request.rank in ranks else None
+        wanted = f"--rank {request.rank}"
+    else:
+        chosen = next((index for index, value in enumerate(means) if value >= request.cosine), None)
+        wanted = f"--cosine {request.cosine}"
+    if chosen is None:
+        raise InputError(
+            f"the embeddings do not lie in fewer directions than their {len(mean)} columns",
+            field=wanted,
+            got=f"cosine {means[-1]:.6f} in {ranks[-1]} directions" if ranks else f"{len(mean)} columns",
+            remedy="Ask for less, give more data, or send int8 or int4 (wire_dtype).",
+        )
+    return _basis(mean, spreads, vectors, ranks[chosen]), cosines[:, chosen]
+
+
+def _cosines(rows: Rows, mean: NDArray[np.float64], vectors: Rows) -> tuple[list[int], Rows]:
+    """Ranks, all that save something, and for each the cosine of every row with its part in so many directions."""
+    ranks = list(range(MULTIPLE, min(len(mean) - 1, MAX_RANK) + 1, MULTIPLE))
+    along, of_mean = (rows - mean) @ vectors.T, mean @ vectors.T
+    at = [rank - 1 for rank in ranks]
+    dots = (rows @ mean)[:, None] + np.cumsum(along * (rows @ vectors.T), axis=1)[:, at]
+    squares = mean @ mean + np.cumsum(along * (2 * of_mean + along), axis=1)[:, at]
+    lengths = np.linalg.norm(rows, axis=1)[:, None] * np.sqrt(np.maximum(squares, 0))
+    return ranks, np.clip(dots / np.maximum(lengths, 1e-30), -1, 1)
+
+
+def _basis(mean: NDArray[np.float64], spreads: NDArray[np.float64], vectors: Rows, rank: int) -> TensorBasis:
+    """Each direction as long as the square root of its spread, which its coefficients then have left."""
+    gain = np.sqrt(max(float(spreads[0]), 1e-30)) / STRONGEST_SPREAD
+    floor = spreads[0] * 1e-6  # a component without any spread would have no direction
+    directions = vectors[:rank] * np.sqrt(np.maximum(spreads[:rank], max(floor, 1e-30)))[:, None] * gain
+    exponent = int(np.ceil(np.log2(np.abs(directions).max() / np.iinfo(np.int16).max)))
+    codes = np.rint(directions / 2.0**exponent).astype(np.int16)
+    return TensorBasis(mean.astype(np.float32), codes, exponent)
+
+
+def _switch(path: Path, record: BasisRecord, content: bytes) -> None:
+    atomic.write_bytes(path / record.path, content)
+    manifest = open_bundle(path, verify=False).manifest  # read again: encoding takes minutes
+    old = None if manifest.basis is None else manifest.basis.path
+    files = tuple(item for item in manifest.files if item.path not in (old, record.path))
+    files = (*files, record_file(path, path / record.path))
+    replace(manifest, files=files, basis=record).write(path)
+    if old is not None and old != record.path:
+        (path / old).unlink(missing_ok=True)
