@@ -60,10 +60,12 @@ class TensorBasis:
 
     @cached_property
     def _projection(self) -> NDArray[np.float32]:
-        """[D, r]: directions over their squared lengths."""
-        values = self._whole * 2.0**self.exponent
-        squares = (values * values).sum(axis=1)
-        return np.ascontiguousarray((values / np.maximum(squares, 1e-30)[:, None]).T, dtype=np.float32)
+        """[D, r]: of the least squares. Rounded to whole numbers, directions are not quite orthogonal any more, and
+        what a long one leaks into a short one's coefficient is not small beside it."""
+        products = self._whole @ self._whole.T
+        products[np.diag_indices(self.rank)] += 1.0  # a direction of zeros gets zeros; far below any other's length
+        inverse = np.linalg.solve(products, self._whole).T * 2.0**-self.exponent
+        return np.ascontiguousarray(inverse, dtype=np.float32)
 
     def coefficients(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """float32 [n, r] of float16 or float32 rows [n, D]."""

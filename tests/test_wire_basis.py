@@ -31,7 +31,7 @@ from tools.server_process import running_server
 from tools.train_reference.evaluate import answer_all_split
 from tools.train_reference.heldout import heldout_questions
 
-SHARES = {"basis-int8": 0.25, "basis-int4": 0.19}  # narrow rows: scales and header weigh more
+SHARES = {"basis-int8": 0.31, "basis-int4": 0.24}  # narrow rows: scales and header weigh more
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_changed(
 ) -> None:
     before = (fitted / "manifest.json").read_bytes()
     found = run_here("fit-basis", fitted, "--data", calibration_data, "--samples", "6", *options)
-    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+    assert (found.returncode, found.stderr.strip().count("\n")) == (2, 0), found.stderr
     assert message in found.stderr
     assert (fitted / "manifest.json").read_bytes() == before
 

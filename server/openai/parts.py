@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from contract.basis import NO_BASES, Bases
+from contract.basis import Bases
 from contract.embedding_hash import is_hash
 from contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
 from contract.grid import Grid
@@ -58,7 +58,7 @@ class PartReader:
     shape: ModelShape
     limits: Limits
     pixels: PixelEncoder | None = None
-    bases: Bases = NO_BASES
+    bases: Bases = field(default_factory=dict)
 
     def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
         """All media of a conversation in order. Blocks.

@@ -4,7 +4,9 @@ python -m tools.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny --o
 
 Answers and accuracy are of the reference checkpoint's held-out questions. Bytes and times are of one picture of the 2B
 model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the values are the reference
-encoder's own, of many pictures, so that zstd sees real numbers.
+encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis (`fit-basis`) is measured with it
+too; the basis of the wide picture has as large a part of its columns as directions, but any ones: bytes and times are
+those of a fitted one, and what zstd makes of it is not.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from contract.basis import MULTIPLE, NO_BASES, Bases, Basis, TensorBasis, basis_file, parse_basis
 from contract.compression import compress, decompress
 from contract.distance import distance
-from contract.packing import FROM_FP32, PACKINGS
+from contract.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
 from contract.request import Media, Sampling, pack_media
 from contract.wire import body_size, decode_medium, encode_medium
-from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
 from edge_runtime.engine import EngineOptions
 from tools.bench.document import write_document
 from tools.bench.rounds import rotated
@@ -33,7 +36,7 @@ from tools.parity.end_to_end import open_both
 from tools.train_reference.evaluate import answer_all_split, score
 from tools.train_reference.heldout import HeldoutQuestion, heldout_questions
 
-NAMES = ("fp16", *PACKINGS)
+PLAIN_NAMES = ("fp16", *PACKINGS)
 
 
 def main() -> None:
@@ -50,8 +53,10 @@ def main() -> None:
         split = open_both(edge, arguments.model)[0]
         media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
         base = answer_all_split(split, questions)
-        rows = [_answers(name, arguments.bundle, split, questions, base, media) for name in NAMES]
-    times = _times(_wide(media), arguments.rounds)
+        basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
+        names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
+        rows = [_answers(name, arguments.bundle, split, questions, base, media, basis) for name in names]
+    times = _times(_wide(media), arguments.rounds, names, None if basis is None else _wide_basis(basis))
     rows = [{**row, **times[row["name"]]} for row in rows]
     write_document(arguments.out, {"questions": len(questions), "rounds": arguments.rounds, "rows": rows})
     print(json.dumps(rows, indent=1))
@@ -61,9 +66,9 @@ def _media(edge: Edge, questions: list[HeldoutQuestion]) -> list[Media]:
     return [item for question in questions for item in edge.encode(question.messages, Sampling()).request.media]
 
 
-def _as_sent(item: Media, name: str) -> Media:
+def _as_sent(item: Media, name: str, basis: Basis | None) -> Media:
     """As `--wire-dtype` NAME has it."""
-    return _packed(item if name in FROM_FP32 else _halves(item), name)
+    return _packed(item if name in FROM_FP32 else _halves(item), name, basis)
 
 
 def _halves(item: Media) -> Media:
@@ -71,19 +76,27 @@ def _halves(item: Media) -> Media:
     return replace(item, embeds=embeds, deepstack=tuple(deepstack))
 
 
-def _packed(item: Media, name: str) -> Media:
+def _packed(item: Media, name: str, basis: Basis | None) -> Media:
+    if name in BASIS_PACKINGS:
+        return pack_media(item, BASIS_PACKINGS[name], basis)
     return pack_media(item, PACKINGS[name]) if name in PACKINGS else item
 
 
 def _answers(
-    name: str, bundle: Path, split: Any, questions: list[HeldoutQuestion], base: list[str], media: list[Media]
+    name: str,
+    bundle: Path,
+    split: Any,
+    questions: list[HeldoutQuestion],
+    base: list[str],
+    media: list[Media],
+    basis: Basis | None,
 ) -> dict[str, Any]:
     options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype=name)
     with open_edge(bundle, options) as edge:
         answers = answer_all_split(split.with_edge(edge), questions)
     worst = [
         min(distance(array, other).cosine for array, other in zip(item.arrays, sent.arrays, strict=True))
-        for item, sent in ((item, _as_sent(item, name)) for item in media)
+        for item, sent in ((item, _as_sent(item, name, basis)) for item in media)
     ]
     same = sum(one == other for one, other in zip(answers, base, strict=True))
     print(f"{name}: {same} of {len(questions)} answers as with fp32", flush=True)
@@ -106,22 +119,34 @@ def _wide(media: list[Media]) -> Media:
     return Media("image", GRID, widened([item.embeds for item in media]), levels)
 
 
-def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
+def _wide_basis(basis: Basis) -> Basis:
+    """One for `_wide`, with as large a part of its columns as directions."""
+    random = np.random.default_rng(0)
+    tensors = []
+    for rank in basis.ranks:
+        rank = round(rank / basis.columns * WIDTH / MULTIPLE) * MULTIPLE
+        directions = np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))[0][:rank]
+        tensors.append(TensorBasis(np.zeros(WIDTH, np.float32), np.rint(directions * 2**17).astype(np.int16), -17))
+    return parse_basis(basis_file(tensors, "0" * 64))
+
+
+def _times(item: Media, rounds: int, names: tuple[str, ...], basis: Basis | None) -> dict[str, dict[str, Any]]:
     """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
     halves = _halves(item)
-    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
-    zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
+    held: Bases = NO_BASES if basis is None else {basis.sha256: basis}
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     bodies: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     for number in range(rounds):
-        for name in rotated(NAMES, number):
+        for name in rotated(names, number):
             started = time.perf_counter()
-            sent = _packed(item if name in FROM_FP32 else halves, name)
+            sent = _packed(item if name in FROM_FP32 else halves, name, basis)
             buffers = encode_medium(sent, "0" * 64)
             encoded = time.perf_counter()
             body = b"".join(buffers)
             joined = time.perf_counter()
-            decode_medium(body)
+            decode_medium(body, bases=held)
             ended = time.perf_counter()
             bodies[name] = body
             for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
@@ -136,15 +161,17 @@ def _times(item: Media, rounds: int) -> dict[str, dict[str, Any]]:
             sizes[name] = body_size(small)
     plain = len(bodies["fp16"])
     found = {}
-    for name in NAMES:
+    for name in names:
         encode, decode = (statistics.median(values) for values in seconds[name])
         extra = encode + decode - sum(statistics.median(values) for values in seconds["fp16"])
         saved = plain - len(bodies[name])
         found[name] = {
             "bytes": len(bodies[name]),
             "share": round(len(bodies[name]) / plain, 4),
-            "zstd_share": round(sizes[name] / plain, 4),
-            "zstd_ms": [round(statistics.median(values) * 1e3, 3) for values in zstd[name]],
+            "zstd_share": None if name in BASIS_PACKINGS else round(sizes[name] / plain, 4),
+            "zstd_ms": []
+            if name in BASIS_PACKINGS
+            else [round(statistics.median(values) * 1e3, 3) for values in zstd[name]],
             "encode_ms": round(encode * 1e3, 3),
             "decode_ms": round(decode * 1e3, 3),
             "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved > 0 and extra > 0 else None,
