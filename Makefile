@@ -30,7 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p $(BENCH)
 	test -d bundles/bench-$(SIZE)/bundle || $(BIN)/python -m tools.bench.make_bundle --size $(SIZE) --out bundles/bench-$(SIZE) --buckets $(BUCKETS)
-	test -d bundles/bench-reference || $(BIN)/qwen3vl-edge export reference/qwen3vl-tiny --out bundles/bench-reference
+	test -d bundles/bench-reference || $(BIN)/python -m tools.bench.make_reference_bundle bundles/bench-reference
 	$(BIN)/qwen3vl-edge bench encoder --bundle bundles/bench-$(SIZE)/bundle --model bundles/bench-$(SIZE)/random-$(SIZE) --threads 1,2 --together 5 --out $(BENCH)/encoder-$(SIZE).json
 	$(BIN)/qwen3vl-edge bench wire --out $(BENCH)/wire.json
 	$(BIN)/qwen3vl-edge bench packing --bundle bundles/bench-reference --model reference/qwen3vl-tiny --out $(BENCH)/packing.json

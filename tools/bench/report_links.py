@@ -51,7 +51,7 @@ def smaller(document: Row) -> str:
     """What was tried below the packings."""
     text = (
         f"Reference checkpoint, {document['questions']} held-out questions, accuracy unchanged "
-        f"{document['accuracy_unchanged']:.1%}; bases fitted to the pictures of {document['fitted_on']} others."
+        f"{document['accuracy_unchanged']:.1%}."
     )
     columns = {
         "tried": plain("name"),

@@ -4,18 +4,17 @@ python -m tools.bench.smaller --bundle BUNDLE --model reference/qwen3vl-tiny --o
 
 Each idea is a function from embeddings to those that a server would get back, and the bytes that it would be sent:
 
-low rank: a basis [D, r] and a mean for each of the four tensors, fitted to other pictures' rows (principal components);
-    a row travels as r float16 coefficients, or int8 with a scale.
 near-duplicate tokens: in a clip, a token whose embeddings turn little from the one at its place in the frame before
     (cosine of all four tensors) is not sent; the server takes the one before.
-entropy coding: zstd at its highest level over the packed codes, as a bound for what better coding of bytes may give.
+entropy coding: zstd at its highest level over the packed codes, as a bound for what better coding of bytes may give;
+    over coefficients in the bundle's basis too, where it has one (`fit-basis`).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +22,19 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from contract.packing import PACKINGS, pack, unpack
-from contract.request import Media, Sampling
-from edge_runtime.edge import Edge, EdgeOptions, open_edge
+from contract.basis import Basis
+from contract.packing import BASIS_PACKINGS, PACKINGS, pack, unpack
+from contract.request import Media, pack_media
+from edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
 from edge_runtime.engine import EngineOptions
 from tools.bench.document import write_document
 from tools.parity.end_to_end import open_both
 from tools.train_reference.evaluate import answer_all_split, score
 from tools.train_reference.heldout import heldout_questions
 
-FITTED_ON = 120  # questions whose pictures the bases are fitted to; they are not asked
 Arrays = list[NDArray[Any]]
 Idea = Callable[[Arrays, Media], tuple[Arrays, int]]
 """From a medium's four arrays in float32 to what comes back of them, and the bytes that were sent."""
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Of one tensor: mean [D] and principal directions [D, D], the strongest first."""
-
-    mean: NDArray[np.float32]
-    directions: NDArray[np.float32]
-
-
-def fit(rows: NDArray[np.float32]) -> Basis:
-    """Principal components of rows [n, D]."""
-    mean = rows.mean(axis=0)
-    return Basis(mean, np.linalg.svd(rows - mean, full_matrices=False)[2].T)
-
-
-def low_rank(bases: list[Basis], share: float, int8: bool) -> Idea:
-    """Keep `share` of the directions."""
-
-    def idea(arrays: Arrays, item: Media) -> tuple[Arrays, int]:
-        found, size = [], 0
-        for array, basis in zip(arrays, bases, strict=True):
-            kept = basis.directions[:, : round(share * len(basis.mean))]
-            coefficients = ((array - basis.mean) @ kept).astype(np.float16)
-            if int8:
-                packed = pack(coefficients, PACKINGS["int8"])
-                coefficients, sent = unpack(packed), packed.nbytes
-            else:
-                sent = coefficients.nbytes
-            size += sent
-            found.append((coefficients.astype(np.float32) @ kept.T + basis.mean).astype(np.float16))
-        return found, size
-
-    return idea
 
 
 def without_duplicates(cosine: float, packing: str) -> Idea:
@@ -97,14 +62,15 @@ def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
     return found
 
 
-def coded(packing: str) -> Idea:
-    """The packed bytes through zstd at its highest level."""
+def coded(packing: str, basis: Basis | None = None) -> Idea:
+    """The packed bytes, of rows or of coefficients, through zstd at its highest level."""
     compressor = zstandard.ZstdCompressor(level=22)
 
     def idea(arrays: Arrays, item: Media) -> tuple[Arrays, int]:
-        packed = [pack(array.astype(np.float16), PACKINGS[packing]) for array in arrays]
-        body = b"".join(one.codes.tobytes() + one.scales.tobytes() for one in packed)
-        return list(map(unpack, packed)), len(compressor.compress(body))
+        embeds, *deepstack = (array.astype(np.float16) for array in arrays)
+        media = pack_media(Media(item.kind, item.grid, embeds, tuple(deepstack)), PACKINGS[packing], basis)
+        body = b"".join(one.codes.tobytes() + one.scales.tobytes() for one in media.packed)
+        return list(media.arrays), len(compressor.compress(body))
 
     return idea
 
@@ -116,16 +82,14 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    asked = heldout_questions(arguments.questions + FITTED_ON)
-    fitted, questions = asked[-FITTED_ON:], asked[: arguments.questions]
+    questions = heldout_questions(arguments.questions)
     options = EdgeOptions(engine=EngineOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
-        media = [item for one in fitted for item in edge.encode(one.messages, Sampling()).request.media]
-        bases = [fit(np.concatenate(rows).astype(np.float32)) for rows in zip(*map(_arrays, media), strict=True)]
+        basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
         base = answer_all_split(split, questions)
         rows = []
-        for name, idea in _ideas(bases).items():
+        for name, idea in _ideas(basis).items():
             sizes = [0, 0]
             trying = _Trying(edge, idea, sizes)
             answers = answer_all_split(split.with_edge(trying), questions)
@@ -139,21 +103,20 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    document = {"questions": len(questions), "fitted_on": FITTED_ON}
-    write_document(arguments.out, document | {"accuracy_unchanged": score(questions, base).overall, "rows": rows})
+    document = {"questions": len(questions), "accuracy_unchanged": score(questions, base).overall, "rows": rows}
+    write_document(arguments.out, document)
 
 
-def _ideas(bases: list[Basis]) -> dict[str, Idea]:
-    return {
-        "low rank, half of the directions, fp16": low_rank(bases, 0.5, int8=False),
-        "low rank, half of the directions, int8": low_rank(bases, 0.5, int8=True),
-        "low rank, a quarter of the directions, int8": low_rank(bases, 0.25, int8=True),
-        "low rank, an eighth of the directions, int8": low_rank(bases, 0.125, int8=True),
+def _ideas(basis: Basis | None) -> dict[str, Idea]:
+    ideas = {
         "clips without duplicates beyond cosine 0.98, int8": without_duplicates(0.98, "int8"),
         "clips without duplicates beyond cosine 0.9, int8": without_duplicates(0.9, "int8"),
         "int8, coded": coded("int8"),
         "int4, coded": coded("int4"),
     }
+    if basis is not None:
+        ideas |= {f"{name}, coded": coded(packing.name, basis) for name, packing in BASIS_PACKINGS.items()}
+    return ideas
 
 
 def _arrays(item: Media) -> Arrays:

@@ -1,0 +1,35 @@
+"""The reference checkpoint's bundle as the packing bench wants it: with a basis, fitted to pictures of their own.
+
+python -m tools.bench.make_reference_bundle bundles/bench-reference
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from calibration.wire_basis import BasisRequest, fit_basis
+from contract import atomic
+from export.bundle import export_bundle
+from tools.train_reference.make_calibration_data import make_calibration_data
+
+REFERENCE = Path("reference/qwen3vl-tiny")
+SAMPLES = 256
+
+
+def make_reference_bundle(out: Path) -> None:
+    """Write the bundle, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-basis-data-") as data, atomic.new_folder(out) as unfinished:
+        export_bundle(str(REFERENCE), unfinished)
+        fit_basis(unfinished, BasisRequest(make_calibration_data(Path(data), SAMPLES), SAMPLES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    make_reference_bundle(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
