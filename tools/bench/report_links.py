@@ -25,10 +25,10 @@ def wire(document: Row) -> str:
 
 def end_to_end(document: Row) -> str:
     """Ways to the first token over links, and what was predicted."""
-    model, speeds = document["model"], document["speeds"]
+    model, speeds, picture = document["model"], document["speeds"], document.get("picture", 448)
     text = (
         f"Random weights: language model of {model['layers']} layers, {model['width']} wide, vision encoder of "
-        f"{model['tower_layers']} layers, {model['tower_width']} wide; one picture of 448x448, a JPEG of "
+        f"{model['tower_layers']} layers, {model['tower_width']} wide; one picture of {picture}x{picture}, a JPEG of "
         f"{document['file_bytes'] / 1e3:.0f} kB. Device and servers share this machine's cores; the link is "
         f"emulated between two network namespaces. {document['rounds']} rounds, all ways in turn. Predicted "
         f"by `tools/plan` from stages measured before: encoding on the device {speeds['device_encode']:.3f} s, on the "
@@ -44,7 +44,8 @@ def end_to_end(document: Row) -> str:
         "to measured": figure("predicted_to_measured", ".3f"),
         "bytes sent": figure("sent_bytes", ","),
     }
-    return section(document, "Time to the first token", text, columns, words=0)
+    more = f", {picture}x{picture}, {model['width']} wide" if "picture" in document else ""
+    return section(document, "Time to the first token" + more, text, columns, words=0)
 
 
 def smaller(document: Row) -> str:

@@ -3,8 +3,9 @@
 sudo python -m tools.bench.end_to_end --out docs/benchmarks/end-to-end.json
 
 Two servers (language model alone; whole model) in one network namespace, a device in another, the link between them
-emulated. The model has random weights, with the wire of the 2B model (2048 wide, three DeepStack levels, 196 visual
-tokens) and fewer layers, so that the link is seen beside them. All ways run in turn in each round, each picture is
+emulated. The model has random weights and few layers, so that the link is seen beside them, and the wire of the 2B
+model: 2048 wide (`--width 4096` for the 8B's), three DeepStack levels, 196 visual tokens of a picture of 448x448
+(`--picture`). All ways run in turn in each round, each picture is
 new, and a time is from the file on disk to the first token. The prediction is `tools/plan`'s, from stage times that
 were measured before with no limit on the link; it knows nothing of the measured totals.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tools.bench.end_to_end.device import LOCAL, PIXELS
 from tools.bench.end_to_end.namespaces import SERVER_ADDRESS, connected, enter
 from tools.bench.line_process import LineProcess
 from tools.bench.rounds import rotated
-from tools.bench.wire_formats import LEVELS, TOKENS, WIDTH
+from tools.bench.wire_formats import LEVELS, WIDTH
 from tools.load.model import make_checkpoint
 from tools.parity.pictures import draw_picture
 from tools.plan.paths import SPLIT_TYPES, Pictures, Speeds, predict
@@ -34,10 +36,22 @@ from tools.plan.transfer import LinkSpeed
 from tools.server_process import running_server
 
 REFERENCE = Path("reference/qwen3vl-tiny")
-SIZE = 448
 LAYERS, TOWER_LAYERS, TOWER_WIDTH = 3, 6, 512
 WAYS = (*(f"split {name}" for name in SPLIT_TYPES), PIXELS, LOCAL)
 UNSHAPED = LinkSpeed(100_000, 0.0)
+TOKEN_PIXELS = 32  # each way: patches of 16, merged by two
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Pictures of `picture` pixels each way, and a language model as wide as `width`."""
+
+    picture: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        return (self.picture // TOKEN_PIXELS) ** 2
 
 
 class Device(LineProcess):
@@ -57,6 +71,10 @@ def main() -> None:
     parser.add_argument("--mbit", default="10,50,200")
     parser.add_argument("--rtt-ms", default="20,80")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--picture", type=int, default=448, help="pixels each way, a multiple of 32")
+    parser.add_argument(
+        "--width", type=int, default=WIDTH, help="of the language model: 2048 as the 2B, 4096 as the 8B"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     enter("tools.bench.end_to_end")
@@ -66,14 +84,14 @@ def main() -> None:
         for rtt in arguments.rtt_ms.split(",")
     ]
     with tempfile.TemporaryDirectory(prefix="qwen3vl-end-to-end-") as folder:
-        document = measure(Path(folder), links, arguments.rounds)
+        document = measure(Path(folder), links, arguments.rounds, Scene(arguments.picture, arguments.width))
     write_document(arguments.out, document)
 
 
-def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]:
+def measure(folder: Path, links: list[LinkSpeed], rounds: int, scene: Scene) -> dict[str, Any]:
     """Rows of every link and way, with what was predicted."""
-    model = make_checkpoint(folder / "model", REFERENCE, LAYERS, WIDTH, TOWER_LAYERS, TOWER_WIDTH)
-    export_bundle(str(model), folder / "bundle", image_buckets=f"{SIZE}x{SIZE}", dynamic=False)
+    model = make_checkpoint(folder / "model", REFERENCE, LAYERS, scene.width, TOWER_LAYERS, TOWER_WIDTH)
+    export_bundle(str(model), folder / "bundle", image_buckets=f"{scene.picture}x{scene.picture}", dynamic=False)
     options: dict[str, Any] = {"model": str(model), "host": SERVER_ADDRESS, "prefix_cache_mib": 0}
     with (
         closing(Device()) as device,
@@ -89,33 +107,34 @@ def measure(folder: Path, links: list[LinkSpeed], rounds: int) -> dict[str, Any]
                 "pixel_server": pixel_server.url,
             }
         )
-        pictures = _pictures(folder)
+        pictures = _pictures(folder, scene.picture)
         emulator.shape(UNSHAPED)
-        speeds, sizes = _speeds(device, pictures, rounds)
+        speeds, sizes = _speeds(device, pictures, rounds, scene)
         rows = []
         for link in links:
             emulator.shape(link)
             rows += _link_rows(device, link, pictures, rounds, speeds, sizes)
     return {
         "rounds": rounds,
-        "model": {"layers": LAYERS, "width": WIDTH, "tower_layers": TOWER_LAYERS, "tower_width": TOWER_WIDTH},
+        "picture": scene.picture,
+        "model": {"layers": LAYERS, "width": scene.width, "tower_layers": TOWER_LAYERS, "tower_width": TOWER_WIDTH},
         "speeds": speeds.__dict__,
         "file_bytes": sizes.file_bytes,
         "rows": rows,
     }
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _pictures(folder: Path, size: int) -> Iterator[Path]:
     """New JPEG files without end: nothing that was kept of an earlier one helps."""
     index = 0
     while True:
         index += 1
         path = folder / f"{index}.jpg"
-        draw_picture(index, SIZE, SIZE).convert("RGB").save(path, quality=90)
+        draw_picture(index, size, size).convert("RGB").save(path, quality=90)
         yield path
 
 
-def _speeds(device: Device, pictures: Iterator[Path], rounds: int) -> tuple[Speeds, Pictures]:
+def _speeds(device: Device, pictures: Iterator[Path], rounds: int, scene: Scene) -> tuple[Speeds, Pictures]:
     """Stage times with no shaping: all that the prediction knows."""
     for way in WAYS:
         device.question(way, next(pictures))  # loads, connects
@@ -140,7 +159,7 @@ def _speeds(device: Device, pictures: Iterator[Path], rounds: int) -> tuple[Spee
         device_prefill=middle[LOCAL] - encoded,
         pack=max(packed - middle[WAYS[0]], 0.0),
     )
-    return speeds, Pictures(TOKENS, WIDTH, LEVELS, int(statistics.median(files)))
+    return speeds, Pictures(scene.tokens, scene.width, LEVELS, int(statistics.median(files)))
 
 
 def _link_rows(
