@@ -27,6 +27,11 @@ def compress(buffers: list[memoryview]) -> list[memoryview]:
     return [memoryview(b"".join([*parts, compressor.flush()]))]
 
 
+def require_zstd() -> None:
+    """Raises: InputError: the library is not installed."""
+    _library("compress")
+
+
 def is_compressed(buffers: list[memoryview]) -> bool:
     """Whether `compress` made it: a container begins with its header's length, which is never so large."""
     return bool(buffers) and bytes(buffers[0][:4]) == _MAGIC

@@ -37,7 +37,8 @@ def content_type(request: Request, *known: str) -> str:
 async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> bytearray | bytes:
     """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
 
-    How many seconds it took to come is left in `request.state.receive_s`, for `received_header`.
+    How many seconds it took to come is left in `request.state.receive_s`, for `received_header`, and how many bytes
+    came in `request.state.received_bytes`.
 
     Args:
         limit: bytes, as sent and, where it is compressed, decompressed.
@@ -78,6 +79,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
     except ClientDisconnect:
         raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
     request.state.receive_s = time.perf_counter() - started
+    request.state.received_bytes = len(body)
     return await run_in_threadpool(decompress, body, limit) if encoding else body
 
 

@@ -58,7 +58,8 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=self.registry)
-        self.received = Counter(f"{PREFIX}_received_bytes", "Bytes of request bodies", registry=self.registry)
+        told = "Bytes of request bodies, as they came"
+        self.received = Counter(f"{PREFIX}_received_bytes", told, registry=self.registry)
         self.tokens = Counter(f"{PREFIX}_tokens", "Tokens by kind", ["kind"], registry=self.registry)
         self.generations = Counter(
             f"{PREFIX}_generations", "Ended generations by finish reason", ["finish_reason"], registry=self.registry

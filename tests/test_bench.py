@@ -57,11 +57,11 @@ def test_encoder_bench_runs_each_candidate_in_a_process_and_says_why_not(
     out = tmp_path / "encoder.json"
     bucket = str(open_bundle(bundle).manifest.buckets()[0])
     named = (
-        "pytorch fp32",
+        "=pytorch fp32",
         "pytorch bf16 flash",
-        "ours, onnxruntime cpu fp32",
-        "ours, onnxruntime cuda fp32",
-        "dynamic",
+        "=ours, onnxruntime cpu fp32",
+        "=ours, onnxruntime cuda fp32",
+        "=ours, onnxruntime fp32, dynamic graph",
     )
     plan = Plan(bundle, reference, 2, (1,), (bucket,), named, 0, 300.0)
     encoder_bench.run(plan, out)

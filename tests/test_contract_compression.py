@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,8 +13,10 @@ import zstandard
 from server_checkpoint import make_case
 
 from contract.compression import MAX_WINDOW_BYTES, compress, decompress, is_compressed
-from contract.errors import LimitError, WireError
+from contract.errors import InputError, LimitError, WireError
 from contract.wire import CONTENT_TYPE, encode_request
+from edge_runtime.daemon.config import DaemonConfig
+from edge_runtime.daemon.main import serve
 
 LIMIT = 2**20
 
@@ -80,3 +84,10 @@ def test_a_bomb_over_http_is_413(server_url: str) -> None:
     answer = post(server_url, zstandard.ZstdCompressor().compress(bytes(2**29)), "zstd")
     assert answer.status_code == 413
     assert httpx.get(f"{server_url}/readyz").status_code == 200
+
+
+def test_a_daemon_without_the_library_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    config = DaemonConfig(tmp_path, port=0, wire_zstd=True)
+    with pytest.raises(InputError, match=r"zstandard is not installed.*pip install zstandard"):
+        serve(config, lambda: config)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import zstandard
 from scraping import metric
 from server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
 from waiting import until
@@ -353,10 +354,13 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     body = body_of(make_case("one image").request)
     client.post("/v1/generate", content=body, headers=BINARY)
     assert metric(str(client.base_url), "qwen3vl_edge_received_bytes_total") == received + len(body)
+    small = zstandard.ZstdCompressor().compress(body)  # counted as it came
+    assert client.post("/v1/generate", content=small, headers=BINARY | {"Content-Encoding": "zstd"}).status_code == 200
+    assert metric(str(client.base_url), "qwen3vl_edge_received_bytes_total") == received + len(body) + len(small)
     assert (
-        metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}') == count + 1
+        metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="/v1/generate",status="200"}') == count + 2
     )
-    assert metric(str(client.base_url), 'qwen3vl_edge_generation_seconds_count{phase="prefill"}') == prefill + 1
+    assert metric(str(client.base_url), 'qwen3vl_edge_generation_seconds_count{phase="prefill"}') == prefill + 2
     assert metric(str(client.base_url), "qwen3vl_edge_queue_depth") == 0
     assert metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="other",status="404"}') >= 1
 

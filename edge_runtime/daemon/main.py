@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.bundle import open_bundle
+from contract.compression import require_zstd
 from contract.errors import InputError
 from contract.http_listener import http_server, listen, quiet_stop
 from contract.tracing import start_tracing
@@ -122,6 +123,8 @@ def _upstream(config: DaemonConfig, link: Link | None = None) -> Upstream:
         logger.warning("server_api_key travels to %s where others may read it. Use https://.", config.server)
     if config.server_kind == "openai":
         return OpenAIServer(config.server, config.server_model, access)
+    if config.wire_zstd:
+        require_zstd()  # told now, not at the first request
     return Qwen3VLServer(config.server, config.send_by_hash, access, config.wire_zstd, link)
 
 

@@ -57,7 +57,7 @@ def openai_routes(
         engine = readiness.engine
         client, key = admit(request, engine, keyed)
         body = await _body(request, engine, options)
-        metrics.received.inc(len(body))
+        metrics.received.inc(request.state.received_bytes)
         chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels, bases))
         prepared = await run_in_threadpool(chats.prepare, body, client, key)
         record = partial(metrics.record, client.name)
