@@ -145,6 +145,12 @@ def test_a_bundle_without_one_says_how_to_fit_it(bundle: Path) -> None:
         open_edge(bundle, EdgeOptions(wire_dtype="basis-int8"))
 
 
+def test_inspect_tells_of_it(fitted: Path) -> None:
+    found = run_here("inspect", fitted)
+    assert "basis for embeddings" in found.stdout
+    assert json.loads(run_here("inspect", fitted, "--json").stdout)["basis"]["samples"] == 128
+
+
 def test_a_second_fit_takes_the_place_of_the_first(fitted: Path, calibration_data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(fitted, tmp_path / "reference"))
     before = open_bundle(copy).manifest

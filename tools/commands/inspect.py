@@ -59,6 +59,11 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
             table.add_row(item.precision, *_cells(graph, manifest), f"{sizes[graph.path]:,}", *_figures(graph))
         console.print(f"{item.precision}: weights {sizes[item.weights]:,} bytes, shared by {len(item.graphs)} graphs")
     console.print(table)
+    if (basis := manifest.basis) is not None:
+        console.print(
+            f"basis for embeddings: {', '.join(map(str, basis.ranks))} of {vision.out_hidden_size} directions, mean "
+            f"cosines {', '.join(f'{value:.6f}' for value in basis.mean_cosines)} ({basis.samples} samples, {basis.path})"
+        )
     for kind, graph in _one_of_each_kind(manifest).items():
         console.print(f"{kind}: {_tensors(graph.inputs)} → {_tensors(graph.outputs)}")
 

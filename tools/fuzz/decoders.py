@@ -31,15 +31,16 @@ with atheris.instrument_imports(include=["contract", "server"]):
     from server.openai.request import parse_chat
     from server.tensor_bytes import read_tensor
 
+from contract.basis import Bases
 from contract.request import ModelShape
-from tools.fuzz.targets import CHAT, Target, targets
+from tools.fuzz.targets import CHAT, Target, drawn_basis, targets
 
 LIMITS = Limits(max_body_bytes=2**20)
 SECONDS_OF_ONE, MEBIBYTES = 5, 512
 
 
-def _request(data: bytes) -> None:
-    found = decode_request(data, LIMITS)
+def _request(data: bytes, bases: Bases) -> None:
+    found = decode_request(data, LIMITS, bases=bases)
     again = decode_request(b"".join(encode_request(found)), LIMITS)
     if fingerprint(again) != fingerprint(found):
         raise AssertionError("the request reads otherwise once it is written again")
@@ -47,9 +48,11 @@ def _request(data: bytes) -> None:
 
 def decoders(shape: ModelShape) -> list[Callable[[bytes], object]]:
     """Whatever reads bytes that a client chose; the first byte of an input says which."""
+    basis = drawn_basis(shape)
+    bases = {basis.sha256: basis}
     return [
-        _request,
-        lambda data: decode_medium(data, LIMITS),
+        lambda data: _request(data, bases),
+        lambda data: decode_medium(data, LIMITS, bases),
         lambda data: read_tensor(data, "x"),
         lambda data: decode_json(data, shape, LIMITS),
         parse_chat,

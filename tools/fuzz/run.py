@@ -44,7 +44,7 @@ from tools.bench.environment import environment
 from tools.fuzz.asgi import Answer, call
 from tools.fuzz.mutate import Mutant, mutant
 from tools.fuzz.port import exchange, serving
-from tools.fuzz.targets import CHAT, Target, targets
+from tools.fuzz.targets import CHAT, Target, drawn_basis, targets
 
 logger = logging.getLogger("fuzz")
 WARM_UP = 0.2  # of the bodies: what is kept fills up, allocators settle
@@ -240,10 +240,12 @@ def server_under_test(model: str) -> Iterator[Fuzz]:
     engine.warm_up()
     readiness = Readiness()
     readiness.set(engine)
+    basis = drawn_basis(engine.loaded.shape)
+    bases = {basis.sha256: basis}
     with tempfile.TemporaryDirectory(prefix="qwen3vl-fuzz-") as scratch:
         folder = Path(scratch)
         token = add_token(folder / "tokens.toml", "fuzz")
-        apps = [create_app(readiness, _guarded(options, folder, name)) for name in ("first", "second")]
+        apps = [create_app(readiness, _guarded(options, folder, name), bases) for name in ("first", "second")]
         try:
             with serving(apps[1]) as port:
                 yield Fuzz(apps[0], port, token, targets(engine.loaded.shape), errors)

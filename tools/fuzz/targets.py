@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from contract.basis import MULTIPLE, Basis, TensorBasis, basis_file, parse_basis
 from contract.embedding_hash import embedding_hash
 from contract.grid import Grid
 from contract.idempotency import HEADER
-from contract.packing import PACKINGS
+from contract.packing import BASIS_PACKINGS, PACKINGS
 from contract.request import GenerateRequest, Media, ModelShape, Sampling, pack_media
 from contract.wire import CONTENT_TYPE, encode_medium, encode_request
 from tools.fuzz.chats import chat_bodies
@@ -46,6 +47,14 @@ class Target:
         return ("Content-Type", CONTENT_TYPE) in self.headers
 
 
+def drawn_basis(shape: ModelShape) -> Basis:
+    """Some directions of the model's embeddings, always the same: what the server under test holds."""
+    rng = np.random.default_rng(5)
+    drawn = rng.integers(-(2**15), 2**15, (1 + shape.deepstack_levels, MULTIPLE, shape.hidden_size), np.int16)
+    mean = np.zeros(shape.hidden_size, np.float32)
+    return parse_basis(basis_file([TensorBasis(mean, directions, -18) for directions in drawn], shape.model_hash))
+
+
 def targets(shape: ModelShape) -> list[Target]:
     """Every endpoint, with bodies that fit the model. Those that bring embeddings stand before those that name them."""
     wide, clip = _medium("image", Grid(1, 4, 6), shape, 1), _medium("video", Grid(2, 4, 4), shape, 2)
@@ -63,8 +72,8 @@ def targets(shape: ModelShape) -> list[Target]:
         Target("put", "PUT", put, (binary,), b"".join(encode_medium(wide, shape.model_hash)), 12),
         Target("generate, by hash", "POST", "/v1/generate", (binary,), _body(two, str(wide.hash), str(clip.hash)), 12),
         *(
-            Target(f"generate, {name}", "POST", "/v1/generate", (binary,), _body(_packed(two, name)), 4)
-            for name in PACKINGS
+            Target(f"generate, {name}", "POST", "/v1/generate", (binary,), _body(_packed(two, name, shape)), 4)
+            for name in (*PACKINGS, *BASIS_PACKINGS)
         ),
         Target("generate, keyed", "POST", "/v1/generate", keyed, _body(_request(shape)), 2),
         Target("generate, JSON", "POST", "/v1/generate", (text,), _json(_request(shape, *small)), 20),
@@ -104,8 +113,10 @@ def _request(shape: ModelShape, *media: Media) -> GenerateRequest:
     return GenerateRequest(shape.model_hash, np.array(ids, np.int64), media, sampling=Sampling(max_new_tokens=1))
 
 
-def _packed(request: GenerateRequest, name: str) -> GenerateRequest:
-    media = tuple(replace(pack_media(item, PACKINGS[name]), hash=None) for item in request.media)
+def _packed(request: GenerateRequest, name: str, shape: ModelShape) -> GenerateRequest:
+    basis = drawn_basis(shape) if name in BASIS_PACKINGS else None
+    packing = {**PACKINGS, **BASIS_PACKINGS}[name]
+    media = tuple(replace(pack_media(item, packing, basis), hash=None) for item in request.media)
     return replace(request, media=media)
 
 
