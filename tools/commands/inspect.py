@@ -62,7 +62,7 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
     if (basis := manifest.basis) is not None:
         console.print(
             f"basis for embeddings: {', '.join(map(str, basis.ranks))} of {vision.out_hidden_size} directions, mean "
-            f"cosines {', '.join(f'{value:.6f}' for value in basis.mean_cosines)} ({basis.samples} samples, {basis.path})"
+            f"cosines {', '.join(f'{value:.6f}' for value in basis.mean_cosines)}, {basis.samples} samples: {basis.path}"
         )
     for kind, graph in _one_of_each_kind(manifest).items():
         console.print(f"{kind}: {_tensors(graph.inputs)} → {_tensors(graph.outputs)}")
