@@ -60,9 +60,10 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
         console.print(f"{item.precision}: weights {sizes[item.weights]:,} bytes, shared by {len(item.graphs)} graphs")
     console.print(table)
     if (basis := manifest.basis) is not None:
+        ranks, cosines = map(str, basis.ranks), (f"{value:.6f}" for value in basis.mean_cosines)
         console.print(
-            f"basis for embeddings: {', '.join(map(str, basis.ranks))} of {vision.out_hidden_size} directions, mean "
-            f"cosines {', '.join(f'{value:.6f}' for value in basis.mean_cosines)}, {basis.samples} samples: {basis.path}"
+            f"basis for embeddings: {', '.join(ranks)} of {vision.out_hidden_size} directions, mean cosines "
+            f"{', '.join(cosines)}, {basis.samples} samples: {basis.path}"
         )
     for kind, graph in _one_of_each_kind(manifest).items():
         console.print(f"{kind}: {_tensors(graph.inputs)} → {_tensors(graph.outputs)}")
