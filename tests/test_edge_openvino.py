@@ -13,7 +13,8 @@ from contract.bundle import open_bundle
 from contract.distance import Distance, distance
 from contract.errors import BundleError, InputError
 from contract.grid import Grid
-from edge_runtime.backends.openvino import OpenvinoEngine, load
+from edge_runtime.backends.openvino import OpenvinoEngine, cpu_settings, load, openvino_core
+from edge_runtime.backends.openvino_norms import quantize_in_norms
 from edge_runtime.engine import Embeddings, EngineOptions, load_engine
 from edge_runtime.runnable import what_runs_here
 
@@ -69,6 +70,35 @@ def test_bfloat16_is_asked_for_by_name(calibrated: Path) -> None:
     bf16 = worst(encode(calibrated, "openvino-bf16", "fp32", GRIDS[1]), exact)
     assert 0.99 < bf16.cosine < 0.9999995  # it is bfloat16
     assert load("openvino-bf16", open_bundle(calibrated), EngineOptions()).name == "openvino-bf16"
+
+
+def test_norms_that_quantize_leave_the_function_as_it_is(calibrated: Path) -> None:
+    opened = open_bundle(calibrated, verify=False)
+    vision, graphs = opened.manifest.vision, opened.manifest.precision("int8").graphs
+    fixed = next(graph for graph in graphs if graph.kind == "fixed")
+    core, settings = openvino_core(), cpu_settings("f32", 1)
+    plain, changed = (core.read_model(opened.graph_path(fixed)) for _ in range(2))
+    # Two norms in each block, one in each merger; the mergers of DeepStack norm what they have merged.
+    assert quantize_in_norms(changed) >= 2 * vision.depth + 1
+    dynamic = next(graph for graph in graphs if graph.kind == "dynamic")
+    assert quantize_in_norms(core.read_model(opened.graph_path(dynamic))) == 0
+    grid = fixed.grid
+    assert grid is not None
+    pixels = np.random.default_rng(0).uniform(-1, 1, (grid.patches, vision.patch_values)).astype(np.float32)
+    outputs = []
+    for model in (plain, changed):
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        request.infer({"pixel_values": pixels})
+        outputs.append([request.get_tensor(name).data.copy() for name in vision.output_names])
+    for one, other in zip(*outputs, strict=True):
+        assert distance(other, one).cosine > 0.9999
+
+
+def test_int8_in_bfloat16_is_near(calibrated: Path) -> None:
+    if not bf16_here(calibrated):
+        pytest.skip("needs a CPU with bfloat16")
+    exact = encode(calibrated, "onnxruntime", "fp32", GRIDS[1])
+    assert worst(encode(calibrated, "openvino-bf16", "int8", GRIDS[1]), exact).cosine > 0.99
 
 
 def test_refusals(calibrated: Path) -> None:

@@ -17,6 +17,7 @@ from contract.bundle import Bundle
 from contract.cpu_threads import cpu_threads
 from contract.errors import InputError
 from contract.manifest import GraphRecord
+from edge_runtime.backends.openvino_norms import quantize_in_norms
 from edge_runtime.engine import Engine, EngineOptions
 from edge_runtime.graph_engine import GraphEngine
 
@@ -64,13 +65,17 @@ class OpenvinoEngine(GraphEngine):
     def __init__(self, name: str, bundle: Bundle, options: EngineOptions) -> None:
         super().__init__(bundle, options)
         self.name = name
+        self._bf16 = HINTS[name] == "bf16"
         self._settings = cpu_settings(HINTS[name], options.threads)
         self._running = threading.Lock()
 
     def load_graph(self, graph: GraphRecord) -> Any:
         path, core = self.bundle.graph_path(graph), openvino_core()
         try:
-            compiled = core.compile_model(core.read_model(path), "CPU", self._settings)
+            model = core.read_model(path)
+            if self._bf16:
+                quantize_in_norms(model)
+            compiled = core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {path}: {str(error).splitlines()[0]}", field=path.name) from None
         return compiled.create_infer_request()

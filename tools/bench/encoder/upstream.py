@@ -17,7 +17,7 @@ CALIBRATION_PICTURES = 4
 
 
 def peers() -> list[Peer]:
-    """ONNX with and without its ONNX Runtime fusions, OpenVINO in float32 and bfloat16, both quantized by NNCF."""
+    """ONNX with and without its ONNX Runtime fusions, OpenVINO in float32 and bfloat16, quantized by NNCF in both."""
 
     def peer(name: str, dtype: str, load: Callable[[Setting], Candidate], kind: str) -> Peer:
         return Peer(f"upstream {name}", dtype, load, partial(_export, kind), f"upstream-{kind}")
@@ -29,6 +29,7 @@ def peers() -> list[Peer]:
         peer("openvino fp32", "fp32", partial(_openvino, "f32"), "openvino"),
         peer("openvino bf16", "bf16", partial(_openvino, "bf16"), "openvino"),
         peer("openvino nncf int8", "int8", partial(_openvino, "f32"), "openvino-int8"),
+        peer("openvino-bf16 nncf int8", "int8", partial(_openvino, "bf16"), "openvino-int8"),
     ]
 
 
