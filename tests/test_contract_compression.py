@@ -86,8 +86,8 @@ def test_a_bomb_over_http_is_413(server_url: str) -> None:
     assert httpx.get(f"{server_url}/readyz").status_code == 200
 
 
-def test_a_daemon_without_the_library_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_daemon_without_the_library_does_not_start(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    config = DaemonConfig(tmp_path, port=0, wire_zstd=True)
+    config = DaemonConfig(bundle, port=0, wire_zstd=True)
     with pytest.raises(InputError, match=r"zstandard is not installed.*pip install zstandard"):
         serve(config, lambda: config)
