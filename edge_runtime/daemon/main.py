@@ -98,7 +98,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     link = Link()
     daemon = Daemon(config, _upstream(config, link), spool, link)
     reloader = Reloader(daemon, reread)
-    server = http_server(create_app(daemon, reloader), config.drain_s)
+    server = http_server(create_app(daemon, reloader), config.drain_s, loop="asyncio")
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
     logger.info("opening %s; %s answers 503 until it is ready", config.bundle, url)
     threading.Thread(target=_start, args=(daemon, server, url), daemon=True).start()
