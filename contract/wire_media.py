@@ -117,6 +117,8 @@ def _medium(
         )
     names = _names(index, levels)
     if (packing := item.get("packing")) is None:
+        if "basis" in item:
+            raise WireError("a basis without a packing", field=f"media.{index}.basis", expected="a packing too")
         embeds, *deepstack = (take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
         return Media(kind, grid, embeds, tuple(deepstack), origin, name)
     packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)

@@ -126,6 +126,17 @@ def test_no_name_of_a_basis(basis: Basis, name: Any) -> None:
         decode_request(with_document(body_of(request), media=media), bases={basis.sha256: basis})
 
 
+def test_a_basis_is_of_packed_coefficients(basis: Basis) -> None:
+    request = make_case("image and clip").request
+    media = [
+        {"kind": item.kind, "levels": len(item.deepstack), "origin": {}, "basis": basis.sha256}
+        for item in request.media
+    ]
+    body = with_document(body_of(request), version=BASIS_VERSION, media=media)
+    with pytest.raises(WireError, match="a basis without a packing"):
+        decode_request(body, bases={basis.sha256: basis})
+
+
 def test_coefficients_must_fit(basis: Basis) -> None:
     request = request_of(basis)
     other = basis_of(str(request.model_hash), rank=64)
