@@ -189,7 +189,7 @@ def test_a_reader_that_leaves_finds_the_generation_again(client: httpx.Client) -
 
 
 def test_one_that_nobody_comes_back_to_is_cancelled(client: httpx.Client) -> None:
-    """Four batches wait in line, so that on a fast machine too the last has not ended by itself before `abandoned_s`."""
+    """Four batches wait in line: on a fast machine too the last has not ended by itself before `abandoned_s`."""
     cancelled, keys = generations(client, "cancelled"), [new_key() for _ in range(32)]
     with ThreadPoolExecutor(len(keys)) as pool:
         gone = [pool.submit(httpx.post, f"{client.base_url}/v1/generate", content=body_of(LONG), headers=headers(key),
