@@ -21,8 +21,8 @@ def install_probe() -> None:
 
     create_app = server.app.create_app
 
-    def with_probe(readiness: Any, options: Any) -> Any:
-        app = create_app(readiness, options)
+    def with_probe(readiness: Any, *arguments: Any) -> Any:
+        app = create_app(readiness, *arguments)
 
         async def logprobs(request: Request, count: int) -> list[dict[str, Any]]:
             body = bytearray(await request.body())
