@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,24 +117,37 @@ def basis_file(tensors: Sequence[TensorBasis], model_hash: str) -> bytes:
     return header + b"".join(np.ascontiguousarray(array).tobytes() for _, _, array in named)
 
 
-def read_basis(path: Path, field: str) -> Basis:
-    """The bases of a file.
+def read_basis(path: Path, model_hash: str, field: str) -> Basis:
+    """The bases of a file, for one model's embeddings.
 
     Raises:
-        InputError: missing, or none; `field` is the option that names it.
+        InputError: missing, none, or another model's; `field` is the option that names it.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", field=field) from None
     try:
-        return parse_basis(content)
+        basis = parse_basis(content)
     except ContractError as error:
         raise InputError(
             f"{path} is no basis of embeddings: {error.message}",
             field=field,
             remedy="Copy wire/basis.safetensors out of the device's bundle, or fit it again: qwen3vl-edge fit-basis.",
         ) from None
+    if basis.model_hash != model_hash:
+        raise InputError(
+            f"{path} was fitted to another model's embeddings",
+            field=field,
+            expected=f"model hash {model_hash[:12]}…",
+            got=f"{basis.model_hash[:12]}…",
+        )
+    return basis
+
+
+def bases_of(*bases: Basis | None) -> Bases:
+    """By sha256, as a decoder takes them; None is none."""
+    return {basis.sha256: basis for basis in bases if basis is not None}
 
 
 def parse_basis(content: bytes) -> Basis:
@@ -188,23 +201,3 @@ def _check(tensors: tuple[TensorBasis, ...], left: Mapping[str, Any]) -> None:
             raise WireError("a mean that is not finite", field=f"mean.{index}")
     if left:
         raise WireError("a tensor that belongs to none", field=sorted(left)[0])
-
-
-def read_bases(paths: Iterable[Path], model_hash: str, field: str) -> Bases:
-    """Bases by sha256, all of one model.
-
-    Raises:
-        InputError: one cannot be read, or is another model's.
-    """
-    found = {}
-    for path in paths:
-        basis = read_basis(path, field)
-        if basis.model_hash != model_hash:
-            raise InputError(
-                f"{path} was fitted to another model's embeddings",
-                field=field,
-                expected=f"model hash {model_hash[:12]}…",
-                got=f"{basis.model_hash[:12]}…",
-            )
-        found[basis.sha256] = basis
-    return found

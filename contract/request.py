@@ -70,9 +70,9 @@ def pack_media(media: Media, packing: Packing, basis: Basis | None = None) -> Me
     pairs = list(zip(media.arrays, basis.tensors, strict=True))
     packed = tuple(pack(tensor.coefficients(array), packing) for array, tensor in pairs)
     embeds, *deepstack = (tensor.rows(unpack(item)) for item, (_, tensor) in zip(packed, pairs, strict=True))
-    origin |= {"basis": basis.sha256}
-    found = replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
-    return replace(found, basis=basis.sha256)
+    name = basis.sha256
+    origin |= {"basis": name}
+    return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed, basis=name)
 
 
 @dataclass(frozen=True)

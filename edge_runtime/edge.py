@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from contract.basis import Basis, read_bases
+from contract.basis import Basis, read_basis
 from contract.bundle import Bundle, open_bundle
 from contract.errors import InputError
 from contract.grid import Grid
@@ -323,5 +323,4 @@ def open_basis(bundle: Bundle) -> Basis:
             expected="fp16 or another that needs none",
             remedy=f"Fit one: qwen3vl-edge fit-basis {bundle.path} --data YOUR_PICTURES",
         )
-    found = read_bases([bundle.path / record.path], bundle.manifest.model.model_hash, record.path)
-    return next(iter(found.values()))
+    return read_basis(bundle.path / record.path, bundle.manifest.model.model_hash, record.path)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from contract.basis import NO_BASES, Bases, read_bases
+from contract.basis import Bases, bases_of, read_basis
 from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
 from contract.errors import InputError
 from contract.http_listener import http_server, listen, quiet_stop, renew_tls
@@ -42,7 +42,7 @@ def serve(options: ServerOptions) -> None:
     tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
-    bases = read_bases(options.wire_basis, checkpoint.model_hash, "wire_basis") if options.wire_basis else NO_BASES
+    bases = bases_of(*(read_basis(path, checkpoint.model_hash, "wire_basis") for path in options.wire_basis))
     if options.engine == "vllm":
         from server.engines.vllm.arguments import require_vllm
 

@@ -12,7 +12,7 @@ import pytest
 from server_checkpoint import HIDDEN, LEVELS, make_case
 from wire_bodies import body_of, with_document
 
-from contract.basis import Basis, TensorBasis, basis_file, parse_basis, read_bases
+from contract.basis import Basis, TensorBasis, bases_of, basis_file, parse_basis, read_basis
 from contract.embedding_hash import embedding_hash
 from contract.errors import InputError, LimitError, ModelMismatchError, WireError
 from contract.packing import BASIS_PACKINGS, PACKINGS, unpack
@@ -89,7 +89,7 @@ def test_coefficients_of_what_lies_in_the_basis_come_back() -> None:
 def test_both_ends_hold_the_same(basis: Basis, name: str) -> None:
     request = request_of(basis, BASIS_PACKINGS[name].name)
     body = body_of(request)
-    found = decode_request(body, bases={basis.sha256: basis})
+    found = decode_request(body, bases=bases_of(basis))
     for sent, came in zip(request.media, found.media, strict=True):
         for one, other in zip(sent.arrays, came.arrays, strict=True):
             assert other.dtype == np.float16
@@ -98,9 +98,9 @@ def test_both_ends_hold_the_same(basis: Basis, name: str) -> None:
         assert came.origin["basis"] == basis.sha256
         assert came.hash == embedding_hash(came, str(request.model_hash))
         assert (came.packed, came.basis) == ((), None)
-        medium, _ = decode_medium(b"".join(encode_medium(sent, str(request.model_hash))), bases={basis.sha256: basis})
+        medium, _ = decode_medium(b"".join(encode_medium(sent, str(request.model_hash))), bases=bases_of(basis))
         np.testing.assert_array_equal(medium.embeds, sent.embeds)
-    again = decode_request(body, bases={basis.sha256: basis}, keep_packed=True)
+    again = decode_request(body, bases=bases_of(basis), keep_packed=True)
     assert body_of(again) == body
     assert [unpack(packed).shape[1] for packed in request.media[0].packed] == list(basis.ranks)
 
@@ -112,7 +112,7 @@ def test_a_basis_that_is_not_held_is_named(basis: Basis) -> None:
     assert caught.value.field == "media.0.basis"
     assert basis.sha256 in str(caught.value)
     with pytest.raises(WireError, match="no bases"):
-        decode_request(with_document(body, version=BASIS_VERSION - 1), bases={basis.sha256: basis})
+        decode_request(with_document(body, version=BASIS_VERSION - 1), bases=bases_of(basis))
     assert max(VERSIONS) == BASIS_VERSION
 
 
@@ -123,7 +123,7 @@ def test_no_name_of_a_basis(basis: Basis, name: Any) -> None:
         {"kind": item.kind, "levels": len(item.deepstack), "packing": "int8", "basis": name} for item in request.media
     ]
     with pytest.raises(WireError, match="no name of a basis"):
-        decode_request(with_document(body_of(request), media=media), bases={basis.sha256: basis})
+        decode_request(with_document(body_of(request), media=media), bases=bases_of(basis))
 
 
 def test_a_basis_is_of_packed_coefficients(basis: Basis) -> None:
@@ -134,7 +134,7 @@ def test_a_basis_is_of_packed_coefficients(basis: Basis) -> None:
     ]
     body = with_document(body_of(request), version=BASIS_VERSION, media=media)
     with pytest.raises(WireError, match="a basis without a packing"):
-        decode_request(body, bases={basis.sha256: basis})
+        decode_request(body, bases=bases_of(basis))
 
 
 def test_coefficients_must_fit(basis: Basis) -> None:
@@ -145,11 +145,11 @@ def test_coefficients_must_fit(basis: Basis) -> None:
         for item in request.media
     ]
     with pytest.raises(WireError, match="do not fit their basis"):
-        decode_request(with_document(body_of(request), media=media), bases={other.sha256: other})
+        decode_request(with_document(body_of(request), media=media), bases=bases_of(other))
     fewer = parse_basis(basis_file(basis.tensors[:-1], "0" * 64))
     media = [{**item, "basis": fewer.sha256} for item in media]
     with pytest.raises(WireError, match="of other tensors"):
-        decode_request(with_document(body_of(request), media=media), bases={fewer.sha256: fewer})
+        decode_request(with_document(body_of(request), media=media), bases=bases_of(fewer))
     with pytest.raises(WireError, match="of other tensors"):
         pack_media(make_case("image and clip").request.media[0], PACKINGS["int8"], fewer)
 
@@ -157,7 +157,7 @@ def test_coefficients_must_fit(basis: Basis) -> None:
 def test_what_would_be_large_once_unpacked_is_refused_before(basis: Basis) -> None:
     request = request_of(basis, "int4")
     body, unpacked = body_of(request), sum(item.nbytes for item in request.media)
-    held = {basis.sha256: basis}
+    held = bases_of(basis)
     assert len(body) < unpacked
     decode_request(body, Limits(max_body_bytes=unpacked), bases=held)
     with pytest.raises(LimitError, match="once unpacked"):
@@ -167,13 +167,13 @@ def test_what_would_be_large_once_unpacked_is_refused_before(basis: Basis) -> No
 def test_a_file_is_read_as_it_was_written(basis: Basis, tmp_path: Path) -> None:
     path = tmp_path / "basis.safetensors"
     path.write_bytes(basis_file(basis.tensors, basis.model_hash))
-    found = read_bases([path], basis.model_hash, "wire_basis")
+    found = bases_of(None, read_basis(path, basis.model_hash, "wire_basis"))
     assert list(found) == [basis.sha256]
     assert found[basis.sha256].ranks == (RANK,) * (1 + LEVELS)
     with pytest.raises(InputError, match="another model"):
-        read_bases([path], "0" * 64, "wire_basis")
+        read_basis(path, "0" * 64, "wire_basis")
     with pytest.raises(InputError, match=r"cannot be read.*wire_basis|cannot be read"):
-        read_bases([tmp_path / "missing"], basis.model_hash, "wire_basis")
+        read_basis(tmp_path / "missing", basis.model_hash, "wire_basis")
 
 
 def test_a_file_that_is_none_is_refused(basis: Basis, tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_a_file_that_is_none_is_refused(basis: Basis, tmp_path: Path) -> None:
         path = tmp_path / f"{index}"
         path.write_bytes(content)
         with pytest.raises(InputError, match="is no basis of embeddings"):
-            read_bases([path], basis.model_hash, "wire_basis")
+            read_basis(path, basis.model_hash, "wire_basis")

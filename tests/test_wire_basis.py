@@ -12,12 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from daemon_process import running_daemon
 from run_cli import run_here
-from test_daemon_by_hash import ask
-from test_daemon_jobs import chat as job_chat
-from test_daemon_jobs import ended
-from test_packed_answers import COLOUR, QUESTIONS, halves, plain  # noqa: F401
+from test_packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job, halves, plain  # noqa: F401
 
 from calibration.wire_basis import BasisRequest, fit_basis
 from contract.bundle import open_bundle
@@ -99,21 +95,10 @@ def test_the_daemon_sends_less_and_says_so(
     plain: tuple[str, dict[str, Any]],  # noqa: F811
 ) -> None:
     text, told = plain
-    spool = f'spool = "{tmp_path / "jobs.db"}"\n'
-    settings = f'precision = "fp32"\nwire_dtype = "{name}"\n{spool}'
-    with running_daemon(tmp_path, fitted, server_with_basis, settings) as daemon:
-        first, packed = ask(daemon, samples / "colour.png", COLOUR)
-        again, by_hash = ask(daemon, samples / "colour.png", COLOUR)
-        body: dict[str, Any] = job_chat(samples)
-        job = ended(daemon, httpx.post(f"{daemon.url}/v1/jobs", json=body, timeout=60).json()["id"])
-    assert packed["media"][0]["wire"] == by_hash["media"][0]["wire"] == name
-    assert [item["media"][0]["sent"] for item in (packed, by_hash)] == ["tensors", "hash"]
-    assert first == again
+    found, packed = asked_twice_and_as_a_job(name, tmp_path, fitted, server_with_basis, samples)
     if name == "basis-int8":
-        assert first == text
+        assert found == text
     assert packed["sent_bytes"] < SHARES[name] * told["sent_bytes"]
-    assert job["status"] == "done"
-    assert job["answer"]["qwen3vl_edge"]["media"][0]["wire"] == name
 
 
 def test_a_server_that_does_not_hold_it_says_so(

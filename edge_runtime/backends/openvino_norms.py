@@ -37,10 +37,10 @@ def _quantizes_a_norm(node: ov.Node) -> bool:
     if node.get_type_name() != "FakeQuantize":
         return False
     shape = node.get_output_partial_shape(0)
-    return bool(shape.is_static) and len(shape) == 2 and _passes_through(node.input_value(0).get_node())
+    return bool(shape.is_static) and len(shape) == 2 and _is_a_norm(node.input_value(0).get_node())
 
 
-def _passes_through(node: ov.Node) -> bool:
+def _is_a_norm(node: ov.Node) -> bool:
     return node.get_type_name() == "Add" and any(
         "MVN" in _sources(source) for source in _inputs(node) if source.get_type_name() == "Multiply"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from contract.basis import NO_BASES, Bases
+from contract.basis import Bases, bases_of
 from contract.errors import ServerUnavailableError
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.encode_pipeline import EncodePipeline
@@ -71,8 +71,7 @@ class Daemon:
     @property
     def bases(self) -> Bases:
         """What spooled embeddings may be in."""
-        basis = None if self.started is None else self.started.edge.basis
-        return NO_BASES if basis is None else {basis.sha256: basis}
+        return bases_of(None if self.started is None else self.started.edge.basis)
 
     @property
     def model(self) -> str:

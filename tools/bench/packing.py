@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from contract.basis import MULTIPLE, NO_BASES, Bases, Basis, TensorBasis, basis_file, parse_basis
+from contract.basis import MULTIPLE, Basis, TensorBasis, bases_of, basis_file, parse_basis
 from contract.compression import compress, decompress
 from contract.distance import distance
 from contract.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
@@ -133,7 +133,7 @@ def _wide_basis(basis: Basis) -> Basis:
 def _times(item: Media, rounds: int, names: tuple[str, ...], basis: Basis | None) -> dict[str, dict[str, Any]]:
     """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
     halves = _halves(item)
-    held: Bases = NO_BASES if basis is None else {basis.sha256: basis}
+    held = bases_of(basis)
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     bodies: dict[str, bytes] = {}

@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=["contract", "server"]):
     from server.openai.request import parse_chat
     from server.tensor_bytes import read_tensor
 
-from contract.basis import Bases
+from contract.basis import Bases, bases_of
 from contract.request import ModelShape
 from tools.fuzz.targets import CHAT, Target, drawn_basis, targets
 
@@ -48,8 +48,7 @@ def _request(data: bytes, bases: Bases) -> None:
 
 def decoders(shape: ModelShape) -> list[Callable[[bytes], object]]:
     """Whatever reads bytes that a client chose; the first byte of an input says which."""
-    basis = drawn_basis(shape)
-    bases = {basis.sha256: basis}
+    bases = bases_of(drawn_basis(shape))
     return [
         lambda data: _request(data, bases),
         lambda data: decode_medium(data, LIMITS, bases),

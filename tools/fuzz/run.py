@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from contract import atomic
+from contract.basis import bases_of
 from contract.checkpoint import open_checkpoint
 from contract.idempotency import HEADER
 from server.app import create_app
@@ -240,8 +241,7 @@ def server_under_test(model: str) -> Iterator[Fuzz]:
     engine.warm_up()
     readiness = Readiness()
     readiness.set(engine)
-    basis = drawn_basis(engine.loaded.shape)
-    bases = {basis.sha256: basis}
+    bases = bases_of(drawn_basis(engine.loaded.shape))
     with tempfile.TemporaryDirectory(prefix="qwen3vl-fuzz-") as scratch:
         folder = Path(scratch)
         token = add_token(folder / "tokens.toml", "fuzz")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.basis import NO_BASES
+from contract.basis import bases_of
 from contract.bundle import open_model_of
 from contract.checkpoint import Checkpoint
 from contract.request import Limits, Sampling
@@ -97,8 +97,7 @@ class Split:
 
         encoded = self.edge.encode(messages, sampling)
         buffers = encode_request(encoded.request)
-        basis = self.edge.basis
-        decoded = decode_request(b"".join(buffers), bases={basis.sha256: basis} if basis is not None else NO_BASES)
+        decoded = decode_request(b"".join(buffers), bases=bases_of(self.edge.basis))
         validate_request(decoded, self.loaded.shape, Limits())
         inputs = generation_inputs(drop_masked_tokens(decoded), self.loaded)
         return inputs, all(item.choice.exact for item in encoded.media), body_size(buffers)
