@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.histograms import ChannelHistogram
 from calibration.quantized_weights import SourceWeights, source_weights
 from calibration.ranges import activation_range, check_method, scale_of
 from calibration.samples import Selection, bucket_policy, list_sources
 from calibration.sensitivity import Evaluator, Sensitivity, auto_exclude
-from calibration.smoothing import Smoothing, Vector, check_alpha, smoothing_factors
+from calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
 from calibration.stage_runner import StageRunner
 from calibration.statistics import Statistics, gather
 from calibration.validation import validation_samples
@@ -25,7 +26,7 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import BundleError, InputError
 from contract.manifest import CalibrationRecord, Manifest, PrecisionSet
 from contract.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
-from export.quantization import Quantization, quantizable_linears
+from export.quantization import Quantization, is_scores, quantizable
 
 Progress = Callable[[str, float], None]
 
@@ -40,8 +41,8 @@ class CalibrationRequest:
         samples: pictures and clips to observe.
         method: how ranges are chosen, see calibration.ranges.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
-        exclude: patterns of linears that stay unquantized, such as "blocks.0.*".
-        auto_exclude: cosine that every output must hold; the linears that suffer most are left out until it does.
+        exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
+        auto_exclude: cosine that every output must hold; the products that suffer most are left out until it does.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.
@@ -62,7 +63,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """The set that the manifest now holds, what became of the data, and each linear's effect where asked for."""
+    """The set that the manifest now holds, what became of the data, and each product's effect where asked for."""
 
     graphs: PrecisionSet
     record: CalibrationRecord
@@ -105,15 +106,15 @@ def calibrate_bundle(
         thin = tuple(statistics.selection.thin_buckets(bundle.manifest.buckets(base.precision)))
         if found is not None and found.calibration is not None and found.calibration.key == key:
             return CalibrationResult(found, found.calibration, statistics.selection, thin, None, skipped=True)
-        quantization, smoothing = choose(bundle, weights, statistics, request, _part(progress, 0.5, 0.1))
+        quantization, smoothing = choose(bundle, name, weights, statistics, request, _part(progress, 0.5, 0.1))
         samples = validation_samples(bundle, base, runner(), sources, policy)
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
-            linears = tuple(quantization.input_scales)
-            sensitivity = auto_exclude(evaluator, linears, request.auto_exclude, _part(progress, 0.6, 0.2))
+            products = tuple(quantization.input_scales)
+            sensitivity = auto_exclude(evaluator, products, request.auto_exclude, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
-        record = _record(key, base, request, statistics, quantization, bundle)
+        record = _record(key, base, request, statistics, quantization, _products(bundle, name))
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
         cases = [sample.check_case(bundle.manifest.vision) for sample in samples]
         graphs = write_set(bundle, base, weights, quantized, cases, _part(progress, 0.8, 0.2))
@@ -160,47 +161,69 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 
 
 def choose(
-    bundle: Bundle, weights: SourceWeights, statistics: Statistics, request: CalibrationRequest, progress: Progress
+    bundle: Bundle,
+    name: str,
+    weights: SourceWeights,
+    statistics: Statistics,
+    request: CalibrationRequest,
+    progress: Progress,
 ) -> tuple[Quantization, list[Smoothing]]:
-    """Input scales and smoothing factors of every linear that is not excluded.
+    """Input scales and smoothing factors of every product that is not excluded.
+
+    Args:
+        name: of the set.
 
     Raises:
-        InputError: a pattern that matches no linear, or nothing left to quantize.
+        InputError: a pattern that matches no product, or nothing left to quantize.
     """
-    spec = bundle.manifest.vision
-    linears = quantizable_linears(spec)
+    products = _products(bundle, name)
     for pattern in request.exclude:
-        if not any(fnmatchcase(linear, pattern) for linear in linears):
+        if not any(fnmatchcase(product, pattern) for product in products):
             raise InputError(
-                f"pattern {pattern!r} matches no linear",
+                f"pattern {pattern!r} matches no product of the set {name}",
                 field="--exclude",
-                expected=f"such as {linears[0]} or blocks.0.*",
+                expected=f"such as {products[0]} or blocks.0.*",
             )
-    wanted = [linear for linear in linears if not any(fnmatchcase(linear, pattern) for pattern in request.exclude)]
+    wanted = [name for name in products if not any(fnmatchcase(name, pattern) for pattern in request.exclude)]
     if not wanted:
         raise InputError("nothing is left to quantize", field="--exclude")
     scales: dict[str, float] = {}
     smoothing: list[Smoothing] = []
-    for index, linear in enumerate(wanted):
-        progress(f"range of {linear}", index / len(wanted))
-        histogram = statistics.histograms[linear]
+    for index, product in enumerate(wanted):
+        progress(f"range of {product}", index / len(wanted))
+        histogram = statistics.histograms[product]
         factors: Vector = np.ones(len(histogram.largest), np.float32)
-        if request.smooth > 0:
-            largest = weights.largest_by_input(linear)
-            found = smoothing_factors(spec, linear, histogram, largest, request.smooth)
-            if found is not None:
-                smoothing.append(found)
-                factors = np.reciprocal(found.factors)
+        if request.smooth > 0 and (found := _smoothing(bundle, product, weights, histogram, request.smooth)):
+            smoothing.append(found)
+            factors = np.reciprocal(found.factors)
         limit = activation_range(histogram, factors, request.method, request.precision)
-        scales[linear] = scale_of(limit, request.precision)
+        scales[product] = scale_of(limit, request.precision)
     return Quantization(request.precision, scales), smoothing
+
+
+def _products(bundle: Bundle, name: str) -> tuple[str, ...]:
+    """What a set can quantize: attention scores only of `int8`, which CPUs run.
+
+    TensorRT has one kernel for an attention in half precision, and takes it apart if half of its products are
+    quantized.
+    """
+    return quantizable(bundle.manifest.vision, scores=name == "int8")
+
+
+def _smoothing(
+    bundle: Bundle, product: str, weights: SourceWeights, histogram: ChannelHistogram, alpha: float
+) -> Smoothing | None:
+    spec = bundle.manifest.vision
+    if is_scores(product):
+        return balanced_scores(spec, product, histogram)
+    return smoothing_factors(spec, product, histogram, weights.largest_by_input(product), alpha)
 
 
 def _without(
     quantization: Quantization, smoothing: Sequence[Smoothing], excluded: Sequence[str]
 ) -> tuple[Quantization, list[Smoothing]]:
     scales = {name: scale for name, scale in quantization.input_scales.items() if name not in excluded}
-    return replace(quantization, input_scales=scales), [item for item in smoothing if item.linear not in excluded]
+    return replace(quantization, input_scales=scales), [item for item in smoothing if item.product not in excluded]
 
 
 def _key(bundle: Bundle, base: PrecisionSet, name: str, request: CalibrationRequest, statistics: str) -> str:
@@ -208,6 +231,7 @@ def _key(bundle: Bundle, base: PrecisionSet, name: str, request: CalibrationRequ
         "base": bundle.manifest.file(base.weights).sha256,
         "graphs": [bundle.manifest.file(graph.path).sha256 for graph in base.graphs],
         "precision": name,
+        "products": _products(bundle, name),
         "statistics": statistics,
         "method": request.method,
         "smooth": request.smooth,
@@ -223,9 +247,8 @@ def _record(
     request: CalibrationRequest,
     statistics: Statistics,
     quantization: Quantization,
-    bundle: Bundle,
+    products: Sequence[str],
 ) -> CalibrationRecord:
-    linears = quantizable_linears(bundle.manifest.vision)
     return CalibrationRecord(
         key=key,
         base=base.precision,
@@ -234,5 +257,5 @@ def _record(
         per_bucket=dict(statistics.selection.per_bucket),
         smooth=request.smooth or None,
         quantized=tuple(quantization.input_scales),
-        excluded=tuple(linear for linear in linears if linear not in quantization.input_scales),
+        excluded=tuple(product for product in products if product not in quantization.input_scales),
     )

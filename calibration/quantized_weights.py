@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibration.smoothing import Smoothing, Vector
 from contract.bundle import Bundle
 from contract.manifest import PrecisionSet
-from export.quantization import LARGEST, Quantization
+from export.quantization import LARGEST, Quantization, is_scores
 from export.stage_graphs import PATCHES
 from export.weights import StoredTensor, append_tensor, stored_dtype, stored_in_graphs
 
@@ -109,23 +109,25 @@ class _Folded:
 
     def __init__(self, source: SourceWeights, smoothing: Sequence[Smoothing]) -> None:
         self._source = source
-        self._consumers: Mapping[str, Vector] = {item.linear: item.factors for item in smoothing}
-        self._producers: Mapping[str, Vector] = {item.producer: item.factors for item in smoothing}
+        self._consumers: Mapping[str, Vector] = {item.product: item.factors for item in smoothing}
+        self._producers: dict[str, list[Smoothing]] = {}
+        for item in smoothing:
+            self._producers.setdefault(item.producer, []).append(item)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         array = self._source.read(name)
         module, kind = name.rsplit(".", 1)
         if kind == "weight" and module in self._consumers:
             array = array * self._consumers[module]
-        if module in self._producers:
-            array = _divided(array, module, self._producers[module])
+        for item in self._producers.get(module, ()):
+            array = _divided(array, item)
         return array
 
 
-def _divided(array: NDArray[np.float32], module: str, factors: Vector) -> NDArray[np.float32]:
-    if module.endswith("qkv"):  # attention passes the value rows on, channel by channel
-        array = array.copy()
-        values = array[2 * len(array) // 3 :]
-        values /= factors if array.ndim == 1 else factors[:, None]
+def _divided(array: NDArray[np.float32], item: Smoothing) -> NDArray[np.float32]:
+    if item.producer.endswith("qkv"):  # rows of queries, keys, values; attention passes the values on as they are
+        array, values = array.copy(), 2 * len(array) // 3
+        rows = array[:values] if is_scores(item.product) else array[values:]
+        rows /= item.factors if array.ndim == 1 else item.factors[:, None]
         return array
-    return array / factors[: len(array)]  # a norm; the last merger's is a quarter as wide as what it feeds
+    return array / item.factors[: len(array)]  # a norm; the last merger's is a quarter as wide as what it feeds

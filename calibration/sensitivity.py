@@ -1,4 +1,4 @@
-"""Which linears suffer from quantization, and the fewest to leave out so that the encoder holds a cosine."""
+"""Which products suffer from quantization, and the fewest to leave out so that the encoder holds a cosine."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from contract.errors import InputError
 from export.quantization import Quantization
 from export.stage_graphs import PATCHES, stage_of
 
-RANKED_ON = 3  # samples that each linear's effect is measured on: those that suffer most with all quantized
+RANKED_ON = 3  # samples that each product's effect is measured on: those that suffer most with all quantized
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What quantizing one linear alone does to the encoder's outputs, worst over outputs and samples.
+    """What quantizing one product alone does to the encoder's outputs, worst over outputs and samples.
 
     Attributes:
         cosine: to the outputs without quantization.
         relative_l2: of the difference.
     """
 
-    linear: str
+    product: str
     cosine: float
     relative_l2: float
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Linears by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds.
+    """Products by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds.
 
-    `effects` is empty where the target holds with every linear quantized.
+    `effects` is empty where the target holds with every product quantized.
     """
 
     effects: tuple[Effect, ...]
@@ -51,7 +51,7 @@ class Sensitivity:
 
 
 class Evaluator:
-    """The encoder with any subset of its linears quantized, by stages; sessions that do not change are kept."""
+    """The encoder with any subset of its products quantized, by stages; sessions that do not change are kept."""
 
     def __init__(
         self,
@@ -62,22 +62,22 @@ class Evaluator:
     ) -> None:
         self._runner, self._samples = runner, samples
         self._quantization = quantization
-        self._smoothing = {item.linear: item for item in smoothing}
+        self._smoothing = {item.product: item for item in smoothing}
         self._sessions: dict[frozenset[str], Any] = {}
         self._last: dict[int, float] = {}
 
-    def effect(self, linear: str) -> Effect:
-        """Quantize one linear alone and run from its stage on, on the samples that suffer most."""
-        stage = stage_of(linear)
-        replaced = {stage: self._session(frozenset([linear]))}
+    def effect(self, product: str) -> Effect:
+        """Quantize one product alone and run from its stage on, on the samples that suffer most."""
+        stage = stage_of(product)
+        replaced = {stage: self._session(frozenset([product]))}
         apart = [self._compare(stage, replaced, sample) for sample in self._worst_samples()]
-        return Effect(linear, min(cosine for cosine, _ in apart), max(error for _, error in apart))
+        return Effect(product, min(cosine for cosine, _ in apart), max(error for _, error in apart))
 
-    def cosine(self, linears: Sequence[str]) -> float:
-        """Worst cosine over outputs and samples with these linears quantized."""
+    def cosine(self, products: Sequence[str]) -> float:
+        """Worst cosine over outputs and samples with these products quantized."""
         by_stage: dict[str, set[str]] = {}
-        for linear in linears:
-            by_stage.setdefault(stage_of(linear), set()).add(linear)
+        for product in products:
+            by_stage.setdefault(stage_of(product), set()).add(product)
         wanted = {stage: frozenset(names) for stage, names in by_stage.items()}
         self._sessions = {key: value for key, value in self._sessions.items() if key in wanted.values()}
         for key in wanted.values():
@@ -93,10 +93,10 @@ class Evaluator:
         order = sorted(range(len(self._samples)), key=lambda index: self._last.get(index, 1.0))
         return [self._samples[index] for index in order[:RANKED_ON]]
 
-    def _session(self, linears: frozenset[str]) -> Any:
-        stage = stage_of(next(iter(linears)))
-        scales = {name: self._quantization.input_scales[name] for name in sorted(linears)}
-        smoothing = [self._smoothing[name] for name in sorted(linears) if name in self._smoothing]
+    def _session(self, products: frozenset[str]) -> Any:
+        stage = stage_of(next(iter(products)))
+        scales = {name: self._quantization.input_scales[name] for name in sorted(products)}
+        smoothing = [self._smoothing[name] for name in sorted(products) if name in self._smoothing]
         return self._runner.quantized(stage, replace(self._quantization, input_scales=scales), smoothing)
 
     def _compare(self, first: str, replaced: dict[str, Any], sample: ValidationSample) -> tuple[float, float]:
@@ -108,22 +108,22 @@ class Evaluator:
 
 
 def auto_exclude(
-    evaluator: Evaluator, linears: Sequence[str], target: float, progress: Callable[[str, float], None]
+    evaluator: Evaluator, products: Sequence[str], target: float, progress: Callable[[str, float], None]
 ) -> Sensitivity:
-    """Rank the linears by their effect and leave out the fewest of the worst that bring the cosine to `target`.
+    """Rank the products by their effect and leave out the fewest of the worst that bring the cosine to `target`.
 
     Raises:
         InputError: the target is not reached even without quantization.
     """
-    progress("all linears", 0.0)
-    if (cosine := evaluator.cosine(linears)) >= target:
+    progress("all products", 0.0)
+    if (cosine := evaluator.cosine(products)) >= target:
         return Sensitivity((), (), cosine, target)
     effects = []
-    for index, linear in enumerate(linears):
-        progress(f"sensitivity of {linear}", 0.1 + 0.7 * index / len(linears))
-        effects.append(evaluator.effect(linear))
+    for index, product in enumerate(products):
+        progress(f"sensitivity of {product}", 0.1 + 0.7 * index / len(products))
+        effects.append(evaluator.effect(product))
     effects.sort(key=lambda effect: effect.cosine)
-    ranked = [effect.linear for effect in effects]
+    ranked = [effect.product for effect in effects]
     low, high = 0, len(ranked)  # with `low` left out the target is missed; with `high` all is as it was
     reached = {0: cosine, high: 1.0}
     while high - low > 1:
@@ -133,7 +133,7 @@ def auto_exclude(
         low, high = (low, middle) if reached[middle] >= target else (middle, high)
     if high == len(ranked):
         raise InputError(
-            "the target cosine is not reached with any linear quantized",
+            "the target cosine is not reached with any product quantized",
             field="--auto-exclude",
             expected=f"at most what quantizing {ranked[-1]} alone gives, {reached[low]:.6f}",
             got=target,

@@ -4,6 +4,11 @@ Per input channel c of a linear, s_c = max|X_c|^α / max|W_c|^(1-α); the linear
 W·s (Xiao et al., 2022, arXiv 2211.10438, eq. 4). Dividing by s costs nothing where the producer of X is linear:
 a LayerNorm takes it into weight and bias, attention into the value rows of qkv. The second linear of the MLP
 reads a GELU, which takes no factor, and is left as it is.
+
+Attention scores read no weights but two activations, queries and keys: q·k is a sum over a head's channels, so that a
+channel of the queries may be divided by what it is multiplied by in the keys. The rotary embedding turns channels
+c and c + head width/2 into each other: both get one factor, sqrt(max|q| / max|k|) over the two, and then
+queries and keys are as large as each other.
 """
 
 from __future__ import annotations
@@ -22,15 +27,15 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Factors of one linear.
+    """Factors of one product.
 
     Attributes:
-        linear: whose input channels are divided.
-        producer: the norm, or the qkv projection for its value rows, that divides.
+        product: the linear whose input channels are divided, or the scores, whose queries and keys are.
+        producer: the norm, or the qkv projection for its value rows or its query and key rows, that divides.
         factors: float32 [input channels]; what the producer divides by may be a part of it, repeated.
     """
 
-    linear: str
+    product: str
     producer: str
     factors: Vector
 
@@ -52,6 +57,20 @@ def producer_of(linear: str) -> str | None:
     if linear.endswith("linear_fc1"):  # of a merger
         return linear.replace("linear_fc1", "norm")
     return None
+
+
+def balanced_scores(spec: VisionSpec, scores: str, histogram: ChannelHistogram) -> Smoothing:
+    """The factors that make queries and keys as large as each other.
+
+    Args:
+        histogram: of the rotated queries, then keys: [2 · heads · head width] channels.
+    """
+    # Which two channels the rotary embedding turns into each other: the halves of a head.
+    largest = histogram.largest.reshape(2, spec.num_heads, 2, spec.head_dim // 2).max(axis=2, keepdims=True)
+    queries, keys = np.maximum(largest, np.float32(1e-5))
+    factors = np.clip(np.sqrt(queries / keys), 1e-3, 1e3).repeat(2, axis=1).ravel()
+    both = np.concatenate([factors, np.reciprocal(factors)])
+    return Smoothing(scores, scores.replace("attn.scores", "attn.qkv"), both.astype(np.float32))
 
 
 def smoothing_factors(

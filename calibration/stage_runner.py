@@ -1,4 +1,4 @@
-"""The encoder run stage by stage in ONNX Runtime, so that every linear's input can be seen."""
+"""The encoder run stage by stage in ONNX Runtime, so that what every product reads can be seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from contract.grid import Grid
 from contract.manifest import VisionSpec
 from contract.position_tables import position_interpolation, rotary_cos_sin
 from contract.precision import ORT_DISABLED_OPTIMIZERS
-from export.quantization import NOT_QUANTIZED, Quantization, quantizable_linears
+from export.quantization import NOT_QUANTIZED, Quantization, quantizable
 from export.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
 
 Array = NDArray[Any]
@@ -59,7 +59,7 @@ class StageRunner:
         self._folder.cleanup()
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32], observe: Observe | None = None) -> Trace:
-        """Run all stages; `observe` gets each linear's name and what it reads, [rows, channels]."""
+        """Run all stages; `observe` gets each product's name and what it reads, [rows, channels]."""
         return self.resume(grid, PATCHES, pixel_values, observe=observe)
 
     def resume(
@@ -92,7 +92,7 @@ class StageRunner:
         return Trace(entered, outputs)
 
     def quantized(self, stage: str, quantization: Quantization, smoothing: Sequence[Smoothing]) -> Any:
-        """A session of a stage with the linears that `quantization` names quantized."""
+        """A session of a stage with the products that `quantization` names quantized."""
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
@@ -122,8 +122,8 @@ class StageRunner:
             feeds |= {"rotary_cos": cos, "rotary_sin": sin}
         if observe is None:
             return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
-        linears = [name for name in quantizable_linears(self.spec) if stage_of(name) == stage]
-        out, *seen = session.run(["out", *(observed_name(linear) for linear in linears)], feeds)
-        for linear, values in zip(linears, seen, strict=True):
-            observe(linear, values)
+        products = [name for name in quantizable(self.spec) if stage_of(name) == stage]
+        out, *seen = session.run(["out", *(observed_name(product) for product in products)], feeds)
+        for product, values in zip(products, seen, strict=True):
+            observe(product, values)
         return out  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What every linear of the encoder read over the calibration data: gathered once, kept, reused for any method."""
+"""What every product of the encoder read over the calibration data: gathered once, kept, reused for any method."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from contract.bundle import Bundle
 from contract.errors import InputError
 from contract.manifest import VisionSpec
 from edge_runtime.media import BucketPolicy
-from export.quantization import quantizable_linears
-from export.stage_graphs import linear_width
+from export.quantization import quantizable
+from export.stage_graphs import product_width
 
 STATISTICS_NAME = "calibration/statistics.npz"
 _SAVE_EVERY = 30.0  # seconds of work that a crash may cost
@@ -31,7 +31,7 @@ _SAVE_EVERY = 30.0  # seconds of work that a crash may cost
 
 @dataclass
 class Statistics:
-    """Histograms by linear, and what they are of.
+    """Histograms by product, and what they are of.
 
     Attributes:
         key: of the model, the data, its order and the number of samples.
@@ -90,6 +90,7 @@ def load_statistics(path: Path) -> Statistics | None:
 def statistics_key(bundle: Bundle, sources: Sequence[Source], policy: BucketPolicy, samples: int) -> str:
     """sha256 of all that decides what the statistics are."""
     parts = [bundle.manifest.model.model_hash, repr(policy), str(samples), str(BINS)]
+    parts += quantizable(bundle.manifest.vision)
     parts += [f"{source.name} {source.digest}" for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -127,8 +128,7 @@ def gather(
 
 
 def _empty(key: str, spec: VisionSpec) -> Statistics:
-    linears = quantizable_linears(spec)
-    histograms = {name: ChannelHistogram.empty(linear_width(spec, name)) for name in linears}
+    histograms = {name: ChannelHistogram.empty(product_width(spec, name)) for name in quantizable(spec)}
     return Statistics(key, histograms, Selection())
 
 

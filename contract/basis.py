@@ -133,7 +133,7 @@ def read_basis(path: Path, model_hash: str, field: str) -> Basis:
         raise InputError(
             f"{path} is no basis of embeddings: {error.message}",
             field=field,
-            remedy="Copy wire/basis.safetensors out of the device's bundle, or fit it again: qwen3vl-edge fit-basis.",
+            remedy="Copy wire/basis-*.safetensors out of the device's bundle, or fit it again: qwen3vl-edge fit-basis.",
         ) from None
     if basis.model_hash != model_hash:
         raise InputError(

@@ -86,8 +86,9 @@ class CalibrationRecord:
         base: the set that it was made from.
         samples: pictures and clips observed; per_bucket counts them by grid.
         smooth: SmoothQuant's alpha, None without.
-        quantized: linears in int8 or float8; excluded: those left in the set's other precision.
-        sensitivity: file with each linear's effect, where it was measured.
+        quantized: products in int8 or float8, linears and attention scores; excluded: those left in the set's
+            other precision.
+        sensitivity: file with each product's effect, where it was measured.
     """
 
     key: str

@@ -11,7 +11,7 @@ class Precision:
 
     Attributes:
         rest: "fp32" or "fp16": the type of weights and products that are not quantized, and of the outputs.
-        quantized: "int8" or "fp8" for linears behind Q/DQ pairs, None where there are none.
+        quantized: "int8" or "fp8" for products behind Q/DQ pairs, None where there are none.
         min_cosine: what every encoder output must hold against PyTorch in fp32 when parity is measured.
         min_agreement: share of prompts whose greedy tokens must be the unsplit model's.
     """
@@ -37,7 +37,7 @@ PRECISIONS = {
 }
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
-# Optimizers of ONNX Runtime to switch off, by the type that linears are quantized to. The first turns a product
+# Optimizers of ONNX Runtime to switch off, by the type that products are quantized to. The first turns a product
 # and its bias into a Gemm, of which no integer product is made; the second moves quantization before transposes,
 # which take no float8.
 ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
@@ -48,5 +48,5 @@ ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
 
 
 def quantized_name(kind: str, rest: str) -> str:
-    """The set of linears in `kind` and all else in `rest`."""
+    """The set of products in `kind` and all else in `rest`."""
     return next(name for name, item in PRECISIONS.items() if (item.quantized, item.rest) == (kind, rest))

@@ -195,6 +195,6 @@ def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basi
             field=field,
             expected=" or ".join(bases) or "none",
             got=name,
-            remedy="Start the server with --wire-basis and wire/basis.safetensors of the device's bundle.",
+            remedy="Start the server with --wire-basis and wire/basis-*.safetensors of the device's bundle.",
         )
     return bases[name]

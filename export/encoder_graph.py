@@ -3,7 +3,7 @@
 Follows `Qwen3VLVisionModel.forward` (transformers 5.23, modeling_qwen3_vl.py). Activations are 2-D
 [patches, width] but inside attention, where they are [frames, heads, patches per frame, head width]:
 attention does not cross frames. In fp16, weights and matrix products are float16; norms, softmax,
-GELU and the residual stream stay float32, with the casts written in the graph. Linears that
+GELU and the residual stream stay float32, with the casts written in the graph. Products that
 `export.quantization` names read int8 or float8 through explicit Q/DQ pairs; all else is unchanged.
 """
 
@@ -105,7 +105,8 @@ class EncoderWriter:
     """Emits the modules of one graph; `frames` and `frame_patches` are None where the shape is dynamic.
 
     A dynamic graph reads the patches per frame from the rows of the input `frame_input`. After a module is
-    emitted, `linear_inputs` holds what each of its linears reads, as calibration observes it.
+    emitted, `product_inputs` holds what each of its linears reads, and its scores (queries and keys,
+    [2, frames, heads, patches, head width]), as calibration observes it.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class EncoderWriter:
         self.spec, self.emit, self.half = spec, emit, precision == "fp16"
         self.frames, self.frame_patches = frames, frame_patches
         self.quantization, self.frame_input = quantization, frame_input
-        self.linear_inputs: dict[str, Value] = {}
+        self.product_inputs: dict[str, Value] = {}
         self._frame_shapes: dict[str, Value] = {}
 
     def finish(
@@ -175,9 +176,12 @@ class EncoderWriter:
         parts = emit.constant("qkv.parts", np.array([2, 1], dtype=np.int64))
         qk, v = emit.nodes("Split", [qkv, parts], f"{name}.split_v", [f"{name}.qk", f"{name}.v3"], axis=0)
         qk = self.rotate(qk, name, rotary)
+        self.product_inputs[f"{name}.scores"] = qk
         q, k = emit.nodes("Split", [qk], f"{name}.split_qk", [f"{name}.q3", f"{name}.k3"], axis=0, num_outputs=2)
         first = emit.constant("axis.0", np.array([0], dtype=np.int64))
         q, k, v = (emit.node("Squeeze", [x, first], f"{name}.{part}") for x, part in ((q, "q"), (k, "k"), (v, "v")))
+        if f"{name}.scores" in self.quantization.input_scales:
+            q, k = (self.quantized(x, f"{name}.scores", f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
         k = emit.node("Transpose", [k], f"{name}.k.transpose", perm=[0, 1, 3, 2])
         scores = self.to_float32(emit.node("MatMul", [q, k], f"{name}.scores"), f"{name}.scores")
         weights = self.to_half(emit.node("Softmax", [scores], f"{name}.softmax", axis=-1), f"{name}.softmax")
@@ -212,7 +216,7 @@ class EncoderWriter:
         """x·Wᵀ + b with [out, in] weights as stored."""
         if cast_input:
             x = self.to_half(x, f"{name}.input")
-        self.linear_inputs[name] = x
+        self.product_inputs[name] = x
         if name in self.quantization.input_scales:
             return self.quantized_linear(x, name, bias or name)
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{bias or name}.bias")]
@@ -224,16 +228,21 @@ class EncoderWriter:
         MatMul and Add, not Gemm: TensorRT takes no quantized bias, and ONNX Runtime makes an integer product
         of a Gemm only if it has one.
         """
-        emit, kind = self.emit, self.quantization
-        half = np.float16 if self.half else np.float32
-        scale = emit.constant(f"{name}.input_scale", np.array(kind.input_scales[name], dtype=half))
-        zero = emit.constant("zero_point", np.zeros((), dtype=kind.stored_dtype))
-        x = emit.node("QuantizeLinear", [x, scale, zero], f"{name}.input.quantized")
-        x = emit.node("DequantizeLinear", [x, scale, zero], f"{name}.input.dequantized")
+        emit = self.emit
+        x = self.quantized(x, name, f"{name}.input")
         stored = [emit.weight(f"{name}.weight"), emit.weight(f"{name}.weight_scale")]
         weight = emit.node("DequantizeLinear", stored, f"{name}.weight.dequantized", axis=1)
         product = emit.node("MatMul", [x, weight], f"{name}.product")
         return emit.node("Add", [product, emit.weight(f"{bias}.bias")], name)
+
+    def quantized(self, x: Value, product: str, name: str) -> Value:
+        """x through a Q/DQ pair with the scale of what a product reads."""
+        emit, kind = self.emit, self.quantization
+        half = np.float16 if self.half else np.float32
+        scale = emit.constant(f"{product}.input_scale", np.array(kind.input_scales[product], dtype=half))
+        zero = emit.constant("zero_point", np.zeros((), dtype=kind.stored_dtype))
+        x = emit.node("QuantizeLinear", [x, scale, zero], f"{name}.quantized")
+        return emit.node("DequantizeLinear", [x, scale, zero], f"{name}.dequantized")
 
     def norm(self, x: Value, name: str) -> Value:
         """LayerNorm in float32, given on in the precision of the products."""

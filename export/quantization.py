@@ -1,4 +1,4 @@
-"""What a quantized graph needs to know: which linears, in which type, and the scale of what each reads."""
+"""What a quantized graph needs to know: which products, in which type, and the scale of what each reads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp8": np.dtype(m
 
 @dataclass(frozen=True)
 class Quantization:
-    """Explicit, symmetric quantization of some linears.
+    """Explicit, symmetric quantization of some products.
 
     Attributes:
         kind: "int8" or "fp8" (float8 e4m3).
-        input_scales: by linear, such as "blocks.3.mlp.linear_fc1": its input is quantized as x / scale. A
-            linear that is not named stays in the graph's own precision.
+        input_scales: by linear, such as "blocks.3.mlp.linear_fc1": its input is quantized as x / scale. By
+            attention scores, such as "blocks.3.attn.scores": rotated queries and keys are, both with that scale. What
+            is not named stays in the graph's own precision.
     """
 
     kind: str = "int8"
@@ -38,18 +39,26 @@ class Quantization:
 NOT_QUANTIZED = Quantization()
 
 
-def block_linears(layer: int) -> tuple[str, ...]:
-    """The four linears of a block, in the order they run."""
-    return tuple(f"blocks.{layer}.{name}" for name in ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"))
+SCORES = "attn.scores"
+_BLOCK = ("attn.qkv", SCORES, "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
-def quantizable_linears(spec: VisionSpec) -> tuple[str, ...]:
-    """Every linear that can be quantized.
+def is_scores(name: str) -> bool:
+    """Whether it names a block's queries times keys, and not a linear."""
+    return name.endswith(f".{SCORES}")
+
+
+def quantizable(spec: VisionSpec, *, scores: bool = True) -> tuple[str, ...]:
+    """Every product that can be quantized: those of a block in the order they run, then the mergers'.
 
     The patch embedding is left out: a fiftieth of the products, and the uint8 graph computes it from other
-    weights than the patch graph.
+    weights than the patch graph. So is the product with the values: a step of 1/127 is coarser than what one of
+    many patches weighs.
+
+    Args:
+        scores: attention scores too.
     """
-    names = [name for layer in range(spec.depth) for name in block_linears(layer)]
+    names = [f"blocks.{layer}.{name}" for layer in range(spec.depth) for name in _BLOCK if scores or name != SCORES]
     for merger, _ in mergers(spec):
         names += [f"{merger}.linear_fc1", f"{merger}.linear_fc2"]
     return tuple(names)

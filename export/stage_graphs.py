@@ -12,7 +12,7 @@ from contract.manifest import VisionSpec
 from contract.tensor_spec import TensorSpec
 from export.emitter import GraphEmitter, Value
 from export.encoder_graph import EncoderGraph, EncoderWriter
-from export.quantization import NOT_QUANTIZED, Quantization
+from export.quantization import NOT_QUANTIZED, Quantization, is_scores
 from export.weights import StoredTensor
 
 PATCHES = "patches"
@@ -28,9 +28,9 @@ def stages(spec: VisionSpec) -> Iterator[str]:
     yield "merger"
 
 
-def stage_of(linear: str) -> str:
-    """The stage that holds a linear: "blocks.3" for "blocks.3.attn.qkv", "merger" for "merger.linear_fc1"."""
-    parts = linear.split(".")
+def stage_of(product: str) -> str:
+    """The stage that holds a product: "blocks.3" for "blocks.3.attn.qkv", "merger" for "merger.linear_fc1"."""
+    parts = product.split(".")
     return parts[0] if parts[0] == "merger" else ".".join(parts[:2])
 
 
@@ -51,7 +51,8 @@ def stage_graph(
 
     Inputs: `hidden` float32 [patches, width] (the patches stage: as the dynamic-shape graph, without rotary),
     and for blocks `rotary_cos`, `rotary_sin` [patches per frame, head width].
-    Outputs: `out`, then what each linear of the stage reads, named after the linear, in the order they run.
+    Outputs: `out`, then what each product of the stage reads, [rows, `product_width`], named after the product, in
+    the order they run.
     """
     frame_input = "position_indices" if stage == PATCHES else "rotary_cos"
     writer = EncoderWriter(
@@ -93,21 +94,28 @@ def _patches(writer: EncoderWriter) -> tuple[tuple[TensorSpec, ...], Value]:
 
 def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
     found = []
-    for linear, value in writer.linear_inputs.items():
-        name = observed_name(linear)
-        writer.emit.node("Identity", [value], name)
+    for product, value in writer.product_inputs.items():
+        name, width = observed_name(product), product_width(spec, product)
+        if is_scores(product):  # [2, frames, heads, patches, head width]: a patch's queries, then its keys, are a row
+            value = writer.emit.node("Transpose", [value], f"{name}.rows", perm=[1, 3, 0, 2, 4])
+            shape = writer.emit.shape("shape.queries_and_keys", -1, width)
+            writer.emit.node("Reshape", [value, shape], name)
+        else:
+            writer.emit.node("Identity", [value], name)
         kind = "float16" if writer.half else "float32"
-        found.append(TensorSpec(name, kind, (f"{linear}.rows", linear_width(spec, linear))))
+        found.append(TensorSpec(name, kind, (f"{product}.rows", width)))
     return found
 
 
-def observed_name(linear: str) -> str:
-    """The stage output that holds what a linear reads."""
-    return f"{linear}.observed"
+def observed_name(product: str) -> str:
+    """The stage output that holds what a product reads."""
+    return f"{product}.observed"
 
 
-def linear_width(spec: VisionSpec, linear: str) -> int:
-    """Channels that a linear reads."""
-    if "merger" in linear:
+def product_width(spec: VisionSpec, product: str) -> int:
+    """Channels that a linear reads; of scores, those of the queries and of the keys."""
+    if "merger" in product:
         return spec.hidden_size * spec.merge_size**2
-    return spec.intermediate_size if linear.endswith("mlp.linear_fc2") else spec.hidden_size
+    if is_scores(product):
+        return 2 * spec.hidden_size
+    return spec.intermediate_size if product.endswith("mlp.linear_fc2") else spec.hidden_size

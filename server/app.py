@@ -131,7 +131,7 @@ async def _read_request(
     """
     kind = content_type(request, CONTENT_TYPE, JSON)
     limits = engine.limits
-    limit = min(limits.max_body_bytes, options.max_json_body_mib * 2**20) if kind == JSON else limits.max_body_bytes
+    limit = options.most_json_bytes(limits) if kind == JSON else limits.max_body_bytes
     body = await read_body(request, limit, options.body_timeout_s, zstd=True)
     namespace, request_id = client_of(request).name, request_id_of(request)
     metrics.received.inc(request.state.received_bytes)

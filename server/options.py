@@ -146,6 +146,10 @@ class ServerOptions:
         if self.metrics_token and self.tokens_file is None:
             raise InputError("metrics_token needs tokens to ask for", field="tokens_file", remedy="Set tokens_file.")
 
+    def most_json_bytes(self, limits: Limits) -> int:
+        """The longest JSON body that a server with these limits reads."""
+        return min(limits.max_body_bytes, self.max_json_body_mib * 2**20)
+
     @property
     def tls(self) -> ServerTls | None:
         """The certificates, tried out.

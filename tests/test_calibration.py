@@ -30,7 +30,7 @@ from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from edge_runtime.cpu_features import int8_products_saturate
 from edge_runtime.edge import EdgeOptions, open_edge
 from edge_runtime.engine import EngineOptions
-from export.quantization import quantizable_linears
+from export.quantization import quantizable
 from export.weights import stored_in_graphs
 from tools.parity.end_to_end import open_both
 from tools.train_reference.evaluate import answer_all_split, score
@@ -56,7 +56,7 @@ def test_a_quantized_set_has_the_graphs_of_its_base(calibrated: Path, precision:
     assert len(list((bundle.path / made.weights).parent.glob("*.bin"))) == 1
     assert made.calibration is not None
     assert made.calibration.samples == 128
-    assert made.calibration.quantized == quantizable_linears(bundle.manifest.vision)
+    assert made.calibration.quantized == quantizable(bundle.manifest.vision, scores=precision == "int8")
     outputs = {spec.dtype for graph in made.graphs for spec in graph.outputs}
     assert outputs == {"float16" if PRECISIONS[precision].rest == "fp16" else "float32"}
     sizes = {item.precision: bundle.manifest.file(item.weights).bytes for item in bundle.manifest.precisions}
@@ -70,12 +70,15 @@ def test_quantization_is_explicit_and_symmetric(calibrated: Path, precision: str
         model = onnx.load(str(bundle.graph_path(graph)), load_external_data=False)
         constants = {item.name: item for item in model.graph.initializer}
         quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-        assert len(quantizers) == len(quantizable_linears(bundle.manifest.vision))
+        linears = len(quantizable(bundle.manifest.vision, scores=False))
+        queries_and_keys = 2 * bundle.manifest.vision.depth if precision == "int8" else 0
+        assert len(quantizers) == linears + queries_and_keys
         for node in quantizers:
             kind = constants[node.input[2]].data_type
             assert kind == (onnx.TensorProto.FLOAT8E4M3FN if precision == "fp8" else onnx.TensorProto.INT8)
             assert not any(constants[node.input[2]].raw_data)  # zero point 0, which TensorRT takes alone
-        assert sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 2 * len(quantizers)
+        dequantizers = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+        assert dequantizers == len(quantizers) + linears  # and each linear's weight
 
 
 def test_onnxruntime_multiplies_integers(calibrated: Path, tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_onnxruntime_multiplies_integers(calibrated: Path, tmp_path: Path) -> No
         str(bundle.graph_path(graph)), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx"), load_external_data=False).graph.node]
-    assert kinds.count("MatMulIntegerToFloat") == len(quantizable_linears(bundle.manifest.vision))
+    assert kinds.count("MatMulIntegerToFloat") == len(quantizable(bundle.manifest.vision))
     assert "DequantizeLinear" not in kinds
 
 
@@ -309,7 +312,7 @@ def test_bad_requests_leave_the_bundle_as_it_was(fresh: Path, tmp_path: Path, ca
         with pytest.raises(InputError, match=message):
             calibrate_bundle(fresh, request)
     small = CalibrationRequest("int8", calibration_data, samples=1)
-    with pytest.raises(InputError, match="matches no linear"):
+    with pytest.raises(InputError, match="matches no product"):
         calibrate_bundle(fresh, replace(small, exclude=("blocks.99.*",)))
     with pytest.raises(InputError, match="nothing is left to quantize"):
         calibrate_bundle(fresh, replace(small, exclude=("*",)))

@@ -17,7 +17,7 @@ from contract.distance import distance
 from contract.grid import Grid
 from edge_runtime.cpu_features import int8_products_saturate
 from export.bundle import export_bundle
-from export.quantization import quantizable_linears
+from export.quantization import quantizable
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_function_is_unchanged(planted: Path, bundle: Path) -> None:
 
 
 def test_smoothing_and_exclusion_bring_the_encoder_back(fresh: Path, calibration_data: Path) -> None:
-    """Plain int8 loses it; smoothing alone nearly has it; with the two or three worst linears left out it holds."""
+    """Plain int8 loses it; smoothing alone nearly has it; with the few worst products left out it holds."""
     request = CalibrationRequest("int8", calibration_data, samples=96)
     plain = calibrate_bundle(fresh, CalibrationRequest("int8", calibration_data, samples=96, smooth=0.0))
     assert worst(plain) < 0.95
@@ -73,8 +73,8 @@ def test_the_ranking_is_kept_in_the_bundle(fresh: Path, calibration_data: Path) 
     assert record is not None
     assert record.sensitivity is not None
     kept = json.loads((fresh / record.sensitivity).read_text())
-    ranked = [effect["linear"] for effect in kept["effects"]]
-    assert set(ranked) == set(quantizable_linears(bundle.manifest.vision))
+    ranked = [effect["product"] for effect in kept["effects"]]
+    assert set(ranked) == set(quantizable(bundle.manifest.vision))
     cosines = [effect["cosine"] for effect in kept["effects"]]
     assert cosines == sorted(cosines)
     assert kept["cosine"] >= kept["target"] == 0.99
@@ -99,8 +99,8 @@ def test_smoothing_alone_changes_nothing(planted: Path, tmp_path: Path, calibrat
     with StageRunner(spec, weights, "fp32") as runner:
         statistics = gather(bundle, lambda: runner, list_sources(calibration_data, 0), policy, 4)
         request = CalibrationRequest("int8", calibration_data, smooth=smooth)
-        _, smoothing = choose(bundle, weights, statistics, request, lambda what, done: None)
-        assert len(smoothing) == 3 * spec.depth + 1 + len(spec.deepstack_visual_indexes)
+        _, smoothing = choose(bundle, "int8", weights, statistics, request, lambda what, done: None)
+        assert len(smoothing) == 4 * spec.depth + 1 + len(spec.deepstack_visual_indexes)
         stored = write_quantized_weights(weights, NOT_QUANTIZED, smoothing, "fp32", tmp_path / "weights.bin")
         expected = runner.run(Grid(1, 8, 10), pixels).outputs
     graph = dynamic_graph(spec, "fp32", stored, "weights.bin")

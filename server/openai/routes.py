@@ -71,8 +71,7 @@ def openai_routes(
 
 async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytearray | bytes:
     content_type(request, openapi.JSON)
-    limit = min(engine.limits.max_body_bytes, options.max_json_body_mib * 2**20)
-    return await read_body(request, limit, options.body_timeout_s, zstd=True)
+    return await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from contract.precision import PRECISIONS
 if TYPE_CHECKING:
     from calibration.calibrate import CalibrationRequest, CalibrationResult
 
-_SHOWN = 10  # skipped files and sensitive linears printed one by one
+_SHOWN = 10  # skipped files and sensitive products printed one by one
 
 
 def run(bundle: Path, request: CalibrationRequest, as_json: bool) -> None:
@@ -57,17 +57,17 @@ def _print(result: CalibrationResult, seconds: float) -> None:
     record = result.record
     total = len(record.quantized) + len(record.excluded)
     console.print(
-        f"{result.graphs.precision}: {len(record.quantized)} of {total} linears quantized from {record.samples} "
+        f"{result.graphs.precision}: {len(record.quantized)} of {total} products quantized from {record.samples} "
         f"samples, ranges by {record.method}" + (f", smoothed with {record.smooth}" if record.smooth else "")
     )
     if record.excluded:
         console.print(f"left in higher precision: {', '.join(record.excluded)}")
     if result.sensitivity is not None:
-        table = Table(title="Most sensitive linears, quantized alone", title_justify="left")
-        for name in ("linear", "worst cosine", "relative L2"):
-            table.add_column(name, justify="left" if name == "linear" else "right")
+        table = Table(title="Most sensitive products, quantized alone", title_justify="left")
+        for name in ("product", "worst cosine", "relative L2"):
+            table.add_column(name, justify="left" if name == "product" else "right")
         for effect in result.sensitivity.effects[:_SHOWN]:
-            table.add_row(effect.linear, f"{effect.cosine:.6f}", f"{effect.relative_l2:.1e}")
+            table.add_row(effect.product, f"{effect.cosine:.6f}", f"{effect.relative_l2:.1e}")
         console.print(table)
     table = Table(title=f"against {record.base}", title_justify="left")
     for name in ("graph", "worst cosine", "worst relative L2"):
