@@ -316,7 +316,7 @@ def test_bad_requests_leave_the_bundle_as_it_was(fresh: Path, tmp_path: Path, ca
         calibrate_bundle(fresh, replace(small, exclude=("blocks.99.*",)))
     with pytest.raises(InputError, match="nothing is left to quantize"):
         calibrate_bundle(fresh, replace(small, exclude=("*",)))
-    with pytest.raises(InputError, match="not reached with any linear quantized"):
+    with pytest.raises(InputError, match="not reached with any product quantized"):
         calibrate_bundle(fresh, replace(small, auto_exclude=0.999999999))
     assert (fresh / "manifest.json").read_bytes() == before
     assert not list(fresh.glob("int8*"))

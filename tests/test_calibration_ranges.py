@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from calibration.histograms import BINS, EDGES, ChannelHistogram
 from calibration.ranges import METHODS, PERCENTILE, activation_range, check_method, scale_of
+from calibration.smoothing import balanced_scores
+from contract.checkpoint import open_checkpoint
 from contract.errors import InputError
+from export.vision_config import read_vision_spec
 
 Values = NDArray[np.float32]
 
@@ -135,3 +139,20 @@ def test_zeros_give_a_scale() -> None:
 def test_unknown_method() -> None:
     with pytest.raises(InputError, match=r"--method|no such method.*max or entropy or percentile or mse"):
         check_method("average")
+
+
+def test_queries_and_keys_become_as_large_as_each_other(reference: Path) -> None:
+    """In every pair of channels that the rotary embedding turns into each other; their product stays what it was."""
+    spec = read_vision_spec(open_checkpoint(str(reference)))
+    heads, half, width = spec.num_heads, spec.head_dim // 2, spec.hidden_size
+    generator = np.random.default_rng(4)
+    sizes = np.exp(generator.normal(0, 1.5, (2, heads, 1, half))).repeat(2, axis=2).reshape(2 * width)
+    values = (generator.uniform(-1, 1, (500, 2 * width)) * sizes).astype(np.float32)
+    found = balanced_scores(spec, "blocks.0.attn.scores", histogram_of(values))
+    assert found.producer == "blocks.0.attn.qkv"
+    queries, keys = found.factors[:width], found.factors[width:]
+    np.testing.assert_allclose(queries * keys, 1, rtol=1e-6)
+    of_pairs = queries.reshape(heads, 2, half)
+    np.testing.assert_array_equal(of_pairs[:, 0], of_pairs[:, 1])
+    largest = np.abs(values / found.factors).max(axis=0).reshape(2, heads, 2, half).max(axis=2)
+    np.testing.assert_allclose(largest[0], largest[1], rtol=1e-5)

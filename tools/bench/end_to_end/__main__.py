@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.errors import InputError
 from export.bundle import export_bundle
 from tools.bench.document import write_document
 from tools.bench.end_to_end.device import LOCAL, PIXELS
@@ -151,6 +152,13 @@ def _speeds(device: Device, pictures: Iterator[Path], rounds: int, scene: Scene)
             files.append(picture.stat().st_size)
     middle = {way: statistics.median(values) for way, values in seconds.items()}
     prefill, encoded = statistics.median(first), statistics.median(encode)
+    if middle[PIXELS] <= prefill:
+        raise InputError(
+            "the unsplit server took less time for a picture than the split server for its embeddings",
+            expected=f"more than {prefill:.3f} s",
+            got=f"{middle[PIXELS]:.3f} s",
+            remedy="Take a smaller --width or --picture: what carries the link's packets, or memory for three models, is short.",
+        )
     packed = statistics.median([middle[f"split {name}"] for name in SPLIT_TYPES[1:]])
     speeds = Speeds(
         device_encode=encoded,
