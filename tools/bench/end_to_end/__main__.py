@@ -157,7 +157,7 @@ def _speeds(device: Device, pictures: Iterator[Path], rounds: int, scene: Scene)
             "the unsplit server took less time for a picture than the split server for its embeddings",
             expected=f"more than {prefill:.3f} s",
             got=f"{middle[PIXELS]:.3f} s",
-            remedy="Take a smaller --width or --picture: what carries the link's packets, or memory for three models, is short.",
+            remedy="Take a smaller --width or --picture: carrying the packets, or memory for three models, limits it.",
         )
     packed = statistics.median([middle[f"split {name}"] for name in SPLIT_TYPES[1:]])
     speeds = Speeds(
