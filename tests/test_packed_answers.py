@@ -101,8 +101,8 @@ def test_compressed_bodies_bring_the_same_answer(
 def test_the_daemon_sends_fewer_bytes_once_it_knows_a_slow_link(
     tmp_path: Path, bundle: Path, server_url: str, samples: Path
 ) -> None:
-    """Any link is too slow for a millisecond; the first request finds out."""
-    settings = 'precision = "fp32"\nwire_dtype = "auto"\nwire_target_s = 0.001\nsend_by_hash = false\n'
+    """Any link is too slow for a microsecond; the first request finds out."""
+    settings = 'precision = "fp32"\nwire_dtype = "auto"\nwire_target_s = 1e-6\nsend_by_hash = false\n'
     url = f"data:image/png;base64,{base64.b64encode((samples / 'colour.png').read_bytes()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}] * 16 + [{"type": "text", "text": COLOUR}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
