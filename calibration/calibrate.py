@@ -90,6 +90,7 @@ def calibrate_bundle(
     base = _base(bundle.manifest, PRECISIONS[name].rest)
     sources = list_sources(request.data, request.seed)
     policy = bucket_policy(bundle, base.precision)
+    products = _products(bundle, name)
     weights = source_weights(bundle, base)
     with ExitStack() as stack:
         opened: list[StageRunner] = []
@@ -101,20 +102,20 @@ def calibrate_bundle(
             return opened[0]
 
         statistics = gather(bundle, runner, sources, policy, request.samples, _part(progress, 0.0, 0.5))
-        key = _key(bundle, base, name, request, statistics.key)
+        key = _key(bundle, base, name, products, request, statistics.key)
         found = next((item for item in bundle.manifest.precisions if item.precision == name), None)
         thin = tuple(statistics.selection.thin_buckets(bundle.manifest.buckets(base.precision)))
         if found is not None and found.calibration is not None and found.calibration.key == key:
             return CalibrationResult(found, found.calibration, statistics.selection, thin, None, skipped=True)
-        quantization, smoothing = choose(bundle, name, weights, statistics, request, _part(progress, 0.5, 0.1))
+        quantization, smoothing = choose(bundle, products, weights, statistics, request, _part(progress, 0.5, 0.1))
         samples = validation_samples(bundle, base, runner(), sources, policy)
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
-            products = tuple(quantization.input_scales)
-            sensitivity = auto_exclude(evaluator, products, request.auto_exclude, _part(progress, 0.6, 0.2))
+            wanted = tuple(quantization.input_scales)
+            sensitivity = auto_exclude(evaluator, wanted, request.auto_exclude, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
-        record = _record(key, base, request, statistics, quantization, _products(bundle, name))
+        record = _record(key, base, request, statistics, quantization, products)
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
         cases = [sample.check_case(bundle.manifest.vision) for sample in samples]
         graphs = write_set(bundle, base, weights, quantized, cases, _part(progress, 0.8, 0.2))
@@ -162,7 +163,7 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 
 def choose(
     bundle: Bundle,
-    name: str,
+    products: Sequence[str],
     weights: SourceWeights,
     statistics: Statistics,
     request: CalibrationRequest,
@@ -171,20 +172,19 @@ def choose(
     """Input scales and smoothing factors of every product that is not excluded.
 
     Args:
-        name: of the set.
+        products: what the set can quantize.
 
     Raises:
         InputError: a pattern that matches no product, or nothing left to quantize.
     """
-    products = _products(bundle, name)
     for pattern in request.exclude:
         if not any(fnmatchcase(product, pattern) for product in products):
             raise InputError(
-                f"pattern {pattern!r} matches no product of the set {name}",
+                f"pattern {pattern!r} matches no product",
                 field="--exclude",
                 expected=f"such as {products[0]} or blocks.0.*",
             )
-    wanted = [name for name in products if not any(fnmatchcase(name, pattern) for pattern in request.exclude)]
+    wanted = [item for item in products if not any(fnmatchcase(item, pattern) for pattern in request.exclude)]
     if not wanted:
         raise InputError("nothing is left to quantize", field="--exclude")
     scales: dict[str, float] = {}
@@ -226,12 +226,19 @@ def _without(
     return replace(quantization, input_scales=scales), [item for item in smoothing if item.product not in excluded]
 
 
-def _key(bundle: Bundle, base: PrecisionSet, name: str, request: CalibrationRequest, statistics: str) -> str:
+def _key(
+    bundle: Bundle,
+    base: PrecisionSet,
+    name: str,
+    products: Sequence[str],
+    request: CalibrationRequest,
+    statistics: str,
+) -> str:
     document = {
         "base": bundle.manifest.file(base.weights).sha256,
         "graphs": [bundle.manifest.file(graph.path).sha256 for graph in base.graphs],
         "precision": name,
-        "products": _products(bundle, name),
+        "products": products,
         "statistics": statistics,
         "method": request.method,
         "smooth": request.smooth,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from calibration.histograms import ChannelHistogram
 from contract.errors import InputError
 from contract.manifest import VisionSpec
+from export.quantization import SCORES
 
 Vector = NDArray[np.float32]
 
@@ -70,7 +71,7 @@ def balanced_scores(spec: VisionSpec, scores: str, histogram: ChannelHistogram) 
     queries, keys = np.maximum(largest, np.float32(1e-5))
     factors = np.clip(np.sqrt(queries / keys), 1e-3, 1e3).repeat(2, axis=1).ravel()
     both = np.concatenate([factors, np.reciprocal(factors)])
-    return Smoothing(scores, scores.replace("attn.scores", "attn.qkv"), both.astype(np.float32))
+    return Smoothing(scores, scores.replace(SCORES, "attn.qkv"), both.astype(np.float32))
 
 
 def smoothing_factors(

@@ -99,7 +99,7 @@ def test_smoothing_alone_changes_nothing(planted: Path, tmp_path: Path, calibrat
     with StageRunner(spec, weights, "fp32") as runner:
         statistics = gather(bundle, lambda: runner, list_sources(calibration_data, 0), policy, 4)
         request = CalibrationRequest("int8", calibration_data, smooth=smooth)
-        _, smoothing = choose(bundle, "int8", weights, statistics, request, lambda what, done: None)
+        _, smoothing = choose(bundle, quantizable(spec), weights, statistics, request, lambda what, done: None)
         assert len(smoothing) == 4 * spec.depth + 1 + len(spec.deepstack_visual_indexes)
         stored = write_quantized_weights(weights, NOT_QUANTIZED, smoothing, "fp32", tmp_path / "weights.bin")
         expected = runner.run(Grid(1, 8, 10), pixels).outputs

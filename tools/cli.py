@@ -105,7 +105,7 @@ def calibrate(
     method: Annotated[str, typer.Option(help="How ranges are chosen: max, entropy, percentile or mse.")] = "max",
     smooth: Annotated[float, typer.Option(help="SmoothQuant's alpha, 0 to 1; 0 for none.")] = 0.5,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Linears to leave unquantized, as blocks.0.* ; may repeat.")
+        list[str] | None, typer.Option(help="Products to leave unquantized, as blocks.0.* ; may repeat.")
     ] = None,
     auto_exclude: Annotated[
         float | None, typer.Option(help="Cosine to hold: the products that suffer most are left out until it does.")

@@ -155,7 +155,7 @@ class DaemonConfig:
 
 
 _RANGES = (
-    ("wire_target_s", 1e-6, 3600),
+    ("wire_target_s", 0.001, 3600),
     ("port", 0, 65535),
     ("threads", 0, 1024),
     ("max_waiting", 1, 10_000),
