@@ -4,13 +4,15 @@ python -m tools.bench.make_bundle --size 2B --out bundles/bench-2B [--buckets 44
 
 writes bundles/bench-2B/random-2B, a checkpoint, and bundles/bench-2B/bundle. Prompts and pictures go through the
 reference checkpoint's processor: a checkpoint with random weights has no tokenizer. `--depth 4` keeps so many of the
-tower's layers: what grows with the tokens grows as it does in all of them. `--no-int8` leaves the calibration out.
+tower's layers: what grows with the tokens grows as it does in all of them. `--no-int8` leaves the calibration out, and
+`--precisions fp32,fp16` writes the tower in fp16 too.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +27,9 @@ REFERENCE = Path("reference/qwen3vl-tiny")
 PICTURES = 8
 
 
-def make_bundle(size: str, out: Path, buckets: str, depth: int = 0, int8: bool = True) -> Path:
+def make_bundle(
+    size: str, out: Path, buckets: str, depth: int = 0, int8: bool = True, precisions: Sequence[str] = ("fp32",)
+) -> Path:
     """Write the model and its bundle, calibrated where `int8` asks for it; the bundle's folder comes back."""
     tower = TOWERS[size]
     if depth:
@@ -37,7 +41,7 @@ def make_bundle(size: str, out: Path, buckets: str, depth: int = 0, int8: bool =
     for file in open_checkpoint(str(REFERENCE)).processor_files():
         shutil.copyfile(file, model / file.name)
     (model / "config.json").write_bytes(config)
-    export_bundle(str(model), out / "bundle", image_buckets=buckets)
+    export_bundle(str(model), out / "bundle", image_buckets=buckets, precisions=precisions)
     if not int8:
         return out / "bundle"
     pictures = out / "pictures"
@@ -55,8 +59,10 @@ def main() -> None:
     parser.add_argument("--buckets", default="448x448")
     parser.add_argument("--depth", type=int, default=0, help="layers of the tower; 0 for all")
     parser.add_argument("--no-int8", action="store_true", help="leave the calibration out")
-    arguments = parser.parse_args()
-    make_bundle(arguments.size, arguments.out, arguments.buckets, arguments.depth, not arguments.no_int8)
+    parser.add_argument("--precisions", default="fp32", help="of fp32, fp16, comma separated")
+    found = parser.parse_args()
+    precisions = found.precisions.split(",")
+    make_bundle(found.size, found.out, found.buckets, found.depth, not found.no_int8, precisions)
 
 
 if __name__ == "__main__":
