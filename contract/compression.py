@@ -37,7 +37,7 @@ def is_compressed(buffers: list[memoryview]) -> bool:
     return bool(buffers) and bytes(buffers[0][:4]) == _MAGIC
 
 
-def decompress(body: bytes | bytearray, limit: int) -> bytes:
+def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
     """What was compressed; no more than `limit` bytes and the window are ever held of it.
 
     Raises:

@@ -12,6 +12,9 @@ from contract.compression import ZSTD, decompress
 from contract.errors import ContractError, LimitError
 from contract.http_errors import HttpError
 
+DIRECT_BODY = "qwen3vl_edge.direct_body"
+"""Where the scope has what brings a long body sooner (contract/http_direct_body.py), under this project's servers."""
+Body = bytearray | bytes | memoryview
 _MAX_DIGITS = 19  # of a length; Python reads no number of thousands
 
 
@@ -34,8 +37,8 @@ def content_type(request: Request, *known: str) -> str:
     return kind
 
 
-async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> bytearray | bytes:
-    """The whole body, as it comes; nothing is set aside for what Content-Length only claims.
+async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> Body:
+    """The whole body, as it comes; no memory is set aside for what Content-Length only claims.
 
     How many seconds it took to come is left in `request.state.receive_s`, for `received_header`, and how many bytes
     came in `request.state.received_bytes`.
@@ -71,7 +74,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
     try:
-        body = await asyncio.wait_for(_collect(request, limit), timeout_s)
+        body = await asyncio.wait_for(_collect(request, limit, length is not None), timeout_s)
     except asyncio.TimeoutError:
         raise HttpError(
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
@@ -89,13 +92,20 @@ def received_header(request: Request) -> dict[str, str]:
     return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
 
 
-async def _collect(request: Request, limit: int) -> bytearray:
+async def _collect(request: Request, limit: int, has_length: bool) -> bytearray | memoryview:
+    """The body; where it comes directly, its stream has its end alone to tell.
+
+    Args:
+        has_length: there is a Content-Length, and it is within the limit.
+    """
+    direct = request.scope.get(DIRECT_BODY) if has_length else None
+    whole: memoryview | None = None if direct is None else await direct.receive()
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > limit:
             raise _too_large(limit, "more")
         body += chunk
-    return body
+    return body if whole is None else whole
 
 
 def _too_large(limit: int, got: str) -> ContractError:

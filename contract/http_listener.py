@@ -44,9 +44,12 @@ def http_server(
     """
     import uvicorn
 
+    from contract.http_direct_body import DirectBodies
+
     asks = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
         app,
+        http=DirectBodies,
         loop=loop,
         log_config=None,
         log_level="warning",

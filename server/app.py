@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import check_hash
 from contract.errors import WireError
-from contract.http_body import content_type, read_body
+from contract.http_body import Body, content_type, read_body
 from contract.http_counter import RequestCounter
 from contract.http_errors import HttpError, install_error_handlers
 from contract.idempotency import HEADER, idempotency_key
@@ -138,15 +138,13 @@ async def _read_request(
 
     def decode() -> GenerateRequest:
         if kind == JSON:
-            return _with_request_id(decode_json(body, engine.loaded.shape, limits, engine.prepare), request_id)
+            return _with_request_id(decode_json(bytes(body), engine.loaded.shape, limits, engine.prepare), request_id)
         return _with_request_id(_binary_request(body, engine, store, namespace, bases), request_id)
 
     return await run_in_threadpool(decode)
 
 
-def _binary_request(
-    body: bytearray | bytes, engine: Engine, store: EmbeddingStore, namespace: str, bases: Bases
-) -> GenerateRequest:
+def _binary_request(body: Body, engine: Engine, store: EmbeddingStore, namespace: str, bases: Bases) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
     held: list[Media] = []
 

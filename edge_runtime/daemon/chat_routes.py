@@ -73,7 +73,7 @@ async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise HttpError(415, "unsupported_content_type", "the body is not JSON", field="Content-Type", got=kind[:80])
-    chat = parse_chat(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS))
+    chat = parse_chat(bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS)))
     if chat.model not in ("", "default", daemon.model):
         raise HttpError(
             404,

@@ -69,9 +69,9 @@ def openai_routes(
     return router
 
 
-async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytearray | bytes:
+async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytes:
     content_type(request, openapi.JSON)
-    return await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True)
+    return bytes(await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Chats:
     store: EmbeddingStore
     parts: PartReader
 
-    def prepare(self, body: bytearray | bytes, client: Client, key: str | None) -> Prepared:
+    def prepare(self, body: bytes, client: Client, key: str | None) -> Prepared:
         """Body to checked request.
 
         Raises:

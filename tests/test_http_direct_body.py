@@ -1,0 +1,206 @@
+"""Long bodies, from the socket into one buffer: whole, bounded, and the connection as good as before.
+
+Real uvicorn servers on real ports, on uvloop and on asyncio's loop, with and without TLS, and sockets that send what
+no well-behaved client would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import contract.http_direct_body as direct_body
+from contract.client_left import LEFT, unless_left
+from contract.errors import ContractError
+from contract.http_body import read_body
+from contract.http_errors import HttpError
+from contract.http_listener import http_server
+from contract.tls import ServerTls
+from tests.certificates import make_authority, make_certificate
+from tests.waiting import until
+
+LIMIT = 2**32
+PATIENCE_S = {"/": 60.0, "/linger": 60.0, "/hasty": 0.5}
+BODY = random.Random(0).randbytes(3_000_001)
+Loop = Literal["auto", "asyncio"]
+
+
+class Listening:
+    """Where the server listens, and what its handlers saw."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.kinds: list[str] = []
+        self.lost: list[str] = []
+
+    def connect(self, context: ssl.SSLContext | None = None) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return connection if context is None else context.wrap_socket(connection, server_hostname="localhost")
+
+
+@contextmanager
+def listening(loop: Loop, tls: ServerTls | None = None) -> Iterator[Listening]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    found = Listening(listener.getsockname()[1])
+
+    async def take(request: Request) -> JSONResponse:
+        try:
+            body = await read_body(request, LIMIT, PATIENCE_S[request.url.path])
+        except (HttpError, ContractError) as error:
+            found.lost.append(str(getattr(error, "code", "")))
+            return JSONResponse({"lost": error.message}, status_code=getattr(error, "status", 413))
+        found.kinds.append(type(body).__name__)
+        return JSONResponse({"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})
+
+    async def linger(request: Request) -> JSONResponse:
+        await read_body(request, LIMIT, PATIENCE_S[request.url.path])
+        if await unless_left(request, asyncio.sleep(20)) is LEFT:
+            found.lost.append("left")
+        return JSONResponse({})
+
+    handlers = {"/": take, "/hasty": take, "/linger": linger}
+    routes = [Route(path, handler, methods=["POST"]) for path, handler in handlers.items()]
+    server = http_server(Starlette(routes=routes), 0, tls, loop)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(params=["auto", "asyncio"])
+def here(request: pytest.FixtureRequest) -> Iterator[Listening]:
+    with listening(request.param) as found:
+        yield found
+
+
+def head(length: int, *more: str, path: str = "/") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: here", f"Content-Length: {length}", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def answer(connection: socket.socket) -> dict[str, Any]:
+    """The next answer; its head is read byte by byte, so that what follows it stays in the socket."""
+    found = b""
+    while not found.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        assert byte, f"closed after {found!r}"
+        found += byte
+    length = next(int(line[15:]) for line in found.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return {"status": int(found.split()[1]), **json.loads(body)}
+
+
+def whole(body: bytes) -> dict[str, Any]:
+    return {"status": 200, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+
+@pytest.mark.parametrize("pieces", [[2**24], [1, 7, 60_000, 700_001], [300_000]], ids=["at once", "uneven", "even"])
+def test_a_long_body_is_one_buffer(here: Listening, pieces: list[int]) -> None:
+    with here.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head(len(BODY)))
+        at = 0
+        for length in itertools.cycle(pieces):
+            connection.sendall(BODY[at : at + length])
+            if (at := at + length) >= len(BODY):
+                break
+        assert answer(connection) == whole(BODY)
+    assert here.kinds == ["memoryview"]
+
+
+def test_requests_follow_one_another_in_one_connection(here: Listening) -> None:
+    """Also where the next one is sent with the end of a body."""
+    bodies = [BODY, b"short", BODY[:-1], b"", BODY[1:]]
+    with here.connect() as connection:
+        sending = b"".join(head(len(body)) + body for body in bodies)
+        thread = threading.Thread(target=connection.sendall, args=(sending,))
+        thread.start()
+        for body in bodies:
+            assert answer(connection) == whole(body)
+        thread.join()
+    assert here.kinds == ["memoryview", "bytearray", "memoryview", "bytearray", "memoryview"]
+
+
+def test_what_has_no_length_or_waits_to_be_asked_comes_as_ever(here: Listening) -> None:
+    with here.connect() as connection:
+        connection.sendall(head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
+        connection.sendall(f"{len(BODY):x}\r\n".encode() + BODY + b"\r\n0\r\n\r\n")
+        assert answer(connection) == whole(BODY)
+        connection.sendall(head(len(BODY), "Expect: 100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(BODY)
+        assert answer(connection) == whole(BODY)
+    assert here.kinds == ["bytearray", "bytearray"]
+
+
+def test_a_client_that_leaves_within_its_body_is_told_from_one_that_is_slow(here: Listening) -> None:
+    with here.connect() as connection:
+        connection.sendall(head(len(BODY)) + BODY[:1_000_000])
+    until(lambda: here.lost == ["client_left"])
+    with here.connect() as connection:
+        connection.sendall(head(len(BODY), path="/hasty") + BODY[:1_000_000])
+        late = answer(connection)
+        assert (late["status"], here.lost) == (408, ["client_left", "body_timeout"])
+        connection.sendall(BODY[1_000_000:] + head(len(BODY)) + BODY)  # the rest is of no use and in nobody's way
+        assert answer(connection) == whole(BODY)
+
+
+def test_a_client_that_leaves_after_its_body_is_noticed(here: Listening) -> None:
+    with here.connect() as connection:
+        connection.sendall(head(len(BODY), path="/linger") + BODY)
+    until(lambda: here.lost == ["left"])
+
+
+def test_a_claim_takes_no_memory(here: Listening) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    connections = [here.connect() for _ in range(8)]
+    for connection in connections:
+        connection.sendall(head(2**30, path="/hasty") + BODY)
+    until(lambda: len(here.lost) == 8)  # all of them too slow
+    for connection in connections:
+        connection.close()
+    assert resident() - before < 2**28
+
+
+def test_another_h11_is_read_as_ever(here: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_body, "_reader", lambda connection: None)
+    with here.connect() as connection:
+        connection.sendall(head(len(BODY)) + BODY)
+        assert answer(connection) == whole(BODY)
+    assert here.kinds == ["bytearray"]
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+def test_over_tls_too(loop: Loop, tmp_path: Path) -> None:
+    authority = make_authority(tmp_path, "authority")
+    pair = make_certificate(tmp_path, "server", authority, "DNS:localhost")
+    context = ssl.create_default_context(cafile=str(authority.cert))
+    with listening(loop, ServerTls(pair.cert, pair.key)) as here, here.connect(context) as connection:
+        for body in (BODY, BODY[1:]):
+            connection.sendall(head(len(body)) + body)
+            assert answer(connection) == whole(body)
+        assert here.kinds == ["memoryview", "memoryview"]
