@@ -82,7 +82,7 @@ def test_encoder_bench_runs_each_candidate_in_a_process_and_says_why_not(
 def test_wire_bench_brings_the_same_values_by_every_way() -> None:
     rows = wire_bench.measure([1], 1, ("memcpy and send", "ours"))
     found = {row["name"]: row for row in rows}
-    assert {"memcpy and send", "ours", "ours over HTTP"} <= set(found)
+    assert {"memcpy and send", "ours", "ours over HTTP", "daemon over HTTP"} <= set(found)
     assert found["memcpy and send"]["share"] == 1
     assert found["ours"]["share"] == found["ours over HTTP"]["share"] < 1.01
     assert all(row["median_ms"] > 0 for row in rows)

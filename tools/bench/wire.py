@@ -4,13 +4,15 @@ python -m tools.bench.wire --out docs/benchmarks/wire.json
 
 Each time is from embeddings in one process's memory until the other process has them as tensors and has said so, over
 loopback: encode, send, receive, decode. The floor copies the same bytes once and sends them. `ours over HTTP` is what
-the daemon and the server do: httpx to a uvicorn that reads the body as the server does. Formats in turn, in another
-order each round; ratios are to the floor of the same round. All tensors are first held against what was sent.
+`qwen3vl-edge ask` and the server do: httpx to a uvicorn that reads the body as the server does; `daemon over HTTP` has
+httpx on asyncio's loop in its place. Formats in turn, in another order each round; ratios are to the floor of the same
+round. All tensors are first held against what was sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import importlib.util
 import multiprocessing
@@ -19,7 +21,7 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,7 +35,7 @@ from tools.bench.document import write_document
 from tools.bench.wire_formats import ANY, FORMATS, Arrays, pictures, request_of, tensors_of
 
 FLOOR = "memcpy and send"
-HTTP, GRPC = "ours over HTTP", "gRPC, protobuf bytes"
+HTTP, DAEMON_HTTP, GRPC = "ours over HTTP", "daemon over HTTP", "gRPC, protobuf bytes"
 GRPC_METHOD = "/bench.Wire/Send"
 GRPC_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _HEAD = struct.Struct("<QB")
@@ -70,6 +72,7 @@ def measure(counts: list[int], rounds: int, formats: Collection[str] = tuple(FOR
         missing = not_run()
         senders = {name: stack.enter_context(_over_socket(name)) for name in formats if name not in missing}
         senders[HTTP] = stack.enter_context(_over_http())
+        senders[DAEMON_HTTP] = stack.enter_context(_over_http_of_the_daemon())
         if GRPC not in missing:
             senders[GRPC] = stack.enter_context(_over_grpc())
         return [row for count in counts for row in _rows(count, rounds, senders)]
@@ -177,6 +180,30 @@ def _over_http() -> Iterator[Send]:
             return body_size(body), answer.text
 
         yield send
+
+
+@contextmanager
+def _over_http_of_the_daemon() -> Iterator[Send]:
+    import httpx
+
+    loop = asyncio.new_event_loop()
+    with _receiver(_serve_http) as port:
+        client = httpx.AsyncClient(timeout=60)
+
+        async def post(arrays: Arrays, check: bool) -> tuple[int, str]:
+            body = encode_request(request_of(arrays))
+
+            async def chunks() -> AsyncIterator[Any]:
+                for chunk in body:
+                    yield chunk
+
+            headers = content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
+            answer = await client.post(f"http://127.0.0.1:{port}/", content=chunks(), headers=headers)
+            return body_size(body), answer.text
+
+        yield lambda arrays, check: loop.run_until_complete(post(arrays, check))
+        loop.run_until_complete(client.aclose())
+        loop.close()
 
 
 def _serve_http(pipe: Any) -> None:
