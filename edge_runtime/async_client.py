@@ -40,6 +40,7 @@ FAREWELL_SECONDS = 5.0
 BEFORE_IT_BEGINS = 4  # times the silence of an answer under way
 # The server is loading, its queue is full, or a proxy lost it for a moment.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
+NOT_LET_IN = frozenset({401, 403})
 
 
 Instead = Callable[[RefusedError], "Body | None"]
@@ -57,6 +58,9 @@ class AsyncClient:
             the end of the body may lie in this machine's buffers, on its way through a slow network.
         link: learns from every body how fast the server receives.
 
+    Attributes:
+        let_in: whether the server let the last request in, as its token goes; true before the first.
+
     Raises:
         InputError: a file of `access` cannot be used.
     """
@@ -65,6 +69,7 @@ class AsyncClient:
         self, server: str, access: ServerAccess = ANYBODY, silence_s: float = 45.0, link: Link | None = None
     ) -> None:
         self.link = link or Link()
+        self.let_in = True
         self.server = server.rstrip("/")
         self._silence_s = silence_s
         self._farewells: set[asyncio.Task[None]] = set()
@@ -249,6 +254,7 @@ class AsyncClient:
             raise unreachable(self.server, error) from None
         except httpx.HTTPError as error:
             raise _TryAgainError(unreachable(self.server, error)) from None
+        self.let_in = response.status_code not in NOT_LET_IN
         if response.status_code < 400:
             self.link.heard(body_size(post.body), response.headers.get("server-timing", ""))
             return response

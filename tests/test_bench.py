@@ -15,12 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contract.bundle import open_bundle
 from contract.checkpoint import open_checkpoint
+from contract.errors import InputError
 from contract.grid import Grid
 from edge_runtime.backends.pytorch import load_encoder
 from tools.bench import engines as engines_bench
 from tools.bench import growth, report
 from tools.bench import wire as wire_bench
 from tools.bench.encoder import run as encoder_bench
+from tools.bench.encoder.peaks import check_machine, with_peaks
 from tools.bench.encoder.run import Plan
 from tools.bench.end_to_end.namespaces import why_not
 from tools.bench.roofline import encoder_cost
@@ -77,6 +79,15 @@ def test_encoder_bench_runs_each_candidate_in_a_process_and_says_why_not(
     assert not set(rows) & set(found["not_run"])
     if not torch.cuda.is_available():
         assert "cuda" in found["not_run"]["ours, onnxruntime cuda fp32"]
+
+    peaks = {"1": {name: 4 * value for name, value in found["peaks"]["1"].items()}}
+    peaks["1"]["bf16"] /= 8  # a peak that was measured higher before is kept
+    again = with_peaks(found, peaks, open_bundle(bundle).manifest.vision)
+    assert again["peaks"]["1"] == peaks["1"] | {"bf16": found["peaks"]["1"]["bf16"]}
+    for row, before in zip(again["rows"], found["rows"], strict=True):
+        assert row == before | {"floor_seconds": pytest.approx(before["floor_seconds"] / 4)}
+    with pytest.raises(InputError, match="another machine"):
+        check_machine(found["environment"] | {"cores": 1000})
 
 
 def test_wire_bench_brings_the_same_values_by_every_way() -> None:

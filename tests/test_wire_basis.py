@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from daemon_process import running_daemon
 from run_cli import run_here
 from test_packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job, halves, plain  # noqa: F401
 
@@ -75,6 +76,16 @@ def test_what_is_kept_is_what_was_asked_for(fitted: Path) -> None:
                     cosines[tensor] += [distance(a[None], b[None]).cosine for a, b in zip(one, two, strict=True)]
     for measured, told in zip(cosines, record.mean_cosines, strict=True):
         assert np.mean(measured) == pytest.approx(told, abs=6e-4)
+
+
+def test_a_daemon_says_whether_its_server_holds_the_basis(
+    tmp_path: Path, fitted: Path, server_url: str, server_with_basis: str
+) -> None:
+    for server, word in ((server_url, "does not hold the bundle's basis"), (server_with_basis, "ready")):
+        with running_daemon(tmp_path, fitted, server, 'wire_dtype = "basis-int8"\n') as daemon:
+            told = httpx.get(f"{daemon.url}/readyz", timeout=10).json()["server"]
+        assert word in told
+        assert (told == "ready") == (server == server_with_basis)
 
 
 @pytest.mark.parametrize(("name", "changed"), [("basis-int8", 1), ("basis-int4", 4)])

@@ -14,6 +14,7 @@ from typing import Any
 from contract.basis import NO_BASES, Bases
 from contract.errors import ContractError, WireError
 from contract.http_errors import HttpError, as_contract_error
+from edge_runtime.async_client import NOT_LET_IN
 from edge_runtime.daemon.chat import Progress, completion, generate
 from edge_runtime.daemon.config import DaemonConfig
 from edge_runtime.daemon.spool import Claimed, Spool
@@ -23,8 +24,8 @@ from edge_runtime.daemon.upstream import Upstream
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 LONGEST_LOOK_SECONDS = 10.0  # between looks whether the server is back
 NOTHING_TO_DO_SECONDS = 60.0
-# With these the same request may be answered later.
-_LATER = frozenset({408, 429})
+# With these the same request may be answered later: a token that was renewed on one side is soon on the other.
+_LATER = frozenset({*NOT_LET_IN, 408, 429})
 logger = logging.getLogger("edge")
 
 
@@ -99,6 +100,8 @@ class JobRunner:
         if isinstance(failure, ContractError) and (error.status >= 500 or error.status in _LATER):
             longest = min(FIRST_WAIT_SECONDS * 2 ** min(job.attempts, 20), LONGEST_WAIT_SECONDS)
             wait = max(random.uniform(0, longest), getattr(error, "retry_after", 0))
+            if error.status in NOT_LET_IN:
+                logger.warning("job %s waits: %s", job.id, error)
             await self._committed(job.id, partial(self._spool.postpone, job.id, wait))
             self.wake()  # the housekeeper: it waits again, and may have expired meanwhile
             return

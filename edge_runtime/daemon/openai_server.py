@@ -41,6 +41,10 @@ class OpenAIServer:
         """What every answer says of this server."""
         return {"kind": "openai", "model": self._model or None, "model_proven": False}
 
+    @property
+    def let_in(self) -> bool:
+        return self._client.let_in
+
     async def __aenter__(self) -> OpenAIServer:
         await self._client.__aenter__()
         return self

@@ -26,13 +26,13 @@ def status_routes(daemon: Daemon) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """200 once this device can encode; whether the server can be reached stands in the body."""
+        """200 once this device can encode; what keeps the server from answering it stands in the body."""
         pipeline = daemon.pipeline
         server = await daemon.upstream.ready()
         return {
             "status": "ready",
             **_describe(pipeline),
-            "server": "ready" if server is not None else "not reachable or not ready",
+            "server": _of_server(daemon, server),
             "last_reload": daemon.last_reload,
             **({} if daemon.upstream.evidence is None else {"server_evidence": daemon.upstream.evidence}),
         }
@@ -54,6 +54,20 @@ def status_routes(daemon: Daemon) -> APIRouter:
         return Response(generate_latest(daemon.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _of_server(daemon: Daemon, facts: dict[str, Any] | None) -> str:
+    """Whether the server would answer this device, as far as its own `/readyz` and its last answer tell."""
+    edge = daemon.pipeline.edge
+    if facts is None:
+        return "not reachable or not ready"
+    if not daemon.upstream.let_in:
+        return "ready, but does not let this device in: see server_api_key and the server's tokens_file"
+    if facts.get("model_hash", edge.bundle.manifest.model.model_hash) != edge.bundle.manifest.model.model_hash:
+        return "ready, but serves another model than the bundle's"
+    if edge.basis is not None and edge.basis.sha256 not in facts.get("wire_bases", ()):
+        return "ready, but does not hold the bundle's basis: see wire_dtype and the server's wire_basis"
+    return "ready"
 
 
 def _describe(pipeline: EncodePipeline) -> dict[str, Any]:

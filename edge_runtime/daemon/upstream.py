@@ -38,6 +38,11 @@ class Upstream(Protocol):
         """What every answer is to say of the server, None where its model is proven by its hash."""
         ...
 
+    @property
+    def let_in(self) -> bool:
+        """False once the server has refused this device's token, until it lets a request in."""
+        ...
+
     async def __aenter__(self) -> Upstream: ...
 
     async def __aexit__(
@@ -103,6 +108,10 @@ class Qwen3VLServer:
         self._zstd = zstd
         self._sent = SentHashes() if send_by_hash else None
         self._holds: bool | None = None  # not asked yet
+
+    @property
+    def let_in(self) -> bool:
+        return self._client.let_in
 
     async def __aenter__(self) -> Qwen3VLServer:
         await self._client.__aenter__()

@@ -12,5 +12,9 @@ from tools.bench.environment import environment
 
 def write_document(out: Path, document: dict[str, Any]) -> None:
     """Write it, its environment first, all at once or not at all."""
-    text = json.dumps({"environment": environment(), **document}, indent=1) + "\n"
-    atomic.write_bytes(out, text.encode())
+    rewrite_document(out, {"environment": environment(), **document})
+
+
+def rewrite_document(out: Path, document: dict[str, Any]) -> None:
+    """Write one that has its environment."""
+    atomic.write_bytes(out, (json.dumps(document, indent=1) + "\n").encode())

@@ -30,13 +30,18 @@ async function look(onReady) {
     pills([
       ["good", "Device ready", sizes],
       ["", `${state.backend} ${state.precision}`, "what encodes"],
-      state.server === "ready" ? ["good", "Server ready", ""] : ["bad", "Server not reachable", state.server],
+      ofServer(state.server),
     ]);
     return true;
   } catch (error) {
     pills([error.status === 503 ? ["fair", "Starting", error.message] : ["bad", "Daemon not reachable", error.message]]);
     return false;
   }
+}
+
+function ofServer(told) {
+  if (told === "ready") return ["good", "Server ready", ""];
+  return ["bad", told.startsWith("ready") ? "Server will not answer" : "Server not reachable", told];
 }
 
 function pills(found) {

@@ -19,12 +19,13 @@ from contract.distance import distance
 from contract.errors import ContractError, InputError
 from contract.gpu import find_gpu
 from contract.grid import Grid
+from contract.manifest import VisionSpec
 from tools.bench.document import write_document
 from tools.bench.encoder.candidate import Peer, Setting
 from tools.bench.encoder.peers import all_peers
 from tools.bench.encoder.process import Process, prepare, start
 from tools.bench.machine_peak import machine_peak
-from tools.bench.roofline import encoder_cost
+from tools.bench.roofline import EncoderCost, encoder_cost
 
 BASELINES = ("upstream onnx, onnxruntime fp32", "pytorch fp32")
 # A run this short feels that it slept while the others ran (its memory was put away), and gets an untimed one first.
@@ -51,7 +52,7 @@ def run(plan: Plan, out: Path) -> None:
     grids = [Grid.parse(text) for text in plan.buckets] or list(bundle.manifest.buckets())
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    peaks = {threads: _peaks(threads) for threads in plan.threads}
+    peaks = {threads: measured_peaks(threads) for threads in plan.threads}
     with tempfile.TemporaryDirectory(prefix="qwen3vl-encoder-bench-") as folder:
         for grid in grids:
             for threads in plan.threads:
@@ -60,7 +61,7 @@ def run(plan: Plan, out: Path) -> None:
                 write_document(out, document)
 
 
-def _peaks(threads: int) -> dict[str, float]:
+def measured_peaks(threads: int) -> dict[str, float]:
     """Products per second and bytes per second that this machine reaches, by type."""
     found = {dtype: machine_peak(dtype, threads) for dtype in ("fp32", "bf16", "int8")}
     peaks = {dtype: peak.flops_per_second for dtype, peak in found.items()}
@@ -133,13 +134,11 @@ def _row(
     item: Process, baseline: Process, bundle: Bundle, grid: Grid, threads: int, peaks: dict[str, float]
 ) -> dict[str, Any]:
     """Medians and spread of a candidate, its ratio to the baseline round by round, and to the floor."""
-    dtype = item.peer.dtype
-    cost = encoder_cost(bundle.manifest.vision, grid, {"fp32": 4, "int8": 1, "fp8": 1}.get(dtype, 2))
-    peak = peaks.get(dtype)
+    dtype, vision = item.peer.dtype, bundle.manifest.vision
     ratios = [base / own for base, own in zip(baseline.seconds, item.seconds, strict=True)]
     return {
         "bucket": str(grid),
-        "tokens": grid.tokens(bundle.manifest.vision.merge_size),
+        "tokens": grid.tokens(vision.merge_size),
         "threads": threads,
         "candidate": item.peer.name,
         "dtype": dtype,
@@ -154,9 +153,19 @@ def _row(
         "load_seconds": item.load_seconds,
         "first_seconds": item.first_seconds,
         "peak_bytes": item.peak_bytes,
-        "flops": cost.flops,
-        "floor_seconds": None if peak is None else cost.floor(peak, peaks["bytes"]),
+        "flops": _cost(dtype, vision, grid).flops,
+        "floor_seconds": floor_of(dtype, vision, grid, peaks),
     }
+
+
+def floor_of(dtype: str, vision: VisionSpec, grid: Grid, peaks: dict[str, float]) -> float | None:
+    """Seconds that a candidate of this type cannot beat, None where its peak is not known."""
+    peak = peaks.get(dtype)
+    return None if peak is None else _cost(dtype, vision, grid).floor(peak, peaks["bytes"])
+
+
+def _cost(dtype: str, vision: VisionSpec, grid: Grid) -> EncoderCost:
+    return encoder_cost(vision, grid, {"fp32": 4, "int8": 1, "fp8": 1}.get(dtype, 2))
 
 
 def _cosine(one: Path, other: Path) -> float:
