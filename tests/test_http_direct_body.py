@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,11 @@ def listening(loop: Loop, tls: ServerTls | None = None) -> Iterator[Listening]:
 def here(request: pytest.FixtureRequest) -> Iterator[Listening]:
     with listening(request.param) as found:
         yield found
+
+
+def resident() -> int:
+    """Bytes of memory that this process, and the server in it, holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def head(length: int, *more: str, path: str = "/") -> bytes:
@@ -173,9 +179,6 @@ def test_a_client_that_leaves_after_its_body_is_noticed(here: Listening) -> None
 
 
 def test_a_claim_takes_no_memory(here: Listening) -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
     before = resident()
     connections = [here.connect() for _ in range(8)]
     for connection in connections:
@@ -204,3 +207,33 @@ def test_over_tls_too(loop: Loop, tmp_path: Path) -> None:
             connection.sendall(head(len(body)) + body)
             assert answer(connection) == whole(body)
         assert here.kinds == ["memoryview", "memoryview"]
+
+
+def test_many_connections_at_once_get_what_they_sent(here: Listening) -> None:
+    """Whole bodies between such that end early; nothing of one comes into another, and none of the buffers stays."""
+
+    def client(seed: int) -> int:
+        chance, whole_ones = random.Random(seed), 0
+        connection = here.connect()
+        for _ in range(12):
+            start, length = chance.randrange(1000), chance.choice([10, 300_000, 1_500_000, 2_900_000])
+            body = BODY[start : start + length]
+            if chance.random() < 0.3:
+                connection.sendall(head(len(body)) + body[: chance.randrange(len(body))])
+                connection.close()
+                connection = here.connect()
+                continue
+            connection.sendall(head(len(body)) + body)
+            assert answer(connection) == whole(body)
+            whole_ones += 1
+        connection.close()
+        return whole_ones
+
+    with ThreadPoolExecutor(16) as pool:
+        done = sum(pool.map(client, range(16)))
+    assert done > 50
+    until(lambda: len(here.kinds) == done)
+    before = resident()
+    with ThreadPoolExecutor(16) as pool:
+        sum(pool.map(client, range(16)))
+    assert resident() - before < 2**26
