@@ -1,6 +1,6 @@
 """Request bodies of a known length, from the socket into one buffer: uvicorn and h11 copy each byte five times.
 
-An application that knows the length it is about to read asks for it with `receive_direct`. Until then, and wherever
+An application that knows the length it is about to read asks for it with `DirectBody.receive`. Until then, and wherever
 the body cannot be had this way (chunked, `Expect: 100-continue`, short), it comes as ASGI has it.
 """
 
@@ -39,7 +39,7 @@ class DirectBody(asyncio.BufferedProtocol):
         self._cycle = cycle
         self._view = memoryview(b"")
         self._filled = 0
-        self._ended: asyncio.Future[None] | None = None
+        self._over = asyncio.Event()
 
     async def receive(self) -> memoryview | None:
         """All of the body, None where it has to come through ASGI; that then still has its end to tell, or its loss.
@@ -54,12 +54,10 @@ class DirectBody(asyncio.BufferedProtocol):
         self._view = memoryview(np.empty(len(early) + missing, np.uint8))  # type: ignore[arg-type]
         self._view[: len(early)] = early
         self._filled = len(early)
-        transport = self._connection.transport
-        self._ended = asyncio.get_running_loop().create_future()
-        transport.set_protocol(self)
+        self._connection.transport.set_protocol(self)
         self._connection.flow.resume_reading()
         try:
-            await self._ended
+            await self._over.wait()
         finally:
             self._give_back()
         return self._view if self._filled == len(self._view) else None
@@ -85,20 +83,15 @@ class DirectBody(asyncio.BufferedProtocol):
             self._connection.handle_events()  # the body's end
 
     def _give_back(self) -> None:
-        if self._ended is None:
-            return
-        if not self._ended.done():
-            self._ended.set_result(None)
-        self._ended = None
-        self._connection.transport.set_protocol(self._connection)
+        self._over.set()
+        if self._connection.transport.get_protocol() is self:
+            self._connection.transport.set_protocol(self._connection)
 
     def eof_received(self) -> None:
         self._connection.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        self._ended = None
+        self._over.set()
         self._connection.connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -22,20 +22,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from certificates import make_authority, make_certificate
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from waiting import until
 
 import contract.http_direct_body as direct_body
 from contract.client_left import LEFT, unless_left
 from contract.errors import ContractError
 from contract.http_body import read_body
 from contract.http_errors import HttpError
-from contract.http_listener import http_server
 from contract.tls import ServerTls
-from tests.certificates import make_authority, make_certificate
-from tests.waiting import until
+from tools.fuzz.port import serving
+from tools.fuzz.run import resident_bytes
 
 LIMIT = 2**32
 PATIENCE_S = {"/": 60.0, "/linger": 60.0, "/hasty": 0.5}
@@ -46,8 +47,8 @@ Loop = Literal["auto", "asyncio"]
 class Listening:
     """Where the server listens, and what its handlers saw."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self) -> None:
+        self.port = 0
         self.kinds: list[str] = []
         self.lost: list[str] = []
 
@@ -58,8 +59,7 @@ class Listening:
 
 @contextmanager
 def listening(loop: Loop, tls: ServerTls | None = None) -> Iterator[Listening]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    found = Listening(listener.getsockname()[1])
+    found = Listening()
 
     async def take(request: Request) -> JSONResponse:
         try:
@@ -78,25 +78,14 @@ def listening(loop: Loop, tls: ServerTls | None = None) -> Iterator[Listening]:
 
     handlers = {"/": take, "/hasty": take, "/linger": linger}
     routes = [Route(path, handler, methods=["POST"]) for path, handler in handlers.items()]
-    server = http_server(Starlette(routes=routes), 0, tls, loop)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
+    with serving(Starlette(routes=routes), tls, loop) as found.port:
         yield found
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(params=["auto", "asyncio"])
 def here(request: pytest.FixtureRequest) -> Iterator[Listening]:
     with listening(request.param) as found:
         yield found
-
-
-def resident() -> int:
-    """Bytes of memory that this process, and the server in it, holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def head(length: int, *more: str, path: str = "/") -> bytes:
@@ -180,14 +169,14 @@ def test_a_client_that_leaves_after_its_body_is_noticed(here: Listening) -> None
 
 
 def test_a_claim_takes_no_memory(here: Listening) -> None:
-    before = resident()
+    before = resident_bytes()
     connections = [here.connect() for _ in range(8)]
     for connection in connections:
         connection.sendall(head(2**30, path="/hasty") + BODY)
     until(lambda: len(here.lost) == 8)  # all of them too slow
     for connection in connections:
         connection.close()
-    assert resident() - before < 2**28
+    assert resident_bytes() - before < 2**28
 
 
 def test_another_h11_is_read_as_ever(here: Listening, monkeypatch: pytest.MonkeyPatch) -> None:

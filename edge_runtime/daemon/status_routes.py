@@ -59,11 +59,12 @@ def status_routes(daemon: Daemon) -> APIRouter:
 def _of_server(daemon: Daemon, facts: dict[str, Any] | None) -> str:
     """Whether the server would answer this device, as far as its own `/readyz` and its last answer tell."""
     edge = daemon.pipeline.edge
+    model_hash = edge.bundle.manifest.model.model_hash
     if facts is None:
         return "not reachable or not ready"
     if not daemon.upstream.let_in:
         return "ready, but does not let this device in: see server_api_key and the server's tokens_file"
-    if facts.get("model_hash", edge.bundle.manifest.model.model_hash) != edge.bundle.manifest.model.model_hash:
+    if facts.get("model_hash", model_hash) != model_hash:
         return "ready, but serves another model than the bundle's"
     if edge.basis is not None and edge.basis.sha256 not in facts.get("wire_bases", ()):
         return "ready, but does not hold the bundle's basis: see wire_dtype and the server's wire_basis"

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from contract.basis import NO_BASES, Bases
 from contract.embedding_hash import check_hash
 from contract.errors import ContractError
-from contract.http_body import content_type, read_body
+from contract.http_body import Body, content_type, read_body
 from contract.http_errors import HttpError
 from contract.openai_chat import sampling_of
 from contract.request import GenerateRequest, Media, MediaReference
@@ -69,9 +69,9 @@ def openai_routes(
     return router
 
 
-async def _body(request: Request, engine: Engine, options: ServerOptions) -> bytes:
+async def _body(request: Request, engine: Engine, options: ServerOptions) -> Body:
     content_type(request, openapi.JSON)
-    return bytes(await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True))
+    return await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True)
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Chats:
     store: EmbeddingStore
     parts: PartReader
 
-    def prepare(self, body: bytes, client: Client, key: str | None) -> Prepared:
+    def prepare(self, body: Body, client: Client, key: str | None) -> Prepared:
         """Body to checked request.
 
         Raises:
             ContractError: whatever is wrong with it, in the words of the chat.
         """
-        chat = parse_chat(body)
+        chat = parse_chat(bytes(body))
         self._check_model(chat)
         media = self.parts.read(chat.messages)
         ids = self._writer.write(chat, media)

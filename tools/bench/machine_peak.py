@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 
+from contract.gpu import find_gpu
+
 LARGE_ENOUGH_SECONDS = 0.1  # of one product
 LEAST_RUNS, LEAST_SECONDS = 5, 1.0  # a shared machine is at its best now and then
 
 
-@dataclass(frozen=True)
-class MachinePeak:
-    flops_per_second: float
-    bytes_per_second: float
+def machine_peaks(threads: int = 0) -> dict[str, float]:
+    """Products per second by type ("fp32", "fp16", "bf16", "int8" to int32), and bytes moved per second as "bytes".
 
-
-@functools.cache
-def machine_peak(dtype: str, threads: int = 0) -> MachinePeak:
-    """The best of several large products and copies, on the GPU where there is one, else on the CPU.
-
-    A CPU's float32 is the better of PyTorch's and ONNX Runtime's: PyTorch was seen at 2/5 of what ONNX Runtime makes of
-    the same product (Zen 5), and a floor above what an encoder reaches would be none.
+    The best of several large products and copies, on the GPU where there is one, else on the CPU. A CPU's float32 is
+    the better of PyTorch's and ONNX Runtime's: PyTorch was seen at 2/5 of what ONNX Runtime makes of the same product
+    (Zen 5), and a floor above what an encoder reaches would be none.
 
     Args:
-        dtype: "fp32", "bf16" or "int8" (to int32).
         threads: of the CPU; 0 for all.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        block, other = (torch.ones(64 * 2**20, device=device) for _ in range(2))
-        copy = _best(lambda: other.copy_(block), device)
-        products = _products_per_second(dtype, device)
-        if dtype == "fp32" and device.type == "cpu":
-            products = max(products, _onnxruntime_products_per_second(threads))
-        return MachinePeak(products, 2 * block.numel() * block.element_size() / copy)
+        peaks = {dtype: _products_per_second(dtype, device) for dtype in ("fp32", "bf16", "int8")}
+        if device.type == "cpu":
+            peaks["fp32"] = max(peaks["fp32"], _onnxruntime_products_per_second(threads))
+        # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
+        peaks["fp16"] = peaks["fp32"] if find_gpu() is None else peaks["bf16"]
+        return peaks | {"bytes": _bytes_per_second(device)}
     finally:
         torch.set_num_threads(before)
+
+
+def _bytes_per_second(device: torch.device) -> float:
+    block, other = (torch.ones(64 * 2**20, device=device) for _ in range(2))
+    return 2 * block.numel() * block.element_size() / _best(lambda: other.copy_(block), device)
 
 
 def _products_per_second(dtype: str, device: torch.device) -> float:

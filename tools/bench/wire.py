@@ -167,6 +167,12 @@ def _receive(pipe: Any, name: str) -> None:
             connection.sendall(_said(decode(body), bool(check)).encode())
 
 
+def _http_request(arrays: Arrays, check: bool) -> tuple[list[memoryview], dict[str, str]]:
+    """Body and headers."""
+    body = encode_request(request_of(arrays))
+    return body, content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
+
+
 @contextmanager
 def _over_http() -> Iterator[Send]:
     import httpx
@@ -174,8 +180,7 @@ def _over_http() -> Iterator[Send]:
     with _receiver(_serve_http) as port, httpx.Client(timeout=60) as client:
 
         def send(arrays: Arrays, check: bool) -> tuple[int, str]:
-            body = encode_request(request_of(arrays))
-            headers = content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
+            body, headers = _http_request(arrays, check)
             answer = client.post(f"http://127.0.0.1:{port}/", content=iter(body), headers=headers)  # type: ignore[arg-type]
             return body_size(body), answer.text
 
@@ -191,13 +196,12 @@ def _over_http_of_the_daemon() -> Iterator[Send]:
         client = httpx.AsyncClient(timeout=60)
 
         async def post(arrays: Arrays, check: bool) -> tuple[int, str]:
-            body = encode_request(request_of(arrays))
+            body, headers = _http_request(arrays, check)
 
             async def chunks() -> AsyncIterator[Any]:
                 for chunk in body:
                     yield chunk
 
-            headers = content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
             answer = await client.post(f"http://127.0.0.1:{port}/", content=chunks(), headers=headers)
             return body_size(body), answer.text
 

@@ -8,10 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from contract.http_listener import http_server, listen
+from contract.tls import ServerTls
 from tools.fuzz.mutate import Mutant
 
 TIMEOUT_SECONDS = 20.0
@@ -19,10 +20,10 @@ NO_HTTP_SECONDS = 0.5  # for a head that has no end, or that ends in a length of
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[int]:
+def serving(app: Any, tls: ServerTls | None = None, loop: Literal["auto", "asyncio"] = "auto") -> Iterator[int]:
     """The port of a server that runs in a thread of this process."""
     with listen("127.0.0.1", 0) as listener:
-        server = http_server(app, 2)
+        server = http_server(app, 2, tls, loop)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started and thread.is_alive():

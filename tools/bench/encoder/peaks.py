@@ -18,8 +18,9 @@ from contract.errors import InputError
 from contract.grid import Grid
 from contract.manifest import VisionSpec
 from tools.bench.document import rewrite_document
-from tools.bench.encoder.run import floor_of, measured_peaks
+from tools.bench.encoder.run import floor_of
 from tools.bench.environment import environment
+from tools.bench.machine_peak import machine_peaks
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     found = parser.parse_args()
     document = json.loads(found.document.read_text(encoding="utf-8"))
     check_machine(document["environment"])
-    peaks = {threads: measured_peaks(int(threads)) for threads in document["peaks"]}
+    peaks = {threads: machine_peaks(int(threads)) for threads in document["peaks"]}
     rewrite_document(found.document, with_peaks(document, peaks, open_bundle(found.bundle).manifest.vision))
 
 

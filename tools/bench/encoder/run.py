@@ -17,14 +17,13 @@ from contract import atomic
 from contract.bundle import Bundle, open_bundle
 from contract.distance import distance
 from contract.errors import ContractError, InputError
-from contract.gpu import find_gpu
 from contract.grid import Grid
 from contract.manifest import VisionSpec
 from tools.bench.document import write_document
 from tools.bench.encoder.candidate import Peer, Setting
 from tools.bench.encoder.peers import all_peers
 from tools.bench.encoder.process import Process, prepare, start
-from tools.bench.machine_peak import machine_peak
+from tools.bench.machine_peak import machine_peaks
 from tools.bench.roofline import EncoderCost, encoder_cost
 
 BASELINES = ("upstream onnx, onnxruntime fp32", "pytorch fp32")
@@ -52,22 +51,13 @@ def run(plan: Plan, out: Path) -> None:
     grids = [Grid.parse(text) for text in plan.buckets] or list(bundle.manifest.buckets())
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    peaks = {threads: measured_peaks(threads) for threads in plan.threads}
+    peaks = {threads: machine_peaks(threads) for threads in plan.threads}
     with tempfile.TemporaryDirectory(prefix="qwen3vl-encoder-bench-") as folder:
         for grid in grids:
             for threads in plan.threads:
                 rows += _bucket(plan, bundle, grid, threads, peaks[threads], Path(folder), refused)
                 document = {"model": bundle.manifest.model.id, "peaks": peaks, "rows": rows, "not_run": refused}
                 write_document(out, document)
-
-
-def measured_peaks(threads: int) -> dict[str, float]:
-    """Products per second and bytes per second that this machine reaches, by type."""
-    found = {dtype: machine_peak(dtype, threads) for dtype in ("fp32", "bf16", "int8")}
-    peaks = {dtype: peak.flops_per_second for dtype, peak in found.items()}
-    # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
-    peaks["fp16"] = peaks["fp32"] if find_gpu() is None else peaks["bf16"]
-    return peaks | {"bytes": found["fp32"].bytes_per_second}
 
 
 def _bucket(
