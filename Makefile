@@ -29,8 +29,8 @@ BENCH := build/bench
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p $(BENCH)
-	test -d bundles/bench-$(SIZE)/bundle || $(BIN)/python -m tools.bench.make_bundle --size $(SIZE) --out bundles/bench-$(SIZE) --buckets $(BUCKETS)
-	test -d bundles/bench-reference || $(BIN)/python -m tools.bench.make_reference_bundle bundles/bench-reference
+	test -d bundles/bench-$(SIZE)/bundle || $(BIN)/python -m qwen3vl_edge.tools.dev.bench.make_bundle --size $(SIZE) --out bundles/bench-$(SIZE) --buckets $(BUCKETS)
+	test -d bundles/bench-reference || $(BIN)/python -m qwen3vl_edge.tools.dev.bench.make_reference_bundle bundles/bench-reference
 	$(BIN)/qwen3vl-edge bench encoder --bundle bundles/bench-$(SIZE)/bundle --model bundles/bench-$(SIZE)/random-$(SIZE) --threads 1,2 --together 5 --out $(BENCH)/encoder-$(SIZE).json
 	$(BIN)/qwen3vl-edge bench wire --out $(BENCH)/wire.json
 	$(BIN)/qwen3vl-edge bench packing --bundle bundles/bench-reference --model reference/qwen3vl-tiny --out $(BENCH)/packing.json
@@ -38,7 +38,7 @@ bench: $(STAMP)
 	$(BIN)/qwen3vl-edge bench concurrency --out $(BENCH)/concurrency.json
 	-$(BIN)/qwen3vl-edge bench e2e --out $(BENCH)/end-to-end.json
 	$(BIN)/qwen3vl-edge bench growth $(BENCH) --plots $(BENCH)/images
-	$(BIN)/python -m tools.bench.report $(BENCH) > $(BENCH)/benchmarks.md
+	$(BIN)/python -m qwen3vl_edge.tools.dev.bench.report $(BENCH) > $(BENCH)/benchmarks.md
 
 # Without vLLM's environment its tests are skipped, and say so; the project's own must be there.
 environments:

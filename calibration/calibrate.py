@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.histograms import ChannelHistogram
-from calibration.quantized_weights import SourceWeights, source_weights
-from calibration.ranges import activation_range, check_method, scale_of
-from calibration.samples import Selection, bucket_policy, list_sources
-from calibration.sensitivity import Evaluator, Sensitivity, auto_exclude
-from calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
-from calibration.stage_runner import StageRunner
-from calibration.statistics import Statistics, gather
-from calibration.validation import validation_samples
-from calibration.write_set import QuantizedSet, write_set
-from contract.bundle import Bundle, open_bundle
-from contract.errors import BundleError, InputError
-from contract.manifest import CalibrationRecord, Manifest, PrecisionSet
-from contract.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
-from export.quantization import Quantization, is_scores, quantizable
+from qwen3vl_edge.calibration.histograms import ChannelHistogram
+from qwen3vl_edge.calibration.quantized_weights import SourceWeights, source_weights
+from qwen3vl_edge.calibration.ranges import activation_range, check_method, scale_of
+from qwen3vl_edge.calibration.samples import Selection, bucket_policy, list_sources
+from qwen3vl_edge.calibration.sensitivity import Evaluator, Sensitivity, auto_exclude
+from qwen3vl_edge.calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
+from qwen3vl_edge.calibration.stage_runner import StageRunner
+from qwen3vl_edge.calibration.statistics import Statistics, gather
+from qwen3vl_edge.calibration.validation import validation_samples
+from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
+from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, PrecisionSet
+from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
+from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.export.onnx.quantization import Quantization, is_scores, quantizable
 
 Progress = Callable[[str, float], None]
 
@@ -39,7 +39,7 @@ class CalibrationRequest:
         precision: "int8" or "fp8" (e4m3).
         data: a folder of pictures and clips, or messages as JSON lines.
         samples: pictures and clips to observe.
-        method: how ranges are chosen, see calibration.ranges.
+        method: how ranges are chosen, see qwen3vl_edge.calibration.ranges.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
         auto_exclude: cosine that every output must hold; the products that suffer most are left out until it does.

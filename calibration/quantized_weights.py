@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.smoothing import Smoothing, Vector
-from contract.bundle import Bundle
-from contract.manifest import PrecisionSet
-from export.quantization import LARGEST, Quantization, is_scores
-from export.stage_graphs import PATCHES
-from export.weights import StoredTensor, append_tensor, stored_dtype, stored_in_graphs
+from qwen3vl_edge.calibration.smoothing import Smoothing, Vector
+from qwen3vl_edge.contract.bundle.manifest import PrecisionSet
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.export.onnx.quantization import LARGEST, Quantization, is_scores
+from qwen3vl_edge.export.onnx.stage_graphs import PATCHES
+from qwen3vl_edge.export.onnx.weights import StoredTensor, append_tensor, stored_dtype, stored_in_graphs
 
 SMALLEST_HALF = 2.0**-14  # below it a float16 loses bits, which no scale may
 
@@ -34,7 +34,7 @@ class SourceWeights:
         return raw.view(at.dtype).reshape(at.shape).astype(np.float32, copy=False)
 
     def of_stage(self, stage: str) -> SourceWeights:
-        """The tensors of one stage (`export.stage_graphs`)."""
+        """The tensors of one stage (`export/onnx/stage_graphs.py`)."""
         prefixes = ("patch_embed.", "pos_embed.") if stage == PATCHES else (f"{stage}.",)
         return SourceWeights({name: at for name, at in self.stored.items() if name.startswith(prefixes)}, self.data)
 

@@ -12,9 +12,9 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.histograms import ChannelHistogram
-from contract.errors import InputError
-from export.quantization import LARGEST
+from qwen3vl_edge.calibration.histograms import ChannelHistogram
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.export.onnx.quantization import LARGEST
 
 METHODS = ("max", "entropy", "percentile", "mse")
 PERCENTILE = 99.999

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle
-from contract.errors import BucketError, InputError
-from contract.grid import Grid
-from edge_runtime.engine import bundle_serves
-from edge_runtime.media import BucketPolicy, Message
-from edge_runtime.messages_file import read_conversations
-from edge_runtime.prompt import Processor, load_processor, prepare_prompt
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.errors import BucketError, InputError
+from qwen3vl_edge.edge_runtime.encoder.protocol import bundle_serves
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.messages_file import read_conversations
+from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLIPS = (".mp4", ".mkv", ".mov", ".avi", ".webm")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from calibration.smoothing import Smoothing
-from calibration.stage_runner import StageRunner
-from calibration.validation import ValidationSample
-from contract.distance import distance
-from contract.errors import InputError
-from export.quantization import Quantization
-from export.stage_graphs import PATCHES, stage_of
+from qwen3vl_edge.calibration.smoothing import Smoothing
+from qwen3vl_edge.calibration.stage_runner import StageRunner
+from qwen3vl_edge.calibration.validation import ValidationSample
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.export.onnx.quantization import Quantization
+from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, stage_of
 
 RANKED_ON = 3  # samples that each product's effect is measured on: those that suffer most with all quantized
 

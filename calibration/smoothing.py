@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.histograms import ChannelHistogram
-from contract.errors import InputError
-from contract.manifest import VisionSpec
-from export.quantization import SCORES
+from qwen3vl_edge.calibration.histograms import ChannelHistogram
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.export.onnx.quantization import SCORES
 
 Vector = NDArray[np.float32]
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantized_weights import SourceWeights, write_quantized_weights
-from calibration.smoothing import Smoothing
-from contract.cpu_threads import cpu_threads
-from contract.grid import Grid
-from contract.manifest import VisionSpec
-from contract.position_tables import position_interpolation, rotary_cos_sin
-from contract.precision import ORT_DISABLED_OPTIMIZERS
-from export.quantization import NOT_QUANTIZED, Quantization, quantizable
-from export.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
+from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quantized_weights
+from qwen3vl_edge.calibration.smoothing import Smoothing
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
+from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS
+from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
+from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization, quantizable
+from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
 
 Array = NDArray[Any]
 Observe = Callable[[str, Array], None]

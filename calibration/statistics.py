@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from calibration.histograms import BINS, ChannelHistogram
-from calibration.samples import Selection, Source, stream_samples
-from calibration.stage_runner import StageRunner
-from contract import atomic
-from contract.bundle import Bundle
-from contract.errors import InputError
-from contract.manifest import VisionSpec
-from edge_runtime.media import BucketPolicy
-from export.quantization import quantizable
-from export.stage_graphs import product_width
+from qwen3vl_edge.calibration.histograms import BINS, ChannelHistogram
+from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
+from qwen3vl_edge.calibration.stage_runner import StageRunner
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.export.onnx.quantization import quantizable
+from qwen3vl_edge.export.onnx.stage_graphs import product_width
 
 STATISTICS_NAME = "calibration/statistics.npz"
 _SAVE_EVERY = 30.0  # seconds of work that a crash may cost

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.samples import Selection, Source, stream_samples
-from calibration.stage_runner import StageRunner, Trace
-from contract.bundle import Bundle
-from contract.grid import Grid
-from contract.manifest import PrecisionSet, VisionSpec
-from edge_runtime.media import BucketPolicy
-from export.check import CheckCase, dynamic_check_grids
-from export.check_pixels import draw_frames, patch_values
+from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
+from qwen3vl_edge.calibration.stage_runner import StageRunner, Trace
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import PrecisionSet, VisionSpec
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.export.onnx.check import CheckCase, dynamic_check_grids
+from qwen3vl_edge.export.onnx.check_pixels import draw_frames, patch_values
 
 REAL_SAMPLES = 4
 

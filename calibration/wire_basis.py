@@ -1,4 +1,4 @@
-"""A basis for embeddings on the wire, fitted to what the encoder makes of the calibration data (`contract/basis.py`).
+"""A basis for embeddings on the wire, fitted to the encoder's outputs on calibration data (`contract/wire/basis.py`).
 
 Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed as the data
 streams by. Every eighth sample is held out: on its rows the ranks are chosen and measured.
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.samples import Selection, bucket_policy, list_sources, stream_samples
-from contract import atomic
-from contract.basis import MAX_RANK, MULTIPLE, TensorBasis, basis_file, parse_basis
-from contract.bundle import Bundle, open_bundle, record_file
-from contract.errors import InputError
-from contract.manifest import BasisRecord
-from edge_runtime.engine import EngineOptions, load_engine
+from qwen3vl_edge.calibration.samples import Selection, bucket_policy, list_sources, stream_samples
+from qwen3vl_edge.contract.bundle.manifest import BasisRecord
+from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle, record_file
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.wire.basis import MAX_RANK, MULTIPLE, TensorBasis, basis_file, parse_basis
+from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
 Progress = Callable[[str, float], None]
 Rows = NDArray[np.float64]
 
 HELD_OUT_EVERY = 8
 HELD_OUT_ROWS = 64  # of a sample: enough of them, and no more memory for more data
-STRONGEST_SPREAD = 4.0  # of its coefficients; their steps and their largest are contract.basis's
+STRONGEST_SPREAD = 4.0  # of its coefficients; their steps and their largest are qwen3vl_edge.contract.wire.basis's
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _embeddings(
     """The encoder's tensors of one sample after another, float32 or float16 [n, D]."""
     sources = list_sources(request.data, request.seed)
     policy = bucket_policy(bundle, request.precision)
-    engine = load_engine("onnxruntime", bundle, EngineOptions(request.precision, request.threads))
+    engine = load_backend("onnxruntime", bundle, BackendOptions(request.precision, request.threads))
     try:
         done = 0
         for _, samples in stream_samples(sources, bundle, policy, selection, request.samples):

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibration.quantized_weights import SourceWeights, write_quantized_weights
-from calibration.sensitivity import Sensitivity
-from calibration.smoothing import Smoothing
-from contract import atomic
-from contract.bundle import Bundle, open_bundle, record_file
-from contract.manifest import CalibrationRecord, GraphRecord, PrecisionSet
-from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
-from export.check import CheckCase, measure_graph
-from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
-from export.quantization import Quantization
-from export.weights import StoredTensor
+from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quantized_weights
+from qwen3vl_edge.calibration.sensitivity import Sensitivity
+from qwen3vl_edge.calibration.smoothing import Smoothing
+from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, PrecisionSet
+from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle, record_file
+from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.export.onnx.check import CheckCase, measure_graph
+from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
+from qwen3vl_edge.export.onnx.quantization import Quantization
+from qwen3vl_edge.export.onnx.weights import StoredTensor
 
 WEIGHTS_NAME = "weights.bin"
 SENSITIVITY_NAME = "sensitivity.json"
@@ -28,7 +28,7 @@ class QuantizedSet:
     """All that decides a quantized set.
 
     Attributes:
-        precision: its name, a key of contract.precision.PRECISIONS.
+        precision: its name, a key of qwen3vl_edge.contract.bundle.precision.PRECISIONS.
     """
 
     precision: str

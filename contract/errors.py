@@ -121,3 +121,39 @@ class ServerUnavailableError(ContractError):
 
     status = 503
     code = "server_unavailable"
+
+
+class QueueFullError(LimitError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after: whole seconds after which trying again makes sense.
+    """
+
+    status = 429
+    code = "queue_full"
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__("the queue is full", got=f"{waiting} waiting", remedy=f"Try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class KeyReusedError(ContractError):
+    """The same key with another request: one of the two is a mistake, and neither may get the other's answer."""
+
+    status = 409
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this key was sent with another request",
+            field="Idempotency-Key",
+            remedy="Use a new key for each new request.",
+        )
+
+
+class InternalError(ContractError):
+    """A fault of whoever answers; the client learns no more than the request's id."""
+
+    status = 500
+    code = "internal_error"

@@ -9,14 +9,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from contract.compression import compress
-from contract.request import Sampling
-from contract.wire import body_size, encode_request
-from edge_runtime.async_client import AsyncClient
-from edge_runtime.client import ANYBODY, Event, stream
-from edge_runtime.edge import Edge, EncodedPrompt
-from edge_runtime.media import Message
-from edge_runtime.server_access import ServerAccess
+from qwen3vl_edge.contract.wire.codec import body_size, encode_request
+from qwen3vl_edge.contract.wire.compression import compress
+from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
+from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
+from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, stream
+from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt
+from qwen3vl_edge.edge_runtime.inputs.media import Message
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from contract.basis import Basis, read_basis
-from contract.bundle import Bundle, open_bundle
-from contract.errors import InputError
-from contract.grid import Grid
-from contract.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
-from contract.request import GenerateRequest, Media, Sampling, pack_media
-from edge_runtime.embedding_cache import EmbeddingCache
-from edge_runtime.engine import Embeddings, Engine, EngineOptions, load_engine
-from edge_runtime.lean.choice import PREPROCESS, choose_lean
-from edge_runtime.lean.processor import LeanProcessor, prepare_lean_prompt, serves
-from edge_runtime.library_versions import library_versions
-from edge_runtime.link import AUTO, Link
-from edge_runtime.live.window import Snapshot
-from edge_runtime.media import BucketPolicy, Message
-from edge_runtime.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
-from edge_runtime.stacking import Item, Made, encode_items, told_runs
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.wire.basis import Basis, read_basis
+from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
+from qwen3vl_edge.edge_runtime.backends.library_versions import library_versions
+from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
+from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
+from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput, EncoderOutput, describe_runs, encode_items
+from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend
+from qwen3vl_edge.edge_runtime.inputs.lean.choice import PREPROCESS, choose_lean
+from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt, serves
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,20 @@ class EdgeOptions:
     """How a device runs.
 
     Attributes:
-        backend: a key of `edge_runtime.engine.BACKENDS`.
+        backend: a key of `BACKENDS` in `edge_runtime/encoder/protocol.py`.
         wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
-            fewer bytes and moves the embeddings a little: docs/wire.md says by how much; or "auto": fp16 where the
+            fewer bytes and moves the embeddings a little (docs/reference/wire.md); or "auto": fp16 where the
             link brings it within `wire_target_s`, else the packing that moves them least and is there in time.
             "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must hold too.
         wire_zstd: bodies are compressed, without loss.
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
         stack: images and clips of a request that have one size share engine runs.
-        preprocess: a key of `edge_runtime.lean.choice.PREPROCESS`.
+        preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/choice.py`.
     """
 
     backend: str = "onnxruntime"
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: BackendOptions = field(default_factory=BackendOptions)
     wire_dtype: str = "fp16"
     wire_target_s: float = 1.0
     wire_zstd: bool = False
@@ -98,15 +99,15 @@ class Edge:
         self,
         bundle: Bundle,
         options: EdgeOptions,
-        engine: Engine,
+        engine: EncoderBackend,
         lean: LeanProcessor | None,
-        link: Link | None = None,
+        link: BandwidthEstimate | None = None,
         basis: Basis | None = None,
     ) -> None:
         self.bundle = bundle
         self.options = options
         self.basis = basis
-        self.link = link or Link()
+        self.link = link or BandwidthEstimate()
         self.engine = engine
         self.lean = lean
         self.policy = BucketPolicy(
@@ -188,7 +189,7 @@ class Edge:
         timings = EdgeTimings(prepared.seconds, seconds)
         return EncodedPrompt(self.bundle.manifest.model.id, request, prepared.prompt.media, timings)
 
-    def encode_items(self, items: Sequence[Item]) -> list[Embeddings]:
+    def encode_items(self, items: Sequence[EncoderInput]) -> list[Embeddings]:
         """Images and clips through the engine, as they travel; one thread at a time.
 
         Raises:
@@ -197,15 +198,15 @@ class Edge:
         """
         return [made.embeddings for made in self._encode_items(items)]
 
-    def _encode_items(self, items: Sequence[Item]) -> list[Made]:
+    def _encode_items(self, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
         made = encode_items(self.engine, items, stack=self.options.stack)
         if self.options.wire_dtype not in FROM_FP32:
             return [replace(item, embeddings=item.embeddings.to_fp16()) for item in made]
         return made
 
-    def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[Media, ...], tuple[float, ...]]:
+    def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[MediaEmbeddings, ...], tuple[float, ...]]:
         """Each item's embeddings and the seconds they took: made by a camera, kept in the cache, or encoded now."""
-        found: dict[int, Media] = {}
+        found: dict[int, MediaEmbeddings] = {}
         seconds = [0.0] * len(items)
         missing: dict[str, list[int]] = {}
         for index, item in enumerate(items):
@@ -220,7 +221,7 @@ class Edge:
             seconds[index] = time.perf_counter() - started
         started = time.perf_counter()
         work = [items[indices[0]] for indices in missing.values()]
-        made = self._encode_items([Item(item.grid, item.pixel_values, item.pixels) for item in work])
+        made = self._encode_items([EncoderInput(item.grid, item.pixel_values, item.pixels) for item in work])
         share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
         for (key, indices), one in zip(missing.items(), made, strict=True):
             if self.cache is not None:
@@ -232,20 +233,20 @@ class Edge:
             found.update({index: self._as_media(items[index], one.embeddings, cached=True) for index in others})
         return tuple(found[index] for index in range(len(items))), tuple(seconds)
 
-    def _window_media(self, item: PreparedMedia, window: Snapshot) -> Media:
+    def _window_media(self, item: PreparedMedia, window: Snapshot) -> MediaEmbeddings:
         kept = window.encoded
         media = self._as_media(item, window.embeddings(self.encode_items))
         return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": kept})
 
     def _as_media(
         self, item: PreparedMedia, made: Embeddings, runs: tuple[Grid, ...] = (), *, cached: bool = False
-    ) -> Media:
+    ) -> MediaEmbeddings:
         origin = self._origin(item) | ({"cached": True} if cached else {})
         if runs not in ((), (item.grid,)):  # it shared a run, or was split
-            origin["runs"] = told_runs(runs)
-        return Media(item.kind, item.grid, made.embeds, made.deepstack, origin)
+            origin["runs"] = describe_runs(runs)
+        return MediaEmbeddings(item.kind, item.grid, made.embeds, made.deepstack, origin)
 
-    def _as_sent(self, media: tuple[Media, ...]) -> tuple[Media, ...]:
+    def _as_sent(self, media: tuple[MediaEmbeddings, ...]) -> tuple[MediaEmbeddings, ...]:
         """In the wire's dtype; one for all of a request."""
         name = self.options.wire_dtype
         if name == AUTO:
@@ -282,7 +283,7 @@ class Edge:
         }
 
 
-def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Link | None = None) -> Edge:
+def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: BandwidthEstimate | None = None) -> Edge:
     """Open and check a bundle, and load its processor and engine.
 
     Args:
@@ -302,7 +303,7 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Link
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
-    engine = load_engine(options.backend, opened, options.engine)
+    engine = load_backend(options.backend, opened, options.engine)
     edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link, basis)
     if edge.lean is None:
         _ = edge.processor  # what is wrong with it is told now

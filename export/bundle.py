@@ -10,12 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract import atomic
-from contract.bundle import PROCESSOR_FOLDER, record_file
-from contract.checkpoint import Checkpoint, open_checkpoint
-from contract.errors import BucketError, InputError
-from contract.grid import Grid, parse_image_buckets, parse_video_buckets
-from contract.manifest import (
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_video_buckets
+from qwen3vl_edge.contract.bundle.manifest import (
     MANIFEST_NAME,
     GraphRecord,
     Manifest,
@@ -24,11 +21,14 @@ from contract.manifest import (
     Preprocessing,
     VisionSpec,
 )
-from contract.precision import EXPORTED
-from export.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
-from export.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
-from export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
-from export.weights import StoredTensor, check_tensors, write_weights
+from qwen3vl_edge.contract.bundle.open import PROCESSOR_FOLDER, record_file
+from qwen3vl_edge.contract.bundle.precision import EXPORTED
+from qwen3vl_edge.contract.errors import BucketError, InputError
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.export.onnx.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
+from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
+from qwen3vl_edge.export.onnx.weights import StoredTensor, check_tensors, write_weights
+from qwen3vl_edge.export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
 
 Progress = Callable[[str, float], None]
 WEIGHTS_NAME = "weights.bin"

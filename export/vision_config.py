@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from contract.checkpoint import Checkpoint
-from contract.errors import CheckpointError
-from contract.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.errors import CheckpointError
 
 # How the ONNX graph spells the MLP's activation.
 ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}

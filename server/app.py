@@ -13,36 +13,36 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from contract.basis import NO_BASES, Bases
-from contract.embedding_hash import check_hash
-from contract.errors import WireError
-from contract.http_body import Body, content_type, read_body
-from contract.http_counter import RequestCounter
-from contract.http_errors import HttpError, install_error_handlers
-from contract.idempotency import HEADER, idempotency_key
-from contract.request import GenerateRequest, Media, MediaReference
-from contract.tracing import TraceMiddleware
-from contract.wire import CONTENT_TYPE, decode_request
-from server.access import Guard
-from server.answers import answer, describe, trace
-from server.clients import client_of, request_id_of
-from server.embedding_disk import open_disk
-from server.embedding_routes import embedding_routes
-from server.embedding_store import EmbeddingStore
-from server.generating import admit, begin_or_join, tell
-from server.idempotency import KeyedGenerations, fingerprint
-from server.json_api import decode_json
-from server.metrics import Metrics
-from server.openai.routes import PATH as CHAT
-from server.openai.routes import openai_routes
-from server.openapi import FORGET, GENERATE, JSON, describe_openapi
-from server.options import ServerOptions
-from server.readiness import Readiness
-from server.running import Running, start
-from server.streaming import KEEP_ALIVE_SECONDS, events
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.http.errors import HttpError, install_error_handlers
+from qwen3vl_edge.contract.http.idempotency_key import HEADER, idempotency_key
+from qwen3vl_edge.contract.http.request_counter import RequestCounter
+from qwen3vl_edge.contract.http.tracing import TraceMiddleware
+from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request
+from qwen3vl_edge.contract.wire.embedding_hash import check_hash
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
+from qwen3vl_edge.server.embeddings.disk import open_disk
+from qwen3vl_edge.server.embeddings.routes import embedding_routes
+from qwen3vl_edge.server.embeddings.store import EmbeddingStore
+from qwen3vl_edge.server.generate_json import decode_json
+from qwen3vl_edge.server.generation.answer_json import answer, describe, trace
+from qwen3vl_edge.server.generation.keyed import KeyedGenerations, fingerprint
+from qwen3vl_edge.server.generation.lifecycle import admit, begin_or_join, tell
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration, start
+from qwen3vl_edge.server.generation.streaming import KEEP_ALIVE_SECONDS, events
+from qwen3vl_edge.server.http.access import Guard
+from qwen3vl_edge.server.http.identity import client_of, request_id_of
+from qwen3vl_edge.server.metrics import Metrics
+from qwen3vl_edge.server.openai.routes import PATH as CHAT
+from qwen3vl_edge.server.openai.routes import openai_routes
+from qwen3vl_edge.server.openapi import FORGET, GENERATE, JSON, describe_openapi
+from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.server.readiness import Readiness
 
 if TYPE_CHECKING:
-    from server.engines.protocol import Engine
+    from qwen3vl_edge.server.engines.protocol import Engine
 
 MAX_REQUEST_ID = 128
 ROUTES = ("/v1/generate", CHAT, "/v1/models", "/readyz", "/healthz")
@@ -146,9 +146,9 @@ async def _read_request(
 
 def _binary_request(body: Body, engine: Engine, store: EmbeddingStore, namespace: str, bases: Bases) -> GenerateRequest:
     """A checked request; what it names by hash comes from the store, and what it brought with a hash goes there."""
-    held: list[Media] = []
+    held: list[MediaEmbeddings] = []
 
-    def lookup(references: Sequence[MediaReference]) -> list[Media]:
+    def lookup(references: Sequence[MediaReference]) -> list[MediaEmbeddings]:
         held.extend(store.lookup(references, namespace))
         return held
 
@@ -171,7 +171,7 @@ def _with_request_id(request: GenerateRequest, otherwise: str) -> GenerateReques
     return request if request.request_id else replace(request, request_id=otherwise)
 
 
-async def _whole(prepared: GenerateRequest, running: Running, engine: Engine) -> dict[str, Any]:
+async def _whole(prepared: GenerateRequest, running: LiveGeneration, engine: Engine) -> dict[str, Any]:
     """The answer, once it is there."""
     async for _ in running.log.follow(KEEP_ALIVE_SECONDS):
         pass

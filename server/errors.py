@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contract.errors import ContractError, ServerUnavailableError, WireError
+from qwen3vl_edge.contract.errors import ContractError, ServerUnavailableError, WireError
 
 
 class BodySchemaError(WireError):
@@ -51,7 +51,7 @@ class PromptChangedError(ContractError):
             field="input_ids",
             expected=f"{expected} tokens as sent",
             got=f"{got} tokens",
-            remedy="Use a release of the engine that docs/server/vllm.md names, or --engine transformers.",
+            remedy="Use a release of the engine that docs/guides/server/vllm.md names, or --engine transformers.",
         )
 
 

@@ -11,21 +11,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from contract.basis import Bases, bases_of, read_basis
-from contract.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
-from contract.errors import InputError
-from contract.http_listener import http_server, listen, quiet_stop, renew_tls
-from contract.tls import ServerTls
-from contract.tracing import start_tracing
-from server.options import ServerOptions
-from server.readiness import Readiness
+from qwen3vl_edge.contract.bundle.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.listener import http_server, listen, quiet_stop, renew_tls
+from qwen3vl_edge.contract.http.tls import ServerTls
+from qwen3vl_edge.contract.http.tracing import start_tracing
+from qwen3vl_edge.contract.wire.basis import Bases, bases_of, read_basis
+from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.server.readiness import Readiness
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from server.engines.protocol import Engine
-    from server.engines.transformers.language_model import LoadedModel
-    from server.openai.pixels import PixelEncoder
+    from qwen3vl_edge.server.engines.protocol import Engine
+    from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+    from qwen3vl_edge.server.openai.pixels import PixelEncoder
 
 logger = logging.getLogger("server")
 
@@ -44,7 +44,7 @@ def serve(options: ServerOptions) -> None:
     _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
     bases = bases_of(*(read_basis(path, checkpoint.model_hash, "wire_basis") for path in options.wire_basis))
     if options.engine == "vllm":
-        from server.engines.vllm.arguments import require_vllm
+        from qwen3vl_edge.server.engines.vllm.arguments import require_vllm
 
         require_vllm()
     listener = listen(options.host, options.port)
@@ -57,8 +57,8 @@ def serve(options: ServerOptions) -> None:
 def _serve_on(
     listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None, bases: Bases
 ) -> None:
-    from server.access import Guard, warn_of_open_doors
-    from server.app import create_app
+    from qwen3vl_edge.server.app import create_app
+    from qwen3vl_edge.server.http.access import Guard, warn_of_open_doors
 
     _log_to_stderr()
     start_tracing("qwen3vl-server")
@@ -99,7 +99,7 @@ def _load(
 def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
     """Loaded, and warm: it has generated; beside it the vision tower, where it was asked for."""
     if options.engine == "vllm":
-        from server.engines.vllm.start import open_engine
+        from qwen3vl_edge.server.engines.vllm.start import open_engine
 
         engine: Engine = open_engine(checkpoint, options)
         logger.info("ready: %s, %s", engine.loaded.name, engine.loaded.describe())
@@ -108,8 +108,8 @@ def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine
 
 
 def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
-    from server.engines.transformers.engine import BatchOptions, TransformersEngine
-    from server.engines.transformers.language_model import load_language_model
+    from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+    from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 
     batch = BatchOptions(
         max_queue=options.max_queue,
@@ -126,7 +126,7 @@ def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[
     _announce(engine.loaded)
     if not options.allow_pixels:
         return engine, None
-    from server.engines.transformers.vision_tower import load_vision_tower
+    from qwen3vl_edge.server.engines.transformers.vision_tower import load_vision_tower
 
     tower = load_vision_tower(checkpoint, engine.loaded)
     logger.info("the vision tower is loaded too: pictures in chats are taken (--allow-pixels)")

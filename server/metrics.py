@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.embedding_store import EmbeddingStore
+from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 
 if TYPE_CHECKING:
-    from server.engines.protocol import EngineStats, GenerateResult
+    from qwen3vl_edge.server.engines.protocol import EngineStats, GenerateResult
 
 PREFIX = "qwen3vl_edge"
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

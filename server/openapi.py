@@ -10,10 +10,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from contract.idempotency import HEADER, MAX_KEY_CHARACTERS
-from contract.wire import CONTENT_TYPE
-from server.json_api import GenerateBody
-from server.openai.request import ChatRequest
+from qwen3vl_edge.contract.http.idempotency_key import HEADER, MAX_KEY_CHARACTERS
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE
+from qwen3vl_edge.server.generate_json import GenerateBody
+from qwen3vl_edge.server.openai.request import ChatRequest
 
 JSON = "application/json"
 EVENTS = "text/event-stream"

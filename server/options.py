@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contract.errors import InputError
-from contract.request import Limits
-from contract.settings import check_ranges, gather_settings
-from contract.tls import ServerTls, server_tls
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.settings import check_ranges, gather_settings
+from qwen3vl_edge.contract.http.tls import ServerTls, server_tls
+from qwen3vl_edge.contract.wire.request import Limits
 
 ENVIRONMENT = "QWEN3VL_SERVER_"
 
@@ -59,7 +59,7 @@ class ServerOptions:
         rate_per_minute: requests of one client, which is a token's name or an address; 0 for no limit.
         rate_burst: of them, those that may come at once.
         audit_log: file of one JSON line per request, without any content; opened anew after SIGHUP.
-        engine: "transformers" in this process, or "vllm" over several GPUs or machines (docs/server/vllm.md).
+        engine: "transformers" in this process, or "vllm" over several GPUs or machines (docs/guides/server/vllm.md).
         tensor_parallel, pipeline_parallel, expert_parallel: GPUs per layer, groups of layers, experts apart; of vllm.
         distributed_backend: of vllm: "uni" one process, "mp" one machine, "ray" several, empty its own choice.
         gpu_memory_utilization: of vllm, the part of each GPU's memory for weights and keys and values.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from contract.errors import ServerUnavailableError
+from qwen3vl_edge.contract.errors import ServerUnavailableError
 
 if TYPE_CHECKING:
-    from server.engines.protocol import Engine, EngineStats
-    from server.openai.pixels import PixelEncoder
+    from qwen3vl_edge.server.engines.protocol import Engine, EngineStats
+    from qwen3vl_edge.server.openai.pixels import PixelEncoder
 
 
 class Readiness:

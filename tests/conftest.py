@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.support.paths import ROOT
+
 # No test may reach a model hub, on any machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from calibration.calibrate import CalibrationRequest, calibrate_bundle
-from edge_runtime.edge import Edge, EdgeOptions, open_edge
-from edge_runtime.engine import EngineOptions
-from export.bundle import export_bundle
-from tools.train_reference.make_calibration_data import make_calibration_data
+from qwen3vl_edge.calibration.calibrate import CalibrationRequest, calibrate_bundle
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.export.bundle import export_bundle
+from qwen3vl_edge.tools.dev.train_reference.make_calibration_data import make_calibration_data
 
-ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
 SAMPLES = ROOT / "reference" / "samples"
 # The held-out questions' own sizes are fixed buckets, all but a few that the dynamic graph takes.
@@ -111,14 +112,14 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def edge(bundle: Path) -> Iterator[Edge]:
     """The device with fp32 graphs and fp32 on the wire."""
-    with open_edge(bundle, EdgeOptions(wire_dtype="fp32", engine=EngineOptions(precision="fp32"))) as opened:
+    with open_edge(bundle, EdgeOptions(wire_dtype="fp32", engine=BackendOptions(precision="fp32"))) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A server of the reference checkpoint, in its own process, language model in fp32."""
-    from tools.server_process import running_server
+    from qwen3vl_edge.tools.server_process import running_server
 
     with running_server(model=str(REFERENCE), dtype="float32") as server:
         yield server.url

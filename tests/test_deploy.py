@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.daemon.config import load_config
-from server.options import load_options
+from qwen3vl_edge.edge_runtime.daemon.config import load_config
+from qwen3vl_edge.server.options import load_options
+from tests.support.paths import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "deploy" / "qwen3vl-edge.service"
 
 
@@ -47,7 +47,7 @@ def test_the_unit_starts_what_the_command_line_knows(tmp_path: Path) -> None:
     assert found is not None
     _, *arguments = shlex.split(found[1])
     arguments[arguments.index("--config") + 1] = str(tmp_path / "none.toml")
-    run = [sys.executable, "-m", "tools.cli", *arguments]
+    run = [sys.executable, "-m", "qwen3vl_edge", *arguments]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, "none.toml cannot be read" in done.stderr) == (2, True)
     seconds = {name: int(re.search(rf"^{name}=(\d+)$", unit, re.M)[1]) for name in ("TimeoutStopSec", "WatchdogSec")}  # type: ignore[index]

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from server.options import load_options
+from qwen3vl_edge.server.options import load_options
+from tests.support.paths import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "vllm"
+FOLDER = ROOT / "deploy" / "vllm"
 SETTINGS = sorted(FOLDER.glob("*.toml"))
 FILES = sorted(FOLDER.iterdir())
 

@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from contract.checkpoint import open_checkpoint
-from contract.errors import InputError
-from contract.request import Sampling
-from edge_runtime.ask import Answer, ask
-from edge_runtime.edge import open_edge
-from tools.parity.end_to_end import Unsplit
-from tools.parity.prompts import read_prompts
-from tools.server_process import running_server
+from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.edge_runtime.ask import Answer, ask
+from qwen3vl_edge.edge_runtime.edge import open_edge
+from qwen3vl_edge.tools.parity.end_to_end import Unsplit
+from qwen3vl_edge.tools.parity.prompts import read_prompts
+from qwen3vl_edge.tools.server_process import running_server
 
 BUCKETS = "128x128,128x160,160x128,160x160"
 VIDEO_BUCKETS = "8x96x96,8x96x128"
@@ -58,7 +58,7 @@ def run(work: Path, model: Path, samples: Path) -> None:
 
 
 def _export(model: Path, work: Path, console: Console) -> None:
-    from export.bundle import export_bundle
+    from qwen3vl_edge.export.bundle import export_bundle
 
     with console.status("exporting the encoder"):
         started = time.perf_counter()

@@ -19,14 +19,16 @@ from typing import Any
 
 import httpx
 
-from contract.errors import ServerUnavailableError
+import qwen3vl_edge
+from qwen3vl_edge.contract.errors import ServerUnavailableError
 
-ROOT = Path(__file__).resolve().parent.parent
+# The folder from which this very package was imported: a child process imports the same one.
+PACKAGE_PARENT = Path(qwen3vl_edge.__file__).parent.parent
 _CODE = """
 import json, sys
-from contract.errors import ContractError
-from server.main import serve
-from server.options import load_options
+from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.server.main import serve
+from qwen3vl_edge.server.options import load_options
 options = json.loads(sys.argv[1])
 try:
     serve(load_options(None, options, {}))
@@ -47,13 +49,12 @@ class ServerProcess:
 
 def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.Popen[bytes]:
     """Start a server that logs to `log`, with at most `threads` threads; options as in `running_server`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("wb") as stream:
         return subprocess.Popen(
             [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options}, default=str)],
-            cwd=ROOT,
             env=environment,
             stdout=stream,
             stderr=stream,

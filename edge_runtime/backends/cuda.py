@@ -14,7 +14,7 @@ import numpy as np
 from cuda.bindings import runtime as cudart
 from numpy.typing import NDArray
 
-from contract.errors import EngineError
+from qwen3vl_edge.contract.errors import EngineError
 
 
 def checked(call: str, answer: tuple[Any, ...]) -> Any:

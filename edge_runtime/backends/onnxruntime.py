@@ -8,22 +8,22 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle
-from contract.cpu_threads import cpu_threads
-from contract.manifest import GraphRecord
-from contract.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
-from edge_runtime.backends.providers import find_provider, make_session
-from edge_runtime.cpu_features import int8_products_saturate
-from edge_runtime.engine import Engine, EngineOptions
-from edge_runtime.graph_engine import GraphEngine
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
+from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import OnnxGraphBackend
+from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
 logger = logging.getLogger("edge")
 
 
-class OnnxRuntimeEngine(GraphEngine):
+class OnnxRuntimeBackend(OnnxGraphBackend):
     """One session per graph; sessions are safe to share."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         super().__init__(bundle, options)
         find_provider(options.provider)
         self._provider = options.provider
@@ -51,14 +51,14 @@ class OnnxRuntimeEngine(GraphEngine):
         return outputs
 
 
-def load(bundle: Bundle, options: EngineOptions) -> Engine:
+def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     """Load the ONNX Runtime engine.
 
     Raises:
         InputError: no such provider, or one that does not start here.
         BundleError: the bundle has no such precision.
     """
-    engine = OnnxRuntimeEngine(bundle, options)
+    engine = OnnxRuntimeBackend(bundle, options)
     if options.provider != "cpu":
         engine.check_provider()
     return engine

@@ -13,13 +13,13 @@ from typing import Any
 import openvino as ov
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle
-from contract.cpu_threads import cpu_threads
-from contract.errors import InputError
-from contract.manifest import GraphRecord
-from edge_runtime.backends.openvino_norms import quantize_in_norms
-from edge_runtime.engine import Engine, EngineOptions
-from edge_runtime.graph_engine import GraphEngine
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import OnnxGraphBackend
+from qwen3vl_edge.edge_runtime.backends.openvino_norms import quantize_in_norms
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
 HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
 
@@ -30,7 +30,7 @@ def openvino_core() -> ov.Core:
 
     The CPU plug-in gives the thread that starts it a signal stack and takes it back with its `Core`. With two, freed
     in the order in which they were made, the thread is left with the first one's unmapped stack, and the next signal
-    (Ctrl-C, SIGTERM) ends the process without a word: seen with 2026.4.1, in tests/test_edge_openvino.py.
+    (Ctrl-C, SIGTERM) ends the process without a word: seen with 2026.4.1, in tests/edge_runtime/test_openvino.py.
     """
     return ov.Core()
 
@@ -59,10 +59,10 @@ def cpu_settings(hint: str, threads: int) -> dict[str, Any]:
     return settings
 
 
-class OpenvinoEngine(GraphEngine):
+class OpenvinoBackend(OnnxGraphBackend):
     """One compiled model per graph; each picture gets all threads."""
 
-    def __init__(self, name: str, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, name: str, bundle: Bundle, options: BackendOptions) -> None:
         super().__init__(bundle, options)
         self.name = name
         self._bf16 = HINTS[name] == "bf16"
@@ -86,7 +86,7 @@ class OpenvinoEngine(GraphEngine):
             return [loaded.get_tensor(name).data.copy() for name in self.bundle.manifest.vision.output_names]
 
 
-def load(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
+def load(name: str, bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     """Load the OpenVINO engine.
 
     Args:
@@ -96,4 +96,4 @@ def load(name: str, bundle: Bundle, options: EngineOptions) -> Engine:
         InputError: bfloat16 asked of a CPU that has none, or the CPU plug-in does not load.
         BundleError: the bundle has no such precision.
     """
-    return OpenvinoEngine(name, bundle, options)
+    return OpenvinoBackend(name, bundle, options)

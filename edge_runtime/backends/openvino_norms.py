@@ -2,7 +2,7 @@
 
 The CPU plug-in fuses a norm and what follows it into one kernel, but leaves out a quantization that stands before a
 linear of two axes. Seen with 2026.4.1: with a third axis of one around it, it is taken in, 20 ms of a second less in
-bfloat16 and nothing in float32 (docs/performance-log.md). The norm is then not rounded to bfloat16 before it is
+bfloat16 and nothing in float32 (docs/reports/performance-log.md). The norm is then not rounded to bfloat16 before it is
 quantized, which moves it towards float32.
 """
 

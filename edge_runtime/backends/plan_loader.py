@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contract.bundle import Bundle
-from contract.engines import EngineRecord, PlanRecord
-from contract.errors import EngineError
-from contract.tensor_spec import TensorSpec
-from contract.tensorrt_library import CollectedLog, dimensions, logger_into
-from edge_runtime.plan_choice import rebuild_command
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
+from qwen3vl_edge.contract.errors import EngineError
+from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, logger_into
+from qwen3vl_edge.edge_runtime.backends.plan_selection import rebuild_command
 
 if TYPE_CHECKING:
     import tensorrt as trt

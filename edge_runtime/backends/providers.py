@@ -18,9 +18,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from contract.bundle import Bundle
-from contract.engines import ENGINE_FOLDER
-from contract.errors import InputError
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER
+from qwen3vl_edge.contract.errors import InputError
 
 # Where a graph given as bytes finds its weights; without it they are looked for in the working folder.
 WEIGHTS_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"

@@ -8,22 +8,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle, open_model_of
-from contract.checkpoint import Checkpoint, CheckpointTensor
-from contract.errors import InputError
-from contract.grid import Grid
-from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves, bundle_serves
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import Bundle, open_model_of
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.encoder.protocol import (
+    BackendOptions,
+    Embeddings,
+    EncoderBackend,
+    ServedGrids,
+    bundle_serves,
+)
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class PytorchEngine:
+class PytorchBackend:
     """`Qwen3VLVisionModel` alone, its weights read without the language model's."""
 
     name = "pytorch"
     precision = "fp32"
 
-    def __init__(self, checkpoint: Checkpoint, serves: Serves = Serves((), dynamic=True)) -> None:
+    def __init__(self, checkpoint: Checkpoint, serves: ServedGrids = ServedGrids((), dynamic=True)) -> None:
         self.serves = serves
         self.encoder = load_encoder(checkpoint)
 
@@ -58,7 +64,7 @@ def _read(tensor: CheckpointTensor) -> torch.Tensor:
     return raw.reshape(tensor.entry.shape).to(torch.float32)
 
 
-def load(bundle: Bundle, options: EngineOptions) -> Engine:
+def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     """Load the PyTorch encoder of the bundle's model.
 
     Raises:
@@ -69,4 +75,4 @@ def load(bundle: Bundle, options: EngineOptions) -> Engine:
     if options.model is None:
         raise InputError("backend pytorch needs the checkpoint", field="--model", remedy="Give --model FOLDER.")
     checkpoint = open_model_of(bundle, str(options.model))
-    return PytorchEngine(checkpoint, bundle_serves(bundle, options.precision))
+    return PytorchBackend(checkpoint, bundle_serves(bundle, options.precision))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contract import atomic
+from qwen3vl_edge.contract.formats import atomic
 
 if TYPE_CHECKING:
     import tensorrt as trt  # both libraries under one name; this file is checked against tensorrt_rtx alone

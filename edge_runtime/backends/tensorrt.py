@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle
-from contract.engines import EngineRecord, PlanRecord
-from contract.errors import BucketError, EngineError
-from contract.gpu import find_gpu
-from contract.grid import Grid
-from contract.tensorrt_library import import_library
-from edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
-from edge_runtime.backends.plan_loader import LoadedPlan, load_plan
-from edge_runtime.engine import Embeddings, Engine, EngineOptions, Serves
-from edge_runtime.plan_choice import choose_engine, rebuild_command
-from edge_runtime.position_inputs import position_inputs
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
+from qwen3vl_edge.contract.errors import BucketError, EngineError
+from qwen3vl_edge.contract.machine.gpu import find_gpu
+from qwen3vl_edge.contract.machine.tensorrt_library import import_library
+from qwen3vl_edge.edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
+from qwen3vl_edge.edge_runtime.backends.plan_loader import LoadedPlan, load_plan
+from qwen3vl_edge.edge_runtime.backends.plan_selection import choose_engine, rebuild_command
+from qwen3vl_edge.edge_runtime.backends.position_inputs import position_inputs
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, ServedGrids
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -46,7 +46,7 @@ class _Profile:
     graph: CapturedGraph | None = None
 
 
-class TensorRTEngine:
+class TensorRTBackend:
     """The engine of one target, with a profile per bucket.
 
     Attributes:
@@ -69,9 +69,9 @@ class TensorRTEngine:
             raise
 
     @property
-    def serves(self) -> Serves:
+    def serves(self) -> ServedGrids:
         buckets = tuple(Grid.parse(bucket) for plan in self._record.plans for bucket in plan.buckets)
-        return Serves(buckets, dynamic=False)
+        return ServedGrids(buckets, dynamic=False)
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         with self._lock:
@@ -158,7 +158,7 @@ class TensorRTEngine:
     def _context_maker(self, plan: LoadedPlan) -> tuple[Any, Any]:
         """What makes a context of this plan, and what to call when all are warm."""
         if self.name == "tensorrt_rtx":
-            from edge_runtime.backends.rtx_context import runtime_config, save_runtime_cache
+            from qwen3vl_edge.edge_runtime.backends.rtx_context import runtime_config, save_runtime_cache
 
             file = self._cache_file(plan.record)
             config, cache = runtime_config(self._library, plan.engine, file)
@@ -234,7 +234,7 @@ class TensorRTEngine:
             return None
 
 
-def load(library_name: str, bundle: Bundle, options: EngineOptions) -> Engine:
+def load(library_name: str, bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     """Load the engine of the bundle that fits this GPU.
 
     Raises:
@@ -244,4 +244,4 @@ def load(library_name: str, bundle: Bundle, options: EngineOptions) -> Engine:
     record = choose_engine(
         bundle, library_name, str(library.__version__), find_gpu(), options.precision, options.target
     )
-    return TensorRTEngine(library_name, bundle, record)
+    return TensorRTBackend(library_name, bundle, record)

@@ -9,15 +9,19 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from contract.http_counter import RequestCounter
-from contract.http_errors import install_error_handlers
-from contract.tracing import TraceMiddleware
-from edge_runtime.daemon import camera_routes, chat_routes, job_routes, page_routes, status_routes
-from edge_runtime.daemon.browser_guard import BrowserGuard
-from edge_runtime.daemon.job_runner import JobRunner
-from edge_runtime.daemon.reload import Reloader
-from edge_runtime.daemon.state import Daemon
-from edge_runtime.daemon.systemd import feed_watchdog
+from qwen3vl_edge.contract.http.errors import install_error_handlers
+from qwen3vl_edge.contract.http.request_counter import RequestCounter
+from qwen3vl_edge.contract.http.tracing import TraceMiddleware
+from qwen3vl_edge.edge_runtime.daemon.browser_guard import BrowserGuard
+from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
+from qwen3vl_edge.edge_runtime.daemon.jobs import routes as job_routes
+from qwen3vl_edge.edge_runtime.daemon.jobs.runner import JobRunner
+from qwen3vl_edge.edge_runtime.daemon.reload import Reloader
+from qwen3vl_edge.edge_runtime.daemon.routes import cameras as camera_routes
+from qwen3vl_edge.edge_runtime.daemon.routes import chat as chat_routes
+from qwen3vl_edge.edge_runtime.daemon.routes import page as page_routes
+from qwen3vl_edge.edge_runtime.daemon.routes import status as status_routes
+from qwen3vl_edge.edge_runtime.daemon.systemd import feed_watchdog
 
 ROUTES = (
     *chat_routes.ROUTES,

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from contract.http_errors import HttpError, error_response
+from qwen3vl_edge.contract.http.errors import HttpError, error_response
 
 
 class BrowserGuard:

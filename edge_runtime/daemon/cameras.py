@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from contract.errors import InputError
-from edge_runtime.edge import Edge
-from edge_runtime.live.camera import Camera, Submit
-from edge_runtime.live.config import CameraConfig
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.cameras.camera import Camera, Submit
+from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
+from qwen3vl_edge.edge_runtime.edge import Edge
 
 SCHEME = "camera:"
 

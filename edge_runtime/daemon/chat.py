@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract import openai_chat
-from contract.errors import ContractError
-from contract.openai_chat import DONE, event, head
-from contract.stop_strings import StopStrings
-from edge_runtime.daemon.openai_request import ChatRequest
-from edge_runtime.daemon.upstream import Upstream
-from edge_runtime.edge import EncodedPrompt
+from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.http import openai_chat
+from qwen3vl_edge.contract.http.openai_chat import DONE, event, head
+from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
+from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 
 @dataclass

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from contract.errors import InputError
-from contract.packing import BASIS_PACKINGS, PACKINGS, WIRE_DTYPES
-from contract.settings import check_ranges, gather_settings, typed
-from edge_runtime.link import AUTO
-from edge_runtime.live.config import CameraConfig
-from edge_runtime.server_access import ServerAccess
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.settings import check_ranges, gather_settings, typed
+from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, PACKINGS, WIRE_DTYPES
+from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
+from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO
+from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 LOG_FORMATS = ("text", "json")

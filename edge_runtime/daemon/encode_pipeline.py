@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.request import Sampling
-from edge_runtime.daemon.cameras import Cameras
-from edge_runtime.daemon.media_access import MediaAccess
-from edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
-from edge_runtime.edge import Edge, EncodedPrompt, Prepared
-from edge_runtime.live.config import CameraConfig
+from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
+from qwen3vl_edge.edge_runtime.daemon.cameras import Cameras
+from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
+from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt, Prepared
 
 IDLE_POLL_SECONDS = 0.05
 

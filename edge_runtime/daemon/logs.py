@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Any
 
-from edge_runtime.daemon.chat import Progress
-from edge_runtime.daemon.openai_request import ChatRequest
-from edge_runtime.edge import EncodedPrompt
+from qwen3vl_edge.edge_runtime.daemon.chat import Progress
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
+from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 logger = logging.getLogger("edge")
 

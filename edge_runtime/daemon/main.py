@@ -11,20 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.bundle import open_bundle
-from contract.compression import require_zstd
-from contract.errors import InputError
-from contract.http_listener import http_server, listen, quiet_stop
-from contract.tracing import start_tracing
-from edge_runtime.daemon.config import DaemonConfig
-from edge_runtime.daemon.systemd import notify
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.listener import http_server, listen, quiet_stop
+from qwen3vl_edge.contract.http.tracing import start_tracing
+from qwen3vl_edge.contract.wire.compression import require_zstd
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.systemd import notify
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from edge_runtime.daemon.state import Daemon
-    from edge_runtime.daemon.upstream import Upstream
-    from edge_runtime.link import Link
+    from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
+    from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
 
 logger = logging.getLogger("edge")
 
@@ -85,17 +85,17 @@ def _listen_on_path(path: Path) -> socket.socket:
 
 
 def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
-    from edge_runtime.daemon.app import create_app
-    from edge_runtime.daemon.logs import log_to_stderr
-    from edge_runtime.daemon.reload import Reloader
-    from edge_runtime.daemon.spool import Spool
-    from edge_runtime.daemon.state import Daemon
-    from edge_runtime.link import Link
+    from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
+    from qwen3vl_edge.edge_runtime.daemon.app import create_app
+    from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
+    from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
+    from qwen3vl_edge.edge_runtime.daemon.logs import log_to_stderr
+    from qwen3vl_edge.edge_runtime.daemon.reload import Reloader
 
     log_to_stderr(config.log_format)
     start_tracing("qwen3vl-edge")
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
-    link = Link()
+    link = BandwidthEstimate()
     daemon = Daemon(config, _upstream(config, link), spool, link)
     reloader = Reloader(daemon, reread)
     server = http_server(create_app(daemon, reloader), config.drain_s, loop="asyncio")
@@ -114,9 +114,9 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     logger.info("stopped")
 
 
-def _upstream(config: DaemonConfig, link: Link | None = None) -> Upstream:
-    from edge_runtime.daemon.openai_server import OpenAIServer
-    from edge_runtime.daemon.upstream import Qwen3VLServer
+def _upstream(config: DaemonConfig, link: BandwidthEstimate | None = None) -> Upstream:
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.openai_server import OpenAIServer
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Qwen3VLServer
 
     access = config.server_access
     if access.sends_token_in_clear(config.server):
@@ -132,7 +132,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     """Open the bundle, prove that it encodes, and say so."""
     config = daemon.config
     try:
-        from edge_runtime.daemon.open_pipeline import open_pipeline
+        from qwen3vl_edge.edge_runtime.daemon.open_pipeline import open_pipeline
 
         pipeline = open_pipeline(config, daemon.link)
     except BaseException as error:

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
 
-from contract.errors import InputError, LimitError
-from edge_runtime.images import decode_image
+from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.edge_runtime.inputs.images import decode_image
 
 FETCH_SECONDS = 30.0
 MAX_REDIRECTS = 5

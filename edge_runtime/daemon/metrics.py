@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from edge_runtime.daemon.board import powers, resident_bytes, temperatures
-from edge_runtime.daemon.encode_pipeline import EncodePipeline
-from edge_runtime.daemon.places import Places
-from edge_runtime.daemon.spool import STATUSES, Counts
-from edge_runtime.edge import EncodedPrompt
-from edge_runtime.embedding_cache import EmbeddingCache
+from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
+from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import STATUSES, Counts
+from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
+from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
+from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 
 PREFIX = "qwen3vl_edge_device"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -28,7 +28,7 @@ class Metrics:
         pipeline: called at each scrape; None while the daemon starts.
     """
 
-    def __init__(self, pipeline: Callable[[], EncodePipeline | None], places: Places) -> None:
+    def __init__(self, pipeline: Callable[[], EncodePipeline | None], places: ConcurrencyLimit) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
         self.media = Counter(

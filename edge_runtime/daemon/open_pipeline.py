@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from edge_runtime.daemon.board import resident_bytes
-from edge_runtime.daemon.config import DaemonConfig
-from edge_runtime.daemon.encode_pipeline import EncodePipeline
-from edge_runtime.daemon.media_access import MediaAccess
-from edge_runtime.edge import EdgeOptions, open_edge
-from edge_runtime.engine import EngineOptions
-from edge_runtime.link import Link
+from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
+from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess
+from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
 # What a reload applies; all else needs a restart.
 RELOADED = (
@@ -30,7 +30,7 @@ RELOADED = (
 )
 
 
-def open_pipeline(config: DaemonConfig, link: Link | None = None) -> EncodePipeline:
+def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
     """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
 
     Args:
@@ -39,7 +39,7 @@ def open_pipeline(config: DaemonConfig, link: Link | None = None) -> EncodePipel
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
     """
-    engine = EngineOptions(config.precision, config.threads, config.model, config.provider, config.target)
+    engine = BackendOptions(config.precision, config.threads, config.model, config.provider, config.target)
     options = EdgeOptions(
         config.backend,
         engine,
@@ -53,7 +53,7 @@ def open_pipeline(config: DaemonConfig, link: Link | None = None) -> EncodePipel
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
     # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
-    edge = open_edge(config.bundle.resolve(), options, link or Link())
+    edge = open_edge(config.bundle.resolve(), options, link or BandwidthEstimate())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contract.errors import InputError
-from contract.openai_chat import ChatOptions, Url, parse_chat_as
-from edge_runtime.daemon.cameras import SCHEME, Cameras
-from edge_runtime.daemon.media_access import MediaAccess, fetch_clip, fetch_image
-from edge_runtime.media import Message
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
+from qwen3vl_edge.edge_runtime.daemon.cameras import SCHEME, Cameras
+from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_clip, fetch_image
+from qwen3vl_edge.edge_runtime.inputs.media import Message
 
 
 class Part(BaseModel):

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from contract.errors import ContractError, InputError
-from edge_runtime.daemon.config import DaemonConfig
-from edge_runtime.daemon.encode_pipeline import EncodePipeline
-from edge_runtime.daemon.open_pipeline import RELOADED, open_pipeline
-from edge_runtime.daemon.state import Daemon
-from edge_runtime.daemon.systemd import notify
+from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
+from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
+from qwen3vl_edge.edge_runtime.daemon.open_pipeline import RELOADED, open_pipeline
+from qwen3vl_edge.edge_runtime.daemon.systemd import notify
 
 logger = logging.getLogger("edge")
 

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
-from contract.http_errors import QueueFullError
+from qwen3vl_edge.contract.errors import QueueFullError
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
-from contract.request import GenerateRequest
-from server.detokenize import decode
-from server.engines.protocol import GenerateResult, OnToken, ServedModel, Timings, Token
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.engines.detokenize import decode
+from qwen3vl_edge.server.engines.protocol import GenerateResult, OnToken, ServedModel, Timings, Token
 
 
 class Pending:

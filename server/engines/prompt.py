@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from contract.errors import LimitError
-from contract.request import KINDS, GenerateRequest, Limits, Media, ModelShape
-from contract.validate import validate_request
-from server.engines.protocol import ServedModel
+from qwen3vl_edge.contract.errors import LimitError
+from qwen3vl_edge.contract.wire.request import KINDS, GenerateRequest, Limits, MediaEmbeddings, ModelShape
+from qwen3vl_edge.contract.wire.validate import validate_request
+from qwen3vl_edge.server.engines.protocol import ServedModel
 
 
 def prepare_prompt(request: GenerateRequest, loaded: ServedModel, limits: Limits) -> GenerateRequest:
@@ -61,7 +61,7 @@ class MediaSpan:
 
     start: int
     end: int
-    media: Media
+    media: MediaEmbeddings
 
 
 def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from contract.errors import ServerUnavailableError
-from contract.request import GenerateRequest, Limits, ModelShape
-from server.detokenize import Detokenizer
+from qwen3vl_edge.contract.errors import ServerUnavailableError
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, ModelShape
+from qwen3vl_edge.server.engines.detokenize import Detokenizer
 
 
 class EngineDiedError(ServerUnavailableError):

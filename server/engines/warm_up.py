@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from contract.grid import Grid
-from contract.request import GenerateRequest, Media, Sampling
-from server.engines.protocol import ServedModel
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling
+from qwen3vl_edge.server.engines.protocol import ServedModel
 
 
 def warm_up_request(loaded: ServedModel, logprobs: int | None = None) -> GenerateRequest:
@@ -18,7 +18,7 @@ def warm_up_request(loaded: ServedModel, logprobs: int | None = None) -> Generat
     return GenerateRequest(
         model_hash=None,
         input_ids=np.array([text, shape.image_token_id, text], dtype=np.int64),
-        media=(Media("image", grid, zeros, (zeros,) * shape.deepstack_levels),),
+        media=(MediaEmbeddings("image", grid, zeros, (zeros,) * shape.deepstack_levels),),
         sampling=Sampling(max_new_tokens=2),
         logprobs=logprobs,
     )

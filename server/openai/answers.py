@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from contract.http_errors import as_contract_error
-from contract.openai_chat import DONE, event, head, usage
-from contract.request import GenerateRequest
-from server.openai.logprobs import logprobs_of
-from server.openai.parts import Medium
-from server.openai.request import ChatRequest
-from server.openai.telling import Ending, Said, Telling
-from server.running import Running
+from qwen3vl_edge.contract.http.errors import as_contract_error
+from qwen3vl_edge.contract.http.openai_chat import DONE, event, head, usage
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration
+from qwen3vl_edge.server.openai.logprobs import logprobs_of
+from qwen3vl_edge.server.openai.parts import Medium
+from qwen3vl_edge.server.openai.request import ChatRequest
+from qwen3vl_edge.server.openai.text_stream import Ending, TextPiece, TextStream
 
 if TYPE_CHECKING:
-    from server.engines.protocol import Engine, GenerateResult
+    from qwen3vl_edge.server.engines.protocol import Engine, GenerateResult
 
 KEEP_ALIVE_SECONDS = 15.0
 
@@ -34,11 +34,11 @@ class Prepared:
     request: GenerateRequest
     evidence: tuple[dict[str, Any], ...]
 
-    def telling(self, engine: Engine) -> Telling:
+    def telling(self, engine: Engine) -> TextStream:
         """A fresh one for a reader of the answer."""
         chat, end_ids = self.chat, engine.loaded.end_ids
         names = chat.tool_names
-        return Telling(engine.detokenizer(), chat.stop_strings, names, end_ids, self.request.request_id)
+        return TextStream(engine.detokenizer(), chat.stop_strings, names, end_ids, self.request.request_id)
 
 
 def evidence_of(media: list[Medium]) -> tuple[dict[str, Any], ...]:
@@ -48,14 +48,14 @@ def evidence_of(media: list[Medium]) -> tuple[dict[str, Any], ...]:
     )
 
 
-async def whole(prepared: Prepared, running: Running, engine: Engine) -> dict[str, Any]:
+async def whole(prepared: Prepared, running: LiveGeneration, engine: Engine) -> dict[str, Any]:
     """The `chat.completion`, once the generation has ended.
 
     Raises:
         Exception: whatever the generation failed with.
     """
     telling = prepared.telling(engine)
-    said: list[Said | None] = []
+    said: list[TextPiece | None] = []
     async for token in running.log.follow(KEEP_ALIVE_SECONDS):
         if token is not None:
             said.append(telling.add(token))
@@ -78,7 +78,7 @@ async def whole(prepared: Prepared, running: Running, engine: Engine) -> dict[st
     }
 
 
-async def chunks(prepared: Prepared, running: Running, engine: Engine) -> AsyncIterator[str]:
+async def chunks(prepared: Prepared, running: LiveGeneration, engine: Engine) -> AsyncIterator[str]:
     """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last; an error on the way is one event."""
     tell = _Chunks(prepared, engine)
     telling = prepared.telling(engine)
@@ -114,7 +114,7 @@ class _Chunks:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**self._start, "choices": [choice], **self._no_usage, **more})
 
-    def piece(self, said: Said) -> str:
+    def piece(self, said: TextPiece) -> str:
         if self._prepared.request.logprobs is None:
             return self.chunk({"content": said.text})
         return self.chunk({"content": said.text}, logprobs=logprobs_of(said.tokens, self._engine.loaded.tokenizer))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from server.detokenize import decode
+from qwen3vl_edge.server.engines.detokenize import decode
 
 if TYPE_CHECKING:
-    from server.engines.protocol import Token
+    from qwen3vl_edge.server.engines.protocol import Token
 
 LOWEST = -9999.0  # OpenAI's word for a token that cannot be; JSON has no infinity
 

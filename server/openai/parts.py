@@ -1,4 +1,4 @@
-"""Media parts of a chat: their embeddings as `Media`, or a reference by hash, and what is known of their origin."""
+"""Media parts of a chat: their embeddings, or a reference by hash, and what is known of their origin."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from contract.basis import Bases
-from contract.embedding_hash import is_hash
-from contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
-from contract.grid import Grid
-from contract.request import Limits, Media, MediaReference, ModelShape
-from contract.wire import decode_medium
-from server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
-from server.openai.request import ChatMessage, Embeds, Part
-from server.tensor_bytes import decode_base64, read_tensor, safetensors_layout
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.wire.basis import Bases
+from qwen3vl_edge.contract.wire.codec import decode_medium
+from qwen3vl_edge.contract.wire.embedding_hash import is_hash
+from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings, MediaReference, ModelShape
+from qwen3vl_edge.server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
+from qwen3vl_edge.server.openai.request import ChatMessage, Embeds, Part
+from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64, read_tensor, safetensors_layout
 
 GRID_BYTES = 4096  # a grid's container: three numbers
 CONTAINER_BYTES = 2**16  # what a container needs beside its tensor
@@ -36,7 +36,7 @@ class Medium:
     """
 
     where: str
-    media: Media | MediaReference
+    media: MediaEmbeddings | MediaReference
     source: str
     proven: bool
     timestamps: tuple[float, ...] = ()
@@ -120,10 +120,12 @@ class PartReader:
         self._check_model(model_hash, where)
         proven = embeds.hash is not None or (embeds.model_hash or model_hash) is not None  # the hash is checked later
         if embeds.hash is not None:
-            medium = Media(kind, medium.grid, medium.embeds, medium.deepstack, hash=embeds.hash)
+            medium = MediaEmbeddings(kind, medium.grid, medium.embeds, medium.deepstack, hash=embeds.hash)
         return Medium(where, medium, "tensors", proven, _timestamps(embeds, kind, medium.grid, where))
 
-    def _tensors(self, kind: str, text: str, grid: Grid | None, where: str, left: int) -> tuple[Media, str | None]:
+    def _tensors(
+        self, kind: str, text: str, grid: Grid | None, where: str, left: int
+    ) -> tuple[MediaEmbeddings, str | None]:
         """The embeddings, and the hash of their model where the container names it."""
         row = self.shape.hidden_size * (1 + self.shape.deepstack_levels)
         tokens = left if grid is None else grid.tokens(self.shape.merge_size)
@@ -144,9 +146,11 @@ class PartReader:
                 got=f"{joined.dtype} {list(joined.shape)}",
             )
         levels = [np.ascontiguousarray(level) for level in np.split(joined, 1 + self.shape.deepstack_levels, axis=1)]
-        return Media(kind, grid, levels[0], tuple(levels[1:])), None
+        return MediaEmbeddings(kind, grid, levels[0], tuple(levels[1:])), None
 
-    def _one_medium(self, kind: str, data: bytes, grid: Grid | None, where: str, left: int) -> tuple[Media, str | None]:
+    def _one_medium(
+        self, kind: str, data: bytes, grid: Grid | None, where: str, left: int
+    ) -> tuple[MediaEmbeddings, str | None]:
         """The body of `PUT /v1/embeddings/{sha256}`, in a part."""
         try:
             medium, model_hash = decode_medium(data, self.limits, self.bases)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
-from contract.errors import InputError, LimitError
-from contract.grid import Grid
-from contract.request import Media
-from server.tensor_bytes import decode_base64
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings
+from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +23,7 @@ CheckGrid = Callable[[Grid], None]
 class PixelEncoder(Protocol):
     """The unsplit model's own way from a picture to embeddings."""
 
-    def encode(self, open_image: Callable[[], Image], check: CheckGrid) -> Media:
+    def encode(self, open_image: Callable[[], Image], check: CheckGrid) -> MediaEmbeddings:
         """Embeddings of a picture, in the model's dtype or wider. Blocks; safe from several threads.
 
         Args:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import InputError, LimitError
-from contract.request import Limits, ModelShape
-from server.openai.parts import Medium
-from server.openai.request import ChatMessage, ChatRequest, Part, arguments_of
+from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.wire.request import Limits, ModelShape
+from qwen3vl_edge.server.openai.parts import Medium
+from qwen3vl_edge.server.openai.request import ChatMessage, ChatRequest, Part, arguments_of
 
 Message = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contract.errors import InputError, LimitError
-from contract.openai_chat import ChatOptions, Url, parse_chat_as
+from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
 
 DEFAULT_MAX_TOKENS = 512  # the daemon's too
 # An object of two characters takes a kilobyte once parsed, so they are counted before. Base64 has neither sign.
@@ -23,7 +23,7 @@ class Embeds(BaseModel):
         image_embeds, video_embeds: base64 of `torch.save`, safetensors or `.npy`; left out where `hash` is to be looked
             up.
         image_grid_thw, video_grid_thw: [t, h, w], [[t, h, w]], or base64 of such a tensor.
-        hash: `contract.embedding_hash.embedding_hash`; with tensors they are held for later under it.
+        hash: `embedding_hash` in `contract/wire/embedding_hash.py`; with tensors they are held for later under it.
         model_hash: of the model that made them; refused if it is not the server's.
         timestamps: seconds, one per temporal patch of a clip: the middle between its first and its last frame.
     """

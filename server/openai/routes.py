@@ -13,29 +13,29 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from contract.basis import NO_BASES, Bases
-from contract.embedding_hash import check_hash
-from contract.errors import ContractError
-from contract.http_body import Body, content_type, read_body
-from contract.http_errors import HttpError
-from contract.openai_chat import sampling_of
-from contract.request import GenerateRequest, Media, MediaReference
-from server import openapi
-from server.clients import Client
-from server.embedding_store import EmbeddingStore
-from server.generating import admit, begin_or_join, tell
-from server.idempotency import KeyedGenerations, fingerprint
-from server.metrics import Metrics
-from server.openai.answers import Prepared, chunks, evidence_of, whole
-from server.openai.parts import Medium, PartReader, in_words_of
-from server.openai.prompt import PromptWriter
-from server.openai.request import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
-from server.options import ServerOptions
-from server.readiness import Readiness
-from server.running import start
+from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.http.openai_chat import sampling_of
+from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
+from qwen3vl_edge.contract.wire.embedding_hash import check_hash
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
+from qwen3vl_edge.server import openapi
+from qwen3vl_edge.server.embeddings.store import EmbeddingStore
+from qwen3vl_edge.server.generation.keyed import KeyedGenerations, fingerprint
+from qwen3vl_edge.server.generation.lifecycle import admit, begin_or_join, tell
+from qwen3vl_edge.server.generation.live_generation import start
+from qwen3vl_edge.server.http.identity import Client
+from qwen3vl_edge.server.metrics import Metrics
+from qwen3vl_edge.server.openai.answers import Prepared, chunks, evidence_of, whole
+from qwen3vl_edge.server.openai.parts import Medium, PartReader, in_words_of
+from qwen3vl_edge.server.openai.prompt import PromptWriter
+from qwen3vl_edge.server.openai.request import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
+from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.server.readiness import Readiness
 
 if TYPE_CHECKING:
-    from server.engines.protocol import Engine
+    from qwen3vl_edge.server.engines.protocol import Engine
 
 PATH = "/v1/chat/completions"
 
@@ -125,7 +125,7 @@ class Chats:
                 got=repr(chat.model)[:80],
             )
 
-    def _embeddings(self, media: list[Medium], client: Client) -> list[Media]:
+    def _embeddings(self, media: list[Medium], client: Client) -> list[MediaEmbeddings]:
         """With what is named by hash looked up."""
         references = [item.media for item in media if isinstance(item.media, MediaReference)]
         held = iter(self.store.lookup(references, client.name))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contract.distance import Distance, distance
-from contract.grid import Grid
-from edge_runtime.edge import Edge
-from edge_runtime.engine import Embeddings, Engine
-from tools.parity.limits import limits_of
-from tools.parity.output_error import OutputError, output_error
-from tools.parity.samples import Case, Sample, edge_cases, run_cases
+from qwen3vl_edge.contract.bundle.distance import Distance, distance
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend
+from qwen3vl_edge.tools.parity.limits import limits_of
+from qwen3vl_edge.tools.parity.output_error import OutputError, output_error
+from qwen3vl_edge.tools.parity.samples import Case, Sample, edge_cases, run_cases
 
 KEPT_PER_BUCKET = 3  # worst pictures whose pixels are kept, to be shown
 
@@ -73,7 +73,7 @@ class Measured:
 
 def compare_encoders(
     edge: Edge,
-    oracle: Engine,
+    oracle: EncoderBackend,
     pictures: dict[str, Any],
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> list[EncoderRow]:
@@ -86,7 +86,9 @@ def compare_encoders(
     return encoder_rows(measured.measurements, limits_of(edge.engine.precision).min_cosine)
 
 
-def measure(samples: Iterable[Sample], names: Sequence[str], oracle: Engine, against: Engine | None = None) -> Measured:
+def measure(
+    samples: Iterable[Sample], names: Sequence[str], oracle: EncoderBackend, against: EncoderBackend | None = None
+) -> Measured:
     """Hold each sample, and what `against` makes of the same pixels, against the oracle.
 
     Args:
@@ -105,7 +107,9 @@ def measure(samples: Iterable[Sample], names: Sequence[str], oracle: Engine, aga
     return Measured(tuple(found), {grid: tuple(kept) for grid, kept in worst.items()})
 
 
-def _measure(sample: Sample, names: Sequence[str], oracle: Engine, against: Engine | None) -> Measurement:
+def _measure(
+    sample: Sample, names: Sequence[str], oracle: EncoderBackend, against: EncoderBackend | None
+) -> Measurement:
     case = sample.case
     reference = named_outputs(names, oracle.run(case.grid, case.pixel_values))
     subject = named_outputs(names, sample.embeddings)

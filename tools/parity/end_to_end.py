@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.basis import bases_of
-from contract.bundle import open_model_of
-from contract.checkpoint import Checkpoint
-from contract.request import Limits, Sampling
-from contract.validate import validate_request
-from contract.wire import body_size, decode_request, encode_request
-from edge_runtime.edge import Edge
-from edge_runtime.media import BucketPolicy, Message
-from edge_runtime.prompt import Processor, load_processor, prepare_prompt
-from tools.parity.divergence import kl_divergence
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.open import open_model_of
+from qwen3vl_edge.contract.wire.basis import bases_of
+from qwen3vl_edge.contract.wire.codec import body_size, decode_request, encode_request
+from qwen3vl_edge.contract.wire.request import Limits, Sampling
+from qwen3vl_edge.contract.wire.validate import validate_request
+from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
+from qwen3vl_edge.tools.parity.divergence import kl_divergence
 
 if TYPE_CHECKING:
-    from server.engines.transformers.language_model import LoadedModel
+    from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Split:
 
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
-        from server.engines.prompt import drop_masked_tokens
-        from server.engines.transformers.model_inputs import generation_inputs
+        from qwen3vl_edge.server.engines.prompt import drop_masked_tokens
+        from qwen3vl_edge.server.engines.transformers.model_inputs import generation_inputs
 
         encoded = self.edge.encode(messages, sampling)
         buffers = encode_request(encoded.request)
@@ -111,8 +111,8 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
         ModelMismatchError: it is not the one that the bundle was exported from.
     """
     checkpoint = open_model_of(edge.bundle, str(model), patterns=("*",))
-    from server.engines.transformers.language_model import load_language_model
-    from server.options import ServerOptions
+    from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
+    from qwen3vl_edge.server.options import ServerOptions
 
     options = ServerOptions(model=str(checkpoint.path), dtype="float32", device_map="cpu")
     return Split(edge, load_language_model(checkpoint, options)), Unsplit(checkpoint)

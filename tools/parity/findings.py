@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from contract.manifest import Preprocessing, VisionSpec
-from tools.parity.encoder import Measured
-from tools.parity.gate import Gate
-from tools.parity.layer_drift import LayerRow
-from tools.parity.report import ParityReport
+from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.tools.parity.encoder import Measured
+from qwen3vl_edge.tools.parity.gate import Gate
+from qwen3vl_edge.tools.parity.layers.drift import LayerRow
+from qwen3vl_edge.tools.parity.report import ParityReport
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tools.parity.encoder import EncoderRow
-from tools.parity.end_to_end import PromptResult
-from tools.parity.layer_drift import LayerRow
-from tools.parity.limits import limits_of
+from qwen3vl_edge.tools.parity.encoder import EncoderRow
+from qwen3vl_edge.tools.parity.end_to_end import PromptResult
+from qwen3vl_edge.tools.parity.layers.drift import LayerRow
+from qwen3vl_edge.tools.parity.limits import limits_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GateRow:
 
 
 def default_gate(precision: str, wire_dtype: str) -> Gate:
-    """Limits of `tools.parity.limits` for these."""
+    """Limits of `tools/parity/limits.py` for these."""
     agreement = min(limits_of(precision).min_agreement, limits_of(wire_dtype).min_agreement)
     return Gate(EncoderLimits(min_cosine=limits_of(precision).min_cosine), AnswerLimits(agreement))
 

@@ -14,8 +14,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from contract.errors import InputError
-from tools.parity.gate import AnswerLimits, EncoderLimits, Gate, default_gate
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.tools.parity.gate import AnswerLimits, EncoderLimits, Gate, default_gate
 
 OUTPUT = "output"
 ENCODER_KEYS = tuple(item.name for item in fields(EncoderLimits))

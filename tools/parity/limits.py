@@ -1,13 +1,13 @@
 """What parity must hold by default, by precision; a gate file (`--gate`) overrides it.
 
-Cosine and agreement stand in `contract.precision`, beside what a precision is; here is what a layer may be off by.
+Cosine and agreement stand in `contract/bundle/precision.py`, beside each precision; here is what a layer may be off by.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract.precision import PRECISIONS
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.distance import Distance, distance
+from qwen3vl_edge.contract.bundle.distance import Distance, distance
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 # Decades of |error| that the histogram covers, in quarters; what is smaller falls into the first bin.

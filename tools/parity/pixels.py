@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.grid import Grid
-from contract.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 
 
 def to_rgb(

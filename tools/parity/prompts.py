@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.messages_file import read_conversations
+from qwen3vl_edge.edge_runtime.inputs.messages_file import read_conversations
 
 Prompt = tuple[str, list[dict[str, Any]]]
 _QUESTIONS = ("Describe this picture.", "What colours do you see?", "How many objects are there?")
@@ -32,7 +32,7 @@ def _user(*parts: Any) -> dict[str, Any]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The conversations of a JSON-lines file: `edge_runtime.messages_file`, named by this command's option.
+    """The conversations of a JSON-lines file: `edge_runtime/inputs/messages_file.py`, named by this command's option.
 
     Raises:
         InputError: missing, or a line that is not such an object.

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from contract.distance import Distance
-from tools.parity.encoder import EncoderRow
-from tools.parity.end_to_end import PromptResult
-from tools.parity.gate import GateRow
+from qwen3vl_edge.contract.bundle.distance import Distance
+from qwen3vl_edge.tools.parity.encoder import EncoderRow
+from qwen3vl_edge.tools.parity.end_to_end import PromptResult
+from qwen3vl_edge.tools.parity.gate import GateRow
 
 
 @dataclass(frozen=True)

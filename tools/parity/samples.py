@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.grid import Grid
-from edge_runtime.edge import Edge
-from edge_runtime.engine import Embeddings, run_engine
-from edge_runtime.prompt import PreparedMedia
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, run_encoder
+from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia
 
 PAN = 4  # pixels that a picture moves per frame when it stands for a clip
 
@@ -56,7 +56,7 @@ def edge_cases(
 def run_cases(edge: Edge, cases: Iterable[Case]) -> Iterator[Sample]:
     """What the edge's engine returns for each case."""
     for case in cases:
-        yield Sample(case, run_engine(edge.engine, case.grid, case.pixel_values, case.pixels))
+        yield Sample(case, run_encoder(edge.engine, case.grid, case.pixel_values, case.pixels))
 
 
 def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract.packing import PACKINGS, bytes_per_value
-from edge_runtime.link import LADDER
-from tools.plan.transfer import LinkSpeed, transfer_seconds
+from qwen3vl_edge.contract.wire.packing import PACKINGS, bytes_per_value
+from qwen3vl_edge.edge_runtime.client.bandwidth import LADDER
+from qwen3vl_edge.tools.plan.transfer import LinkSpeed, transfer_seconds
 
 HEADER_BYTES = 2_500  # of a request of this project: names, shapes, sampling, HTTP
 CHAT_BYTES = 600  # of a chat request beside its pictures

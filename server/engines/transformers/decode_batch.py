@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.sequence import Sequence
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.sequence import Sequence
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, width]."""

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 import torch
 
-from contract.request import GenerateRequest, Limits
-from server.detokenize import Detokenizer
-from server.engines.fair_queue import FairQueue
-from server.engines.prompt import prepare_prompt
-from server.engines.protocol import EngineStats, EngineStuckError, GenerateResult, Generation, OnToken
-from server.engines.transformers.decode_batch import DecodeBatch
-from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.prefill import prefill
-from server.engines.transformers.prefix_cache import PrefixCache
-from server.engines.transformers.sequence import Sequence
-from server.engines.warm_up import warm_up_request
-from server.errors import GenerationTimeoutError, OutOfMemoryError, ShuttingDownError
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
+from qwen3vl_edge.server.engines.detokenize import Detokenizer
+from qwen3vl_edge.server.engines.fair_queue import FairQueue
+from qwen3vl_edge.server.engines.prompt import prepare_prompt
+from qwen3vl_edge.server.engines.protocol import EngineStats, EngineStuckError, GenerateResult, Generation, OnToken
+from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.prefill import prefill
+from qwen3vl_edge.server.engines.transformers.prefix_cache import PrefixCache
+from qwen3vl_edge.server.engines.transformers.sequence import Sequence
+from qwen3vl_edge.server.engines.warm_up import warm_up_request
+from qwen3vl_edge.server.errors import GenerationTimeoutError, OutOfMemoryError, ShuttingDownError
 
 logger = logging.getLogger("server")
 

@@ -18,11 +18,11 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from contract.checkpoint import Checkpoint
-from contract.errors import CheckpointError
-from contract.request import ModelShape
-from server.engines.checkpoint_facts import end_ids_of, load_tokenizer, model_shape
-from server.options import ServerOptions
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.wire.request import ModelShape
+from qwen3vl_edge.server.engines.checkpoint_config import end_ids_of, load_tokenizer, model_shape
+from qwen3vl_edge.server.options import ServerOptions
 
 _VISUAL_KEYS = [r"(^|\.)visual\."]
 

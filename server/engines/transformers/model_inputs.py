@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from contract.request import KINDS, GenerateRequest, Media
-from server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.contract.wire.request import KINDS, GenerateRequest, MediaEmbeddings
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
 
 def position_ids(inputs: dict[str, torch.Tensor], loaded: LoadedModel) -> tuple[torch.Tensor, int]:
@@ -60,7 +60,7 @@ def generation_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str
     return {**prompt_inputs(request, loaded), **encoder_outputs(request.media, loaded)}
 
 
-def encoder_outputs(items: Sequence[Media], loaded: LoadedModel) -> dict[str, Any]:
+def encoder_outputs(items: Sequence[MediaEmbeddings], loaded: LoadedModel) -> dict[str, Any]:
     """`mm_encoder_outputs` of media in the order of their placeholders.
 
     Returns:
@@ -74,7 +74,7 @@ def encoder_outputs(items: Sequence[Media], loaded: LoadedModel) -> dict[str, An
     return {"mm_encoder_outputs": found} if found else {}
 
 
-def _encoder_output(items: list[Media], loaded: LoadedModel) -> BaseModelOutputWithDeepstackFeatures:
+def _encoder_output(items: list[MediaEmbeddings], loaded: LoadedModel) -> BaseModelOutputWithDeepstackFeatures:
     levels = range(loaded.shape.deepstack_levels)
     return BaseModelOutputWithDeepstackFeatures(
         pooler_output=tuple(_tensor(item.embeds, loaded) for item in items),

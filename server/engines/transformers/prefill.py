@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from contract.request import GenerateRequest
-from server.engines.prompt import media_spans
-from server.engines.transformers.decode_batch import Layers, layers_of
-from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.engines.prompt import media_spans
+from qwen3vl_edge.server.engines.transformers.decode_batch import Layers, layers_of
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
 
 
 @dataclass(frozen=True)

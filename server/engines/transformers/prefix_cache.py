@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.embedding_hash import embedding_hash
-from contract.request import GenerateRequest, Media, ModelShape
-from server.engines.prompt import media_spans
-from server.engines.transformers.decode_batch import Layers, layers_bytes
+from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, ModelShape
+from qwen3vl_edge.server.engines.prompt import media_spans
+from qwen3vl_edge.server.engines.transformers.decode_batch import Layers, layers_bytes
 
 MIN_TOKENS = 16  # fewer are computed as quickly as they are looked up
 
@@ -137,7 +137,7 @@ class PrefixCache:
             for span in media_spans(request, self._shape)
         )
 
-    def _hash(self, medium: Media) -> str:
+    def _hash(self, medium: MediaEmbeddings) -> str:
         return embedding_hash(medium, self._shape.model_hash)
 
 

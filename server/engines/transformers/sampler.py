@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from contract.request import GenerateRequest, Sampling
-from server.engines.protocol import Token
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
+from qwen3vl_edge.server.engines.protocol import Token
 
 
 class Sampler:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contract.request import GenerateRequest
-from server.engines.pending import Pending
-from server.engines.protocol import OnToken
-from server.engines.transformers.language_model import LoadedModel
-from server.engines.transformers.sampler import Sampler
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.engines.pending import Pending
+from qwen3vl_edge.server.engines.protocol import OnToken
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.sampler import Sampler
 
 
 class Sequence(Pending):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from contract.checkpoint import Checkpoint, CheckpointTensor
-from contract.errors import CheckpointError
-from contract.grid import Grid
-from contract.request import Media
-from server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ class VisionTower:
         self._processor = processor
         self._lock = threading.Lock()  # one picture at a time, so that memory has a known most
 
-    def encode(self, open_image: Callable[[], Image], check: Callable[[Grid], None]) -> Media:
+    def encode(self, open_image: Callable[[], Image], check: Callable[[Grid], None]) -> MediaEmbeddings:
         """Embeddings of a picture.
 
         Args:
@@ -56,7 +56,7 @@ class VisionTower:
                 array.to(device="cpu", dtype=dtype).numpy()
                 for array in (output.pooler_output, *output.deepstack_features)
             )
-        return Media("image", grid, embeds, tuple(levels))
+        return MediaEmbeddings("image", grid, embeds, tuple(levels))
 
 
 def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTower:

@@ -7,11 +7,11 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from contract.checkpoint import Checkpoint
-from contract.errors import InputError
-from server.options import ServerOptions
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.server.options import ServerOptions
 
-WORKER_EXTENSION = "server.engines.vllm.worker.WorkerFacts"
+WORKER_EXTENSION = "qwen3vl_edge.server.engines.vllm.worker.WorkerExtension"
 
 # What the settings above already say, and what would let vLLM answer another prompt than the device's.
 RESERVED = (
@@ -37,7 +37,7 @@ def require_vllm() -> None:
             field="--engine",
             got="vllm",
             remedy="Start the server with the Python of an environment that has vllm and this project "
-            "(docs/server/vllm.md), or use --engine transformers.",
+            "(docs/guides/server/vllm.md), or use --engine transformers.",
         )
 
 

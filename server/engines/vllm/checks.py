@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from contract.errors import LimitError, WireError
-from contract.request import GenerateRequest, Sampling
-from server.engines.prompt import media_spans
-from server.engines.vllm.model import VllmModel
+from qwen3vl_edge.contract.errors import LimitError, WireError
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
+from qwen3vl_edge.server.engines.prompt import media_spans
+from qwen3vl_edge.server.engines.vllm.model import VllmModel
 
 TEMPERATURES = (0.01, 2.0)  # vLLM 0.32 raises lower ones to 0.01 without a word to the caller, and refuses higher ones
 REMEDY = "Ask a server that runs with --engine transformers."

@@ -22,20 +22,20 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from contract.errors import WireError
-from contract.request import GenerateRequest, Limits
-from server.detokenize import Detokenizer
-from server.engines.fair_queue import FairQueue
-from server.engines.pending import Pending
-from server.engines.prompt import prepare_prompt
-from server.engines.protocol import EngineDiedError, EngineStats, GenerateResult, Generation, OnToken
-from server.engines.vllm.checks import check_request
-from server.engines.vllm.figures import Figures
-from server.engines.vllm.inputs import engine_input
-from server.engines.vllm.model import VllmModel
-from server.engines.vllm.sampling import sampling_arguments, token_of
-from server.engines.warm_up import warm_up_request
-from server.errors import GenerationTimeoutError, PromptChangedError, ShuttingDownError
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
+from qwen3vl_edge.server.engines.detokenize import Detokenizer
+from qwen3vl_edge.server.engines.fair_queue import FairQueue
+from qwen3vl_edge.server.engines.pending import Pending
+from qwen3vl_edge.server.engines.prompt import prepare_prompt
+from qwen3vl_edge.server.engines.protocol import EngineDiedError, EngineStats, GenerateResult, Generation, OnToken
+from qwen3vl_edge.server.engines.vllm.checks import check_request
+from qwen3vl_edge.server.engines.vllm.inputs import engine_input
+from qwen3vl_edge.server.engines.vllm.model import VllmModel
+from qwen3vl_edge.server.engines.vllm.sampling import sampling_arguments, token_of
+from qwen3vl_edge.server.engines.vllm.stat_logger import StatLogger
+from qwen3vl_edge.server.engines.warm_up import warm_up_request
+from qwen3vl_edge.server.errors import GenerationTimeoutError, PromptChangedError, ShuttingDownError
 
 logger = logging.getLogger("server")
 
@@ -65,7 +65,7 @@ class VllmEngine:
         llm: Any,
         loop: asyncio.AbstractEventLoop,
         loaded: VllmModel,
-        figures: Figures,
+        figures: StatLogger,
         limits: Limits,
         options: QueueOptions,
     ) -> None:

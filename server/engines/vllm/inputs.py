@@ -14,10 +14,10 @@ from transformers import BatchFeature
 from vllm.inputs.engine import mm_input, tokens_input
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
-from contract.embedding_hash import embedding_hash
-from contract.request import KINDS, GenerateRequest, Media
-from server.engines.prompt import MediaSpan, media_spans
-from server.engines.vllm.model import VllmModel
+from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
+from qwen3vl_edge.contract.wire.request import KINDS, GenerateRequest, MediaEmbeddings
+from qwen3vl_edge.server.engines.prompt import MediaSpan, media_spans
+from qwen3vl_edge.server.engines.vllm.model import VllmModel
 
 
 def engine_input(request: GenerateRequest, loaded: VllmModel, client: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def engine_input(request: GenerateRequest, loaded: VllmModel, client: str) -> di
     return dict(mm_input(ids, MultiModalKwargsItems(items), hashes, places, cache_salt=salt))
 
 
-def _items(kind: str, media: list[Media], loaded: VllmModel) -> Any:
+def _items(kind: str, media: list[MediaEmbeddings], loaded: VllmModel) -> Any:
     """Per medium `{kind}_embeds` [n, D·(1 + levels)], embeddings and DeepStack side by side, and its grid int64 [3]."""
     packed = [torch.from_numpy(np.concatenate(item.arrays, axis=1)).to(loaded.torch_dtype) for item in media]
     grids = torch.tensor([item.grid.as_list() for item in media], dtype=torch.int64)
@@ -57,7 +57,7 @@ def _items(kind: str, media: list[Media], loaded: VllmModel) -> Any:
     return MultiModalKwargsItems.from_hf_inputs(BatchFeature({embeds: torch.cat(packed), grid: grids}), fields)[kind]
 
 
-def _name(item: Media, loaded: VllmModel, client: str) -> str:
+def _name(item: MediaEmbeddings, loaded: VllmModel, client: str) -> str:
     """What vLLM keeps embeddings under: hashed from the tensors here, whatever hash the client gave them."""
     return f"{client}/{item.kind}/{embedding_hash(item, loaded.shape.model_hash)}"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from contract.request import ModelShape
+from qwen3vl_edge.contract.wire.request import ModelShape
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class VllmModel:
         max_medium_tokens: visual tokens of one picture or clip that vLLM takes.
         max_logprobs: likeliest tokens that it names at a place.
         vision_parameters: of the encoder, that the checkpoint holds.
-        workers: what each worker counted in its memory, `server.engines.vllm.worker.WorkerFacts`.
+        workers: what each worker counted in its memory, `WorkerExtension` in `server/engines/vllm/worker.py`.
         settings: vLLM's version, parallel sizes and what was set beside, as `/readyz` shows them.
     """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from contract.request import GenerateRequest
-from server.engines.protocol import Token
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.engines.protocol import Token
 
 
 def sampling_arguments(request: GenerateRequest, end_ids: tuple[int, ...]) -> dict[str, Any]:

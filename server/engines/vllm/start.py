@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from contract.checkpoint import Checkpoint
-from contract.errors import CheckpointError, ContractError, InputError
-from server.engines.checkpoint_facts import end_ids_of, load_tokenizer, model_shape
-from server.engines.vllm.arguments import engine_arguments, require_vllm
-from server.options import ServerOptions
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.errors import CheckpointError, ContractError, InputError
+from qwen3vl_edge.server.engines.checkpoint_config import end_ids_of, load_tokenizer, model_shape
+from qwen3vl_edge.server.engines.vllm.arguments import engine_arguments, require_vllm
+from qwen3vl_edge.server.options import ServerOptions
 
 # Read when vLLM is imported. Its workers are started from a process that already has threads, which `fork` may hang.
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
@@ -33,11 +33,11 @@ def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from server.engines.vllm.engine import QueueOptions, VllmEngine
-    from server.engines.vllm.figures import Figures
+    from qwen3vl_edge.server.engines.vllm.engine import QueueOptions, VllmEngine
+    from qwen3vl_edge.server.engines.vllm.stat_logger import StatLogger
 
     arguments = engine_arguments(checkpoint, options, [item.name for item in fields(AsyncEngineArgs)])
-    figures = Figures()
+    figures = StatLogger()
     loop = asyncio.new_event_loop()
     threading.Thread(target=_run_loop, args=(loop,), name="vllm", daemon=True).start()
     queue = QueueOptions(
@@ -89,7 +89,9 @@ async def _start_llm(kind: Any, arguments: Mapping[str, Any], figures: Any) -> A
     """In the loop that it will run in."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from server.engines.vllm import worker  # its classes for this process too, where vLLM looks at the model's class
+    from qwen3vl_edge.server.engines.vllm import (
+        worker,  # its classes for this process too, where vLLM looks at the model's class
+    )
 
     worker.register()
     return AsyncLLM.from_engine_args(kind(**arguments), stat_loggers=[figures])
@@ -103,7 +105,7 @@ async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions
     """
     import vllm
 
-    from server.engines.vllm.model import VllmModel
+    from qwen3vl_edge.server.engines.vllm.model import VllmModel
 
     shape = model_shape(checkpoint)
     workers = await llm.collective_rpc("qwen3vl_edge_facts")
@@ -114,7 +116,7 @@ async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions
             field="engine",
             expected=f"{shape.deepstack_levels} levels in each worker",
             got=f"{wrong[0]['deepstack_levels']} with class {wrong[0]['class']}",
-            remedy=f"Use the vLLM release that docs/server/vllm.md names; this is {vllm.__version__}.",
+            remedy=f"Use the vLLM release that docs/guides/server/vllm.md names; this is {vllm.__version__}.",
         )
     tokenizer = load_tokenizer(checkpoint)
     config = llm.model_config

@@ -4,7 +4,7 @@ vLLM leaves an encoder out where the limit of its modalities is 0, and with `ena
 Its Qwen3-VL then also switches DeepStack off (0.32: `use_deepstack` asks for the encoder), although the levels arrive
 with the embeddings and are added in the language model. So these classes switch it on again; nothing else is changed.
 
-vLLM imports this module in every worker, before it loads the model, because `WorkerFacts` is named in it as
+vLLM imports this module in every worker, before it loads the model, because `WorkerExtension` is named in it as
 `worker_extension_cls`; the module's last lines are what makes it take these classes.
 """
 
@@ -37,7 +37,7 @@ class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc
         self.qwen3vl_edge_parameters = _count(self)
 
 
-class WorkerFacts:
+class WorkerExtension:
     """Mixed into vLLM's worker class; called there through `collective_rpc`."""
 
     def qwen3vl_edge_facts(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The bundle: one folder of graphs, weights, manifest and engines, and the grids it serves."""

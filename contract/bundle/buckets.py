@@ -1,0 +1,119 @@
+"""Which bucket a picture goes to, and what that costs in pixels and aspect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import BucketError
+
+
+@dataclass(frozen=True)
+class BucketChoice:
+    """Where a picture or clip goes, recorded in the request.
+
+    Attributes:
+        native: the grid that `smart_resize` would give.
+        grid: the grid that is encoded.
+        fixed: True if a fixed-bucket graph serves it, False for the dynamic-shape graph.
+        scale: linear scale from native to encoded pixels, sqrt of the area ratio; 1.0 is unchanged.
+        distortion: aspect change, max(a/b, b/a) - 1; 0.0 is undistorted.
+    """
+
+    native: Grid
+    grid: Grid
+    fixed: bool
+    scale: float
+    distortion: float
+
+    @property
+    def exact(self) -> bool:
+        """True when preprocessing is bit-identical to the unsplit model's."""
+        return self.native == self.grid
+
+
+def measure(native: Grid, grid: Grid, fixed: bool = True) -> BucketChoice:
+    """Scale and distortion of encoding a picture of grid `native` in `grid`."""
+    area = (grid.h * grid.w) / (native.h * native.w)
+    aspect = (grid.w / grid.h) / (native.w / native.h)
+    return BucketChoice(native, grid, fixed, math.sqrt(area), max(aspect, 1 / aspect) - 1)
+
+
+def _loss(choice: BucketChoice) -> float:
+    """Cost in nats: aspect change, plus pixels lost when shrinking; enlarging costs tokens, so a tenth."""
+    shrink = -2 * math.log(choice.scale)
+    return math.log1p(choice.distortion) + (shrink if shrink > 0 else -0.1 * shrink)
+
+
+def split_frames(frames: int, lengths: Collection[int]) -> tuple[int, ...] | None:
+    """The fewest runs that hold `frames` temporal patches together, longest first; None where none fit exactly.
+
+    Attention does not cross temporal patches and positions depend on h and w alone, so runs of a clip's parts
+    give what one run of the clip gives.
+
+    Args:
+        lengths: temporal patches of the runs there are, such as {1, 4}.
+    """
+    best: list[tuple[int, ...] | None] = [()]
+    for total in range(1, frames + 1):
+        shorter = [(best[total - length], length) for length in lengths if 0 < length <= total]
+        found = [(*runs, length) for runs, length in shorter if runs is not None]
+        best.append(min(found, key=len, default=None))
+    last = best[frames]
+    return None if last is None else tuple(sorted(last, reverse=True))
+
+
+def _split_candidates(native: Grid, buckets: Sequence[Grid]) -> list[Grid]:
+    """Grids as long as `native` that several runs of the buckets make up."""
+    sizes = dict.fromkeys((bucket.h, bucket.w) for bucket in buckets)
+    return [
+        Grid(native.t, h, w)
+        for h, w in sizes
+        if split_frames(native.t, {bucket.t for bucket in buckets if (bucket.h, bucket.w) == (h, w)})
+    ]
+
+
+def choose_bucket(
+    native: Grid,
+    buckets: Sequence[Grid],
+    *,
+    dynamic: bool,
+    max_distortion: float = 0.1,
+    min_scale: float = 0.7,
+    split: bool = False,
+) -> BucketChoice:
+    """The bucket with the least loss of pixels and aspect among those with the same number of frames.
+
+    An equal grid always wins. A bucket that would distort by more than `max_distortion` or shrink
+    below `min_scale` is passed over where a dynamic-shape graph exists, which then serves the native
+    grid; without one, it is refused rather than answered with a picture the model was never shown.
+
+    With `split` a clip may also be made up of several runs of shorter buckets: where they have its very size, or
+    where nothing else serves it.
+
+    Raises:
+        BucketError: no bucket within the limits, and no dynamic-shape graph.
+    """
+    parts = _split_candidates(native, buckets) if split else []
+    if native in buckets or native in parts:
+        return measure(native, native)
+
+    def nearest(grids: Sequence[Grid]) -> BucketChoice | None:
+        best = min((measure(native, grid) for grid in grids), key=_loss, default=None)
+        return best if best and best.distortion <= max_distortion and best.scale >= min_scale else None
+
+    if near := nearest([bucket for bucket in buckets if bucket.t == native.t]):
+        return near
+    if dynamic:
+        return measure(native, native, fixed=False)
+    if near := nearest(parts):
+        return near
+    raise BucketError(
+        f"no bucket for grid {native} within distortion {max_distortion} and scale {min_scale}",
+        field="buckets",
+        expected=f"one of {', '.join(map(str, buckets)) or 'none'}",
+        got=str(native),
+        remedy="Resize the input, or export the bundle with a bucket for it or with the dynamic-shape graph.",
+    )

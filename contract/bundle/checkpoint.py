@@ -1,0 +1,232 @@
+"""A Hugging Face checkpoint folder read without loading it: its config, its tensors, its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_edge.contract.errors import CheckpointError, WireError
+from qwen3vl_edge.contract.formats.safetensors_layout import Layout, TensorEntry, header_length, parse_header
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+VISUAL_PREFIXES = ("model.visual.", "visual.")
+# Files that the device needs to turn messages into token ids and pixels into patches.
+PROCESSOR_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vision_defaults.json",  # ours: min_pixels and max_pixels for qwen-vl-utils where its own do not suit the model
+)
+# Keys of config.json that change from save to save without changing the model.
+_VOLATILE_CONFIG = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}
+_PROBE_BYTES = 256
+
+
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """One tensor of a checkpoint and the shard that holds it."""
+
+    shard: Path
+    entry: TensorEntry
+    data_start: int
+
+    def read(self, count: int | None = None) -> bytes:
+        """The first `count` bytes of the tensor, or all of them."""
+        with self.shard.open("rb") as file:
+            file.seek(self.data_start + self.entry.begin)
+            return file.read(self.entry.nbytes if count is None else min(count, self.entry.nbytes))
+
+    def map(self) -> memoryview:
+        """The tensor's bytes as a read-only memory map, so that copying it costs no heap."""
+        with self.shard.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start = self.data_start + self.entry.begin
+        return memoryview(mapped)[start : start + self.entry.nbytes]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local folder with `config.json` and safetensors shards of a Qwen3-VL, dense or MoE."""
+
+    path: Path
+    name: str
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json` as written.
+
+        Raises:
+            CheckpointError: missing, unreadable, or not a Qwen3-VL.
+        """
+        config = _read_json(self.path / "config.json")
+        if config.get("model_type") not in MODEL_TYPES:
+            raise CheckpointError(
+                f"{self.path} is not a Qwen3-VL checkpoint",
+                field="model_type",
+                expected=" or ".join(MODEL_TYPES),
+                got=config.get("model_type"),
+            )
+        return config
+
+    @cached_property
+    def shards(self) -> tuple[Path, ...]:
+        """The safetensors files that hold visual tensors; others of a sharded model need not be present."""
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            weight_map = _read_json(index).get("weight_map", {})
+            names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
+        else:
+            names = ["model.safetensors"]
+        for name in names:
+            if not (self.path / name).is_file():
+                raise CheckpointError(
+                    f"{self.path / name} is missing", field=name, remedy="Download the whole checkpoint again."
+                )
+        return tuple(self.path / name for name in names)
+
+    @cached_property
+    def visual_tensors(self) -> dict[str, CheckpointTensor]:
+        """Tensors of the encoder by name without prefix (`"blocks.0.attn.qkv.weight"`), in name order.
+
+        Raises:
+            CheckpointError: a shard is truncated or malformed, or holds no encoder.
+        """
+        found: dict[str, CheckpointTensor] = {}
+        for shard in self.shards:
+            layout = read_layout(shard)
+            for name, entry in layout.tensors.items():
+                prefix = next((prefix for prefix in VISUAL_PREFIXES if name.startswith(prefix)), None)
+                if prefix is not None:
+                    found[name.removeprefix(prefix)] = CheckpointTensor(shard, entry, layout.data_start)
+        if not found:
+            raise CheckpointError(f"{self.path} holds no visual.* tensors", field=str(self.path))
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Identity of what makes embeddings and token ids: sha256 hex.
+
+        Covers config.json, the tokenizer, the chat template, and for each encoder tensor its name,
+        dtype, shape and first 256 bytes: enough to tell any retrained or merged encoder apart, while a
+        server can compute it without loading an encoder. A fine-tuned language model on an unchanged
+        encoder and tokenizer keeps the hash, because the embeddings are still its own.
+        """
+        digest = hashlib.sha256()
+        config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
+        digest.update(_canonical(config))
+        for name in ("tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"):
+            file = self.path / name
+            digest.update(name.encode() + (hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"-"))
+        for name, tensor in self.visual_tensors.items():
+            digest.update(f"{name}:{tensor.entry.dtype}:{tensor.entry.shape}".encode())
+            digest.update(tensor.read(_PROBE_BYTES))
+        return digest.hexdigest()
+
+    def processor_files(self) -> list[Path]:
+        """The processor's files that this checkpoint has."""
+        return [self.path / name for name in PROCESSOR_FILES if (self.path / name).is_file()]
+
+
+def read_layout(shard: Path) -> Layout:
+    """Parse a safetensors file's header.
+
+    Raises:
+        CheckpointError: the file is truncated or malformed.
+    """
+    try:
+        with shard.open("rb") as file:
+            length = header_length(file.read(8))
+            layout = parse_header(file.read(length), data_start=8 + length)
+    except (WireError, OSError) as error:
+        raise CheckpointError(f"{shard} cannot be read: {error}", field=str(shard)) from None
+    size = shard.stat().st_size
+    if size < layout.total_bytes:
+        raise CheckpointError(
+            f"{shard} is truncated",
+            field=str(shard),
+            expected=f"{layout.total_bytes} bytes",
+            got=f"{size} bytes",
+            remedy="Copy or download it again.",
+        )
+    return layout
+
+
+def open_checkpoint(model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:
+    """A checkpoint from a local folder, or from a hub id through huggingface_hub's cache.
+
+    Args:
+        model: path, or an id such as `Qwen/Qwen3-VL-2B-Instruct`.
+        patterns: files to take from the hub; None for the processor's files and the shards with
+            visual tensors, which for a sharded model leaves the language model on the hub.
+
+    Raises:
+        CheckpointError: no such folder, and not an id that can be had.
+    """
+    path = Path(model)
+    if path.is_dir():
+        checkpoint = Checkpoint(path, path.resolve().name)
+        _ = checkpoint.config
+        return checkpoint
+    if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no checkpoint folder at {model}", field="model", remedy="Give a local folder or a hub id like org/name."
+        )
+    return Checkpoint(_from_hub(model, patterns), model)
+
+
+def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{model} is not a local folder", field="model", remedy="Install huggingface_hub to use hub ids."
+        ) from None
+    try:
+        if patterns is not None:
+            return Path(snapshot_download(model, allow_patterns=list(patterns)))
+        small = Path(snapshot_download(model, allow_patterns=[*PROCESSOR_FILES, "*.index.json"]))
+        index = small / "model.safetensors.index.json"
+        shards = Checkpoint(small, model)
+        names = ["model.safetensors"]
+        if index.exists():
+            weight_map = _read_json(index)["weight_map"]
+            names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
+        return Path(snapshot_download(model, allow_patterns=[*(p.name for p in shards.processor_files()), *names]))
+    except CheckpointError:
+        raise
+    except Exception as error:  # huggingface_hub raises many kinds; all mean that the files cannot be had
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{model} is neither a local folder nor a hub model that can be downloaded ({reason})", field="model"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing", field=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__})", field=str(path)) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object", field=str(path))
+    return value
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

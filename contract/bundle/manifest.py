@@ -1,0 +1,308 @@
+"""The bundle's `manifest.json`: what is in the folder, for which model, and what was measured.
+
+BUNDLE/
+  manifest.json
+  processor/          config.json, tokenizer, preprocessor and chat template of the checkpoint
+  fp32/weights.bin    one set of weights, shared by every graph of this precision
+  fp32/1x28x28.onnx   one graph per bucket
+  fp32/dynamic.onnx   the dynamic-shape graph
+  int8-9f3c21ab/      a set made by `qwen3vl-edge calibrate`, named after what decided it
+  calibration/        statistics of the activations, for another calibration; not a part of the bundle
+  wire/basis-9f3c21ab.safetensors   made by `qwen3vl-edge fit-basis`, see contract/wire/basis.py
+  engines/            built by `qwen3vl-edge build`, see contract/bundle/trt_plans.py
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, check_engine_record
+from qwen3vl_edge.contract.errors import BundleError
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.formats.dataclass_json import from_json
+
+SCHEMA_VERSION = 4
+READABLE_SCHEMAS = (1, 2, 3, 4)  # 2 added `engines`, 3 `calibration`, 4 `basis`: older bundles have none
+MANIFEST_NAME = "manifest.json"
+GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the bundle; `path` is relative to it, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One graph output against the PyTorch encoder in fp32, worst over the checked pictures.
+
+    A quantized graph is held against the bundle's own fp32 (or fp16) graph, which was held against PyTorch.
+    """
+
+    output: str
+    cosine: float
+    max_abs: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """One ONNX graph.
+
+    Attributes:
+        kind: "fixed" (pixel_values of one bucket), "dynamic" (any grid, tables as inputs) or
+            "image_uint8" (uint8 [H, W, 3] RGB of one image bucket, preprocessing in the graph).
+        bucket: the grid as text (`"1x28x28"`), None for the dynamic graph.
+    """
+
+    kind: str
+    bucket: str | None
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parity: tuple[OutputParity, ...] = ()
+
+    @property
+    def grid(self) -> Grid | None:
+        return None if self.bucket is None else Grid.parse(self.bucket)
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How a quantized set was made.
+
+    Attributes:
+        key: sha256 of all that decided it.
+        base: the set that it was made from.
+        samples: pictures and clips observed; per_bucket counts them by grid.
+        smooth: SmoothQuant's alpha, None without.
+        quantized: products in int8 or float8, linears and attention scores; excluded: those left in the set's
+            other precision.
+        sensitivity: file with each product's effect, where it was measured.
+    """
+
+    key: str
+    base: str
+    method: str
+    samples: int
+    per_bucket: dict[str, int]
+    smooth: float | None
+    quantized: tuple[str, ...]
+    excluded: tuple[str, ...]
+    sensitivity: str | None = None
+
+
+@dataclass(frozen=True)
+class BasisRecord:
+    """A basis for embeddings on the wire, and how it was fitted.
+
+    Attributes:
+        path: its file; the file's sha256 is the basis's name on the wire.
+        precision: the set whose embeddings it was fitted to.
+        samples: pictures and clips; rows of theirs that were fitted, and held out to be measured on.
+        ranks: directions of each tensor: the embeddings, then each DeepStack level.
+        mean_cosines, least_cosines: of each tensor's held-out rows with what is left of them in so many directions.
+    """
+
+    path: str
+    precision: str
+    samples: int
+    rows: int
+    held_out_rows: int
+    ranks: tuple[int, ...]
+    mean_cosines: tuple[float, ...]
+    least_cosines: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PrecisionSet:
+    """The graphs of one precision and the weights file that they share."""
+
+    precision: str
+    weights: str
+    graphs: tuple[GraphRecord, ...]
+    calibration: CalibrationRecord | None = None
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The checkpoint that the encoder was taken from."""
+
+    id: str
+    model_type: str
+    model_hash: str
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """The encoder's dimensions, from the checkpoint's vision configuration."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    in_channels: int
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    num_heads: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_visual_indexes: tuple[int, ...]
+    hidden_act: str
+    rope_theta: float = 10000.0
+
+    @property
+    def geometry(self) -> PatchGeometry:
+        return PatchGeometry(self.patch_size, self.merge_size, self.temporal_patch_size)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_values(self) -> int:
+        """Width of a `pixel_values` row: channels · temporal patch · patch²."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Graph outputs in order: `embeds`, then one `deepstack.k` per level."""
+        return ("embeds", *(f"deepstack.{level}" for level in range(len(self.deepstack_visual_indexes))))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Constants that turn RGB bytes into `pixel_values`, from the checkpoint's image processor."""
+
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    rescale_factor: float
+    image_min_pixels: int
+    image_max_pixels: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of `manifest.json`."""
+
+    model: ModelIdentity
+    vision: VisionSpec
+    preprocessing: Preprocessing
+    precisions: tuple[PrecisionSet, ...]
+    processor: tuple[str, ...]
+    files: tuple[FileRecord, ...]
+    tools: dict[str, str] = field(default_factory=dict)
+    engines: tuple[EngineRecord, ...] = ()
+    basis: BasisRecord | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def precision(self, name: str | None = None) -> PrecisionSet:
+        """The set of that name, or the first.
+
+        Raises:
+            BundleError: the bundle has no such precision.
+        """
+        for item in self.precisions:
+            if name is None or item.precision == name:
+                return item
+        raise BundleError(
+            "the bundle has no such precision",
+            field="precision",
+            expected=", ".join(item.precision for item in self.precisions),
+            got=name,
+        )
+
+    def buckets(self, precision: str | None = None) -> list[Grid]:
+        """Grids served by fixed-bucket graphs."""
+        return [
+            Grid.parse(graph.bucket)
+            for graph in self.precision(precision).graphs
+            if graph.kind == "fixed" and graph.bucket is not None
+        ]
+
+    def has_dynamic(self, precision: str | None = None) -> bool:
+        return any(graph.kind == "dynamic" for graph in self.precision(precision).graphs)
+
+    def file(self, path: str) -> FileRecord:
+        """The record of a file; every path that the manifest names has one."""
+        return next(record for record in self.files if record.path == path)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def write(self, bundle: Path) -> None:
+        """Write `manifest.json` atomically."""
+        atomic.write_bytes(bundle / MANIFEST_NAME, self.to_json().encode())
+
+
+def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        BundleError: names the key that is missing, unknown, of the wrong type or inconsistent.
+    """
+    try:
+        document: Any = json.loads(text)
+    except ValueError:
+        raise BundleError(f"{source} is not JSON", field=source, remedy="Export the bundle again.") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version not in READABLE_SCHEMAS:
+        raise BundleError(
+            f"{source} has another schema",
+            field="schema_version",
+            expected=" or ".join(map(str, READABLE_SCHEMAS)),
+            got=version,
+            remedy="Export the bundle again with this release.",
+        )
+    manifest = from_json(Manifest, document | {"schema_version": SCHEMA_VERSION}, source)
+    _check_consistent(manifest, source)
+    return manifest
+
+
+def _check_consistent(manifest: Manifest, source: str) -> None:
+    known = {record.path for record in manifest.files}
+    for record in manifest.files:
+        if record.path.startswith(("/", "\\")) or ".." in Path(record.path).parts:
+            raise BundleError(f"{source} names a file outside the bundle", field="files", got=record.path)
+    named = list(manifest.processor)
+    names = [item.precision for item in manifest.precisions]
+    if not names or len(set(names)) != len(names) or not set(names) <= set(PRECISIONS):
+        raise BundleError(
+            f"{source} has bad precisions", field="precisions", expected=" or ".join(PRECISIONS), got=names
+        )
+    for item in manifest.precisions:
+        named.append(item.weights)
+        if item.calibration is not None and item.calibration.sensitivity is not None:
+            named.append(item.calibration.sensitivity)
+        for graph in item.graphs:
+            named.append(graph.path)
+            if graph.kind not in GRAPH_KINDS or (graph.kind == "dynamic") != (graph.bucket is None):
+                raise BundleError(f"{source}: graph {graph.path} has a bad kind", field="kind", got=graph.kind)
+            if graph.bucket is not None:
+                Grid.parse(graph.bucket)
+            outputs = tuple(spec.name for spec in graph.outputs)
+            if outputs != manifest.vision.output_names:
+                raise BundleError(
+                    f"{source}: graph {graph.path} has other outputs",
+                    field="outputs",
+                    expected=manifest.vision.output_names,
+                    got=outputs,
+                )
+    for engine in manifest.engines:
+        check_engine_record(engine, source)
+        named.extend(engine.files)
+    if manifest.basis is not None:
+        named.append(manifest.basis.path)
+    for path in named:
+        if path not in known:
+            raise BundleError(f"{source} does not record {path}", field="files")

@@ -1,0 +1,141 @@
+"""Opening a bundle: the manifest read, and every file it records checked by size and sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, parse_manifest
+from qwen3vl_edge.contract.errors import BundleError, ModelMismatchError
+
+PROCESSOR_FOLDER = "processor"
+COPY_AGAIN = "Copy the bundle again, or export it again."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def processor_path(self) -> Path:
+        """Folder that `AutoProcessor.from_pretrained` and `AutoTokenizer.from_pretrained` read."""
+        return self.path / PROCESSOR_FOLDER
+
+    def graph_path(self, graph: GraphRecord) -> Path:
+        return self.path / graph.path
+
+
+def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+    """Open and check a bundle.
+
+    Args:
+        path: the bundle folder.
+        verify: also hash every file; sizes are always checked.
+
+    Raises:
+        BundleError: no bundle there, another schema, or a file that is missing, truncated or altered.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST_NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"no bundle at {folder}",
+            field="bundle",
+            expected=f"a folder with {MANIFEST_NAME}",
+            remedy="Make one with: qwen3vl-edge export MODEL --buckets 448x448 --out BUNDLE",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file} cannot be read ({type(error).__name__})", field="bundle") from None
+    manifest = parse_manifest(text, str(file))
+    rebuild = _rebuild_commands(manifest, path)
+    for record in manifest.files:
+        check_file(folder, record, verify=verify, remedy=rebuild.get(record.path, COPY_AGAIN))
+    return Bundle(folder, manifest)
+
+
+def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:
+    """The checkpoint that a bundle was exported from, and no other.
+
+    Args:
+        model: folder or hub id, as `open_checkpoint` takes it, from the option `--model`.
+        patterns: as `open_checkpoint` takes them.
+
+    Raises:
+        CheckpointError: it is missing.
+        ModelMismatchError: it is another model.
+    """
+    checkpoint = open_checkpoint(model, patterns=patterns)
+    if checkpoint.model_hash != bundle.manifest.model.model_hash:
+        raise ModelMismatchError(
+            f"{model} is not the model that the bundle was exported from",
+            field="--model",
+            expected=bundle.manifest.model.id,
+            got=checkpoint.name,
+            remedy="Give the checkpoint of the bundle, or export it again.",
+        )
+    return checkpoint
+
+
+def record_file(folder: Path, file: Path) -> FileRecord:
+    """The record of a file inside a bundle folder."""
+    return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
+
+
+def _rebuild_commands(manifest: Manifest, path: str | Path) -> dict[str, str]:
+    """Per file of an engine, what to do when it is damaged: engines are built again without a new export."""
+    return {
+        file: f"Copy it again, or rebuild it: qwen3vl-edge build {path} --target {engine.target} "
+        f"--precision {engine.precision}"
+        for engine in manifest.engines
+        for file in engine.files
+    }
+
+
+def check_file(folder: Path, record: FileRecord, *, verify: bool, remedy: str = COPY_AGAIN) -> None:
+    """Hold a file against its record.
+
+    Raises:
+        BundleError: missing, of another size, or (with `verify`) of another hash.
+    """
+    file = folder / record.path
+    if not file.is_file():
+        raise BundleError(f"bundle file {file} is missing", field=record.path, remedy=remedy)
+    size = file.stat().st_size
+    if size != record.bytes:
+        raise BundleError(
+            f"bundle file {file} is {'truncated' if size < record.bytes else 'altered'}",
+            field=record.path,
+            expected=f"{record.bytes} bytes",
+            got=f"{size} bytes",
+            remedy=remedy,
+        )
+    if verify and (actual := sha256_of(file)) != record.sha256:
+        raise BundleError(
+            f"bundle file {file} is altered",
+            field=record.path,
+            expected=f"sha256 {record.sha256[:12]}…",
+            got=f"{actual[:12]}…",
+            remedy=remedy,
+        )
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 hex of a file, streamed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _stream(file)
+
+
+def _stream(file: Path) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

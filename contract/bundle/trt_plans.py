@@ -1,0 +1,103 @@
+"""What the manifest says of built engines: which plans, for which library and GPU, from which graphs.
+
+BUNDLE/engines/<target>/<precision>/profiles-<key>.plan   one profile per bucket, weights once
+BUNDLE/engines/<target>/<precision>/1x28x28-<key>.plan    or one plan per bucket
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.errors import BundleError
+
+LAYOUTS = ("profiles", "per-bucket")
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+ENGINE_FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """One serialized engine.
+
+    Attributes:
+        path: the plan, relative to the bundle.
+        graph: the ONNX graph that it was built from, relative to the bundle.
+        graph_sha256: of that graph when it was built.
+        buckets: optimization profile i serves `buckets[i]`.
+        inputs, outputs: the plan's I/O table; a dimension that differs between profiles is a string.
+        layers: what the engine inspector said, as JSON; None where no GPU could load the plan.
+    """
+
+    path: str
+    graph: str
+    graph_sha256: str
+    buckets: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The plans of one target and precision.
+
+    Attributes:
+        target: a name of `export/tensorrt/targets.py`.
+        library: "tensorrt" or "tensorrt_rtx", with the exact version that built it.
+        compute_capabilities: GPUs that it runs on, as "8.7"; "8.0+" is that one and all later ones.
+        weights_sha256: of the weights file of that precision when it was built.
+        stripped: the plans hold no weights and are refitted from the bundle's when loaded.
+        key: what the build depended on; the same key means nothing to do.
+        seconds: how long the build took.
+    """
+
+    target: str
+    library: str
+    library_version: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+    layout: str
+    weights_sha256: str
+    key: str
+    seconds: float
+    plans: tuple[PlanRecord, ...]
+    stripped: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file of the bundle that belongs to this engine."""
+        return tuple(path for plan in self.plans for path in (plan.path, plan.layers) if path is not None)
+
+    def runs_on(self, compute_capability: str) -> bool:
+        """Whether a GPU of that capability ("8.9") is among those it was built for."""
+        return any(_covers(item, compute_capability) for item in self.compute_capabilities)
+
+
+def _covers(item: str, compute_capability: str) -> bool:
+    if item.endswith("+"):
+        return _version(compute_capability) >= _version(item[:-1])
+    return item == compute_capability
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def check_engine_record(record: EngineRecord, source: str) -> None:
+    """Check what types alone do not.
+
+    Raises:
+        BundleError: an unknown library or layout, a bad bucket, or no plans.
+    """
+    for name, value, allowed in (("library", record.library, LIBRARIES), ("layout", record.layout, LAYOUTS)):
+        if value not in allowed:
+            raise BundleError(
+                f"{source}: engine has a bad {name}", field=name, expected=" or ".join(allowed), got=value
+            )
+    if not record.plans:
+        raise BundleError(f"{source}: engine {record.target} has no plans", field="plans")
+    for plan in record.plans:
+        for bucket in plan.buckets:
+            Grid.parse(bucket)

@@ -1,0 +1,35 @@
+"""The `Idempotency-Key` header: the same request, sent again because an answer got lost, is answered once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qwen3vl_edge.contract.http.errors import HttpError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+HEADER = "Idempotency-Key"
+MAX_KEY_CHARACTERS = 128
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """The request's key, None without one.
+
+    Raises:
+        HttpError: 400: sent twice, empty, too long, or with characters that do not print.
+    """
+    found = headers.getlist(HEADER)
+    if not found:
+        return None
+    key = found[0]
+    if len(found) > 1 or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
+        raise HttpError(
+            400,
+            "bad_idempotency_key",
+            "bad idempotency key",
+            field=HEADER,
+            expected=f"one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters",
+            got=f"{len(found)}, the first {key[:40]!a}",
+        )
+    return key

@@ -1,0 +1,1 @@
+"""The wire: a generation request with its embeddings as bytes, both ways."""

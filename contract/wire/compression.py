@@ -1,0 +1,69 @@
+"""Bodies compressed with zstd (RFC 8878), as `Content-Encoding: zstd` says; nothing is lost by it.
+
+The library is optional on both sides: a server without it refuses such a body, and a device without it sends none.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
+
+ZSTD = "zstd"
+LEVEL = 1  # more costs a device more time than it saves on any link where it pays
+MAX_WINDOW_BYTES = 8 * 2**20  # what RFC 9659 lets a sender ask of a receiver
+_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def compress(buffers: list[memoryview]) -> list[memoryview]:
+    """The same body compressed, as one buffer.
+
+    Raises:
+        InputError: the library is not installed.
+    """
+    compressor = _library("compress").ZstdCompressor(level=LEVEL).compressobj()
+    parts = [compressor.compress(buffer) for buffer in buffers]
+    return [memoryview(b"".join([*parts, compressor.flush()]))]
+
+
+def require_zstd() -> None:
+    """Raises: InputError: the library is not installed."""
+    _library("compress")
+
+
+def is_compressed(buffers: list[memoryview]) -> bool:
+    """Whether `compress` made it: a container begins with its header's length, which is never so large."""
+    return bool(buffers) and bytes(buffers[0][:4]) == _MAGIC
+
+
+def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
+    """What was compressed; no more than `limit` bytes and the window are ever held of it.
+
+    Raises:
+        LimitError: it is longer than `limit`.
+        WireError: it is no zstd, or asks for a larger window than is given.
+        InputError: the library is not installed.
+    """
+    library = _library("decompress")
+    decompressor = library.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+    try:
+        with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
+            found: bytes = reader.read(limit + 1)
+    except library.ZstdError as error:
+        raise WireError("body does not decompress", field="body", expected="zstd", got=str(error)[:120]) from None
+    if len(found) > limit:
+        raise LimitError(
+            "body is too large once decompressed", field="body", expected=f"at most {limit} bytes", got="more"
+        )
+    return found
+
+
+def _library(job: str) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise InputError(
+            f"cannot {job}: zstandard is not installed", field="Content-Encoding", remedy="pip install zstandard"
+        ) from None
+    return zstandard

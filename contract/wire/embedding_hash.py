@@ -1,0 +1,58 @@
+"""The name of one picture's embeddings: the sha256 of a form that both ends can write down.
+
+The form, in bytes, one part after another:
+
+    "qwen3vl-edge embeddings 1\n" + model_hash + "\n" + grid as "TxHxW" + "\n"
+    then for `embeds` and for each DeepStack level in order:
+    dtype ("F16" or "F32") + " " + shape as "nxD" + "\n" + the tensor's bytes, little-endian, row by row
+
+The kind is left out: a medium is named by what it holds. The name tells nothing of a picture to who has only the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings
+
+_DTYPES = {"float16": "F16", "float32": "F32"}
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def embedding_hash(media: MediaEmbeddings, model_hash: str) -> str:
+    """64 hexadecimal digits.
+
+    Args:
+        media: its `embeds` and `deepstack` in float16 or float32.
+        model_hash: of the model that made them.
+
+    Raises:
+        WireError: a dtype that is not sent.
+    """
+    digest = hashlib.sha256(f"qwen3vl-edge embeddings 1\n{model_hash}\n{media.grid}\n".encode())
+    for array in media.arrays:
+        name = _DTYPES.get(array.dtype.name)
+        if name is None:
+            raise WireError("embeddings have the wrong dtype", expected="F16 or F32", got=array.dtype)
+        digest.update(f"{name} {'x'.join(str(size) for size in array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def is_hash(value: object) -> bool:
+    """Whether `value` can be what `embedding_hash` returned."""
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
+
+
+def check_hash(field: str, media: MediaEmbeddings, model_hash: str) -> None:
+    """Hold embeddings against the name that they came with; without one there is nothing to check.
+
+    Raises:
+        WireError: they have another.
+    """
+    if media.hash is not None and (found := embedding_hash(media, model_hash)) != media.hash:
+        raise WireError("the hash is not that of the embeddings", field=field, expected=found, got=media.hash)

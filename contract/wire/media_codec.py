@@ -1,0 +1,200 @@
+"""One picture or clip on the wire: its tensors and its entry in the document, both ways (`contract/wire/codec.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases, Basis
+from qwen3vl_edge.contract.wire.embedding_hash import is_hash
+from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, Packing, check_packed, unpack
+from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, MediaReference
+
+PACKED_VERSION = 3  # of a body with packed embeddings
+BASIS_VERSION = 4  # of a body with coefficients in a basis
+SCALES = ".scales"
+MAX_LEVELS = 64
+
+NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1", "I8": "<i1"}
+DTYPE_NAMES = {np.dtype(value): key for key, value in NUMPY_DTYPES.items()}
+NUMPY_DTYPES |= {"F8_E4M3": "<u1", "BF16": "<u2"}  # numpy has no such types
+_SAID = {**DTYPE_NAMES, np.dtype("<u2"): "BF16"}  # in messages
+Named = tuple[str, NDArray[Any], str | None]  # the dtype's name, where numpy's type does not say it
+
+
+def medium_tensors(index: int, item: MediaEmbeddings) -> list[Named]:
+    """The tensors of a request's medium `index`, as they travel."""
+    names = _names(index, len(item.deepstack))
+    if not item.packed:
+        return [(name, array, None) for name, array in zip(names, item.arrays, strict=True)]
+    codes: list[Named] = [
+        (name, packed.codes, packed.packing.dtype) for name, packed in zip(names, item.packed, strict=True)
+    ]
+    return codes + [(name + SCALES, packed.scales, None) for name, packed in zip(names, item.packed, strict=True)]
+
+
+def medium_item(item: MediaEmbeddings, named: bool) -> dict[str, Any]:
+    """Its entry in the document; `named` by its hash, without tensors."""
+    if named:
+        return {"kind": item.kind, "by_hash": True, "hash": item.hash, "origin": item.origin}
+    found = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
+    if item.packed:
+        found["packing"] = item.packed[0].packing.name
+    if item.basis is not None:
+        found["basis"] = item.basis
+    return found if item.hash is None else {**found, "hash": item.hash}
+
+
+def take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], rank: int) -> NDArray[Any]:
+    """Take a tensor out of `arrays`.
+
+    Raises:
+        WireError: it is missing, or of another type or rank.
+    """
+    if name not in arrays:
+        raise WireError(f"tensor {name!r} is missing", field=name)
+    array = arrays.pop(name)
+    if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != rank:
+        names = " or ".join(_SAID[np.dtype(dtype)] for dtype in dtypes)
+        raise WireError(
+            f"tensor {name!r} has the wrong dtype or rank",
+            field=name,
+            expected=f"{names} of rank {rank}",
+            got=f"{_SAID[array.dtype]} of shape {list(array.shape)}",
+        )
+    return array
+
+
+def read_media(
+    document: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    limits: Limits,
+    bases: Bases = NO_BASES,
+    keep_packed: bool = False,
+) -> list[MediaEmbeddings | MediaReference]:
+    """The document's media, their tensors taken out of `arrays`.
+
+    Raises:
+        WireError, LimitError, ModelMismatchError: as `decode_request` in `contract/wire/codec.py`.
+    """
+    items = document["media"]
+    if not items:
+        return []
+    _check_unpacked_size(items, document["version"], arrays, limits, bases)
+    grids = take(arrays, "grid_thw", ("<i4", "<i8"), 2)
+    if grids.shape != (len(items), 3):
+        raise WireError(
+            "grid_thw does not match the media list", field="grid_thw", expected=[len(items), 3], got=list(grids.shape)
+        )
+    return [
+        _medium(index, item, Grid(*(int(value) for value in grids[index])), arrays, bases, keep_packed)
+        for index, item in enumerate(items)
+    ]
+
+
+def _medium(
+    index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]], bases: Bases, keep_packed: bool
+) -> MediaEmbeddings | MediaReference:
+    if not isinstance(item, dict) or item.get("kind") not in KINDS:
+        raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
+    kind, name, by_hash, origin = item["kind"], item.get("hash"), item.get("by_hash", False), item.get("origin", {})
+    if (name is not None or by_hash) and not is_hash(name):
+        raise WireError("hash is not one", field=f"media.{index}.hash", expected="64 of 0-9a-f", got=repr(name)[:80])
+    if type(by_hash) is not bool or not isinstance(origin, dict):
+        raise WireError("media item is malformed", field=f"media.{index}", expected="by_hash a bool, origin a map")
+    if by_hash:
+        if "levels" in item:
+            raise WireError("media item by hash has levels", field=f"media.{index}.levels")
+        return MediaReference(index, kind, grid, str(name), origin)
+    levels = item.get("levels")
+    if type(levels) is not int or not 0 <= levels <= MAX_LEVELS:
+        raise WireError(
+            "media item is malformed", field=f"media.{index}", expected=f"levels (0 to {MAX_LEVELS}) and origin"
+        )
+    names = _names(index, levels)
+    if (packing := item.get("packing")) is None:
+        if "basis" in item:
+            raise WireError("a basis without a packing", field=f"media.{index}.basis", expected="a packing too")
+        embeds, *deepstack = (take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
+        return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name)
+    packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
+    rows = [unpack(found) for found in packed]
+    if (basis := item.get("basis")) is not None:
+        rows = _from_basis(rows, names, bases[basis])
+    embeds, *deepstack = rows
+    kept = (packed, basis) if keep_packed else ((), None)
+    return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name, *kept)
+
+
+def _from_basis(rows: list[NDArray[Any]], names: list[str], basis: Basis) -> list[NDArray[Any]]:
+    if len(rows) != len(basis.tensors):
+        raise WireError("the basis is of other tensors", field=names[0], expected=len(basis.tensors), got=len(rows))
+    for name, found, tensor in zip(names, rows, basis.tensors, strict=True):
+        if found.shape[1] != tensor.rank:
+            raise WireError("coefficients do not fit their basis", field=name, expected=tensor.rank, got=found.shape[1])
+    return [tensor.rows(found) for found, tensor in zip(rows, basis.tensors, strict=True)]
+
+
+def _names(index: int, levels: Any) -> list[str]:
+    """Of a medium's tensors; of its first alone where `levels` is no count."""
+    count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0
+    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(count))]
+
+
+def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
+    codes = take(arrays, name, (NUMPY_DTYPES[packing.dtype],), 2)
+    scales = take(arrays, name + SCALES, ("<f2",), 2)
+    found = Packed(packing, codes, scales)
+    check_packed(found, name + SCALES)
+    return found
+
+
+def _check_unpacked_size(
+    items: list[Any], version: int, arrays: dict[str, NDArray[Any]], limits: Limits, bases: Bases
+) -> None:
+    """A packed body is held to the size that it has unpacked, before anything is unpacked."""
+    size = 0
+    for index, item in enumerate(items):
+        if not isinstance(item, dict) or (name := item.get("packing")) is None:
+            continue
+        field = f"media.{index}.packing"
+        if version < PACKED_VERSION:
+            raise WireError("this wire version has no packed media", field=field, expected=f"version {PACKED_VERSION}")
+        if not isinstance(name, str) or name not in PACKINGS:
+            raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
+        packing, basis = PACKINGS[name], _basis(index, item, version, bases)
+        for tensor in _names(index, item.get("levels")):
+            if (codes := arrays.get(tensor)) is not None and codes.ndim == 2:
+                columns = codes.shape[1] * packing.per_byte if basis is None else basis.columns
+                size += len(codes) * columns * np.dtype(packing.unpacked).itemsize
+    if size > limits.max_body_bytes:
+        raise LimitError(
+            "the embeddings are too large once unpacked",
+            field="body",
+            expected=f"at most {limits.max_body_bytes} bytes",
+            got=f"{size} bytes",
+        )
+
+
+def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basis | None:
+    """The basis that an item names, where it names one."""
+    name, field = item.get("basis"), f"media.{index}.basis"
+    if name is None:
+        return None
+    if version < BASIS_VERSION:
+        raise WireError("this wire version has no bases", field=field, expected=f"version {BASIS_VERSION}")
+    if not is_hash(name):
+        raise WireError("no name of a basis", field=field, expected="64 of 0-9a-f", got=repr(name)[:80])
+    if name not in bases:
+        raise ModelMismatchError(
+            "the embeddings are in a basis that is not held here",
+            field=field,
+            expected=" or ".join(bases) or "none",
+            got=name,
+            remedy="Start the server with --wire-basis and wire/basis-*.safetensors of the device's bundle.",
+        )
+    return bases[name]

@@ -1,0 +1,209 @@
+"""Embeddings in other types: codes and their scales, which become floats again, to the bit the same everywhere.
+
+A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale holds for a row, or all rows, and
+D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough bits
+that the product is exact in float32, so device and server hold the same numbers, and so does a hash of them.
+
+Scales by rows and groups of columns: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
+The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448. bfloat16 saves no bytes: it is
+for encoders whose values float16 cannot hold, has one scale of 1 and becomes float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.formats.safetensors_layout import DTYPE_BYTES
+
+Codes = NDArray[Any]
+_ROWS = 16  # packed or unpacked at a time: their float32 copies stay in the CPU's cache
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tensor is packed.
+
+    Attributes:
+        dtype: of the codes in the container.
+        largest: magnitude of the largest code.
+        group: columns that share a scale; 0 for all of a row.
+        per_byte: codes in one element of the container.
+        unpacked: numpy's dtype of the values.
+    """
+
+    name: str
+    dtype: str
+    largest: float
+    group: int = 0
+    per_byte: int = 1
+    unpacked: str = "<f2"
+
+    def bytes_per_value(self, columns: int) -> float:
+        """Of a tensor [n, `columns`], with its scales."""
+        return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One packed tensor.
+
+    Attributes:
+        codes: int8, uint8 or uint16 (bfloat16) [n, D / codes per byte].
+        scales: float16 [a, b].
+    """
+
+    packing: Packing
+    codes: Codes
+    scales: NDArray[np.float16]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[n, D], unpacked."""
+        rows, columns = self.codes.shape
+        return rows, columns * self.packing.per_byte
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.codes.nbytes + self.scales.nbytes)
+
+
+PACKINGS = {
+    found.name: found
+    for found in (
+        Packing("bf16", "BF16", math.inf, unpacked="<f4"),
+        Packing("fp8", "F8_E4M3", 448.0),
+        Packing("int8", "I8", 127.0),
+        Packing("int4", "U8", 7.0, group=32, per_byte=2),
+    )
+}
+
+BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]}
+"""Coefficients in the bundle's basis (`contract/wire/basis.py`), and how they are packed."""
+WIRE_DTYPES = ("fp16", "fp32", *PACKINGS, *BASIS_PACKINGS)
+"""What `--wire-dtype` and the daemon's `wire_dtype` take."""
+FROM_FP32 = ("fp32", "bf16")
+"""Those that begin with the encoder's own values; the others with what float16 makes of them."""
+
+
+def bytes_per_value(wire_dtype: str, columns: int) -> float:
+    """Bytes that a value takes on the wire, in rows of `columns`; `wire_dtype` is one that needs no basis."""
+    packing = PACKINGS.get(wire_dtype)
+    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
+
+
+def pack(values: NDArray[Any], packing: Packing) -> Packed:
+    """Codes and scales of float16 or float32 [n, D].
+
+    Raises:
+        WireError: D does not divide into groups.
+    """
+    rows, columns = values.shape
+    if packing.dtype == "BF16":
+        return Packed(packing, _bf16_codes(values.astype(np.float32)), np.ones((1, 1), np.float16))
+    group = packing.group or columns
+    if columns % group or columns % packing.per_byte:
+        raise WireError(f"embeddings cannot be packed as {packing.name}", expected=f"columns by {group}", got=columns)
+    codes = np.empty((rows, columns // packing.per_byte), np.int8 if packing.dtype == "I8" else np.uint8)
+    scales = np.empty((rows, columns // group), np.float16)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, start + _ROWS)
+        blocks = values[part].astype(np.float32).reshape(-1, columns // group, group)
+        scales[part] = np.abs(blocks).max(axis=2, initial=0) / packing.largest
+        divisors = np.where(scales[part] == 0, np.float32(1), scales[part].astype(np.float32))[:, :, None]
+        blocks /= divisors
+        np.clip(blocks, -packing.largest, packing.largest, out=blocks)
+        codes[part] = _encode(blocks, packing).reshape(-1, codes.shape[1])
+    return Packed(packing, codes, scales)
+
+
+def unpack(packed: Packed) -> NDArray[Any]:
+    """The float16 [n, D] that codes and scales stand for; float32 of bfloat16."""
+    rows, columns = packed.shape
+    scales = packed.scales.astype(np.float32)
+    found = np.empty((rows, columns), packed.packing.unpacked)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, start + _ROWS)
+        codes = _decode(packed.codes[part], packed.packing)
+        blocks = codes.reshape(codes.shape[0], scales.shape[1], columns // scales.shape[1])
+        own = scales if scales.shape[0] == 1 else scales[part]
+        found[part] = (blocks * own[:, :, None]).reshape(codes.shape)
+    return found
+
+
+def check_packed(packed: Packed, field: str) -> None:
+    """Hold scales against codes.
+
+    Raises:
+        WireError: shapes that do not belong together, or scales that are no sizes.
+    """
+    rows, columns = packed.shape
+    a, b = packed.scales.shape
+    if a not in (1, rows) or b == 0 or columns % b:
+        wanted = f"[1 or {rows}, a divisor of {columns}]"
+        raise WireError("scales do not fit their codes", field=field, expected=wanted, got=[a, b])
+    if not np.isfinite(packed.scales).all() or (packed.scales < 0).any():
+        raise WireError("scales are no sizes", field=field, expected="finite, not negative")
+
+
+def _encode(blocks: NDArray[np.float32], packing: Packing) -> Codes:
+    if packing.dtype == "F8_E4M3":
+        codes: Codes = _e4m3_codes()[blocks.astype(np.float16).view(np.uint16)]
+        return codes
+    whole = np.rint(blocks).astype(np.int8)
+    if packing.per_byte == 1:
+        return whole
+    pairs = (whole + 8).astype(np.uint8).reshape(*whole.shape[:-1], whole.shape[-1] // 2, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4
+
+
+def _decode(codes: Codes, packing: Packing) -> NDArray[np.float32]:
+    if packing.dtype == "F8_E4M3":
+        values: NDArray[np.float32] = e4m3_values()[codes]
+        return values
+    if packing.dtype == "BF16":
+        wide: NDArray[np.float32] = (codes.astype(np.uint32) << 16).view(np.float32)
+        return wide
+    if packing.per_byte == 1:
+        return codes.astype(np.float32)
+    found = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
+    found[:, 0::2] = codes & 15
+    found[:, 1::2] = codes >> 4
+    found -= 8
+    return found
+
+
+def _bf16_codes(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper half of each float32, rounded to the nearest, ties to the even one. NaN becomes infinity or NaN, which
+    the server refuses alike."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+@cache
+def e4m3_values() -> NDArray[np.float32]:
+    """What each of the 256 codes stands for: sign, 4 bits of exponent with bias 7, 3 of fraction; 0x7f and 0xff NaN."""
+    codes = np.arange(256)
+    exponent, fraction = (codes >> 3) & 15, codes & 7
+    magnitude = np.where(exponent == 0, fraction * 2.0**-9, (8 + fraction) * 2.0 ** (exponent - 10.0))
+    magnitude[[0x7F, 0xFF]] = np.nan
+    return np.where(codes >> 7, -magnitude, magnitude).astype(np.float32)
+
+
+@cache
+def _e4m3_codes() -> NDArray[np.uint8]:
+    """The code nearest to each float16, ties to the even one; beyond 448 the largest."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    magnitudes = np.nan_to_num(np.abs(halves).astype(np.float64), nan=0.0, posinf=448.0)
+    values = e4m3_values()[:127].astype(np.float64)
+    above = np.clip(np.searchsorted(values, magnitudes), 1, 126)
+    low, high = values[above - 1], values[above]
+    middle = (low + high) / 2
+    nearest = np.where((magnitudes > middle) | ((magnitudes == middle) & (above % 2 == 0)), above, above - 1)
+    return (nearest | np.where(np.signbit(halves), 0x80, 0)).astype(np.uint8)

@@ -1,0 +1,211 @@
+"""What one generation request holds once decoded, and the limits it is held against."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.wire.basis import Basis
+from qwen3vl_edge.contract.wire.packing import Packed, Packing, pack, unpack
+
+KINDS = ("image", "video")
+
+
+@dataclass(frozen=True)
+class MediaEmbeddings:
+    """One image or clip as its embeddings.
+
+    Attributes:
+        kind: "image" or "video".
+        grid: the grid it was encoded in.
+        embeds: float16 or float32 [n, D], n = t·h·w / merge².
+        deepstack: one array [n, D] per DeepStack level.
+        origin: how it was made, for logs and evidence: native grid, scale, distortion, precision.
+        hash: `embedding_hash` (embedding_hash.py), as the sender says; None where it does not ask to keep them.
+        packed: `embeds`, then each level, as they travel; what these unpack to is what the arrays above hold.
+        basis: sha256 of the basis whose coefficients `packed` holds; None where it holds the rows themselves.
+    """
+
+    kind: str
+    grid: Grid
+    embeds: NDArray[Any]
+    deepstack: tuple[NDArray[Any], ...]
+    origin: dict[str, Any] = field(default_factory=dict)
+    hash: str | None = None
+    packed: tuple[Packed, ...] = ()
+    basis: str | None = None
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All its tensors: the embeddings, then each DeepStack level."""
+        return self.embeds, *self.deepstack
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+
+def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = None) -> MediaEmbeddings:
+    """The same in fewer bytes: its arrays are what the packed ones unpack to, so both ends hold, and name, the same.
+
+    Args:
+        media: float16; what the encoder made where the packing is bf16.
+        basis: send coefficients in it, packed.
+
+    Raises:
+        WireError: the width does not divide into the packing's groups, or the basis is of other tensors.
+    """
+    origin = media.origin | {"wire": packing.name if basis is None else f"basis-{packing.name}"}
+    if basis is None:
+        packed = tuple(pack(array, packing) for array in media.arrays)
+        embeds, *deepstack = map(unpack, packed)
+        return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
+    if [array.shape[1] for array in media.arrays] != [basis.columns] * len(basis.tensors):
+        raise WireError("the basis is of other tensors", expected=len(basis.tensors), got=len(media.arrays))
+    pairs = list(zip(media.arrays, basis.tensors, strict=True))
+    packed = tuple(pack(tensor.coefficients(array), packing) for array, tensor in pairs)
+    embeds, *deepstack = (tensor.rows(unpack(item)) for item, (_, tensor) in zip(packed, pairs, strict=True))
+    name = basis.sha256
+    origin |= {"basis": name}
+    return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed, basis=name)
+
+
+@dataclass(frozen=True)
+class MediaReference:
+    """One image or clip whose embeddings the server is said to hold: `MediaEmbeddings` by its hash.
+
+    Attributes:
+        index: its place among the request's media.
+    """
+
+    index: int
+    kind: str
+    grid: Grid
+    hash: str
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Generation parameters, named as in transformers' `GenerationConfig`; greedy by default."""
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Sampling:
+        """Validate a JSON object of sampling parameters.
+
+        Raises:
+            WireError: an unknown name, a wrong type or a value out of range.
+        """
+        if not isinstance(values, dict):
+            raise WireError("sampling is not an object", field="sampling", got=type(values).__name__)
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise WireError(
+                    "unknown sampling parameter", field=f"sampling.{name}"[:80], expected=", ".join(sorted(known))
+                )
+        for name, value in values.items():
+            _check_sampling(name, value)
+        typed: dict[str, Any] = {name: _typed(name, value) for name, value in values.items()}
+        return cls(**typed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# name: (type, lowest, highest, may be null); bounds are inclusive
+_SAMPLING_RANGES: dict[str, tuple[type, float, float, bool]] = {
+    "max_new_tokens": (int, 1, 1_000_000, False),
+    "do_sample": (bool, 0, 1, False),
+    "temperature": (float, 1e-3, 100.0, False),
+    "top_p": (float, 1e-6, 1.0, False),
+    "top_k": (int, 0, 1_000_000, False),
+    "min_p": (float, 0.0, 1.0, True),
+    "repetition_penalty": (float, 1e-3, 100.0, False),
+    "seed": (int, 0, 2**63 - 1, True),
+}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A checked value in its type: a float may come without a point, and transformers refuses a penalty of 2."""
+    return float(value) if _SAMPLING_RANGES[name][0] is float and value is not None else value
+
+
+def _check_sampling(name: str, value: Any) -> None:
+    kind, low, high, nullable = _SAMPLING_RANGES[name]
+    if value is None and nullable:
+        return
+    accepted = (int, float) if kind is float else (kind,)
+    typed = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    if not typed or not low <= value <= high:
+        raise WireError(
+            "sampling parameter is out of range",
+            field=f"sampling.{name}",
+            expected=f"{kind.__name__} from {low:g} to {high:g}",
+            got=repr(value)[:80],
+        )
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A prompt whose pictures are embeddings.
+
+    Attributes:
+        model_hash: `Checkpoint.model_hash` of the model that made the embeddings; None skips the check
+            (the JSON endpoint for debugging, text-only prompts).
+        input_ids: int64 [L], placeholders expanded: n per image, n/t per frame of a clip.
+        media: images and clips in the order of their placeholders.
+        attention_mask: int64 [L] of 0 and 1, or None for all ones.
+        logprobs: how many of the likeliest tokens to name at each place; None for no probabilities at all. The
+            binary form does not carry it.
+    """
+
+    model_hash: str | None
+    input_ids: NDArray[np.int64]
+    media: tuple[MediaEmbeddings, ...] = ()
+    attention_mask: NDArray[np.int64] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stream: bool = False
+    request_id: str = ""
+    logprobs: int | None = None
+
+    def of_kind(self, kind: str) -> list[MediaEmbeddings]:
+        return [item for item in self.media if item.kind == kind]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most a server takes in one request."""
+
+    max_body_bytes: int = 256 * 2**20
+    max_prompt_tokens: int = 32_768
+    max_media: int = 64
+    max_visual_tokens: int = 16_384
+    max_new_tokens: int = 4_096
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a request's tensors are checked against: the server's model, seen from outside."""
+
+    model_hash: str
+    hidden_size: int
+    deepstack_levels: int
+    merge_size: int
+    vocab_size: int
+    image_token_id: int
+    video_token_id: int

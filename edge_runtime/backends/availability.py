@@ -1,0 +1,80 @@
+"""What this machine can run of a bundle: each backend and provider, with the reason where it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.trt_plans import LIBRARIES
+from qwen3vl_edge.contract.errors import ContractError, EngineError
+from qwen3vl_edge.contract.machine.gpu import find_gpu
+from qwen3vl_edge.contract.machine.tensorrt_library import import_library
+from qwen3vl_edge.edge_runtime.backends.plan_selection import choose_engine
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+
+
+@dataclass(frozen=True)
+class Availability:
+    """One way to run the encoder here.
+
+    Attributes:
+        backend: as `--backend` and `--provider` name it.
+        detail: what it would run, or why it cannot.
+    """
+
+    backend: str
+    runs: bool
+    detail: str
+
+
+def list_availability(bundle: Bundle) -> list[Availability]:
+    """Every backend, tried as far as that goes without running a picture."""
+    return [
+        *_onnxruntime(bundle),
+        *_openvino(bundle),
+        *(_tensorrt(bundle, library) for library in LIBRARIES),
+        _pytorch(),
+    ]
+
+
+def _onnxruntime(bundle: Bundle) -> list[Availability]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return [Availability("onnxruntime", False, "onnxruntime is not installed")]
+    from qwen3vl_edge.edge_runtime.backends.providers import PROVIDERS, start_provider
+
+    return [_tried(f"onnxruntime --provider {name}", partial(start_provider, bundle, name)) for name in PROVIDERS]
+
+
+def _openvino(bundle: Bundle) -> list[Availability]:
+    if importlib.util.find_spec("openvino") is None:
+        return [Availability("openvino", False, "openvino is not installed; pip install 'qwen3vl-edge[openvino]'")]
+    from qwen3vl_edge.edge_runtime.backends.openvino import HINTS, load
+
+    return [_tried(name, partial(load, name, bundle, BackendOptions())) for name in HINTS]
+
+
+def _tried(backend: str, start: Callable[[], object]) -> Availability:
+    try:
+        start()
+    except ContractError as error:
+        return Availability(backend, False, str(error))
+    return Availability(backend, True, "every graph")
+
+
+def _tensorrt(bundle: Bundle, library: str) -> Availability:
+    try:
+        version = str(import_library(library).__version__)
+        record = choose_engine(bundle, library, version, find_gpu())
+    except EngineError as error:
+        return Availability(library, False, str(error))
+    return Availability(library, True, f"{record.target} {record.precision}, {version}")
+
+
+def _pytorch() -> Availability:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Availability("pytorch", False, f"{' and '.join(missing)} not installed")
+    return Availability("pytorch", True, "the oracle; needs --model with the checkpoint that the bundle came from")

@@ -1,0 +1,234 @@
+"""One camera: its reader thread, its window, and what it has seen."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from qwen3vl_edge.contract.bundle.buckets import BucketChoice, measure
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
+from qwen3vl_edge.edge_runtime.cameras.frame import Frame
+from qwen3vl_edge.edge_runtime.cameras.frame_patches import native_grid, patchify, resize_frame
+from qwen3vl_edge.edge_runtime.cameras.sampling import Sampler
+from qwen3vl_edge.edge_runtime.cameras.source import OPEN_SECONDS, frames
+from qwen3vl_edge.edge_runtime.cameras.window import FRAMES, Snapshot, TemporalPatch, Window
+from qwen3vl_edge.edge_runtime.edge import Edge
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
+CLOSE_SECONDS = OPEN_SECONDS + 1
+Submit = Callable[[Callable[[], None]], "Future[None]"]
+logger = logging.getLogger("edge")
+
+
+class CameraNotReadyError(ContractError):
+    """No frames that are young enough."""
+
+    status = 503
+    code = "camera_not_ready"
+    retry_after = 2
+
+
+class Camera:
+    """Reads from `start` on, in a thread of its own, and again after a loss.
+
+    What is held: one whole frame, one unpaired frame, and the window's temporal patches.
+
+    Args:
+        submit: puts work on the engine's thread; at most one piece of this camera's waits there at a time.
+
+    Raises:
+        InputError, BucketError: the engine cannot serve one temporal patch of the camera's size.
+    """
+
+    def __init__(self, config: CameraConfig, edge: Edge, submit: Submit) -> None:
+        self.config = config
+        self.window = Window(config.name, config.seconds, config.fps, partial(patchify, hf=edge.processor.hf))
+        self.connected = False
+        self.error = ""
+        self.seen = self.sampled = self.reconnects = 0
+        self.latest: Frame | None = None
+        self._edge, self._submit = edge, submit
+        self._geometry = edge.policy.geometry
+        if self._geometry.temporal_patch_size != FRAMES:
+            raise InputError("cameras need temporal patches of two frames", field="cameras")
+        self._grid = self._wanted_grid()
+        self._choice: BucketChoice | None = None
+        self._shape: tuple[int, ...] = ()
+        self._rate, self._rate_since, self._rate_seen = 0.0, time.monotonic(), 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._busy = False
+        self._thread = threading.Thread(target=self._read, name=f"camera-{config.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; the reader may still be on its way out."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and wait until the source is closed: at once, or what an open that hangs takes to time out."""
+        self.stop()
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def clip(self, seconds: float | None = None) -> Snapshot:
+        """The window as it is now, or its last `seconds`.
+
+        Raises:
+            CameraNotReadyError: no two frames within the window's time.
+        """
+        choice = self._choice
+        found = None if choice is None else self.window.snapshot(time.monotonic(), choice, seconds)
+        if found is None:
+            raise self._not_ready()
+        return found
+
+    def image(self) -> Any:
+        """The latest sampled frame as a PIL image of the source's size.
+
+        Raises:
+            CameraNotReadyError: none within the window's time.
+        """
+        from PIL import Image
+
+        latest = self.latest
+        if latest is None or time.monotonic() - latest.seconds > self.config.seconds + FRAMES / self.config.fps:
+            raise self._not_ready()
+        return Image.fromarray(latest.rgb)
+
+    def state(self) -> dict[str, Any]:
+        """What `GET /v1/cameras` tells."""
+        latest = self.latest
+        return {
+            "id": self.config.name,
+            "source": self.config.shown_source,
+            "encode": self.config.encode,
+            "connected": self.connected,
+            "error": self.error,
+            "encode_error": self.window.error,
+            "fps_seen": round(self._rate, 3) if self.connected else 0.0,
+            "frames_seen": self.seen,
+            "frames_sampled": self.sampled,
+            "last_frame_age_s": None if latest is None else round(time.monotonic() - latest.seconds, 3),
+            "grid": None if self._choice is None else str(self._choice.grid),
+            "patches": len(self.window),
+            "patches_most": self.window.capacity,
+            "patches_encoded": self.window.encoded,
+            "patches_unencoded": self.window.unencoded,
+            "frames_unpaired": self.window.unpaired,
+            "reconnects": self.reconnects,
+        }
+
+    def _wanted_grid(self) -> Grid | None:
+        if not self.config.size:
+            return None
+        height, width = map(int, self.config.size.split("x"))
+        grid, serves = self._geometry.image_grid(height, width), self._edge.engine.serves
+        if grid not in serves.buckets and not serves.dynamic:
+            raise InputError(
+                f"no graph serves one temporal patch of camera {self.config.name}",
+                field=f"cameras.{self.config.name}.size",
+                expected=", ".join(str(bucket) for bucket in serves.buckets if bucket.t == 1) or "a 1xHxW bucket",
+                got=str(grid),
+            )
+        return grid
+
+    def _not_ready(self) -> CameraNotReadyError:
+        return CameraNotReadyError(
+            f"camera {self.config.name} has no frames yet",
+            field="url",
+            got=self.error or ("connected" if self.connected else "not connected"),
+            remedy="Try again; GET /v1/cameras tells how it is.",
+        )
+
+    def _read(self) -> None:
+        wait = FIRST_RETRY_SECONDS
+        while not self._stop.is_set():
+            try:
+                for frame in frames(self.config, Sampled(self, Sampler(self.config.fps)), self._stop):
+                    self.connected, self.error, wait = True, "", FIRST_RETRY_SECONDS
+                    self._take(frame)
+                self.error = "the source ended"
+            except ContractError as error:
+                self.error = str(error)
+            except Exception as error:  # a thread that dies would leave the camera dead for months
+                logger.exception("camera %s failed", self.config.name)
+                self.error = type(error).__name__
+            self.connected = False
+            if self._stop.wait(wait * random.uniform(0.75, 1.25)):
+                return
+            wait = min(wait * 2, LAST_RETRY_SECONDS)
+            self.reconnects += 1
+            logger.info("camera %s: %s; trying again", self.config.name, self.error)
+
+    def _take(self, frame: Frame) -> None:
+        self.sampled += 1
+        shape = frame.rgb.shape
+        if self._choice is None or shape != self._shape:
+            native = native_grid(
+                shape[0], shape[1], self._geometry, self._edge.processor.vision_defaults.get("video", {})
+            )
+            fixed = self._grid in self._edge.engine.serves.buckets
+            self.window.clear()
+            self._choice = (
+                self._edge.policy.choose(native) if self._grid is None else measure(native, self._grid, fixed)
+            )
+            self._shape = shape
+        self.latest = frame
+        complete = self.window.add(frame.seconds, resize_frame(frame.rgb, *self._geometry.pixels(self._choice.grid)))
+        if complete and self.config.encode == "always":
+            self._encode_newest()
+
+    def _encode_newest(self) -> None:
+        with self._lock:
+            patch = None if self._busy else self.window.newest_missing()
+            if patch is None:
+                return
+            self._busy = True
+        try:
+            self._submit(partial(self._encode, patch))
+        except RuntimeError:  # the engine's thread has been stopped
+            self._stop.set()
+
+    def _encode(self, patch: TemporalPatch) -> None:
+        try:
+            self.window.encode([patch], self._edge.encode_items)
+        except Exception as error:
+            # The next temporal patch tries again; the window keeps the reason for `state`.
+            logger.error(
+                "camera %s: a temporal patch cannot be encoded (%s)",
+                self.config.name,
+                self.window.error,
+                exc_info=None if isinstance(error, ContractError) else error,
+            )
+            return
+        finally:
+            self._busy = False
+        self._encode_newest()  # through the queue again: a request that waits there comes first
+
+
+class Sampled:
+    """The sampler, counting what the source gives."""
+
+    def __init__(self, camera: Camera, sampler: Sampler) -> None:
+        self._camera, self._sampler = camera, sampler
+
+    def __call__(self, seconds: float) -> bool:
+        camera = self._camera
+        camera.seen += 1
+        camera._rate_seen += 1
+        since = time.monotonic() - camera._rate_since
+        if since >= 2:
+            camera._rate = camera._rate_seen / since
+            camera._rate_since, camera._rate_seen = time.monotonic(), 0
+        return self._sampler.take(seconds)

@@ -1,0 +1,83 @@
+"""What the routes of one daemon share."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from qwen3vl_edge.contract.errors import ServerUnavailableError
+from qwen3vl_edge.contract.wire.basis import Bases, bases_of
+from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
+from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
+from qwen3vl_edge.edge_runtime.daemon.metrics import Metrics
+from qwen3vl_edge.edge_runtime.daemon.request_history import RecentRequests
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.edge_runtime.daemon.jobs.runner import JobRunner
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+
+
+class Daemon:
+    """Settings, server, pipeline and metrics.
+
+    Attributes:
+        upstream: the server that answers.
+        started: None until the bundle is open and has passed its self-test.
+        failure: why the start failed; the process ends with it.
+        link: how fast the server is reached; outlives a reload.
+        places: of requests under way.
+        last_reload: how the last reload ended, None before the first.
+        recent: the last requests and what they cost.
+        spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        upstream: Upstream,
+        spool: Spool | None = None,
+        link: BandwidthEstimate | None = None,
+    ) -> None:
+        self.config = config
+        self.upstream = upstream
+        self.started: EncodePipeline | None = None
+        self.failure: BaseException | None = None
+        self.link = link or BandwidthEstimate()
+        self.places = ConcurrencyLimit(config.max_waiting)
+        self.last_reload: dict[str, Any] | None = None
+        self.metrics = Metrics(lambda: self.started, self.places)
+        self.recent = RecentRequests()
+        self.spool = spool
+        self.runner: JobRunner | None = None
+        if spool is not None:
+            self.metrics.watch_spool(lambda: spool.counts)
+
+    @property
+    def pipeline(self) -> EncodePipeline:
+        """Raises: ServerUnavailableError: still starting."""
+        if self.started is None:
+            raise ServerUnavailableError("the daemon is still starting", remedy="Try again when /readyz answers 200.")
+        return self.started
+
+    def place(self) -> AbstractContextManager[None]:
+        """A place among the requests under way.
+
+        Raises:
+            ServerUnavailableError: still starting.
+            QueueFullError: all are taken.
+        """
+        _ = self.pipeline
+        return self.places.place()
+
+    @property
+    def bases(self) -> Bases:
+        """What spooled embeddings may be in."""
+        return bases_of(None if self.started is None else self.started.edge.basis)
+
+    @property
+    def model(self) -> str:
+        """Id of the model that answers."""
+        return self.pipeline.edge.bundle.manifest.model.id

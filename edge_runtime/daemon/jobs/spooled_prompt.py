@@ -1,0 +1,51 @@
+"""An encoded conversation to disk and back: the wire's body, and the little that the answer needs beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
+from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
+from qwen3vl_edge.contract.wire.request import Limits
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
+from qwen3vl_edge.edge_runtime.edge import EdgeTimings, EncodedPrompt
+
+NOT_KEPT = "about:blank"  # stands for a picture's URL, which may hold its pixels
+# It was within the limits of the server that it is meant for, or that server says so.
+_ANY = Limits(max_body_bytes=2**40, max_media=2**20)
+
+
+@dataclass(frozen=True)
+class SpooledPrompt:
+    """What the job runner sends and answers with; `encoded.media`, the pixels, is empty."""
+
+    chat: ChatRequest
+    encoded: EncodedPrompt
+
+
+def to_disk(chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], bytes]:
+    """JSON and body. The JSON has the conversation's text and no media."""
+    kept = chat.model_copy(update={"messages": [_without_media(message) for message in chat.messages]})
+    timings = {"preprocess": encoded.timings.preprocess, "encode": list(encoded.timings.encode)}
+    document = {"model": encoded.model, "chat": kept.model_dump(mode="json", exclude_unset=True), "timings": timings}
+    return document, b"".join(encode_request(encoded.request))
+
+
+def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) -> SpooledPrompt:
+    """The same again.
+
+    Raises:
+        WireError: the body is of another release.
+        ModelMismatchError: its embeddings are in a basis that the bundle has no more.
+    """
+    timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
+    encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, bases=bases, keep_packed=True), (), timings)
+    return SpooledPrompt(ChatRequest.model_validate(document["chat"]), encoded)
+
+
+def _without_media(message: ChatMessage) -> ChatMessage:
+    if isinstance(message.content, str):
+        return message
+    parts = [part if part.type == "text" else part.model_copy(update={part.type: NOT_KEPT}) for part in message.content]
+    return message.model_copy(update={"content": parts})

@@ -1,0 +1,198 @@
+"""OpenAI's chat completions in front of this device's encoder, and `/v1/encode`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.http.body import read_body
+from qwen3vl_edge.contract.http.disconnect import (
+    CLIENT_CLOSED_REQUEST,
+    DISCONNECTED,
+    ClosingStream,
+    Disconnected,
+    cancel_on_disconnect,
+)
+from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
+from qwen3vl_edge.contract.http.openai_chat import sampling_of
+from qwen3vl_edge.contract.http.tracing import span, spans_until_now
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
+from qwen3vl_edge.edge_runtime.daemon.chat import Progress, chunks, completion, generate
+from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
+from qwen3vl_edge.edge_runtime.daemon.logs import log_request
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest, parse_chat
+from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
+
+ROUTES = ("/v1/chat/completions", "/v1/encode")
+BODY_SECONDS = 60.0
+
+
+def chat_routes(daemon: Daemon) -> APIRouter:
+    """`/v1/chat/completions` and `/v1/encode`."""
+    router = APIRouter()
+
+    @router.post("/v1/encode")
+    async def encode(request: Request) -> Response:
+        """A chat request's body to what would go to the server: token ids and embeddings (safetensors)."""
+        with daemon.recent.entry("encode") as entry, daemon.place():
+            chat = await read_chat(request, daemon)
+            encoded = entry.encoded = await encode_chat(chat, daemon)
+            return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """OpenAI's chat completions, streamed and not; pictures are encoded here.
+
+        A client's Idempotency-Key becomes the server's, so the request sent again gets the same answer.
+        """
+        key = idempotency_key(request.headers)
+        with ExitStack() as place:
+            entry = place.enter_context(daemon.recent.entry("chat"))
+            place.enter_context(daemon.place())
+            chat = await read_chat(request, daemon)
+            daemon.upstream.check(chat)
+            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), key)
+            progress = entry.progress = Progress()
+            kept = key is not None
+            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=kept)
+            if not chat.stream:
+                return await _whole(request, daemon, chat, encoded, pieces, progress)
+            return await _streamed(request, daemon, chat, encoded, pieces, progress, place)
+
+    return router
+
+
+async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
+    """The checked body.
+
+    Raises:
+        ContractError: whatever is wrong with it; 404 for a model that is not served.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HttpError(415, "unsupported_content_type", "the body is not JSON", field="Content-Type", got=kind[:80])
+    chat = parse_chat(bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS)))
+    if chat.model not in ("", "default", daemon.model):
+        raise HttpError(
+            404,
+            "model_not_found",
+            "no such model here",
+            field="model",
+            expected=daemon.model,
+            got=repr(chat.model)[:80],
+        )
+    return chat
+
+
+async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
+    """Its conversation encoded, and counted.
+
+    Raises:
+        ContractError: media that cannot be used.
+    """
+    with span("encode"):
+        encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
+    daemon.metrics.encoded(encoded)
+    return encoded
+
+
+def with_request_id(encoded: EncodedPrompt, request_id: str | None) -> EncodedPrompt:
+    """The same under another id, where one is given."""
+    return encoded if request_id is None else replace(encoded, request=replace(encoded.request, request_id=request_id))
+
+
+async def _whole(
+    request: Request,
+    daemon: Daemon,
+    chat: ChatRequest,
+    encoded: EncodedPrompt,
+    pieces: AsyncGenerator[str, None],
+    progress: Progress,
+) -> Response:
+    """The whole answer; a client that leaves ends its generation."""
+
+    async def collect() -> None:
+        async with aclosing(pieces):
+            async for _ in pieces:
+                pass
+
+    try:
+        if await cancel_on_disconnect(request, collect()) is DISCONNECTED:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        _account(daemon, chat, progress, encoded)
+    return JSONResponse(completion(encoded, progress))
+
+
+async def _streamed(
+    request: Request,
+    daemon: Daemon,
+    chat: ChatRequest,
+    encoded: EncodedPrompt,
+    pieces: AsyncGenerator[str, None],
+    progress: Progress,
+    place: ExitStack,
+) -> Response:
+    """The answer as events. The first piece is awaited: an error before the answer begins is a status, not an event."""
+    first: str | Literal[Disconnected.DISCONNECTED] | None = DISCONNECTED
+    try:
+        first = await cancel_on_disconnect(request, anext(pieces, None))
+    finally:
+        if first is DISCONNECTED:
+            await pieces.aclose()
+            _account(daemon, chat, progress, encoded)
+    if first is DISCONNECTED:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    held = place.pop_all()  # the place is taken until the last event was sent
+
+    async def end() -> None:
+        await pieces.aclose()
+        held.close()
+        _account(daemon, chat, progress, encoded)
+
+    return ClosingStream(_events(daemon, encoded, chat, first, pieces, progress), end)
+
+
+async def _events(
+    daemon: Daemon,
+    encoded: EncodedPrompt,
+    chat: ChatRequest,
+    first: str | None,
+    pieces: AsyncIterator[str],
+    progress: Progress,
+) -> AsyncIterator[str]:
+    async def all_pieces() -> AsyncIterator[str]:
+        if first is not None:
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    try:
+        async for event in chunks(encoded, chat, all_pieces(), progress):
+            yield event
+    except ContractError as error:
+        progress.failure = error
+        yield f"data: {json.dumps(error.to_openai())}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+def _account(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: EncodedPrompt) -> None:
+    metrics = daemon.metrics
+    metrics.sent.inc(progress.sent_bytes)
+    metrics.by_hash.inc(len(progress.by_hash))
+    metrics.saved.inc(sum(encoded.request.media[index].nbytes for index in progress.by_hash))
+    if progress.first_token_s is not None:
+        metrics.seconds.labels("first_token").observe(progress.first_token_s)
+        metrics.seconds.labels("generate").observe(progress.generate_s)
+    first = progress.first_token_s or 0.0
+    phases = {"first_token": first, "rest": progress.generate_s - first}
+    spans_until_now(phases, sent_bytes=progress.sent_bytes, completion_tokens=progress.tokens)
+    log_request(encoded, progress, chat, daemon.config.log_prompts)

@@ -1,0 +1,77 @@
+"""What the board says of itself: temperatures and power from Linux's sysfs, this process's memory from procfs.
+
+Sources: Documentation/ABI/testing/sysfs-class-thermal (millidegrees Celsius), Documentation/hwmon/sysfs-interface
+(power in microwatts; millivolts and milliamperes for the INA3221 of Jetson boards, which has no power of its own).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSFS = Path("/sys")
+
+
+@dataclass(frozen=True)
+class SensorReading:
+    """One sensor: its name on the board, and degrees Celsius or watts."""
+
+    sensor: str
+    value: float
+
+
+def temperatures(sysfs: Path = SYSFS) -> list[SensorReading]:
+    """Thermal zones in degrees Celsius; empty where the board has none."""
+    found = []
+    for zone in sorted((sysfs / "class" / "thermal").glob("thermal_zone*")):
+        value = _number(zone / "temp")
+        if value is not None:
+            found.append(SensorReading(_text(zone / "type") or zone.name, value / 1e3))
+    return found
+
+
+def powers(sysfs: Path = SYSFS) -> list[SensorReading]:
+    """Power rails in watts; empty where the board has none."""
+    found = []
+    for monitor in sorted((sysfs / "class" / "hwmon").glob("hwmon*")):
+        name = _text(monitor / "name") or monitor.name
+        for file in sorted(monitor.glob("power*_input")):
+            value = _number(file)
+            if value is not None:
+                found.append(SensorReading(f"{name} {_text(_beside(file, 'label')) or file.name[:-6]}", value / 1e6))
+        for file in sorted(monitor.glob("curr*_input")):
+            volts = file.with_name(file.name.replace("curr", "in"))
+            millivolts, milliamperes = _number(volts), _number(file)
+            label = _text(_beside(volts, "label"))
+            if millivolts is not None and milliamperes is not None and label:
+                found.append(SensorReading(f"{name} {label}", millivolts * milliamperes / 1e6))
+    return found
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, 0 where procfs does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(file.name.replace("_input", f"_{suffix}"))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _number(file: Path) -> float | None:
+    # A sensor of a sleeping device answers with an error; it is left out, not shown as 0.
+    try:
+        return float(_text(file))
+    except ValueError:
+        return None

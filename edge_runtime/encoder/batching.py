@@ -1,0 +1,163 @@
+"""Several images and clips as few engine runs: temporal patches of one size are stacked, and long clips are split.
+
+Attention does not cross temporal patches and positions depend on h and w alone. So k images of a size are the
+k temporal patches of a clip to the encoder, and a clip is as many images as it has temporal patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.buckets import split_frames
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import BucketError
+from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend, ServedGrids, run_encoder
+
+# A dynamic graph takes any number of temporal patches; past this many patches a run is large enough to fill the
+# device, and its memory would only grow.
+MAX_STACKED_PATCHES = 16_384
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """One image or clip for the encoder.
+
+    Attributes:
+        pixel_values: float32 [t·h·w, channels·temporal·patch²].
+        pixels: uint8 [H, W, 3] for a uint8 graph, which takes one image at a time, else None.
+    """
+
+    grid: Grid
+    pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """The embeddings of an item, and the grids of the engine runs that made them, in the order they ran."""
+
+    embeddings: Embeddings
+    runs: tuple[Grid, ...]
+
+
+def encode_items(engine: EncoderBackend, items: Sequence[EncoderInput], *, stack: bool) -> list[EncoderOutput]:
+    """The embeddings of each item, in order.
+
+    Args:
+        stack: items of one size share runs where the engine serves that; without it only clips that have no
+            bucket of their own are split.
+
+    Raises:
+        BucketError: no runs make up an item.
+    """
+    serves = engine.serves
+    groups: dict[tuple[int, int, bool, int], list[int]] = {}
+    for index, item in enumerate(items):
+        grid = item.grid
+        # An item that the dynamic graph serves must not take one along that a fixed graph serves.
+        fixed = split_frames(grid.t, _lengths(grid.h, grid.w, serves)) is not None
+        alone = not stack or item.pixels is not None
+        groups.setdefault((grid.h, grid.w, fixed, index if alone else -1), []).append(index)
+    found: dict[int, EncoderOutput] = {}
+    for members in groups.values():
+        made = _encode_group(engine, [items[index] for index in members])
+        found.update(zip(members, made, strict=True))
+    return [found[index] for index in range(len(items))]
+
+
+def plan_runs(lengths: Sequence[int], h: int, w: int, serves: ServedGrids) -> tuple[int, ...]:
+    """How many temporal patches each run takes, for items of `lengths` temporal patches laid end to end.
+
+    Fixed graphs where they make up the sum, because they are what serves such items one by one; the dynamic graph
+    otherwise, in runs of at most MAX_STACKED_PATCHES, but never less than one item.
+
+    Raises:
+        BucketError: neither.
+    """
+    runs = split_frames(sum(lengths), _lengths(h, w, serves))
+    if runs is not None:
+        return runs
+    if not serves.dynamic:
+        raise BucketError(
+            f"no graphs make up grid {Grid(sum(lengths), h, w)}",
+            field="buckets",
+            expected=", ".join(map(str, serves.buckets)) or "none",
+            remedy=f"Export the bundle with bucket {Grid(1, h, w)}, or with the dynamic-shape graph.",
+        )
+    planned: list[int] = []
+    for length in lengths:
+        if planned and (planned[-1] + length) * h * w <= MAX_STACKED_PATCHES:
+            planned[-1] += length
+        else:
+            planned.append(length)
+    return tuple(planned)
+
+
+def _lengths(h: int, w: int, serves: ServedGrids) -> set[int]:
+    """Temporal patches of the fixed graphs of a size."""
+    return {bucket.t for bucket in serves.buckets if (bucket.h, bucket.w) == (h, w)}
+
+
+def _encode_group(engine: EncoderBackend, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
+    """Items of one size, laid end to end and cut into runs, and the outputs cut into items again."""
+    first = items[0]
+    if first.pixels is not None:
+        return [EncoderOutput(run_encoder(engine, first.grid, first.pixel_values, first.pixels), (first.grid,))]
+    h, w = first.grid.h, first.grid.w
+    runs = plan_runs([item.grid.t for item in items], h, w, engine.serves)
+    pixels = first.pixel_values if len(items) == 1 else np.concatenate([item.pixel_values for item in items])
+    outputs, start = [], 0
+    for length in runs:
+        rows = length * h * w
+        outputs.append(engine.run(Grid(length, h, w), pixels[start : start + rows]))
+        start += rows
+    whole = concatenate(outputs)
+    if len(items) == 1:
+        return [EncoderOutput(whole, tuple(Grid(length, h, w) for length in runs))]
+    tokens = len(whole.embeds) // sum(runs)
+    parts = _cut(whole, [item.grid.t * tokens for item in items])
+    ends = np.cumsum([item.grid.t for item in items]).tolist()
+    return [
+        EncoderOutput(part, _runs_of(end - item.grid.t, end, runs, h, w))
+        for part, item, end in zip(parts, items, ends, strict=True)
+    ]
+
+
+def _runs_of(first: int, end: int, runs: Sequence[int], h: int, w: int) -> tuple[Grid, ...]:
+    """The runs that temporal patches `first` to `end` of their concatenation went through."""
+    found, start = [], 0
+    for length in runs:
+        if start < end and start + length > first:
+            found.append(Grid(length, h, w))
+        start += length
+    return tuple(found)
+
+
+def describe_runs(runs: Sequence[Grid]) -> str:
+    """Such as "2 of 4x8x8, 1x8x8"."""
+    counted = [(grid, len(list(same))) for grid, same in groupby(runs)]
+    return ", ".join(str(grid) if count == 1 else f"{count} of {grid}" for grid, count in counted)
+
+
+def concatenate(parts: Iterable[Embeddings]) -> Embeddings:
+    """The embeddings of temporal patches, in order, as those of one clip."""
+    found = list(parts)
+    if len(found) == 1:
+        return found[0]
+    levels = zip(*(part.deepstack for part in found), strict=True)
+    return Embeddings(np.concatenate([part.embeds for part in found]), tuple(map(np.concatenate, levels)))
+
+
+def _cut(whole: Embeddings, sizes: Sequence[int]) -> list[Embeddings]:
+    found, start = [], 0
+    for size in sizes:
+        part = slice(start, start + size)
+        # Copies: a view would keep the other items' embeddings alive as long as this one's.
+        found.append(Embeddings(whole.embeds[part].copy(), tuple(level[part].copy() for level in whole.deepstack)))
+        start += size
+    return found

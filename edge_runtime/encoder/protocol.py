@@ -1,0 +1,138 @@
+"""What every backend offers: one encoder that turns the patches of a picture into its embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.errors import InputError
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The encoder's four outputs for one picture or clip.
+
+    Attributes:
+        embeds: [n, D] merged embeddings, n = t·h·w / merge².
+        deepstack: one [n, D] per DeepStack level, in the order of `deepstack_visual_indexes`.
+    """
+
+    embeds: NDArray[Any]
+    deepstack: tuple[NDArray[Any], ...]
+
+    def to_fp16(self) -> Embeddings:
+        """The same in float16, as it travels.
+
+        Raises:
+            InputError: a value that float16 cannot hold, which would reach the server as infinity.
+        """
+        return Embeddings(_fp16("embeds", self.embeds), tuple(_fp16("deepstack", level) for level in self.deepstack))
+
+
+def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
+    if array.dtype == np.float16:
+        return array
+    largest = float(np.abs(array).max(initial=0.0))
+    if not largest <= float(np.finfo(np.float16).max):  # written so that NaN fails too
+        raise InputError(
+            f"encoder output {name} does not fit float16",
+            field=name,
+            expected="at most 65504",
+            got=largest,
+            remedy="Send float32 (--wire-dtype fp32).",
+        )
+    return array.astype(np.float16)
+
+
+@dataclass(frozen=True)
+class ServedGrids:
+    """Which grids an engine takes.
+
+    Attributes:
+        buckets: grids that it is made for.
+        dynamic: other grids too.
+    """
+
+    buckets: tuple[Grid, ...]
+    dynamic: bool
+
+
+def bundle_serves(bundle: Bundle, precision: str | None) -> ServedGrids:
+    """What the graphs of a bundle serve."""
+    return ServedGrids(tuple(bundle.manifest.buckets(precision)), bundle.manifest.has_dynamic(precision))
+
+
+class EncoderBackend(Protocol):
+    """A loaded encoder: which backend, and in which precision it computes."""
+
+    name: str
+    precision: str
+
+    @property
+    def serves(self) -> ServedGrids:
+        """Which grids `run` takes; pictures are resized accordingly."""
+        ...
+
+    def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
+        """Encode one picture or clip.
+
+        Args:
+            grid: its grid.
+            pixel_values: float32 [t·h·w, channels·temporal·patch²] in the HF processor's layout.
+
+        Returns:
+            Embeddings in the precision the engine computes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class PixelBackend(Protocol):
+    """An engine that also runs the graphs which take an image's bytes."""
+
+    def takes_pixels(self, grid: Grid) -> bool:
+        """Whether there is such a graph for this grid."""
+        ...
+
+    def run_pixels(self, grid: Grid, pixels: NDArray[np.uint8]) -> Embeddings:
+        """Encode one image. pixels: uint8 [H, W, 3] RGB at the grid's size."""
+        ...
+
+
+def run_encoder(
+    engine: EncoderBackend, grid: Grid, pixel_values: NDArray[np.float32], pixels: NDArray[np.uint8] | None
+) -> Embeddings:
+    """Encode one picture or clip, from its bytes where those are given."""
+    if pixels is None:
+        return engine.run(grid, pixel_values)
+    assert isinstance(engine, PixelBackend)
+    return engine.run_pixels(grid, pixels)
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to load an engine.
+
+    Attributes:
+        precision: which set of the bundle; None for the first.
+        threads: CPU threads, 0 for OMP_NUM_THREADS where that is set, else the library's choice.
+        model: checkpoint folder, needed by the `pytorch` backend alone.
+        provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
+        target: which engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
+    """
+
+    precision: str | None = None
+    threads: int = 0
+    model: Path | None = None
+    provider: str = "cpu"
+    target: str | None = None

@@ -1,0 +1,1 @@
+"""Messages, pictures and clips to token ids and patches."""

@@ -1,0 +1,197 @@
+"""Conversations of text and pictures to token ids and patches, without torch and transformers.
+
+Clips, and checkpoints whose files ask for what is not done here, go to the reference (edge_runtime/inputs/prompt.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
+from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patch_values
+from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.prompt import VISION_DEFAULTS_NAME, PreparedMedia, Prompt, check_messages
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
+TOKENIZERS = {"Qwen2Tokenizer", "Qwen2TokenizerFast"}
+# How `Qwen2Tokenizer` of transformers splits text, whatever tokenizer.json says.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class LeanProcessor:
+    """What a checkpoint's processor files say, as far as pictures and text need it.
+
+    Attributes:
+        tokenizer: a `tokenizers.Tokenizer`.
+        image_defaults: keys such as `min_pixels` for parts that do not set them.
+        takes_pixels: grids for which the engine is given uint8 pixels instead of patches.
+    """
+
+    vision: VisionSpec
+    preprocessing: Preprocessing
+    template: ChatTemplate
+    tokenizer: Any
+    image_defaults: dict[str, Any]
+    takes_pixels: Callable[[Grid], bool]
+
+
+def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) -> LeanProcessor:
+    """The lean processor of a bundle.
+
+    Raises:
+        BundleError: the bundle asks for what only the reference does; says what.
+        ImportError: jinja2 or tokenizers is not installed.
+    """
+    from jinja2 import TemplateError
+    from tokenizers import Tokenizer
+
+    folder, manifest = bundle.processor_path, bundle.manifest
+    _check_images(_read(folder / "preprocessor_config.json"), manifest.vision)
+    _check_tokenizer(folder)
+    try:
+        template = ChatTemplate(_template(folder))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except TemplateError as error:
+        raise _not_lean(folder, f"its chat template is not one ({error})") from None
+    except Exception as error:  # tokenizers raises bare Exception
+        if isinstance(error, BundleError):
+            raise
+        raise _not_lean(folder, f"tokenizer.json cannot be read ({error})") from None
+    special = sorted(name for name in template.variables if name.endswith("_token"))
+    if special:
+        raise _not_lean(folder, f"its chat template reads {', '.join(special)}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    defaults = _read(folder / VISION_DEFAULTS_NAME) if (folder / VISION_DEFAULTS_NAME).is_file() else {}
+    return LeanProcessor(
+        manifest.vision, manifest.preprocessing, template, tokenizer, defaults.get("image", {}), takes_pixels
+    )
+
+
+def serves(messages: Sequence[Message]) -> bool:
+    """Whether a conversation has no clip."""
+    parts = (
+        part
+        for message in messages
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+    return not any(isinstance(part, dict) and ("video" in part or part.get("type") == "video") for part in parts)
+
+
+def prepare_lean_prompt(messages: Sequence[Message], processor: LeanProcessor, policy: BucketPolicy) -> Prompt:
+    """Turn a conversation without clips into token ids and patches, equal to `prepare_prompt`'s to the bit.
+
+    Raises:
+        InputError: a malformed message, or a picture that cannot be read.
+        BucketError: no bucket serves a picture.
+    """
+    check_messages(messages)
+    media = tuple(_media(part, processor, policy) for part in _image_parts(messages))
+    text = _expanded(processor.template.render(messages), [item.grid for item in media], processor.vision.merge_size)
+    ids = np.array(processor.tokenizer.encode(text).ids, np.int64)
+    return Prompt(text, ids, media, {})
+
+
+def _image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [
+        part
+        for message in messages
+        if isinstance(message["content"], list)
+        for part in message["content"]
+        if "image" in part or "image_url" in part or part.get("type") in ("image", "image_url")
+    ]
+
+
+def _media(part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy) -> PreparedMedia:
+    image, choice = bucket_image({**processor.image_defaults, **part}, policy)
+    pixels = np.asarray(image)
+    values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
+    return PreparedMedia("image", choice, values, pixels if processor.takes_pixels(choice.grid) else None)
+
+
+def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
+    """Each image's placeholder as often as the image has visual tokens.
+
+    Raises:
+        InputError: text of the conversation holds placeholders of its own.
+    """
+    pieces = text.split(IMAGE_TOKEN)
+    if len(pieces) != len(grids) + 1 or VIDEO_TOKEN in text:
+        raise InputError(
+            "the conversation's text holds placeholders of pictures or clips",
+            field="messages",
+            expected=f"{len(grids)} {IMAGE_TOKEN}, no {VIDEO_TOKEN}",
+            got=f"{len(pieces) - 1} and {text.count(VIDEO_TOKEN)}",
+            remedy="Take them out of the text.",
+        )
+    filled = [IMAGE_TOKEN * grid.tokens(merge_size) for grid in grids]
+    return pieces[0] + "".join(token + piece for token, piece in zip(filled, pieces[1:], strict=True))
+
+
+def _template(folder: Path) -> str:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return str(_read(folder / "chat_template.json")["chat_template"])
+
+
+def _check_images(values: dict[str, Any], vision: VisionSpec) -> None:
+    expected = {"do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
+    wrong = [name for name, value in expected.items() if values.get(name, value) != value]
+    if values.get("image_processor_type") not in IMAGE_PROCESSORS:
+        wrong.append("image_processor_type")
+    if vision.merge_size != 2:  # qwen-vl-utils knows no other
+        wrong.append("merge_size")
+    if wrong:
+        raise _not_lean(Path("preprocessor_config.json"), f"{', '.join(wrong)} is not as it is done here")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Hold the files against what transformers would build from them."""
+    config, tokenizer = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
+    if config.get("tokenizer_class") not in TOKENIZERS or config.get("add_prefix_space"):
+        raise _not_lean(folder, "its tokenizer is not Qwen2Tokenizer")
+    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    split = steps[0].get("pattern", {}).get("Regex") if steps else None
+    if split != SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC":
+        raise _not_lean(folder, "tokenizer.json splits text in another way than Qwen2Tokenizer")
+    known = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
+    added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
+    named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
+    named = [item["content"] if isinstance(item, dict) else item for item in named if item is not None]
+    named += config.get("additional_special_tokens") or []
+    if not added.items() <= known.items() or any(name not in known for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]):
+        raise _not_lean(folder, "tokenizer_config.json adds tokens that tokenizer.json does not have")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_lean(path, f"it cannot be read ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise _not_lean(path, "it is not a JSON object")
+    return value
+
+
+def _not_lean(path: Path, reason: str) -> BundleError:
+    return BundleError(
+        f"{path.name} is not one that lean preprocessing reads: {reason}",
+        field="--preprocess",
+        remedy="Take --preprocess reference.",
+    )

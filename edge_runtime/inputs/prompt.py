@@ -1,0 +1,192 @@
+"""Messages to token ids and patches, through the checkpoint's own chat template and processor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.buckets import BucketChoice
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, Message, fetch_media
+
+VISION_DEFAULTS_NAME = "vision_defaults.json"
+
+
+@dataclass(frozen=True)
+class PreparedMedia:
+    """One image or clip, ready for the encoder.
+
+    Attributes:
+        pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
+        pixels: uint8 [H, W, 3] of an image that goes to a uint8 graph instead, else None.
+        window: a camera's window, whose temporal patches are encoded once for all requests.
+    """
+
+    kind: str
+    choice: BucketChoice
+    pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
+    window: Snapshot | None = None
+
+    @property
+    def grid(self) -> Grid:
+        return self.choice.grid
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """What reaches the engine."""
+        return self.pixel_values if self.pixels is None else self.pixels
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model takes it.
+
+    Attributes:
+        input_ids: int64 [L] with visual placeholders expanded.
+        media: in the order of the conversation.
+        inputs: the HF processor's whole output (torch), for the unsplit model; empty from the lean path, and of no use
+            to it where a camera's window is a part of the prompt.
+    """
+
+    text: str
+    input_ids: NDArray[np.int64]
+    media: tuple[PreparedMedia, ...]
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The HF processor and the per-kind defaults that its checkpoint asks for."""
+
+    hf: Any
+    vision_defaults: dict[str, dict[str, Any]]
+
+
+def load_processor(folder: Path) -> Processor:
+    """Load the processor files of a bundle or checkpoint.
+
+    Raises:
+        BundleError: files missing or unreadable.
+        InputError: its packages are not installed.
+    """
+    try:
+        import qwen_vl_utils  # noqa: F401 - needed later, asked for now
+        import torch  # noqa: F401 - transformers imports without it and then has no processors
+        from transformers import AutoProcessor
+        from transformers.utils import logging
+    except ImportError as error:
+        raise InputError(
+            f"clips and the reference preprocessing need a package that is not installed ({error.name or error})",
+            field="preprocess",
+            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+        ) from None
+
+    logging.disable_progress_bar()
+    try:
+        hf = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for bad folders
+        reason = str(error).split("\n")[0][:160]
+        raise BundleError(f"processor files in {folder} cannot be loaded ({reason})", field=str(folder)) from None
+    if getattr(hf.video_processor, "cap_pixels_per_frame", True) is None:
+        hf.video_processor.cap_pixels_per_frame = True  # moot here: qwen-vl-utils has resized already
+    defaults = folder / VISION_DEFAULTS_NAME
+    return Processor(hf, json.loads(defaults.read_text()) if defaults.is_file() else {})
+
+
+def prepare_prompt(messages: Sequence[Message], processor: Processor, policy: BucketPolicy) -> Prompt:
+    """Turn a conversation into token ids and patches.
+
+    Raises:
+        InputError: a malformed message, or media that cannot be read.
+        BucketError: no bucket serves a picture.
+    """
+    check_messages(messages)
+    fetched = fetch_media(messages, policy, processor.vision_defaults)
+    text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    inputs = _process(processor.hf, text, fetched)
+    input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
+    return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
+
+
+def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
+    arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
+    if fetched.images:
+        arguments["images"] = fetched.images
+    if fetched.videos:
+        arguments |= {"videos": fetched.videos, "video_metadata": fetched.video_metadata, "do_sample_frames": False}
+    try:
+        # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
+        return hf(**arguments, do_resize=False)
+    except ValueError as error:  # such as placeholders of pictures in the conversation's own text
+        raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
+
+
+def _widen_windows(input_ids: NDArray[np.int64], fetched: FetchedMedia, hf: Any) -> NDArray[np.int64]:
+    """A window went through the processor with one visual token per temporal patch; here it gets all of them."""
+    if not any(fetched.windows):
+        return input_ids
+    merge = hf.video_processor.merge_size
+    repeats = []
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
+        if kind == "video":
+            tokens = choice.grid.tokens(merge)
+            repeats += [1] * tokens if window is None else [tokens // choice.grid.t] * choice.grid.t
+    times = np.ones(len(input_ids), np.int64)
+    times[input_ids == hf.video_token_id] = repeats
+    return np.repeat(input_ids, times)
+
+
+def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
+    """Cut the processor's concatenated patches into one array per item, back in prompt order."""
+    sources = {}
+    for kind, values, grids in (
+        ("image", "pixel_values", "image_grid_thw"),
+        ("video", "pixel_values_videos", "video_grid_thw"),
+    ):
+        if values in inputs:
+            sizes = inputs[grids].prod(-1).tolist()
+            sources[kind] = iter(zip(inputs[values].split(sizes), inputs[grids].tolist(), strict=True))
+    media = []
+    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
+        patches, grid = next(sources[kind])
+        if window is not None:
+            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window=window))
+            continue
+        if grid != choice.grid.as_list():
+            raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
+        media.append(PreparedMedia(kind, choice, patches.numpy()))
+    return media
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Check the shape of a conversation, so that a slip is named rather than ignored.
+
+    Raises:
+        InputError: names the message and part at fault.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InputError("messages are empty or not a list", field="messages")
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise InputError(f"{where} is malformed", field=where, expected="role and content")
+        content = message["content"]
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise InputError(f"{where}.content is malformed", field=where, expected="a string or a list of parts")
+        for number, part in enumerate(content):
+            kinds = ("text", "image", "image_url", "video")
+            if not isinstance(part, dict) or not any(kind in part for kind in kinds):
+                raise InputError(
+                    f"{where}.content[{number}] has nothing to show", field=where, expected=" or ".join(kinds)
+                )

@@ -1,0 +1,1 @@
+"""The encoder as ONNX graphs with one weights file, checked against PyTorch."""

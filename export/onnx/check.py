@@ -1,0 +1,160 @@
+"""Every graph run in ONNX Runtime against the PyTorch encoder, on real pixels, before a bundle is written."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.distance import Distance, distance
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
+from qwen3vl_edge.contract.errors import ParityError
+from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
+from qwen3vl_edge.export.onnx.check_pixels import draw_frames, patch_values
+
+Outputs = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What each output of a graph must hold against PyTorch in fp32."""
+
+    min_cosine: float
+    max_relative_l2: float
+
+
+# fp32 differs only in the order of sums. fp16 rounds weights and products to 11 bits, layer after layer: measured
+# 7e-4 at the 2B size with random weights; trained ones with outliers may take more, and get twenty times that.
+TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 1.4e-2)}
+
+
+@dataclass(frozen=True)
+class CheckCase:
+    """One picture or clip, and what PyTorch makes of it; `frames` None where only its patches are at hand."""
+
+    grid: Grid
+    frames: NDArray[np.uint8] | None
+    pixel_values: NDArray[np.float32]
+    reference: Outputs
+
+
+def reference_cases(
+    checkpoint: Checkpoint,
+    spec: VisionSpec,
+    preprocessing: Preprocessing,
+    grids: Sequence[Grid],
+    progress: Callable[[float], None] = lambda done: None,
+) -> list[CheckCase]:
+    """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning."""
+    from qwen3vl_edge.export.onnx.torch_encoder import load_torch_encoder, run_torch_encoder
+
+    encoder = load_torch_encoder(checkpoint)
+    cases = []
+    for index, grid in enumerate(grids):
+        frames = draw_frames(grid, spec, seed=index)
+        pixels = patch_values(frames, grid, spec, preprocessing)
+        cases.append(CheckCase(grid, frames, pixels, run_torch_encoder(encoder, grid, pixels)))
+        progress((index + 1) / len(grids))
+    del encoder
+    gc.collect()
+    return cases
+
+
+def dynamic_check_grids(grids: Sequence[Grid], merge_size: int) -> list[Grid]:
+    """Grids for the dynamic-shape graph that no bucket has: a small image and a clip of two temporal patches."""
+    found = [Grid(1, 3 * merge_size, 5 * merge_size), Grid(2, 2 * merge_size, 3 * merge_size)]
+    return [grid for grid in found if grid not in grids]
+
+
+def check_graph(
+    path: Path, record: GraphRecord, cases: Sequence[CheckCase], spec: VisionSpec, precision: str
+) -> GraphRecord:
+    """Check one graph's structure and outputs; the record comes back with what was measured.
+
+    Raises:
+        ParityError: not a valid ONNX graph, or an output outside its tolerance.
+    """
+    measured = measure_graph(path, record, cases, spec)
+    for row in measured.parity:
+        _judge(record, row, precision)
+    return measured
+
+
+def measure_graph(
+    path: Path,
+    record: GraphRecord,
+    cases: Sequence[CheckCase],
+    spec: VisionSpec,
+    disabled_optimizers: Collection[str] = (),
+) -> GraphRecord:
+    """Check one graph's structure and record its distance from the cases' references, whatever it is.
+
+    Cases without frames are passed over where the graph takes uint8 pixels.
+
+    Raises:
+        ParityError: not a valid ONNX graph.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference raise kinds of their own
+        raise ParityError(f"graph {record.path} is not valid ONNX ({error})", field=record.path) from None
+    session = _session(path, disabled_optimizers)
+    worst: dict[str, Distance] = {}
+    for case in cases:
+        if record.kind == "image_uint8" and case.frames is None:
+            continue
+        outputs = session.run(list(spec.output_names), _feeds(record, case, spec))
+        for name, actual, expected in zip(spec.output_names, outputs, case.reference, strict=True):
+            found = distance(actual, expected)
+            worst[name] = found.worst(worst[name]) if name in worst else found
+    rows = tuple(OutputParity(name, **asdict(value)) for name, value in worst.items())
+    return replace(record, parity=rows)
+
+
+def _session(path: Path, disabled_optimizers: Collection[str]) -> Any:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = cpu_threads()
+    settings.log_severity_level = 3
+    # One run does not repay packed copies of the weights, which would double the memory.
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    settings.enable_cpu_mem_arena = False
+    return ort.InferenceSession(
+        str(path), settings, providers=["CPUExecutionProvider"], disabled_optimizers=set(disabled_optimizers)
+    )
+
+
+def _feeds(record: GraphRecord, case: CheckCase, spec: VisionSpec) -> dict[str, NDArray[Any]]:
+    if record.kind == "image_uint8":
+        assert case.frames is not None
+        return {"pixels": case.frames[0]}
+    feeds: dict[str, NDArray[Any]] = {"pixel_values": case.pixel_values}
+    if record.kind == "dynamic":
+        indices, weights = position_interpolation(case.grid, spec.merge_size, spec.num_position_embeddings)
+        cos, sin = rotary_cos_sin(case.grid, spec.merge_size, spec.head_dim, spec.rope_theta)
+        feeds |= {"position_indices": indices, "position_weights": weights, "rotary_cos": cos, "rotary_sin": sin}
+    return feeds
+
+
+def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:
+    limit = TOLERANCES[precision]
+    # Written so that NaN fails.
+    if not (row.cosine >= limit.min_cosine and row.relative_l2 <= limit.max_relative_l2):
+        raise ParityError(
+            f"graph {record.path} misses its {precision} tolerance at output {row.output}; no bundle was written",
+            field=row.output,
+            expected=f"cosine >= {limit.min_cosine}, relative L2 <= {limit.max_relative_l2}",
+            got=f"cosine {row.cosine:.7f}, relative L2 {row.relative_l2:.2e}",
+            remedy="Export with --precision fp32." if precision == "fp16" else None,
+        )

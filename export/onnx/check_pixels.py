@@ -1,0 +1,51 @@
+"""Pixels to check a graph on: pictures with edges, gradients, text and grain, as the HF processor lays them out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+
+
+def draw_frames(grid: Grid, spec: VisionSpec, seed: int) -> NDArray[np.uint8]:
+    """uint8 [frames, H, W, 3]: one drawn picture that moves from frame to frame; an image has one frame."""
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(seed)
+    height, width = spec.geometry.pixels(grid)
+    ramp = np.linspace(0, 255, width)[None, :, None] * rng.random(3) + np.linspace(0, 90, height)[:, None, None]
+    image = Image.fromarray(np.clip(ramp + rng.normal(0, 10, (height, width, 3)), 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(8):
+        x, y, r = rng.integers(width), rng.integers(height), rng.integers(4, max(5, min(width, height) // 3))
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        draw.ellipse((int(x - r), int(y - r), int(x + r), int(y + r)), fill=colour)
+        draw.line((int(x), int(y), int(rng.integers(width)), int(rng.integers(height))), fill=colour, width=2)
+    draw.text((4, 4), f"{seed} {height}x{width}", fill=(255, 255, 255))
+    picture = np.asarray(image)
+    frames = 1 if grid.t == 1 else spec.geometry.frames(grid)
+    return np.stack([np.roll(picture, 5 * frame, axis=1) for frame in range(frames)])
+
+
+def patch_values(
+    frames: NDArray[np.uint8], grid: Grid, spec: VisionSpec, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """`pixel_values` float32 [patches, patch values] of uint8 frames at the grid's size.
+
+    Layout of `Qwen2VLImageProcessor.patchify` and `Qwen3VLVideoProcessor.patchify`: patches in
+    merge-block order; in a row channel, frame of the temporal patch, y, x. One frame is repeated.
+    """
+    scale = np.float32(1 / preprocessing.rescale_factor)
+    mean = np.array(preprocessing.image_mean, np.float32) * scale
+    std = np.array(preprocessing.image_std, np.float32) * scale
+    if frames.shape[0] == 1:
+        frames = np.repeat(frames, spec.temporal_patch_size, axis=0)
+    merge, patch = spec.merge_size, spec.patch_size
+    blocks = ((frames.astype(np.float32) - mean) / std).reshape(
+        grid.t, spec.temporal_patch_size, grid.h // merge, merge, patch, grid.w // merge, merge, patch, spec.in_channels
+    )
+    # [t, block row, block column, row, column, channel, frame, y, x]
+    ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return np.ascontiguousarray(ordered.reshape(grid.patches, spec.patch_values))

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX engines from the bundle's graphs."""

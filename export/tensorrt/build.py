@@ -1,0 +1,184 @@
+"""A bundle's graphs to engines for one target: built, written beside the graphs, recorded in the manifest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import FileRecord, GraphRecord, Manifest
+from qwen3vl_edge.contract.bundle.open import open_bundle, record_file
+from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER, EngineRecord, PlanRecord
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.export.tensorrt.build_job import (
+    BuildJob,
+    BuildRequest,
+    build_key,
+    graphs_to_build,
+    plan_build,
+    workspace_of,
+)
+from qwen3vl_edge.export.tensorrt.build_progress import run_cancellable, stop_if
+from qwen3vl_edge.export.tensorrt.layer_report import layer_report
+from qwen3vl_edge.export.tensorrt.network import parse_graph
+from qwen3vl_edge.export.tensorrt.plan import PlanSettings, bucket_shapes, build_plan
+
+Progress = Callable[[str, float], None]
+TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The record that the manifest now holds; `skipped` where it held it before."""
+
+    record: EngineRecord
+    skipped: bool
+
+
+def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda what, done: None) -> BuildResult:
+    """Build the engines of one target, or find that nothing changed since they were built.
+
+    Plans get names of their own and the manifest is switched last: whatever goes wrong, the bundle and the
+    engines that it had stay as they were.
+
+    Raises:
+        BundleError: the bundle is missing or altered.
+        EngineError: the target cannot be built here (with the command to run on the device), or the builder
+            refuses a graph (with node, op and reason).
+        BucketError, InputError: options that the bundle or the target cannot serve.
+        KeyboardInterrupt: Ctrl-C; nothing is written.
+    """
+    return run_cancellable(lambda cancelled: _build(path, request, progress, cancelled))
+
+
+def _build(path: Path, request: BuildRequest, progress: Progress, cancelled: threading.Event) -> BuildResult:
+    job = plan_build(open_bundle(path), request)
+    key = build_key(job)
+    existing = _existing(job.bundle.manifest, job)
+    if existing is not None and existing.key == key:
+        return BuildResult(existing, skipped=True)
+    started = time.perf_counter()
+    written: list[Path] = []
+    try:
+        plans = _build_plans(job, key, written, progress, cancelled)
+        record = EngineRecord(
+            target=job.target.name,
+            library=job.library,
+            library_version=job.version,
+            compute_capabilities=job.capabilities,
+            precision=job.graphs.precision,
+            layout=request.layout,
+            weights_sha256=job.bundle.manifest.file(job.graphs.weights).sha256,
+            key=key,
+            seconds=round(time.perf_counter() - started, 3),
+            plans=plans,
+            stripped=request.strip_weights,
+        )
+        stop_if(cancelled)
+        _record(job, record)
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
+    return BuildResult(record, skipped=False)
+
+
+def _existing(manifest: Manifest, job: BuildJob) -> EngineRecord | None:
+    same = (job.target.name, job.graphs.precision)
+    return next((item for item in manifest.engines if (item.target, item.precision) == same), None)
+
+
+def _build_plans(
+    job: BuildJob, key: str, written: list[Path], progress: Progress, cancelled: threading.Event
+) -> tuple[PlanRecord, ...]:
+    graphs = graphs_to_build(job)
+    settings = PlanSettings(
+        library=job.library,
+        compute_capabilities=_capabilities(job),
+        workspace=workspace_of(job),
+        optimization_level=job.request.optimization_level,
+        timing_cache=_timing_cache(job),
+        strip_weights=job.request.strip_weights,
+    )
+    records = []
+    for index, graph in enumerate(graphs):
+        if job.request.layout == "profiles":
+            buckets, profiles = job.buckets, [bucket_shapes(graph.inputs, grid) for grid in job.buckets]
+        else:
+            buckets, profiles = (job.buckets[index],), []
+        start = index / len(graphs)
+        report = _part(progress, f"{job.target.name} {graph.bucket or 'profiles'}", start, 1 / len(graphs))
+        report("parsing", 0.0)
+        parsed = parse_graph(job.library, job.bundle.graph_path(graph), graph)
+        stop_if(cancelled)
+        plan = build_plan(parsed, graph, profiles, settings, report, cancelled)
+        records.append(_write_plan(job, key, graph, buckets, plan, written))
+    return tuple(records)
+
+
+def _part(progress: Progress, name: str, start: float, share: float) -> Progress:
+    return lambda what, done: progress(f"{name}: {what}", start + share * done)
+
+
+def _capabilities(job: BuildJob) -> tuple[tuple[int, int], ...] | None:
+    if not job.target.compute_capabilities:
+        return None
+    exact = [item for item in job.capabilities if not item.endswith("+")]
+    pairs = (item.split(".") for item in exact)
+    return tuple((int(major), int(minor)) for major, minor in pairs)
+
+
+def _timing_cache(job: BuildJob) -> Path | None:
+    if job.library == "tensorrt_rtx":
+        return None
+    cache = job.request.timing_cache or job.bundle.path / ENGINE_FOLDER / job.target.name / TIMING_CACHE
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _write_plan(
+    job: BuildJob, key: str, graph: GraphRecord, buckets: Sequence[Grid], plan: Any, written: list[Path]
+) -> PlanRecord:
+    manifest, folder = job.bundle.manifest, job.bundle.path
+    name = f"{graph.bucket or job.request.layout}-{key[:12]}"
+    file = folder / ENGINE_FOLDER / job.target.name / job.graphs.precision / f"{name}.plan"
+    layers = layer_report(job.library, plan)
+    written.append(file)
+    atomic.write_bytes(file, memoryview(plan))
+    report = None
+    if layers is not None:
+        report = file.with_suffix(".layers.json")
+        written.append(report)
+        atomic.write_bytes(report, layers.encode())
+    return PlanRecord(
+        path=file.relative_to(folder).as_posix(),
+        graph=graph.path,
+        graph_sha256=manifest.file(graph.path).sha256,
+        buckets=tuple(str(grid) for grid in buckets),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        layers=None if report is None else report.relative_to(folder).as_posix(),
+    )
+
+
+def _record(job: BuildJob, record: EngineRecord) -> None:
+    """Switch the manifest to the new engine, then delete the plans that it replaces."""
+    folder = job.bundle.path
+    manifest = open_bundle(folder, verify=False).manifest  # read again: a build takes minutes
+    replaced = _existing(manifest, job)
+    old = set(replaced.files if replaced else ()) - set(record.files)
+    new: list[FileRecord] = [record_file(folder, folder / path) for path in record.files]
+    kept = [item for item in manifest.files if item.path not in old and item.path not in record.files]
+    engines = tuple(item for item in manifest.engines if item is not replaced)
+    replace(manifest, engines=(*engines, record), files=(*kept, *new)).write(folder)
+    for path in old:
+        (folder / path).unlink(missing_ok=True)
+
+
+def engine_json(result: BuildResult) -> dict[str, Any]:
+    """What `build --json` prints."""
+    return asdict(result.record) | {"skipped": result.skipped}

@@ -1,0 +1,1 @@
+"""Embeddings that the server keeps by hash, in memory and on disk."""

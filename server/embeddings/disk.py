@@ -1,0 +1,221 @@
+"""Embeddings held on disk, beneath those in memory: they outlive a restart.
+
+    FOLDER/<sha256 of the client's name>/<hash of the embeddings>.embeds
+
+A file is the body of a `PUT /v1/embeddings/{hash}`. What is read back is held against its name, and through it against
+the model that is served: a file that is cut short, altered or another model's is never used. So nothing has to wait
+for the disk, and a power cut costs entries, not answers. A file's time is that of its last use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.wire.codec import body_size, decode_medium, encode_medium
+from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash, is_hash
+from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
+from qwen3vl_edge.server.options import ServerOptions
+
+logger = logging.getLogger("server")
+_SUFFIX = ".embeds"
+
+
+@dataclass
+class _File:
+    size: int
+    used: float
+
+
+class EmbeddingDisk:
+    """A folder of at most `max_bytes`, the longest unused first to go; safe to use from several threads.
+
+    Args:
+        folder: made if missing, for this user alone; one server at a time.
+        keep_s: seconds since the last use after which a file goes.
+        model_hash: of the model that is served.
+        now: Unix seconds.
+
+    Raises:
+        InputError: the folder cannot be used, or another server uses it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        keep_s: float,
+        model_hash: Callable[[], str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.hits = self.damaged = 0
+        self._folder = folder
+        self._keep_s = keep_s
+        self._model_hash = model_hash
+        self._now = now
+        self._lock = threading.Lock()
+        self._files: OrderedDict[tuple[str, str], _File] = OrderedDict()  # the longest unused first
+        self._bytes = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._own = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._claim()
+            self._scan()
+        except OSError as error:
+            raise InputError(f"{folder} cannot be used ({error.strerror})", field="hold_folder") from None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk."""
+        with self._lock:
+            self._make_room(0)
+            return self._bytes
+
+    def keep(self, media: MediaEmbeddings, namespace: str) -> None:
+        """Hold checked embeddings under their `hash`. A full or broken disk costs the entry, not the request."""
+        if media.hash is None or self._touch(key := (_folder_of(namespace), media.hash)):
+            return
+        parts = encode_medium(media, self._model_hash())
+        size = body_size(parts)
+        if size > self.max_bytes:
+            return
+        path = self._path(key)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with self._lock:
+                self._make_room(size)
+            atomic.write_bytes(path, b"".join(parts), 0o600, sync=False)
+        except OSError as error:
+            logger.warning("embeddings cannot be held in %s (%s)", self._folder, error.strerror)
+            return
+        with self._lock:
+            if key not in self._files:  # another thread may have been faster
+                self._make_room(size)
+                self._bytes += size
+                self._files[key] = _File(size, self._now())
+        self._stamp(key)
+
+    def find(self, name: str, namespace: str) -> MediaEmbeddings | None:
+        """What is held under a hash, verified; finding it is a use. Its arrays are views of the file's bytes.
+
+        Raises:
+            ServerUnavailableError: the model is still loading, so nothing can be held against it.
+        """
+        key = (_folder_of(namespace), name)
+        if not self._touch(key):
+            return None
+        model_hash = self._model_hash()
+        try:
+            content = self._path(key).read_bytes()
+            media, made_for = decode_medium(content, Limits(max_body_bytes=len(content)))
+            if made_for != model_hash:
+                return None  # of a model that may be served again
+            if media.hash != name or embedding_hash(media, model_hash) != name:
+                raise InputError("its content is not that of its name")
+        except (OSError, ContractError) as error:
+            if self._drop(key) and not isinstance(error, FileNotFoundError):
+                logger.warning("held embeddings %s are dropped (%s)", self._path(key).name, error)
+                self.damaged += 1
+            return None
+        self.hits += 1
+        return media
+
+    def close(self) -> None:
+        """Let another server use the folder."""
+        os.close(self._own)
+
+    def _claim(self) -> None:
+        import fcntl  # not on every system, and only here
+
+        try:
+            fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it ends
+        except BlockingIOError:
+            os.close(self._own)
+            raise InputError(
+                f"another server uses {self._folder}", field="hold_folder", remedy="Give each server its own folder."
+            ) from None
+
+    def _scan(self) -> None:
+        """What an earlier server left, and away with what it was writing when it was killed."""
+        found = []
+        for path in self._folder.glob(f"*/*{_SUFFIX}*"):
+            if path.name.startswith("."):
+                path.unlink(missing_ok=True)
+            elif is_hash(path.name.removesuffix(_SUFFIX)) and is_hash(path.parent.name):
+                status = path.stat()
+                key = (path.parent.name, path.name.removesuffix(_SUFFIX))
+                found.append((min(status.st_mtime, self._now()), key, status.st_size))
+        for used, key, size in sorted(found):
+            self._files[key] = _File(size, used)
+            self._bytes += size
+        self._make_room(0)
+
+    def _touch(self, key: tuple[str, str]) -> bool:
+        with self._lock:
+            self._make_room(0)
+            file = self._files.get(key)
+            if file is None:
+                return False
+            file.used = self._now()
+            self._files.move_to_end(key)
+        self._stamp(key)
+        return True
+
+    def _stamp(self, key: tuple[str, str]) -> None:
+        """Used now: files' times keep the order of use through a restart; the kernel's own clock is too coarse."""
+        now = self._now()
+        with contextlib.suppress(OSError):  # room was made meanwhile
+            os.utime(self._path(key), (now, now))
+
+    def _make_room(self, size: int) -> None:
+        """Called with the lock."""
+        oldest = self._now() - self._keep_s
+        while self._files:
+            key, file = next(iter(self._files.items()))
+            if file.used > oldest and self._bytes + size <= self.max_bytes:
+                return
+            self._forget(key)
+
+    def _drop(self, key: tuple[str, str]) -> bool:
+        with self._lock:
+            return self._forget(key)
+
+    def _forget(self, key: tuple[str, str]) -> bool:
+        """Called with the lock."""
+        file = self._files.pop(key, None)
+        if file is None:
+            return False
+        self._bytes -= file.size
+        with contextlib.suppress(OSError):
+            self._path(key).unlink(missing_ok=True)
+        return True
+
+    def _path(self, key: tuple[str, str]) -> Path:
+        return self._folder / key[0] / f"{key[1]}{_SUFFIX}"
+
+
+def open_disk(options: ServerOptions, model_hash: Callable[[], str]) -> EmbeddingDisk | None:
+    """The folder that the options name, None where they name none.
+
+    Raises:
+        InputError: as `EmbeddingDisk`.
+    """
+    if options.hold_folder is None:
+        return None
+    return EmbeddingDisk(options.hold_folder, options.hold_disk_mib * 2**20, options.hold_disk_s, model_hash)
+
+
+def _folder_of(namespace: str) -> str:
+    """A client's folder: any name fits, none reaches another folder, and a listing tells no names."""
+    return hashlib.sha256(f"qwen3vl-edge namespace 1\n{namespace}".encode()).hexdigest()

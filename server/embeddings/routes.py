@@ -1,0 +1,97 @@
+"""`/v1/embeddings/{sha256}`: embeddings brought ahead of the request that names them, and whether they are held."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.http.body import content_type, read_body
+from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_medium
+from qwen3vl_edge.contract.wire.embedding_hash import check_hash, is_hash
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings
+from qwen3vl_edge.contract.wire.validate import validate_medium
+from qwen3vl_edge.server import openapi
+from qwen3vl_edge.server.embeddings.store import EmbeddingStore
+from qwen3vl_edge.server.errors import EmbeddingsNotHeldError
+from qwen3vl_edge.server.http.identity import client_of
+from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.server.readiness import Readiness
+
+PATH = "/v1/embeddings/{name}"
+# Said in the OpenAPI document; `_check_name` refuses in the words of this API.
+Name = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
+
+
+def embedding_routes(
+    readiness: Readiness, options: ServerOptions, store: EmbeddingStore, bases: Bases = NO_BASES
+) -> APIRouter:
+    """PUT, GET and HEAD of one hash."""
+    router = APIRouter()
+
+    @router.put(PATH, openapi_extra=openapi.HOLD, responses={201: {"description": "Held from now on"}})
+    async def put(request: Request, name: Name) -> Response:
+        """Hold one picture's embeddings: 201, or 200 where they were held already."""
+        _check_name(name)
+        engine = readiness.engine
+        content_type(request, CONTENT_TYPE)
+        namespace = client_of(request).name
+        body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s, zstd=True)
+
+        def hold() -> int:
+            medium, model_hash = decode_medium(body, engine.limits, bases)
+            shape = engine.loaded.shape
+            if model_hash != shape.model_hash:
+                raise ModelMismatchError(
+                    "the embeddings were made for another model",
+                    field="model_hash",
+                    expected=shape.model_hash,
+                    got=repr(model_hash)[:80],
+                )
+            if medium.hash != name:
+                raise WireError("the hash is not that of the path", field="media.0.hash", expected=name)
+            validate_medium(medium, shape, engine.limits)
+            check_hash("media.0.hash", medium, shape.model_hash)
+            known = store.find(name, namespace) is not None
+            if not store.keep(medium, namespace):
+                raise LimitError(
+                    "embeddings are larger than what is held here",
+                    field="body",
+                    expected=f"at most {store.max_bytes} bytes",
+                    got=medium.nbytes,
+                )
+            return 200 if known else 201
+
+        status = await run_in_threadpool(hold)
+        return JSONResponse({"hash": name, "held": True}, status_code=status)
+
+    @router.head(PATH, include_in_schema=False)
+    @router.get(PATH)
+    async def held(request: Request, name: Name) -> dict[str, Any]:
+        """What is held under a hash, without the tensors; 404 where nothing is."""
+        _check_name(name)
+        if (medium := await run_in_threadpool(store.find, name, client_of(request).name)) is None:
+            raise EmbeddingsNotHeldError("path", (name,))
+        return _describe(name, medium)
+
+    return router
+
+
+def _check_name(name: str) -> None:
+    if not is_hash(name):
+        raise WireError("hash is not one", field="path", expected="64 of 0-9a-f", got=repr(name)[:80])
+
+
+def _describe(name: str, medium: MediaEmbeddings) -> dict[str, Any]:
+    return {
+        "hash": name,
+        "grid": medium.grid.as_list(),
+        "dtype": "F16" if medium.embeds.dtype.itemsize == 2 else "F32",
+        "shape": list(medium.embeds.shape),
+        "levels": len(medium.deepstack),
+        "bytes": medium.nbytes,
+    }

@@ -1,0 +1,80 @@
+"""What every engine takes from a checkpoint beside its weights: shape of requests, tokenizer, end tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.wire.request import ModelShape
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+def model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """What a request's tensors must fit, from `config.json` alone.
+
+    Raises:
+        CheckpointError: the config lacks a key.
+    """
+    config = checkpoint.config
+    try:
+        text, vision = config["text_config"], config["vision_config"]
+        return ModelShape(
+            model_hash=checkpoint.model_hash,
+            hidden_size=int(text["hidden_size"]),
+            deepstack_levels=len(vision["deepstack_visual_indexes"]),
+            merge_size=int(vision["spatial_merge_size"]),
+            vocab_size=int(text["vocab_size"]),
+            image_token_id=int(config["image_token_id"]),
+            video_token_id=int(config["video_token_id"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} lacks what a Qwen3-VL needs", field="config.json", got=repr(error)
+        ) from None
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Its tokenizer, as transformers opens it, with the chat template that its processor would take.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        template = checkpoint.path / "chat_template.json"
+        if template.is_file() and not (checkpoint.path / "chat_template.jinja").is_file():
+            # The processor, and so the device, takes this file's, whatever tokenizer_config.json says.
+            tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
+        return tokenizer
+    except Exception as error:  # transformers raises many kinds; all mean that it cannot be had
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.path} cannot be loaded ({reason})", field="tokenizer"
+        ) from error
+
+
+def end_ids_of(eos_token_id: int | list[int] | None, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer: the checkpoint's own, or else Qwen's end tokens that its tokenizer knows.
+
+    Args:
+        eos_token_id: of its generation config.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if eos_token_id is not None:
+        return tuple(eos_token_id) if isinstance(eos_token_id, list) else (int(eos_token_id),)
+    vocabulary = tokenizer.get_vocab()
+    found = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in found:
+        found.append(tokenizer.eos_token_id)
+    if not found:
+        raise CheckpointError(
+            "no token ends an answer", field="eos_token_id", remedy="Add it to generation_config.json."
+        )
+    return tuple(found)

@@ -1,0 +1,187 @@
+"""The JSON form of a generation request, for curl and debugging; the binary form is some ten times smaller."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape, Sampling
+from qwen3vl_edge.server.errors import BodySchemaError
+
+GridRow = Annotated[list[int], Field(min_length=3, max_length=3)]
+
+
+class GenerateBody(BaseModel):
+    """Fields of a JSON body.
+
+    Media are grouped by kind: all images in the order of their placeholders, then all clips in theirs,
+    whatever their order in the prompt. So the first rows of `vision_embeddings` belong to
+    `image_grid_thw[0]`, the next to `image_grid_thw[1]`, …, and after the last image to `video_grid_thw[0]`.
+
+    Attributes:
+        input_ids: [L], placeholders expanded.
+        vision_embeddings: per medium [n][D], n = t·h·w / merge², or all rows in one [sum of n][D].
+        deepstack_embeddings: [level], each as `vision_embeddings`.
+        image_grid_thw, video_grid_thw: [count][3].
+        attention_mask: [L] of 0 and 1.
+        model_hash: refused if it is not the server's; may be left out here.
+        max_new_tokens … seed: as transformers names them; greedy by default.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input_ids: list[int]
+    vision_embeddings: list[Any] = []
+    deepstack_embeddings: list[list[Any]] = []
+    image_grid_thw: list[GridRow] = []
+    video_grid_thw: list[GridRow] = []
+    attention_mask: list[int] | None = None
+    model_hash: str | None = None
+    request_id: str = ""
+    stream: bool = False
+    max_new_tokens: int = Sampling.max_new_tokens
+    do_sample: bool = Sampling.do_sample
+    temperature: float = Sampling.temperature
+    top_p: float = Sampling.top_p
+    top_k: int = Sampling.top_k
+    min_p: float | None = Sampling.min_p
+    repetition_penalty: float = Sampling.repetition_penalty
+    seed: int | None = Sampling.seed
+
+
+def decode_json(
+    body: bytes | bytearray,
+    model: ModelShape,
+    limits: Limits,
+    check: Callable[[GenerateRequest], GenerateRequest] = lambda request: request,
+) -> GenerateRequest:
+    """Parse a JSON body into the request that its binary form would give; embeddings become float32.
+
+    Args:
+        check: the engine's checks, run here so that their errors too name the JSON fields.
+
+    Raises:
+        BodySchemaError: a field is missing, unknown or of the wrong type.
+        WireError, LimitError: a value does not fit; names the JSON field.
+    """
+    try:
+        parsed = GenerateBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _schema_error(error) from None
+    try:
+        return check(_request(parsed, model, limits))
+    except ContractError as error:
+        raise rename_fields(error, len(parsed.image_grid_thw)) from None
+
+
+def rename_fields(error: ContractError, images: int) -> ContractError:
+    """The same error in the words of the JSON form: `embeds.2` is `vision_embeddings.2`, and so on.
+
+    Args:
+        images: number of images, which come before the clips.
+    """
+    old = error.field or ""
+    new = old.removeprefix("sampling.")
+    new = re.sub(r"^embeds\.", "vision_embeddings.", new)
+    new = re.sub(r"^deepstack\.(\d+)\.(\d+)$", r"deepstack_embeddings.\2.\1", new)  # JSON has the level first
+    new = re.sub(r"^deepstack\.\d+$", "deepstack_embeddings", new)
+    if match := re.fullmatch(r"grid_thw\.(\d+)", new):
+        index = int(match[1])
+        new = f"image_grid_thw.{index}" if index < images else f"video_grid_thw.{index - images}"
+    if new != old:
+        error.field = new
+        error.message = error.message.replace(repr(old), repr(new))
+    return error
+
+
+def _request(parsed: GenerateBody, model: ModelShape, limits: Limits) -> GenerateRequest:
+    return GenerateRequest(
+        model_hash=parsed.model_hash,
+        input_ids=_integers(parsed.input_ids, "input_ids"),
+        media=_media(parsed, model, limits),
+        attention_mask=None if parsed.attention_mask is None else _integers(parsed.attention_mask, "attention_mask"),
+        sampling=Sampling.from_dict({item.name: getattr(parsed, item.name) for item in fields(Sampling)}),
+        stream=parsed.stream,
+        request_id=parsed.request_id,
+    )
+
+
+def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[MediaEmbeddings, ...]:
+    kinds = ["image"] * len(parsed.image_grid_thw) + ["video"] * len(parsed.video_grid_thw)
+    grids = [Grid(*row) for row in (*parsed.image_grid_thw, *parsed.video_grid_thw)]
+    if len(grids) > limits.max_media:
+        raise LimitError(
+            "too many images and clips", field="media", expected=f"at most {limits.max_media}", got=len(grids)
+        )
+    for index, grid in enumerate(grids):
+        if min(grid.as_list()) < 1 or grid.h % model.merge_size or grid.w % model.merge_size:
+            raise WireError(
+                "grid is not one of the encoder's",
+                field=f"grid_thw.{index}",
+                expected=f"t >= 1, h and w positive multiples of {model.merge_size}",
+                got=grid.as_list(),
+            )
+    counts = [grid.tokens(model.merge_size) for grid in grids]
+    embeds = _split(parsed.vision_embeddings, counts, "vision_embeddings")
+    levels = [
+        _split(level, counts, f"deepstack_embeddings.{index}")
+        for index, level in enumerate(parsed.deepstack_embeddings)
+    ]
+    return tuple(
+        MediaEmbeddings(kind, grid, embeds[index], tuple(level[index] for level in levels))
+        for index, (kind, grid) in enumerate(zip(kinds, grids, strict=True))
+    )
+
+
+def _split(rows: Sequence[Any], counts: list[int], field: str) -> list[NDArray[np.float32]]:
+    """Rows per medium, from a list per medium or from one list for all."""
+    if rows and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], list):
+        if len(rows) != len(counts):
+            raise WireError("one list per image and clip is wanted", field=field, expected=len(counts), got=len(rows))
+        return [_matrix(item, f"{field}.{index}") for index, item in enumerate(rows)]
+    if len(rows) != sum(counts):
+        raise WireError(
+            "rows do not match image_grid_thw and video_grid_thw", field=field, expected=sum(counts), got=len(rows)
+        )
+    if not rows:
+        return []
+    matrix = _matrix(rows, field)
+    edges = np.cumsum([0, *counts])
+    return [matrix[start:end] for start, end in pairwise(edges)]
+
+
+def _matrix(rows: Any, field: str) -> NDArray[np.float32]:
+    try:
+        array = np.array(rows)
+    except ValueError:
+        array = np.empty(0)
+    if array.ndim != 2 or array.dtype.kind not in "fi":
+        raise WireError("embeddings are not rows of numbers", field=field, expected="[n][D]", got=f"rank {array.ndim}")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity, which the validation names
+        return array.astype(np.float32)
+
+
+def _integers(values: list[int], field: str) -> NDArray[np.int64]:
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        raise WireError("a number does not fit 64 bits", field=field) from None
+
+
+def _schema_error(error: ValidationError) -> ContractError:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return WireError("the body is not JSON", field="body", got=first["msg"])
+    field = ".".join(str(part) for part in first["loc"]) or "body"
+    got = None if first["type"] == "missing" else reprlib.repr(first["input"])[:80]
+    return BodySchemaError(f"field {field!r}: {first['msg']}"[:200], field=field[:80], got=got)

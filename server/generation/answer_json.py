@@ -1,0 +1,55 @@
+"""A finished generation as the JSON object that clients read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from qwen3vl_edge.contract.http.tracing import spans_until_now
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.server.engines.protocol import GenerateResult, ServedModel
+
+
+def answer(request: GenerateRequest, result: GenerateResult, loaded: ServedModel) -> dict[str, Any]:
+    """The answer of `POST /v1/generate`, and the last event of its stream."""
+    return {
+        "request_id": request.request_id,
+        "model": loaded.name,
+        "model_hash": loaded.shape.model_hash,
+        "generated_ids": list(result.generated_ids),
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "visual_tokens": result.visual_tokens,
+            "reused_tokens": result.reused_tokens,
+            "completion_tokens": len(result.generated_ids),
+        },
+        "timings": {name: round(seconds, 6) for name, seconds in asdict(result.timings).items()},
+    }
+
+
+def describe(loaded: ServedModel) -> dict[str, Any]:
+    """What is served, for `/v1/models`, `/readyz` and the line at start."""
+    return {
+        "model_hash": loaded.shape.model_hash,
+        **loaded.describe(),
+        "hidden_size": loaded.shape.hidden_size,
+        "deepstack_levels": loaded.shape.deepstack_levels,
+        "merge_size": loaded.shape.merge_size,
+        "max_positions": loaded.max_positions,
+    }
+
+
+def trace(result: GenerateResult) -> None:
+    """The phases of a generation that just ended, as spans; nothing where nobody traces."""
+    times = result.timings
+    spans_until_now(
+        {"queue": times.queue_s, "prefill": times.prefill_s, "decode": times.decode_s},
+        prompt_tokens=result.prompt_tokens,
+        visual_tokens=result.visual_tokens,
+        reused_tokens=result.reused_tokens,
+        completion_tokens=len(result.generated_ids),
+    )

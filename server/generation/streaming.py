@@ -1,0 +1,52 @@
+"""A generation as server-sent events.
+
+    data: {"token_id": 88, "text": "An"}        one per token; `text` is what it adds, empty inside a character
+    data: {"token_id": null, "text": "…"}       only if the end left half a character
+    data: {"request_id": …, "generated_ids": […], "text": …, "finish_reason": …, "usage": …, "timings": …}
+    data: [DONE]
+
+The `text` of the steps joins to the `text` of the last event, which is the whole answer as it comes
+without streaming. An error on the way is one event `{"error": {…}}`, then `[DONE]`. Lines that start
+with a colon keep the connection open while a request waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from qwen3vl_edge.contract.http.errors import as_contract_error
+from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.server.generation.answer_json import answer, trace
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.server.engines.protocol import Engine
+
+KEEP_ALIVE_SECONDS = 15.0
+DONE = "data: [DONE]\n\n"
+
+
+async def events(engine: Engine, request: GenerateRequest, running: LiveGeneration) -> AsyncIterator[str]:
+    """The lines of a stream, as the module's text shows them."""
+    detokenizer = engine.detokenizer()
+    async for token in running.log.follow(KEEP_ALIVE_SECONDS):
+        if token is None:
+            yield ": waiting\n\n"
+        else:
+            yield _event({"token_id": token.id, "text": detokenizer.add(token.id)})
+    try:
+        result = running.result
+    except Exception as error:
+        yield _event(as_contract_error(error, request.request_id).to_openai())
+    else:
+        if rest := detokenizer.finish():
+            yield _event({"token_id": None, "text": rest})
+        yield _event(answer(request, result, engine.loaded))
+        trace(result)
+    yield DONE
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

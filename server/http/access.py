@@ -1,0 +1,197 @@
+"""Who may use the server, and how often: checked before a byte of a body is read."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import time
+from collections import Counter
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwen3vl_edge.contract.errors import LimitError
+from qwen3vl_edge.contract.http.errors import HttpError, error_response
+from qwen3vl_edge.server.http.audit import AuditLog, RequestRecord
+from qwen3vl_edge.server.http.rate_limit import RateLimit, sender_of
+from qwen3vl_edge.server.http.tokens import TokenEntry, TokenFile
+from qwen3vl_edge.server.options import ServerOptions
+
+logger = logging.getLogger("server")
+OPEN = ("/healthz", "/readyz")  # for whoever watches or balances; neither costs anything
+SCRAPE = "/metrics"
+_FREE = ("DELETE",)  # costs nothing, and frees what others wait for
+
+
+class UnauthorizedError(HttpError):
+    """No token, or none that is let in."""
+
+    def __init__(self, message: str, challenge: str) -> None:
+        super().__init__(
+            401,
+            "invalid_api_key",
+            message,
+            field="Authorization",
+            expected="Bearer TOKEN",
+            remedy="Ask the server's operator for a token.",
+        )
+        self.challenge = challenge
+
+
+class TooOftenError(LimitError):
+    """More requests than this client may send.
+
+    Attributes:
+        retry_after: whole seconds after which trying again makes sense.
+    """
+
+    status = 429
+
+    def __init__(self, code: str, message: str, expected: str, seconds: float) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        super().__init__(message, expected=expected, remedy=f"Try again in {self.retry_after} s.")
+        self.code = code
+
+
+class Guard:
+    """What the settings say about access, opened: the tokens, the limits and the audit log.
+
+    Raises:
+        InputError: a file that cannot be used.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.tokens = TokenFile(options.tokens_file) if options.tokens_file is not None else None
+        self.audit = AuditLog(options.audit_log) if options.audit_log is not None else None
+        self._rate = RateLimit(options.rate_per_minute, options.rate_burst)
+        self._rate_expected = f"at most {options.rate_per_minute:g} requests a minute"
+        self._open = OPEN if options.metrics_token else (*OPEN, SCRAPE)
+        self._under_way: Counter[str] = Counter()
+
+    def install(self, app: FastAPI) -> None:
+        """Stand before the routes; what is added later stands before this."""
+        app.add_middleware(_Access, guard=self)
+        app.add_middleware(RequestRecord, audit=self.audit)
+
+    @property
+    def rereads(self) -> bool:
+        """Whether there is a file to look at again."""
+        return self.tokens is not None or self.audit is not None
+
+    def on_hangup(self) -> None:
+        """Look at the files again; may be called in a signal handler."""
+        if self.tokens is not None:
+            self.tokens.check_soon()
+        if self.audit is not None:
+            self.audit.reopen_soon()
+
+    def admit(self, scope: Scope) -> TokenEntry | None:
+        """Let a request in, with the entry of its token where tokens are asked for.
+
+        Raises:
+            UnauthorizedError, TooOftenError: it may not.
+        """
+        if scope["path"] in self._open:
+            return None
+        address = f"address {sender_of(scope['client'][0] if scope.get('client') else '')}"
+        try:
+            entry = self._entry(scope)
+        except UnauthorizedError:
+            self._take(scope, address, None)  # guessing has its limit too
+            raise
+        if entry is None:
+            self._take(scope, address, None)
+        else:
+            self._take(scope, f"client {entry.name}", entry)
+        return entry
+
+    def _entry(self, scope: Scope) -> TokenEntry | None:
+        if self.tokens is None:
+            return None
+        found = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not found:
+            raise UnauthorizedError("this server asks for a token", "Bearer")
+        scheme, _, token = found[0].strip().partition(b" ")
+        entry = self.tokens.find(token.strip()) if len(found) == 1 and scheme.lower() == b"bearer" else None
+        if entry is None:
+            raise UnauthorizedError("the token is not known here", 'Bearer error="invalid_token"')
+        if entry.expires is not None and entry.expires <= time.time():
+            raise UnauthorizedError("the token has expired", 'Bearer error="invalid_token"')
+        return entry
+
+    def _take(self, scope: Scope, sender: str, entry: TokenEntry | None) -> None:
+        if scope["method"] in _FREE:
+            return
+        own = None if entry is None else entry.requests_per_minute
+        if seconds := self._rate.take(sender, own):
+            expected = self._rate_expected if own is None else f"at most {own:g} requests a minute"
+            raise TooOftenError("rate_limited", "too many requests", expected, seconds)
+
+    def enter(self, scope: Scope, entry: TokenEntry) -> None:
+        """Count a request of this client as under way, until `leave`.
+
+        Raises:
+            TooOftenError: it has as many as it may.
+        """
+        most = entry.max_concurrent
+        if most is not None and self._under_way[entry.name] >= most and scope["method"] not in _FREE:
+            expected = f"at most {most}"
+            raise TooOftenError("too_many_concurrent", "too many requests under way at once", expected, 1)
+        self._under_way[entry.name] += 1
+
+    def leave(self, entry: TokenEntry) -> None:
+        self._under_way[entry.name] -= 1
+        if self._under_way[entry.name] <= 0:
+            del self._under_way[entry.name]
+
+
+class _Access:
+    """ASGI middleware; puts the client's name into `request.state.client_name`."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            entry = self._guard.admit(scope)
+            if entry is not None:
+                scope["state"]["client_name"] = entry.name
+                self._guard.enter(scope, entry)
+        except (UnauthorizedError, TooOftenError) as error:
+            scope["state"]["error_code"] = error.code
+            challenge = {"WWW-Authenticate": error.challenge} if isinstance(error, UnauthorizedError) else None
+            await error_response(error, challenge)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if entry is not None:
+                self._guard.leave(entry)
+
+
+def warn_of_open_doors(options: ServerOptions) -> None:
+    """Say at the start what anybody who reaches the port may do."""
+    if _is_loopback(options.host):
+        return
+    if options.tokens_file is None and options.tls_client_ca is None:
+        logger.warning(
+            "%s is not this machine alone, and no token is asked for: whoever reaches it may use it. "
+            "Set tokens_file, or let a proxy ask.",
+            options.host,
+        )
+    if options.tls_cert is None:
+        logger.warning("no TLS: prompts, embeddings and tokens can be read on their way. Set tls_cert and tls_key.")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Tensors as clients send them: safetensors, torch.save, NumPy."""

@@ -1,0 +1,93 @@
+"""Compressed bodies: nothing is lost, and nothing larger than the limit is ever made of them."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import zstandard
+
+from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
+from qwen3vl_edge.contract.wire.compression import MAX_WINDOW_BYTES, compress, decompress, is_compressed
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.main import serve
+from tests.support.server_checkpoint import make_case
+
+LIMIT = 2**20
+
+
+def test_what_was_compressed_comes_back() -> None:
+    body = encode_request(make_case("image and clip").request)
+    small = compress(body)
+    assert is_compressed(small)
+    assert not is_compressed(body)
+    assert decompress(bytes(small[0]), LIMIT) == b"".join(body)
+
+
+def test_a_bomb_is_refused_before_it_is_large() -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**30))
+    assert len(bomb) < 2**17
+    tracemalloc.start()
+    with pytest.raises(LimitError, match="once decompressed"):
+        decompress(bomb, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 8 * LIMIT
+    tracemalloc.stop()
+
+
+def test_exactly_the_limit_is_taken() -> None:
+    assert len(decompress(zstandard.ZstdCompressor().compress(bytes(LIMIT)), LIMIT)) == LIMIT
+    with pytest.raises(LimitError):
+        decompress(zstandard.ZstdCompressor().compress(bytes(LIMIT + 1)), LIMIT)
+
+
+def wide_window() -> bytes:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+    noise = np.random.default_rng(0).bytes(2 * MAX_WINDOW_BYTES)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor.compress(noise) + compressor.flush()
+
+
+@pytest.mark.parametrize("body", [b"", b"not zstd at all", b"\x28\xb5\x2f\xfd" + b"\xff" * 40, wide_window()])
+def test_what_does_not_decompress_is_named(body: bytes) -> None:
+    if not body:
+        assert decompress(body, LIMIT) == b""  # an empty body, which the wire refuses by its own name
+        return
+    with pytest.raises(WireError, match="does not decompress"):
+        decompress(body, 64 * LIMIT)
+
+
+def post(url: str, body: bytes, encoding: str) -> httpx.Response:
+    headers = {"Content-Type": CONTENT_TYPE, "Content-Encoding": encoding}
+    return httpx.post(f"{url}/v1/generate", content=body, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "field"),
+    [
+        ("gzip", b"x", 415, "Content-Encoding"),
+        ("zstd, zstd", b"x", 415, "Content-Encoding"),
+        ("zstd", b"no zstd", 400, "body"),
+        ("zstd", zstandard.ZstdCompressor().compress(b""), 400, "header"),
+    ],
+)
+def test_a_server_names_what_is_wrong(server_url: str, encoding: str, body: bytes, status: int, field: str) -> None:
+    answer = post(server_url, body, encoding)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, field)
+
+
+def test_a_bomb_over_http_is_413(server_url: str) -> None:
+    answer = post(server_url, zstandard.ZstdCompressor().compress(bytes(2**29)), "zstd")
+    assert answer.status_code == 413
+    assert httpx.get(f"{server_url}/readyz").status_code == 200
+
+
+def test_a_daemon_without_the_library_does_not_start(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    config = DaemonConfig(bundle, port=0, wire_zstd=True)
+    with pytest.raises(InputError, match=r"zstandard is not installed.*pip install zstandard"):
+        serve(config, lambda: config)

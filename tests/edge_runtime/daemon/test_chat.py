@@ -1,0 +1,341 @@
+"""The daemon as OpenAI's own client sees it: the answers are those of `ask`, and what it cannot do it says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request
+from qwen3vl_edge.contract.wire.request import Limits, Sampling
+from qwen3vl_edge.edge_runtime.ask import ask, build_messages
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from tests.support.daemon_process import DaemonProcess, running_daemon
+
+TINY = "qwen3vl-tiny"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("daemon")
+
+
+@pytest.fixture(scope="module")
+def daemon(folder: Path, bundle: Path, server_url: str, samples: Path) -> Iterator[DaemonProcess]:
+    settings = (
+        f'precision = "fp32"\nmedia_folders = ["{samples}"]\ncache = "{folder / "cache"}"\n'
+        f'unix_socket = "{folder / "edge.sock"}"\nmax_media_mib = 1\nmax_body_mib = 3\n'
+    )
+    with running_daemon(folder, bundle, server_url, settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(daemon: DaemonProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def data_uri(path: Path) -> str:
+    kind = "video/mp4" if path.suffix == ".mp4" else "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+def questions(samples: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (samples / "questions.jsonl").read_text().splitlines()]
+
+
+def as_openai(messages: list[dict[str, Any]], samples: Path, embed: bool) -> list[dict[str, Any]]:
+    """Qwen's messages as OpenAI's, media as data URIs or as files."""
+    found = []
+    for message in messages:
+        parts = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                parts.append(part)
+                continue
+            path = samples / part[part["type"]]
+            url = data_uri(path) if embed else f"file://{path}"
+            parts.append({"type": f"{part['type']}_url", f"{part['type']}_url": {"url": url}})
+        found.append({**message, "content": parts})
+    return found
+
+
+@pytest.mark.parametrize("embed", [True, False], ids=["data", "file"])
+def test_answers_are_those_of_ask(
+    client: openai.OpenAI, bundle: Path, server_url: str, samples: Path, embed: bool
+) -> None:
+    """Images, pairs and clips: every sample question, through OpenAI's client, streamed and whole."""
+    from qwen3vl_edge.edge_runtime.inputs.messages_file import read_conversations
+
+    right = 0
+    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+        for (_, messages), question in zip(
+            read_conversations(samples / "questions.jsonl", "questions"), questions(samples), strict=True
+        ):
+            expected = ask(edge, server_url, messages, Sampling(max_new_tokens=24))
+            sent = as_openai(question["messages"], samples, embed)
+            whole = client.chat.completions.create(model=TINY, messages=sent, max_tokens=24)
+            assert whole.choices[0].message.content == expected.text
+            assert whole.choices[0].finish_reason == expected.finish_reason
+            assert whole.usage is not None
+            assert whole.usage.completion_tokens == len(expected.generated_ids)
+            events = list(
+                client.chat.completions.create(
+                    model=TINY, messages=sent, max_tokens=24, stream=True, stream_options={"include_usage": True}
+                )
+            )
+            text = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
+            assert text == expected.text
+            assert events[-1].usage == whole.usage
+            assert [event.choices[0].finish_reason for event in events[:-1]][-1] == expected.finish_reason
+            right += expected.text == question["answer"]
+    assert right >= len(questions(samples)) - 2
+
+
+def test_the_answer_says_what_the_model_saw(client: openai.OpenAI, samples: Path) -> None:
+    """A picture that no bucket fits exactly was resized, or went to the dynamic graph: the client is told."""
+    picture = Image.open(samples / "colour.png").resize((150, 131))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    answer = client.chat.completions.create(model=TINY, messages=[user(image(uri), "What colour?")])
+    media = answer.model_dump()["qwen3vl_edge"]["media"]
+    assert len(media) == 1
+    assert media[0]["native"]
+    assert {"grid", "fixed", "scale", "distortion", "backend", "precision", "encode_s"} <= set(media[0])
+
+
+def test_a_second_turn_encodes_nothing_again(client: openai.OpenAI, daemon: DaemonProcess, samples: Path) -> None:
+    turn = user(image(data_uri(samples / "shape.png")), "What shape is the yellow object?")
+    first = client.chat.completions.create(model=TINY, messages=[turn])
+    answer = {"role": "assistant", "content": first.choices[0].message.content}
+    second = client.chat.completions.create(model=TINY, messages=[turn, answer, user("Are you sure?")])
+    assert second.model_dump()["qwen3vl_edge"]["media"][0]["cached"]
+    text = httpx.get(f"{daemon.url}/metrics").text
+    assert 'qwen3vl_edge_device_media_total{graph="cache"' in text
+    assert "qwen3vl_edge_device_under_way 0.0" in text
+
+
+def test_stop_strings_and_limits(client: openai.OpenAI, samples: Path) -> None:
+    messages = [user(image(data_uri(samples / "colour.png")), "What colour is the cross?")]
+    whole = client.chat.completions.create(model=TINY, messages=messages).choices[0].message.content
+    assert whole is not None
+    word = whole.split()[-2]
+    cut = client.chat.completions.create(model=TINY, messages=messages, stop=[word, "never"])
+    assert cut.choices[0].message.content == whole[: whole.index(word)]
+    assert cut.choices[0].finish_reason == "stop"
+    short = client.chat.completions.create(model=TINY, messages=messages, max_completion_tokens=2)
+    assert short.choices[0].finish_reason == "length"
+    assert short.usage is not None
+    assert short.usage.completion_tokens == 2
+
+
+def test_sampling_is_passed_on(client: openai.OpenAI) -> None:
+    def answer(**options: Any) -> str:
+        made = client.chat.completions.create(model=TINY, messages=[user("How many?")], max_tokens=12, **options)
+        return made.choices[0].message.content or ""
+
+    assert answer() == answer(temperature=0)
+    assert answer(temperature=2, seed=1) == answer(temperature=2, seed=1)
+    assert len({answer(temperature=2, seed=seed) for seed in range(6)}) > 1
+
+
+def test_text_alone_and_other_roles(client: openai.OpenAI) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "What can you do?"}]
+    found = client.chat.completions.create(model="default", messages=messages, max_tokens=4)  # type: ignore[arg-type]
+    assert found.usage is not None
+    assert found.usage.completion_tokens > 0
+
+
+def test_models_and_the_unix_socket(client: openai.OpenAI, daemon: DaemonProcess, folder: Path) -> None:
+    assert [model.id for model in client.models.list()] == [TINY]
+    path = folder / "edge.sock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as local:
+        assert local.get("http://edge/v1/models").json() == httpx.get(f"{daemon.url}/v1/models").json()
+
+
+def test_encode_returns_what_would_be_sent(daemon: DaemonProcess, bundle: Path, samples: Path) -> None:
+    chat = {"messages": [user(image(data_uri(samples / "where.png")), "Where?")]}
+    answer = httpx.post(f"{daemon.url}/v1/encode", json=chat)
+    assert answer.headers["content-type"] == CONTENT_TYPE
+    found = decode_request(bytearray(answer.content), Limits())
+    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+        expected = edge.encode(build_messages("Where?", [str(samples / "where.png")], [])).request
+    np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(found.media[0].embeds, expected.media[0].embeds)
+
+
+BAD: list[tuple[dict[str, Any], int, str]] = [
+    ({"messages": []}, 400, "messages"),
+    ({}, 400, "messages"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),
+    ({"messages": [user("x")], "model": "gpt"}, 404, "model"),
+    ({"messages": [user("x")], "n": 2}, 400, "n"),
+    ({"messages": [user("x")], "temperature": 3}, 400, "temperature"),
+    ({"messages": [user("x")], "max_tokens": 0}, 400, "max_tokens"),
+    ({"messages": [user("x")], "logprobs": True}, 400, "logprobs"),
+    ({"messages": [user("x")], "tools": [{"type": "function"}]}, 400, "tools"),
+    ({"messages": [user("x")], "response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"messages": [user({"type": "input_audio"})]}, 400, "type"),
+    ({"messages": [user({"type": "image_url"})]}, 400, "content.0"),
+    ({"messages": [user(image("/etc/passwd"))]}, 400, "allowed folder"),
+    ({"messages": [user(image("file:///etc/hostname"))]}, 400, "allowed folder"),
+    ({"messages": [user(image("data:image/png;base64,!!"))]}, 400, "base64"),
+    ({"messages": [user(image("data:image/png;base64,AAAA"))]}, 400, "picture"),
+    ({"messages": [user(image("data:text/html;base64,AAAA"))]}, 400, "kind"),
+    ({"messages": [user(image("http://127.0.0.1:9/x.png"))]}, 400, "private"),
+    ({"messages": [user(image("http://[::ffff:10.0.0.1]/x.png"))]}, 400, "private"),
+    ({"messages": [user(image("http://169.254.169.254/latest"))]}, 400, "private"),
+    ({"messages": [user(image("ftp://example.org/x.png"))]}, 400, "allowed folder"),
+    ({"messages": [user(image("data:image/png;base64," + "A" * (2 * 2**20)))]}, 413, "too large"),
+    ({"messages": [user("x" * (4 * 2**20))]}, 413, "too large"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "words"), BAD)
+def test_refusals_name_the_fault(daemon: DaemonProcess, body: dict[str, Any], status: int, words: str) -> None:
+    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert words in f"{error['message']} {error['param']}"
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(daemon: DaemonProcess) -> None:
+    """One bit a pixel: a hundred kilobytes that would become a gigabyte of RGB."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    assert len(uri) < 2**20
+    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json={"messages": [user(image(uri), "What?")]}, timeout=30)
+    assert answer.status_code == 400
+    assert "is too large: expected at most 100000000 pixels" in answer.json()["error"]["message"]
+
+
+def test_a_link_out_of_an_allowed_folder_leads_out_of_it(
+    tmp_path: Path, bundle: Path, server_url: str, samples: Path
+) -> None:
+    from qwen3vl_edge.contract.errors import InputError
+    from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_image
+
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    (allowed / "real.png").write_bytes((samples / "colour.png").read_bytes())
+    (allowed / "link.png").symlink_to(samples / "colour.png")
+    access = MediaAccess(folders=(allowed,))
+    assert fetch_image(str(allowed / "real.png"), access).size
+    for path in (allowed / "link.png", allowed / ".." / "allowed" / "link.png", allowed, allowed / "none.png"):
+        with pytest.raises(InputError, match="allowed folder"):
+            fetch_image(str(path), access)
+
+
+def test_urls_are_fetched_where_allowed_and_a_redirect_is_checked_again(tmp_path: Path, samples: Path) -> None:
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    from qwen3vl_edge.contract.errors import InputError, LimitError
+    from qwen3vl_edge.edge_runtime.daemon import media_access
+    from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_image
+
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Host"])
+            if self.path == "/away":
+                self.send_response(302)
+                self.send_header("Location", "http://192.168.0.1/inside.png")
+                self.end_headers()
+                return
+            self.send_response(200 if self.path == "/ok.png" else 404)
+            self.end_headers()
+            if self.path == "/ok.png":
+                self.wfile.write((samples / "colour.png").read_bytes())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    base = f"http://localhost:{web.server_port}"
+    try:
+        free = MediaAccess(private_hosts=True)
+        assert fetch_image(f"{base}/ok.png", free).size == Image.open(samples / "colour.png").size
+        assert seen[-1] == f"localhost:{web.server_port}"  # the name is asked for, at the address that was checked
+        with pytest.raises(InputError, match="404"):
+            fetch_image(f"{base}/none.png", free)
+        with pytest.raises(LimitError, match="too large"):
+            fetch_image(f"{base}/ok.png", MediaAccess(private_hosts=True, max_bytes=100))
+        with pytest.raises(InputError, match="private"):
+            fetch_image(f"{base}/ok.png", MediaAccess())
+        public = media_access._public
+        with pytest.MonkeyPatch.context() as patch:  # localhost stands for a public host; where it sends us is not one
+            patch.setattr(media_access, "_public", lambda address: address in ("127.0.0.1", "::1") or public(address))
+            with pytest.raises(InputError, match="private"):
+                fetch_image(f"{base}/away", MediaAccess())
+    finally:
+        web.shutdown()
+
+
+def test_stop_strings_in_pieces() -> None:
+    text = "one two three two"
+    for stops in (["two"], ["three", "o t"], ["zzz"], ["e two"], []):
+        places = [text.find(stop) for stop in stops if stop in text]
+        expected = text[: min(places)] if places else text
+        for size in (1, 2, 3, 50):
+            holder = StopStrings(stops)
+            shown = "".join(holder.add(text[start : start + size]) for start in range(0, len(text), size))
+            assert shown + holder.finish() == expected
+            assert holder.found == bool(places)
+
+
+def test_systemd_is_told(tmp_path: Path, bundle: Path, server_url: str) -> None:
+    path = tmp_path / "notify"
+    heard: list[str] = []
+
+    def listen(manager: socket.socket) -> None:
+        while "STOPPING=1" not in heard:
+            heard.append(manager.recv(64).decode())
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(120)
+        reader = threading.Thread(target=listen, args=(manager,))
+        reader.start()
+        environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"}
+        with running_daemon(tmp_path, bundle, server_url, **environment):
+            pass
+        reader.join(30)
+    assert {"READY=1", "WATCHDOG=1", "STOPPING=1"} <= set(heard)
+
+
+def test_a_manager_that_does_not_read_holds_up_nothing(tmp_path: Path, bundle: Path, server_url: str) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(path))
+        environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "20000"}
+        with running_daemon(tmp_path, bundle, server_url, **environment) as running:
+            assert httpx.get(f"{running.url}/healthz").status_code == 200

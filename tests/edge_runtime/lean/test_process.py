@@ -1,0 +1,90 @@
+"""The daemon and `ask` in processes that cannot import torch, transformers or qwen-vl-utils."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.daemon_process import running_daemon
+from tests.support.paths import ROOT
+
+BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "av", "torchcodec")
+SITE = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"{{name}} is not installed", name=name.split(".")[0])
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """Environment of a process where the packages raise ImportError."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SITE)
+    environment = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    code = "import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert "torch is not installed" in done.stderr
+    return environment
+
+
+def asked(url: str, part: dict[str, object]) -> httpx.Response:
+    content = [part, {"type": "text", "text": "What colour is it?"}]
+    return httpx.post(
+        f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]}, timeout=120
+    )
+
+
+def test_the_daemon_answers_about_pictures_as_with_torch_and_refuses_clips(
+    bundle: Path, samples: Path, server_url: str, tmp_path: Path, without_torch: dict[str, str]
+) -> None:
+    pictures = sorted(samples.glob("*.png"))[:4]
+    parts = [{"type": "image_url", "image_url": {"url": f"file://{path}"}} for path in pictures]
+    answers: dict[str, list[str]] = {}
+    for preprocess, environment in (("auto", without_torch), ("reference", {})):
+        folder = tmp_path / preprocess
+        folder.mkdir()
+        settings = f'media_folders = ["{samples}"]\npreprocess = "{preprocess}"\n'
+        with running_daemon(folder, bundle, server_url, settings, **environment) as daemon:
+            found = [asked(daemon.url, part).json() for part in parts]
+            answers[preprocess] = [item["choices"][0]["message"]["content"] for item in found]
+            if preprocess == "auto":
+                clip = asked(daemon.url, {"type": "video_url", "video_url": {"url": f"file://{samples}/motion.mp4"}})
+                assert clip.status_code == 400
+                assert "pip install 'qwen3vl-edge[edge]'" in clip.text
+                assert asked(daemon.url, parts[0]).status_code == 200
+    assert answers["auto"] == answers["reference"]
+    assert all(answers["auto"])
+
+
+def test_ask_answers_without_torch(bundle: Path, samples: Path, server_url: str, without_torch: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "qwen3vl_edge", "ask", "What colour is it?", "--bundle", str(bundle)]
+    command += ["--server", server_url, "--image", str(samples / "colour.png"), "--json"]
+    found = []
+    for environment in (without_torch, {}):
+        preprocess = "auto" if environment else "reference"
+        done = subprocess.run(
+            [*command, "--preprocess", preprocess],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["generated_ids"])
+    assert found[0] == found[1]

@@ -1,0 +1,128 @@
+"""On a GPU: engines built for it give PyTorch's embeddings and the unsplit model's answers. Not yet run on one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.errors import EngineError
+from qwen3vl_edge.contract.machine.gpu import find_gpu
+from qwen3vl_edge.contract.machine.tensorrt_library import installed
+from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
+from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
+from qwen3vl_edge.tools.parity.encoder import compare_encoders
+from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both
+from qwen3vl_edge.tools.parity.pictures import pictures_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(find_gpu() is None, reason="needs an NVIDIA GPU with its driver and cuda-bindings"),
+]
+MIN_COSINE = {"fp16": 0.9997, "fp32": 0.99999}
+LIBRARIES = [
+    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"needs {name} on a GPU machine"))
+    for name in ("tensorrt", "tensorrt_rtx")
+]
+CASES = [(precision, layout) for precision in ("fp16", "fp32") for layout in ("profiles", "per-bucket")]
+
+
+def build(bundle: Path, copy: Path, library: str, precision: str, layout: str) -> Path:
+    """A bundle with an engine for the GPU here."""
+    shutil.copytree(bundle, copy)
+    target = "this-gpu" if library == "tensorrt" else "rtx-portable"
+    record = build_engines(copy, BuildRequest(target, precision=precision, layout=layout)).record
+    if record.library != library:
+        pytest.skip(f"this-gpu builds with {record.library} here")
+    return copy
+
+
+@pytest.fixture
+def engine_edge(bundle: Path, tmp_path: Path, library: str, precision: str, layout: str) -> Iterator[Edge]:
+    path = build(bundle, tmp_path / "bundle", library, precision, layout)
+    options = EdgeOptions(backend=library, engine=BackendOptions(precision=precision), wire_dtype="fp32")
+    try:
+        opened = open_edge(path, options)
+    except EngineError as error:
+        if library == "tensorrt_rtx" and "compute capability" in str(error):
+            pytest.skip(f"TensorRT-RTX does not take this GPU: {error}")
+        raise
+    with opened as edge:
+        yield edge
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("precision", "layout"), CASES)
+def test_embeddings_are_pytorch_s_in_every_bucket(
+    engine_edge: Edge, bundle: Path, reference: Path, precision: str
+) -> None:
+    oracle = load_backend("pytorch", open_bundle(bundle), BackendOptions(model=reference))
+    rows = compare_encoders(engine_edge, oracle, pictures_of(None))
+    assert {row.bucket for row in rows} >= {str(grid) for grid in engine_edge.bundle.manifest.buckets()}
+    for row in rows:
+        assert row.distance.cosine >= MIN_COSINE[precision], row
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("precision", "layout"), [("fp16", "profiles")])
+def test_answers_are_the_unsplit_model_s(engine_edge: Edge, reference: Path) -> None:
+    prompts = [(item.id, item.messages) for item in mixed_prompts(60)]
+    results = compare_prompts(prompts, *open_both(engine_edge, reference), 12)
+    assert sum(item.agrees for item in results) >= 0.99 * len(results)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("precision", "layout"), [("fp16", "profiles")])
+def test_threads_take_turns(engine_edge: Edge) -> None:
+    """Many threads, pictures of many sizes: each gets its own picture's embeddings, bit for bit."""
+    rng = np.random.default_rng(0)
+    work = [
+        (grid, rng.standard_normal((grid.patches, 1536)).astype(np.float32))
+        for grid in engine_edge.bundle.manifest.buckets() * 4
+    ]
+    alone = [engine_edge.engine.run(grid, pixels).embeds for grid, pixels in work]
+    found: list[object] = [None] * len(work)
+
+    def encode(index: int) -> None:
+        found[index] = engine_edge.engine.run(*work[index]).embeds
+
+    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for together, single in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(together, single)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_stripped_plans_are_refitted(bundle: Path, reference: Path, tmp_path: Path, library: str) -> None:
+    path = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    request = BuildRequest("this-gpu", precision="fp16", strip_weights=True)
+    record = build_engines(path, request).record
+    if record.library != library:
+        pytest.skip(f"this-gpu builds with {record.library} here")
+    weights = open_bundle(path).manifest.file("fp16/weights.bin").bytes
+    assert (path / record.plans[0].path).stat().st_size < weights
+    oracle = load_backend("pytorch", open_bundle(path), BackendOptions(model=reference))
+    with open_edge(path, EdgeOptions(backend=library, engine=BackendOptions(precision="fp16"))) as edge:
+        for row in compare_encoders(edge, oracle, pictures_of(None)):
+            assert row.distance.cosine >= MIN_COSINE["fp16"], row
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_layers_are_kept_beside_the_plan(bundle: Path, tmp_path: Path, library: str) -> None:
+    path = build(bundle, tmp_path / "bundle", library, "fp16", "profiles")
+    (plan,) = open_bundle(path).manifest.engines[0].plans
+    assert plan.layers is not None
+    assert json.loads((path / plan.layers).read_text())["Layers"]

@@ -1,0 +1,243 @@
+"""What an export leaves behind: files, manifest, determinism; and what it refuses, leaving nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import Manifest
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.errors import BucketError, CheckpointError, ContractError, InputError, ParityError
+from qwen3vl_edge.export.bundle import export_bundle
+from qwen3vl_edge.export.onnx import check
+from qwen3vl_edge.export.onnx.check import Tolerance
+from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
+from tests.support.export_models import (
+    assert_close,
+    edit_config,
+    graph_of,
+    picture,
+    processor_pixels,
+    run_encoder,
+    run_graph,
+    sharded_checkpoint,
+)
+
+
+def small_export(model: Path, out: Path, **options: Any) -> Manifest:
+    return export_bundle(str(model), out, **({"image_buckets": "64x96", "dynamic": False} | options))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> RandomCheckpoint:
+    return encoder_checkpoint(tmp_path / "model")
+
+
+def test_twice_gives_the_same_files(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    options = {"video_buckets": "4x64x64", "precisions": ("fp32", "fp16"), "dynamic": True}
+    one = small_export(checkpoint.path, tmp_path / "one", **options)
+    two = small_export(checkpoint.path, tmp_path / "two", **options)
+    assert one.files == two.files
+    assert one.model == two.model
+
+
+def test_manifest_and_graphs_agree(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    written = small_export(checkpoint.path, tmp_path / "b", precisions=("fp32", "fp16"), dynamic=True)
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.manifest == written
+    assert {"processor/config.json", "processor/preprocessor_config.json"} <= set(written.processor)
+    for item in written.precisions:
+        assert [graph.kind for graph in item.graphs] == ["fixed", "image_uint8", "dynamic"]
+        for graph in item.graphs:
+            model = onnx.load(str(bundle.graph_path(graph)), load_external_data=False)
+            for recorded, found in ((graph.inputs, model.graph.input), (graph.outputs, model.graph.output)):
+                assert [spec.name for spec in recorded] == [value.name for value in found]
+                for spec, value in zip(recorded, found, strict=True):
+                    sizes = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+                    assert sizes == spec.shape
+            assert {opset.domain for opset in model.opset_import} == {""}
+            assert "blocks.3.attn.qkv" in {node.name for node in model.graph.node}
+            assert tuple(row.output for row in graph.parity) == written.vision.output_names
+            assert bundle.graph_path(graph).stat().st_size < 100_000
+
+
+def test_progress_runs_from_start_to_end(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    seen: list[float] = []
+    small_export(checkpoint.path, tmp_path / "b", progress=lambda what, done: seen.append(done))
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] < seen[-1] <= 1
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_language_shards_are_not_needed(moe: bool, tmp_path: Path) -> None:
+    checkpoint = sharded_checkpoint(tmp_path / "model", moe)
+    visual = {shard.name for shard in Checkpoint(checkpoint.path, "m").shards}
+    others = [file for file in checkpoint.path.glob("*.safetensors") if file.name not in visual]
+    assert others
+    for file in others:
+        file.unlink()
+    manifest = small_export(checkpoint.path, tmp_path / "b")
+    assert manifest.model.model_type == ("qwen3_vl_moe" if moe else "qwen3_vl")
+    bundle, grid = open_bundle(tmp_path / "b"), Grid(1, 4, 6)
+    values = processor_pixels(checkpoint.path, picture(64, 96))
+    outputs = run_graph(bundle, graph_of(bundle, "fixed", grid, "fp32"), {"pixel_values": values})
+    assert_close(outputs, run_encoder(checkpoint.encoder, grid, values), 1e-4)
+
+
+def test_names_without_model_prefix(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    file = checkpoint.path / "model.safetensors"
+    save_file({name.removeprefix("model."): value for name, value in load_file(file).items()}, file)
+    assert small_export(checkpoint.path, tmp_path / "b").precisions
+
+
+def test_processor_config_in_one_file(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    old = checkpoint.path / "preprocessor_config.json"
+    document = {"image_processor": json.loads(old.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}}
+    (checkpoint.path / "processor_config.json").write_text(json.dumps(document))
+    old.unlink()
+    manifest = small_export(checkpoint.path, tmp_path / "b")
+    assert manifest.preprocessing.image_mean == (0.1, 0.2, 0.3)
+    assert manifest.preprocessing.image_min_pixels == 1024
+
+
+def _truncate(path: Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    file = path / "model.safetensors"
+    tensors = {name: value.clone() for name, value in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file)
+
+
+QKV = "model.visual.blocks.1.attn.qkv"
+
+
+def _drop(path: Path) -> None:
+    _change_weights(path, lambda tensors: tensors.__delitem__(f"{QKV}.bias"))
+
+
+def _reshape(path: Path) -> None:
+    _change_weights(path, lambda tensors: tensors.update({f"{QKV}.bias": torch.zeros(7)}))
+
+
+def _integers(path: Path) -> None:
+    _change_weights(path, lambda tensors: tensors.update({f"{QKV}.bias": tensors[f"{QKV}.bias"].long()}))
+
+
+BROKEN_CHECKPOINTS = [
+    pytest.param(_truncate, "truncated", id="truncated"),
+    pytest.param(_drop, "blocks.1.attn.qkv.bias", id="tensor-missing"),
+    pytest.param(_reshape, "blocks.1.attn.qkv.bias", id="tensor-shape"),
+    pytest.param(_integers, "F32, F16 or BF16", id="tensor-dtype"),
+    pytest.param(lambda path: (path / "model.safetensors").unlink(), "missing", id="no-weights"),
+    pytest.param(lambda path: (path / "preprocessor_config.json").unlink(), "image processor", id="no-processor"),
+    pytest.param(
+        lambda path: (path / "preprocessor_config.json").write_text("{"), "preprocessor_config", id="bad-processor"
+    ),
+    pytest.param(
+        lambda path: (path / "preprocessor_config.json").write_text('{"patch_size": 14}'),
+        "patch_size",
+        id="other-patch",
+    ),
+]
+BROKEN_CONFIGS = [
+    ("spatial_merge_size", 1),
+    ("spatial_merge_size", 0),
+    ("patch_size", [16, 14]),
+    ("temporal_patch_size", [2, 2]),
+    ("hidden_act", "silu"),
+    ("rope_parameters", {"rope_type": "yarn", "rope_theta": 10000.0}),
+    ("num_heads", 7),
+    ("num_heads", 0),
+    ("num_position_embeddings", 2300),
+    ("deepstack_visual_indexes", [3, 1]),
+    ("deepstack_visual_indexes", [1, 4]),
+    ("deepstack_visual_indexes", [1, 1]),
+    ("depth", "four"),
+]
+
+
+def assert_refused(kind: type[ContractError], says: str, model: Path, out: Path, **options: Any) -> None:
+    """One clear line, and neither a folder nor a leftover beside it."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(kind) as caught:
+        small_export(model, out, **options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(("damage", "says"), BROKEN_CHECKPOINTS)
+def test_broken_checkpoints(
+    damage: Callable[[Path], object], says: str, checkpoint: RandomCheckpoint, tmp_path: Path
+) -> None:
+    damage(checkpoint.path)
+    assert_refused(CheckpointError, says, checkpoint.path, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("name", "value"), BROKEN_CONFIGS)
+def test_unsupported_configs(name: str, value: object, checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    edit_config(checkpoint.path, **{name: value})
+    assert_refused(CheckpointError, name, checkpoint.path, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"image_buckets": "450x448"}, BucketError, "Use 448"),
+        ({"image_buckets": "448"}, BucketError, "HEIGHTxWIDTH"),
+        ({"video_buckets": "3x64x64"}, BucketError, "multiple of 2 frames"),
+        ({"image_buckets": ""}, BucketError, "--buckets"),
+        ({"precisions": ("int3",)}, InputError, "fp32 or fp16"),
+        ({"precisions": ()}, InputError, "none"),
+    ],
+)
+def test_bad_options(
+    options: dict[str, Any], kind: type[ContractError], says: str, checkpoint: RandomCheckpoint, tmp_path: Path
+) -> None:
+    assert_refused(kind, says, checkpoint.path, tmp_path / "bundle", **options)
+
+
+def test_weights_beyond_float16(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    _change_weights(checkpoint.path, lambda tensors: tensors[f"{QKV}.weight"][-1].fill_(1e5))
+    assert_refused(CheckpointError, "float16", checkpoint.path, tmp_path / "bundle", precisions=("fp16",))
+
+
+def test_a_miss_leaves_the_previous_bundle(
+    checkpoint: RandomCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    before = small_export(checkpoint.path, out)
+    monkeypatch.setitem(check.TOLERANCES, "fp32", Tolerance(1.1, 0.0))
+    assert_refused(ParityError, "fp32/1x4x6.onnx", checkpoint.path, out)
+    assert open_bundle(out).manifest == before
+
+
+def test_a_new_bundle_replaces_the_previous(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    small_export(checkpoint.path, out)
+    after = small_export(checkpoint.path, out, image_buckets="32x64")
+    assert open_bundle(out).manifest == after
+    assert not (out / "fp32" / "1x4x6.onnx").exists()
+
+
+@pytest.mark.parametrize("as_file", [True, False], ids=["file", "folder"])
+def test_what_is_no_bundle_is_not_replaced(as_file: bool, checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    kept = out if as_file else out / "letter.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("keep me")
+    assert_refused(InputError, "not a bundle", checkpoint.path, out)
+    assert kept.read_text() == "keep me"

@@ -1,0 +1,46 @@
+"""Once per release: the 2B and 8B towers, parsed and built by the real builder, every bucket, both precisions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.machine.tensorrt_library import installed
+from qwen3vl_edge.export.bundle import export_bundle
+from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
+from qwen3vl_edge.tools.dev.bench.engines import forget_engines
+from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not installed("tensorrt_rtx"), reason="needs tensorrt_rtx: Linux or Windows on x86-64"),
+]
+
+
+@pytest.mark.parametrize("size", TOWERS)
+def test_a_full_size_tower_is_built_for_every_level(size: str, tmp_path: Path) -> None:
+    encoder_checkpoint(tmp_path / "model", **TOWERS[size])
+    bundle = tmp_path / "bundle"
+    export_bundle(
+        str(tmp_path / "model"),
+        bundle,
+        image_buckets="224x224,448x448",
+        video_buckets="8x224x224",
+        precisions=("fp32", "fp16"),
+        image_uint8=False,
+    )
+    shutil.rmtree(tmp_path / "model")
+    for target in ("desktop-ampere", "desktop-ada", "desktop-blackwell", "desktop-rtx", "rtx-portable"):
+        for precision in ("fp32", "fp16"):
+            (plan,) = build_engines(bundle, BuildRequest(target, precision=precision)).record.plans
+            manifest = open_bundle(bundle, verify=False).manifest
+            graph = next(item for item in manifest.precision(precision).graphs if item.path == plan.graph)
+            assert (plan.inputs, plan.outputs) == (graph.inputs, graph.outputs)
+            assert plan.buckets == ("1x14x14", "1x28x28", "4x14x14")
+            weights = manifest.file(f"{precision}/weights.bin").bytes
+            assert weights < manifest.file(plan.path).bytes < 1.1 * weights
+            forget_engines(bundle)

@@ -1,0 +1,130 @@
+"""Parity is the product: the split against the unsplit model on held-out prompts of every structure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.tools.dev.train_reference.heldout import PROMPT_KINDS, mixed_prompts
+from qwen3vl_edge.tools.parity.divergence import kl_divergence
+from qwen3vl_edge.tools.parity.end_to_end import (
+    PromptResult,
+    Split,
+    Unsplit,
+    compare_prompts,
+    first_divergence,
+    open_both,
+)
+
+PROMPTS = 210
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def both(edge: Edge, reference: Path) -> tuple[Split, Unsplit]:
+    return open_both(edge, reference)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[str, list[dict]]]:  # type: ignore[type-arg]
+    return [(item.id, item.messages) for item in mixed_prompts(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def fp32_results(both: tuple[Split, Unsplit], prompts: list) -> list[PromptResult]:  # type: ignore[type-arg]
+    return compare_prompts(prompts, *both, TOKENS)
+
+
+def test_fp32_split_is_the_unsplit_model_on_every_prompt(fp32_results: list[PromptResult]) -> None:
+    kinds = Counter(item.name.rsplit("-", 1)[0] for item in fp32_results)
+    assert set(kinds) == {kind.replace(" ", "-") for kind in PROMPT_KINDS}
+    assert len(fp32_results) >= 200
+    assert all(item.exact for item in fp32_results)
+    assert [item.name for item in fp32_results if not item.agrees] == []
+    assert max(max(item.kl) for item in fp32_results) < 1e-6
+
+
+def test_fp16_embeddings_give_the_same_answers(
+    bundle: Path,
+    reference: Path,
+    both: tuple[Split, Unsplit],
+    prompts: list,
+    fp32_results: list[PromptResult],  # type: ignore[type-arg]
+) -> None:
+    options = EdgeOptions(wire_dtype="fp16", engine=BackendOptions(precision="fp32"))
+    same = sent = 0
+    with open_edge(bundle, options) as edge:
+        split = both[0].with_edge(edge)
+        for (_, messages), reference_result in zip(prompts, fp32_results, strict=True):
+            inputs, _, nbytes = split.inputs(messages, Sampling(max_new_tokens=TOKENS))
+            same += split.greedy(inputs, TOKENS) == reference_result.unsplit_ids
+            sent += nbytes
+    assert same >= 0.99 * len(prompts)
+    assert sent < 0.6 * sum(item.sent_bytes for item in fp32_results)
+
+
+@pytest.mark.parametrize("fault", ["zeroed DeepStack", "levels swapped", "shifted", "height and width swapped"])
+def test_the_comparison_notices_faults(both: tuple[Split, Unsplit], prompts: list, fault: str) -> None:  # type: ignore[type-arg]
+    """The same run over a split that does one thing wrong: its logits part by far, with DeepStack its answers too."""
+    split, unsplit = both
+    faulty = FaultySplit(split, fault)
+    chosen = [item for item in prompts if not item[0].startswith("text")][:30]
+    results = compare_prompts(chosen, faulty, unsplit, TOKENS)
+    assert max(max(item.kl) for item in results) > 1e-3  # a thousand times the limit above
+    if fault in ("zeroed DeepStack", "levels swapped"):  # places are in the embeddings themselves: see the card
+        assert sum(not item.agrees for item in results) >= 3
+
+
+class FaultySplit(Split):
+    """A split whose server makes one mistake."""
+
+    def __init__(self, split: Split, fault: str) -> None:
+        super().__init__(split.edge, split.loaded)
+        self.fault = fault
+
+    def inputs(self, messages, sampling):  # type: ignore[no-untyped-def]
+        inputs, exact, sent = super().inputs(messages, sampling)
+        for kind, output in inputs.get("mm_encoder_outputs", {}).items():
+            levels = output.deepstack_features
+            if self.fault == "zeroed DeepStack":
+                output.deepstack_features = [[item * 0 for item in level] for level in levels]
+            elif self.fault == "levels swapped":
+                output.deepstack_features = [levels[1], levels[2], levels[0]]
+            elif self.fault == "shifted":
+                output.pooler_output = tuple(item.roll(1, 0) for item in output.pooler_output)
+                output.deepstack_features = [[item.roll(1, 0) for item in level] for level in levels]
+            else:
+                inputs[f"{kind}_grid_thw"] = inputs[f"{kind}_grid_thw"][:, [0, 2, 1]]
+        return inputs, exact, sent
+
+
+def test_first_divergence() -> None:
+    assert first_divergence((1, 2, 3), (1, 2, 3)) is None
+    assert first_divergence((1, 2, 3), (1, 5, 3)) == 1
+    assert first_divergence((1, 2), (1, 2, 3)) == 2
+    assert first_divergence((), (4,)) == 0
+
+
+def test_metrics() -> None:
+    a = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    assert distance(a, a).cosine == pytest.approx(1.0)
+    assert distance(a * 2, a).cosine == pytest.approx(1.0)
+    assert distance(a * 2, a).relative_l2 == pytest.approx(1.0)
+    assert distance(a + 0.5, a).max_abs == pytest.approx(0.5)
+    assert np.isnan(distance(a * np.nan, a).cosine)
+    logits = np.array([[0.0, 1.0, 2.0]])
+    other = np.array([[2.0, 1.0, 0.0]])
+    expected = torch.nn.functional.kl_div(
+        torch.log_softmax(torch.tensor(other), -1), torch.log_softmax(torch.tensor(logits), -1), log_target=True,
+        reduction="sum",
+    )  # fmt: skip
+    assert kl_divergence(logits, other)[0] == pytest.approx(expected.item())
+    assert kl_divergence(logits, logits + 5)[0] == pytest.approx(0.0, abs=1e-12)

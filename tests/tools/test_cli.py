@@ -1,0 +1,111 @@
+"""The command line as a user meets it: real processes, one clear line and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qwen3vl_edge", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "bundle")
+    exported = run("export", str(reference), "--buckets", "128x128", "--out", out, "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["precisions"][0]["graphs"][0]["bucket"] == "1x8x8"
+    inspected = run("inspect", out)
+    assert inspected.returncode == 0
+    assert "1x8x8" in inspected.stdout
+    question = ("ask", "What colour is the circle?", "--bundle", out, "--server", server_url)
+    picture = ("--image", str(samples / "colour.png"))
+    plain = run(*question, *picture)
+    assert plain.returncode == 0, plain.stderr
+    assert "first_token" in plain.stderr
+    answer = json.loads(run(*question, *picture, "--json").stdout)
+    assert plain.stdout.strip() == answer["text"]
+    assert answer["media"][0]["grid"] == "1x8x8"
+    assert answer["sent_bytes"] > 16 * 192 * 4 * 2
+    oracle = run(*question, *picture, "--json", "--backend", "pytorch", "--model", str(reference))
+    assert json.loads(oracle.stdout)["generated_ids"] == answer["generated_ids"]
+
+
+def test_parity_of_the_samples(reference: Path, samples: Path, bundle: Path) -> None:
+    found = run(
+        "parity", "--bundle", str(bundle), "--model", str(reference), "--images", str(samples), "--wire-dtype", "fp32",
+        "--prompts", str(samples / "questions.jsonl"), "--json",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr
+    report = json.loads(found.stdout)
+    assert report["passed"]
+    assert report["agreement"] == 1.0
+    assert report["max_kl"] < 1e-6
+
+
+BAD: list[tuple[str, list[str], str]] = [
+    ("no model", ["export", "nowhere", "--out", "{tmp}/b"], "no checkpoint folder at nowhere"),
+    ("no such bucket size", ["export", "{model}", "--buckets", "100x100", "--out", "{tmp}/b"], "multiple of 32"),
+    ("precision", ["export", "{model}", "--precision", "int3", "--out", "{tmp}/b"], "fp32 or fp16"),
+    ("no bundle", ["inspect", "{tmp}/b"], "no bundle at"),
+    ("no picture", ["ask", "x", "--bundle", "{bundle}", "--image", "nowhere.png"], "no such picture: nowhere.png"),
+    ("text as picture", ["ask", "x", "--bundle", "{bundle}", "--image", "Makefile"], "not a picture"),
+    ("no clip", ["ask", "x", "--bundle", "{bundle}", "--video", "nowhere.mp4"], "no such clip"),
+    ("server away", ["ask", "x", "--bundle", "{bundle}", "--server", "http://127.0.0.1:9"], "cannot be reached"),
+    ("backend", ["ask", "x", "--bundle", "{bundle}", "--backend", "abacus"], "no such backend"),
+    ("messages", ["ask", "x", "--bundle", "{bundle}", "--messages", "Makefile"], "is not JSON"),
+    ("no checkpoint", ["server", "--model", "nowhere"], "no checkpoint folder at nowhere"),
+    ("port", ["server", "--model", "{model}", "--host", "192.0.2.1"], "cannot listen"),
+    ("flash", ["server", "--model", "{model}", "--attention", "flash_attention_2", "--port", "0"], "flash"),
+    ("no pictures", ["parity", "--bundle", "{bundle}", "--model", "{model}", "--images", "{tmp}"], "no pictures"),
+    ("other model", ["parity", "--bundle", "{bundle}", "--model", "{tmp}/x"], "no checkpoint folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, reference: Path, bundle: Path, tmp_path: Path
+) -> None:
+    places = {"tmp": tmp_path, "model": reference, "bundle": bundle}
+    done = run(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("qwen3vl-edge: ")
+    assert words in last
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bundle_of_another_model_is_refused(server_url: str, bundle: Path, samples: Path, tmp_path: Path) -> None:
+    """A server refuses embeddings whose model hash is not its own."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["model"]["model_hash"] = "00" * 32
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    picture = str(samples / "colour.png")
+    done = run("ask", "What?", "--bundle", str(other), "--server", server_url, "--image", picture)
+    assert done.returncode == 2
+    assert "made for another model" in done.stderr
+
+
+def test_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    weights = other / "fp32" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = run("ask", "What?", "--bundle", str(other))
+    assert done.returncode == 2
+    assert "truncated" in done.stderr

@@ -1,0 +1,58 @@
+"""`qwen3vl-edge dump`: what a device's engine makes of pictures, as a file for a workstation to judge."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.tools.parity.dump.dump import dump_edge
+from qwen3vl_edge.tools.parity.dump.dump_format import read_dump
+from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
+from qwen3vl_edge.tools.parity.pictures import pictures_of
+
+
+def run(
+    bundle: Path,
+    out: Path,
+    images: Path | None,
+    options: EdgeOptions,
+    layers: bool,
+    polygraphy: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the dump, and polygraphy's files of the same where asked for.
+
+    Raises:
+        ContractError: an input that cannot be used, or a file that cannot be written.
+    """
+    console = Console(stderr=True)
+    pictures = pictures_of(images)
+    with open_edge(bundle, options) as edge, console.status("dump") as status:
+        source = layers_of(edge) if layers else None
+        if layers and source is None:
+            raise no_layers(edge.engine.name, "--layers")
+        meta = dump_edge(edge, pictures, out, source, lambda bucket: status.update(f"bucket {bucket}"))
+        manifest = edge.bundle.manifest
+    written = [out]
+    if polygraphy is not None:
+        from qwen3vl_edge.tools.parity.dump.polygraphy_files import write_run_results
+
+        written += write_run_results(read_dump(out), manifest, polygraphy)
+    sizes = {str(path): path.stat().st_size for path in written}
+    if as_json:
+        sys.stdout.write(json.dumps({"files": sizes, **asdict(meta)}, indent=1) + "\n")
+        return
+    print_console = Console()
+    for path, size in sizes.items():
+        print_console.print(f"{path}: {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    print_console.print(
+        f"{len(meta.samples)} samples of {meta.backend} {meta.precision}; compare them where the checkpoint is: "
+        f"qwen3vl-edge parity --dump {out.name} --bundle {bundle.name} --model MODEL",
+        highlight=False,
+        soft_wrap=True,
+    )

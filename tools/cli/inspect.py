@@ -1,0 +1,121 @@
+"""`qwen3vl-edge inspect`: what a bundle holds, what was measured, and what this machine can run of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
+from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
+
+
+def run(path: Path, as_json: bool) -> None:
+    """Check a bundle and print it.
+
+    Raises:
+        BundleError: missing, truncated or altered.
+    """
+    from qwen3vl_edge.edge_runtime.backends.availability import list_availability
+
+    bundle = open_bundle(path)
+    runnable = list_availability(bundle)
+    if as_json:
+        here = [asdict(item) for item in runnable]
+        sys.stdout.write(json.dumps(asdict(bundle.manifest) | {"runnable_here": here}, indent=1) + "\n")
+        return
+    print_manifest(bundle.manifest, path)
+    console = Console()
+    print_engines(bundle, console)
+    table = Table(title="On this machine", title_justify="left")
+    for name in ("backend", "runs", "why not, or what with"):
+        table.add_column(name)
+    for item in runnable:
+        table.add_row(item.backend, "yes" if item.runs else "no", escape(item.detail))
+    console.print(table)
+
+
+def print_manifest(manifest: Manifest, path: Path) -> None:
+    """Tables of the graphs: tokens, size, worst figures against PyTorch; and of their tensors."""
+    sizes = {record.path: record.bytes for record in manifest.files}
+    vision = manifest.vision
+    console = Console()
+    console.print(f"[bold]{path}[/]  {manifest.model.id} ({manifest.model.model_type})")
+    console.print(
+        f"model hash {manifest.model.model_hash[:16]}…, {len(vision.deepstack_visual_indexes)} DeepStack levels"
+    )
+    table = Table()
+    for name in ("precision", "graph", "bucket", "pixels", "tokens", "graph bytes", "worst cosine", "worst max abs"):
+        table.add_column(name, justify="left" if name in ("precision", "graph", "bucket") else "right")
+    for item in manifest.precisions:
+        for graph in item.graphs:
+            table.add_row(item.precision, *_cells(graph, manifest), f"{sizes[graph.path]:,}", *_figures(graph))
+        console.print(f"{item.precision}: weights {sizes[item.weights]:,} bytes, shared by {len(item.graphs)} graphs")
+    console.print(table)
+    if (basis := manifest.basis) is not None:
+        ranks, cosines = map(str, basis.ranks), (f"{value:.6f}" for value in basis.mean_cosines)
+        console.print(
+            f"basis for embeddings: {', '.join(ranks)} of {vision.out_hidden_size} directions, mean cosines "
+            f"{', '.join(cosines)}, {basis.samples} samples: {basis.path}"
+        )
+    for kind, graph in _one_of_each_kind(manifest).items():
+        console.print(f"{kind}: {_tensors(graph.inputs)} → {_tensors(graph.outputs)}")
+
+
+def print_engines(bundle: Bundle, console: Console) -> None:
+    """A table of the engines built so far, or the command that builds one."""
+    if not bundle.manifest.engines:
+        console.print(f"no engines; build some with: qwen3vl-edge build {bundle.path} --target … (--list shows them)")
+        return
+    table = Table(title="Engines", title_justify="left")
+    for name in ("target", "precision", "library", "for", "layout", "buckets", "bytes", "built in"):
+        table.add_column(name, justify="right" if name in ("bytes", "built in") else "left")
+    for engine in bundle.manifest.engines:
+        table.add_row(*_engine_cells(bundle, engine))
+    console.print(table)
+
+
+def _engine_cells(bundle: Bundle, engine: EngineRecord) -> tuple[str, ...]:
+    buckets = [bucket for plan in engine.plans for bucket in plan.buckets]
+    size = sum(bundle.manifest.file(plan.path).bytes for plan in engine.plans)
+    return (
+        engine.target,
+        engine.precision,
+        f"{engine.library} {engine.library_version}",
+        ", ".join(engine.compute_capabilities),
+        engine.layout + (", stripped" if engine.stripped else ""),
+        ", ".join(buckets),
+        f"{size:,}",
+        f"{engine.seconds:.1f} s",
+    )
+
+
+def _one_of_each_kind(manifest: Manifest) -> dict[str, GraphRecord]:
+    """The tensors differ between kinds; between buckets only their sizes do."""
+    return {graph.kind: graph for graph in reversed(manifest.precisions[0].graphs)}
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} \\[{', '.join(map(str, spec.shape))}]" for spec in specs)
+
+
+def _cells(graph: GraphRecord, manifest: Manifest) -> tuple[str, str, str, str]:
+    grid = graph.grid
+    if grid is None:
+        return graph.kind, "any", "any", "any"
+    height, width = manifest.vision.geometry.pixels(grid)
+    frames = f"{manifest.vision.geometry.frames(grid)}x" if grid.t > 1 else ""
+    return graph.kind, str(grid), f"{frames}{height}x{width}", str(grid.tokens(manifest.vision.merge_size))
+
+
+def _figures(graph: GraphRecord) -> tuple[str, str]:
+    if not graph.parity:
+        return "", ""
+    return f"{min(row.cosine for row in graph.parity):.7f}", f"{max(row.max_abs for row in graph.parity):.1e}"

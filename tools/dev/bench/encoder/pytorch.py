@@ -1,0 +1,54 @@
+"""The encoder as transformers runs it: what the split replaces."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.tools.dev.bench.encoder.candidate import Candidate, Outputs, Peer, Pixels, Setting
+
+
+def peers() -> list[Peer]:
+    """Eager with sdpa and compiled, in float32 and bfloat16; on the GPU where there is one, flash attention too."""
+    found = []
+    for dtype in ("fp32", "bf16"):
+        found.append(Peer(f"pytorch {dtype}", dtype, partial(_load, dtype, False, "sdpa")))
+        found.append(Peer(f"pytorch {dtype} compiled", dtype, partial(_load, dtype, True, "sdpa")))
+    found.append(Peer("pytorch bf16 flash attention 2", "bf16", partial(_load, "bf16", False, "flash_attention_2")))
+    return found
+
+
+def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candidate:
+    import torch
+
+    from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
+
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise InputError("this CPU has no bfloat16; PyTorch emulates it, hundreds of times slower", field="dtype")
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    encoder: Any = load_encoder(open_checkpoint(str(setting.model))).to(device, kind)
+    if attention != "sdpa":
+        encoder.set_attn_implementation(attention)
+    if compiled:
+        encoder = torch.compile(encoder)
+    places = torch.tensor([setting.grid.as_list()], device=device)
+
+    def run(pixels: Pixels) -> Outputs:
+        with torch.inference_mode():
+            output = encoder(torch.from_numpy(pixels).to(device, kind), grid_thw=places)
+            return [tensor.float().cpu().numpy() for tensor in (output.pooler_output, *output.deepstack_features)]
+
+    def device_seconds(pixels: Pixels) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(pixels)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return Candidate(run, device_seconds if device.type == "cuda" else None)

@@ -1,0 +1,114 @@
+"""What the hot paths cost in counts that no machine changes: Python instructions, bytes allocated, nodes of a graph.
+
+python -m qwen3vl_edge.tools.dev.bench.hot_paths --write     # after a change that is meant to cost more, or costs less
+
+Counts stand in hot_paths.json; tests/tools/dev/test_hot_paths.py compares today's code with a margin, so that a copy
+too many or a loop over values is noticed by whoever adds it, without a clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
+from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
+from qwen3vl_edge.contract.wire.packing import PACKINGS, pack, unpack
+from qwen3vl_edge.contract.wire.request import Limits
+from qwen3vl_edge.tools.dev.bench.wire_formats import pictures, request_of
+
+COUNTS = Path(__file__).with_suffix(".json")
+IMAGES = 4
+MARGIN = 1.5  # Python's versions differ in their instructions, and numpy's in its buffers
+SLACK_INSTRUCTIONS, SLACK_BYTES = 500, 64 * 2**10
+
+
+def hot_paths() -> dict[str, tuple[Callable[[], object], int]]:
+    """By name: the work, on four pictures of the 2B model's size, and the bytes that it handles."""
+    arrays = pictures(IMAGES)
+    request = request_of(arrays)
+    size = sum(array.nbytes for array in arrays)
+    body = b"".join(encode_request(request))
+    int8 = pack(arrays[0], PACKINGS["int8"])
+    limits = Limits()
+    return {
+        "encode a request": (lambda: encode_request(request), size),
+        "decode a request": (lambda: decode_request(body, limits), size),
+        "hash a picture's embeddings": (lambda: embedding_hash(request.media[0], "0" * 64), size // IMAGES),
+        "pack a tensor as int8": (lambda: pack(arrays[0], PACKINGS["int8"]), arrays[0].nbytes),
+        "pack a tensor as int4": (lambda: pack(arrays[0], PACKINGS["int4"]), arrays[0].nbytes),
+        "unpack a tensor of int8": (lambda: unpack(int8), arrays[0].nbytes),
+    }
+
+
+def count(work: Callable[[], object], size: int) -> dict[str, float]:
+    """Python instructions of one run, and the most bytes it allocates, as a share of the bytes that it handles."""
+    work()  # caches are filled, modules imported
+    instructions = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal instructions
+        frame.f_trace_opcodes = True
+        instructions += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    tracemalloc.start()
+    found = work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    del found
+    return {"instructions": instructions, "bytes": size, "allocated_share": round(peak / size, 4)}
+
+
+def count_all() -> dict[str, dict[str, float]]:
+    """Every hot path's counts."""
+    return {name: count(work, size) for name, (work, size) in hot_paths().items()}
+
+
+def graph_counts(path: Path) -> dict[str, int]:
+    """Nodes of an ONNX graph, all and those that multiply matrices."""
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    return {"nodes": len(nodes), "products": sum(node.op_type in ("Gemm", "MatMul") for node in nodes)}
+
+
+def above(name: str, found: dict[str, float], kept: dict[str, float]) -> list[str]:
+    """What costs more than it did, in words."""
+    said = []
+    if found["instructions"] > MARGIN * kept["instructions"] + SLACK_INSTRUCTIONS:
+        said.append(f"{name}: {found['instructions']:,.0f} instructions, {kept['instructions']:,.0f} before")
+    allowed = MARGIN * kept["allocated_share"] + SLACK_BYTES / kept["bytes"]
+    if found["allocated_share"] > allowed:
+        share = kept["allocated_share"]
+        said.append(f"{name}: allocates {found['allocated_share']:.2f} times its bytes, {share:.2f} before")
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep today's counts")
+    arguments = parser.parse_args()
+    found = count_all()
+    print(json.dumps(found, indent=1))
+    if arguments.write:
+        atomic.write_bytes(COUNTS, (json.dumps({"numpy": np.__version__, "paths": found}, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

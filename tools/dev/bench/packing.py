@@ -1,0 +1,186 @@
+"""Fewer bytes on the wire: what each packing costs in time and answers, and at which link it pays.
+
+python -m qwen3vl_edge.tools.dev.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny
+    --out docs/reports/benchmarks/packing.json
+
+Answers and accuracy are of the reference checkpoint's held-out questions. Bytes and times are of one picture of the 2B
+model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the values are the reference
+encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis (`fit-basis`) is measured with it
+too; the basis of the wide picture has as large a part of its columns as directions, but any ones: bytes and times are
+those of a fitted one, and what zstd makes of it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.wire.basis import MULTIPLE, Basis, TensorBasis, bases_of, basis_file, parse_basis
+from qwen3vl_edge.contract.wire.codec import body_size, decode_medium, encode_medium
+from qwen3vl_edge.contract.wire.compression import compress, decompress
+from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling, pack_media
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.tools.dev.bench.document import write_document
+from qwen3vl_edge.tools.dev.bench.rounds import rotated
+from qwen3vl_edge.tools.dev.bench.wire_formats import GRID, LEVELS, TOKENS, WIDTH
+from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score
+from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, heldout_questions
+from qwen3vl_edge.tools.parity.end_to_end import open_both
+
+PLAIN_NAMES = ("fp16", *PACKINGS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="the reference checkpoint")
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    questions = heldout_questions(arguments.questions)
+    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype="fp32")
+    with open_edge(arguments.bundle, options) as edge:
+        split = open_both(edge, arguments.model)[0]
+        media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
+        base = answer_all_split(split, questions)
+        basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
+        names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
+        rows = [_answers(name, arguments.bundle, split, questions, base, media, basis) for name in names]
+    times = _times(_wide(media), arguments.rounds, names, None if basis is None else _wide_basis(basis))
+    rows = [{**row, **times[row["name"]]} for row in rows]
+    write_document(arguments.out, {"questions": len(questions), "rounds": arguments.rounds, "rows": rows})
+    print(json.dumps(rows, indent=1))
+
+
+def _media(edge: Edge, questions: list[HeldoutQuestion]) -> list[MediaEmbeddings]:
+    return [item for question in questions for item in edge.encode(question.messages, Sampling()).request.media]
+
+
+def _as_sent(item: MediaEmbeddings, name: str, basis: Basis | None) -> MediaEmbeddings:
+    """As `--wire-dtype` NAME has it."""
+    return _packed(item if name in FROM_FP32 else _halves(item), name, basis)
+
+
+def _halves(item: MediaEmbeddings) -> MediaEmbeddings:
+    embeds, *deepstack = (array.astype(np.float16) for array in item.arrays)
+    return replace(item, embeds=embeds, deepstack=tuple(deepstack))
+
+
+def _packed(item: MediaEmbeddings, name: str, basis: Basis | None) -> MediaEmbeddings:
+    if name in BASIS_PACKINGS:
+        return pack_media(item, BASIS_PACKINGS[name], basis)
+    return pack_media(item, PACKINGS[name]) if name in PACKINGS else item
+
+
+def _answers(
+    name: str,
+    bundle: Path,
+    split: Any,
+    questions: list[HeldoutQuestion],
+    base: list[str],
+    media: list[MediaEmbeddings],
+    basis: Basis | None,
+) -> dict[str, Any]:
+    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype=name)
+    with open_edge(bundle, options) as edge:
+        answers = answer_all_split(split.with_edge(edge), questions)
+    worst = [
+        min(distance(array, other).cosine for array, other in zip(item.arrays, sent.arrays, strict=True))
+        for item, sent in ((item, _as_sent(item, name, basis)) for item in media)
+    ]
+    same = sum(one == other for one, other in zip(answers, base, strict=True))
+    print(f"{name}: {same} of {len(questions)} answers as with fp32", flush=True)
+    return {
+        "name": name,
+        "min_cosine": min(worst),
+        "same_answers": same / len(questions),
+        "accuracy": score(questions, answers).overall,
+    }
+
+
+def _wide(media: list[MediaEmbeddings]) -> MediaEmbeddings:
+    """One picture of the 2B model's size, of these pictures' numbers."""
+
+    def widened(arrays: list[Any]) -> Any:
+        values = np.concatenate([array.reshape(-1) for array in arrays])[: TOKENS * WIDTH]
+        return values.reshape(TOKENS, WIDTH)
+
+    levels = tuple(widened([item.deepstack[level % len(item.deepstack)] for item in media]) for level in range(LEVELS))
+    return MediaEmbeddings("image", GRID, widened([item.embeds for item in media]), levels)
+
+
+def _wide_basis(basis: Basis) -> Basis:
+    """One for `_wide`, with as large a part of its columns as directions."""
+    random = np.random.default_rng(0)
+    tensors = []
+    for rank in basis.ranks:
+        rank = round(rank / basis.columns * WIDTH / MULTIPLE) * MULTIPLE
+        directions = np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))[0][:rank]
+        tensors.append(TensorBasis(np.zeros(WIDTH, np.float32), np.rint(directions * 2**17).astype(np.int16), -17))
+    return parse_basis(basis_file(tensors, "0" * 64))
+
+
+def _times(
+    item: MediaEmbeddings, rounds: int, names: tuple[str, ...], basis: Basis | None
+) -> dict[str, dict[str, Any]]:
+    """By packing: bytes, bytes after zstd, seconds to pack and write and to read and unpack, and where that pays."""
+    halves = _halves(item)
+    held = bases_of(basis)
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    zstd: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    bodies: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    for number in range(rounds):
+        for name in rotated(names, number):
+            started = time.perf_counter()
+            sent = _packed(item if name in FROM_FP32 else halves, name, basis)
+            buffers = encode_medium(sent, "0" * 64)
+            encoded = time.perf_counter()
+            body = b"".join(buffers)
+            joined = time.perf_counter()
+            decode_medium(body, bases=held)
+            ended = time.perf_counter()
+            bodies[name] = body
+            for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
+                kept.append(value)
+            assert body_size(buffers) == len(body)
+            started = time.perf_counter()
+            small = compress(buffers)
+            compressed = time.perf_counter()
+            assert decompress(bytes(small[0]), len(body)) == body
+            for kept, value in zip(zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True):
+                kept.append(value)
+            sizes[name] = body_size(small)
+    plain = len(bodies["fp16"])
+    found = {}
+    for name in names:
+        encode, decode = (statistics.median(values) for values in seconds[name])
+        extra = encode + decode - sum(statistics.median(values) for values in seconds["fp16"])
+        saved = plain - len(bodies[name])
+        found[name] = {
+            "bytes": len(bodies[name]),
+            "share": round(len(bodies[name]) / plain, 4),
+            "zstd_share": None if name in BASIS_PACKINGS else round(sizes[name] / plain, 4),
+            "zstd_ms": []
+            if name in BASIS_PACKINGS
+            else [round(statistics.median(values) * 1e3, 3) for values in zstd[name]],
+            "encode_ms": round(encode * 1e3, 3),
+            "decode_ms": round(decode * 1e3, 3),
+            "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved > 0 and extra > 0 else None,
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The benchmarks page, generated from what the benches wrote."""

@@ -1,0 +1,1 @@
+"""The encoder layer by layer: where two implementations part."""

@@ -1,0 +1,136 @@
+"""The first layer at which two implementations of the encoder part by more than a tolerance.
+
+One run shows the residual stream and what each branch adds to it; the first that is off names a module, and
+a second run shows everything inside that module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.tools.parity.layers.names import LayerSource, branch_layers, layers_within, module_of
+from qwen3vl_edge.tools.parity.samples import Case
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """How far two sides are apart at one layer.
+
+    Attributes:
+        relative_l2: ‖a - b‖ / ‖b‖, b the second side.
+        row, channel: where the largest difference is; a single channel points at a weight or a bias.
+    """
+
+    layer: str
+    relative_l2: float
+    cosine: float
+    max_abs: float
+    row: int
+    channel: int
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """What was found for one picture at one bucket.
+
+    Attributes:
+        first: the first layer beyond the tolerance, None if all are within.
+        before: the layer before it, which is still within; None if there is none.
+        gaps: all layers compared, in the order that they are computed.
+    """
+
+    bucket: str
+    picture: str
+    tolerance: float
+    first: LayerGap | None
+    before: LayerGap | None
+    gaps: tuple[LayerGap, ...]
+
+
+def bisect(
+    cases: Iterable[Case],
+    vision: VisionSpec,
+    one: LayerSource,
+    other: LayerSource,
+    tolerance: float,
+    progress: Callable[[str], None] = lambda case: None,
+) -> list[Bisection]:
+    """Search each case.
+
+    Raises:
+        InputError: the sides have no layer in common.
+    """
+    found = []
+    for case in cases:
+        progress(f"{case.picture} at {case.grid}")
+        found.append(_bisect(case, vision, one, other, tolerance))
+    return found
+
+
+def earliest(found: Sequence[Bisection], vision: VisionSpec) -> Bisection | None:
+    """The case whose first layer comes first in the encoder; None if no case parts."""
+    modules = list(dict.fromkeys(module_of(name) for name in branch_layers(vision)))
+    order = {name: index for index, name in enumerate(name for module in modules for name in layers_within(module))}
+    parted = [(order[item.first.layer], index) for index, item in enumerate(found) if item.first is not None]
+    return found[min(parted)[1]] if parted else None
+
+
+def _bisect(case: Case, vision: VisionSpec, one: LayerSource, other: LayerSource, tolerance: float) -> Bisection:
+    coarse = _gaps(case, _common(branch_layers(vision), one, other), one, other)
+    if not coarse:
+        raise InputError(
+            f"{one.label} and {other.label} show no layer in common",
+            field="--bisect",
+            remedy="Use ONNX Runtime or PyTorch, or a dump made with --layers.",
+        )
+    gaps = {gap.layer: gap for gap in coarse}
+    suspect = next((gap for gap in coarse if not gap.relative_l2 <= tolerance), None)
+    if suspect is None:
+        return Bisection(str(case.grid), case.picture, tolerance, None, None, tuple(coarse))
+    module = module_of(suspect.layer)
+    inner = _common(layers_within(module), one, other)
+    gaps |= {gap.layer: gap for gap in _gaps(case, inner, one, other)}
+    ordered = _with_inner([gap.layer for gap in coarse], module, inner)
+    first = next(index for index, name in enumerate(ordered) if not gaps[name].relative_l2 <= tolerance)
+    return Bisection(
+        str(case.grid),
+        case.picture,
+        tolerance,
+        gaps[ordered[first]],
+        gaps[ordered[first - 1]] if first else None,
+        tuple(gaps[name] for name in ordered),
+    )
+
+
+def _with_inner(coarse: list[str], module: str, inner: list[str]) -> list[str]:
+    """The coarse layers with one module's replaced by all of its layers."""
+    start = next(index for index, name in enumerate(coarse) if module_of(name) == module)
+    before = coarse[:start]
+    return [*before, *inner, *(name for name in coarse[start:] if module_of(name) != module)]
+
+
+def _common(names: Sequence[str], one: LayerSource, other: LayerSource) -> list[str]:
+    return [name for name in names if one.offers(name) and other.offers(name)]
+
+
+def _gaps(case: Case, names: list[str], one: LayerSource, other: LayerSource) -> list[LayerGap]:
+    if not names:
+        return []
+    left, right = one.run(case, names), other.run(case, names)
+    return [_gap(name, left[name], right[name]) for name in names]
+
+
+def _gap(layer: str, actual: NDArray[Any], reference: NDArray[Any]) -> LayerGap:
+    found = distance(actual, reference)
+    width = actual.shape[-1]
+    difference = np.abs(actual.astype(np.float64) - reference.astype(np.float64)).reshape(-1, width)
+    place = int(np.where(np.isnan(difference), np.inf, difference).argmax())
+    return LayerGap(layer, found.relative_l2, found.cosine, found.max_abs, place // width, place % width)

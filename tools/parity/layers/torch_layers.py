@@ -1,0 +1,74 @@
+"""Intermediate activations of transformers' encoder, by the names that the ONNX graph gives the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
+from qwen3vl_edge.tools.parity.layers.names import BLOCK_PARTS, MERGER_PARTS, module_of, part_of
+from qwen3vl_edge.tools.parity.samples import Case
+
+# Values that are no module's output, but the input of one.
+_INPUT_OF = {"attn.flat": "attn.proj", "attn.residual": "norm2", "mlp.act": "mlp.linear_fc2", "act": "linear_fc2"}
+
+
+class TorchLayers:
+    """The oracle's activations in fp32, caught by forward hooks."""
+
+    label = "PyTorch fp32"
+
+    def __init__(self, engine: PytorchBackend, vision: VisionSpec) -> None:
+        self._engine, self._vision = engine, vision
+
+    def offers(self, layer: str) -> bool:
+        part = part_of(layer)
+        return BLOCK_PARTS.get(part, False) or part in MERGER_PARTS or layer in ("patch_embed.proj", "pos_embed.flat")
+
+    def serves(self, grid: Grid) -> bool:
+        return True
+
+    def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        hooks = [self._watch(layer, found) for layer in layers]
+        try:
+            self._engine.run(case.grid, case.pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _watch(self, layer: str, found: dict[str, NDArray[Any]]) -> Any:
+        module, takes_input = self._place(layer)
+
+        def keep(value: torch.Tensor) -> None:
+            found[layer] = self._as_in_graph(layer, value.detach().clone()).numpy()
+
+        if takes_input:
+            return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        return module.register_forward_hook(lambda _, inputs, output: keep(output))
+
+    def _place(self, layer: str) -> tuple[Any, bool]:
+        """The module to watch, and whether its input is what the name means."""
+        find = self._engine.encoder.get_submodule
+        if layer == "patch_embed.proj":
+            return find("patch_embed"), False  # the convolution itself returns [patches, width, 1, 1, 1]
+        if layer == "pos_embed.flat":
+            return find("blocks.0"), True
+        module, part = module_of(layer), part_of(layer)
+        if part == "mlp.residual":
+            return find(module), False
+        if part in _INPUT_OF:
+            return find(f"{module}.{_INPUT_OF[part]}"), True
+        return find(layer), False
+
+    def _as_in_graph(self, layer: str, value: torch.Tensor) -> torch.Tensor:
+        """The graph's queries carry the attention scale already (`export/onnx/weights.py`)."""
+        if part_of(layer) == "attn.qkv":
+            value[:, : self._vision.hidden_size] *= self._vision.head_dim**-0.5
+        return value
