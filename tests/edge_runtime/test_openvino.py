@@ -122,7 +122,8 @@ def test_a_closed_engine_compiles_again(calibrated: Path) -> None:
 SIGNALLED = """
 import os, signal, sys
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, load_backend
+from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
 bundle = open_bundle(sys.argv[1], verify=False)

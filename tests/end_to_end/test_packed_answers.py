@@ -10,9 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from test_daemon_by_hash import ask
-from test_daemon_jobs import chat as job_chat
-from test_daemon_jobs import ended
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
@@ -22,6 +19,9 @@ from qwen3vl_edge.tools.dev.soak.faults import Proxy
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split, open_both
+from tests.edge_runtime.daemon.test_by_hash import ask
+from tests.edge_runtime.daemon.test_jobs import chat as job_chat
+from tests.edge_runtime.daemon.test_jobs import ended
 from tests.support.daemon_process import running_daemon
 
 QUESTIONS = 48

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from test_packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job, halves, plain  # noqa: F401
 
 from qwen3vl_edge.calibration.wire_basis import BasisRequest, fit_basis
 from qwen3vl_edge.contract.bundle.distance import distance
@@ -25,6 +24,7 @@ from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split
 from qwen3vl_edge.tools.server_process import running_server
+from tests.end_to_end.test_packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job, halves, plain  # noqa: F401
 from tests.support.daemon_process import running_daemon
 from tests.support.run_cli import run_here
 

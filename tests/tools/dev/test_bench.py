@@ -19,12 +19,13 @@ from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
 from qwen3vl_edge.tools.dev.bench import engines as engines_bench
-from qwen3vl_edge.tools.dev.bench import growth, report
+from qwen3vl_edge.tools.dev.bench import growth
 from qwen3vl_edge.tools.dev.bench import wire as wire_bench
 from qwen3vl_edge.tools.dev.bench.encoder import run as encoder_bench
 from qwen3vl_edge.tools.dev.bench.encoder.peaks import check_machine, with_peaks
 from qwen3vl_edge.tools.dev.bench.encoder.run import Plan
 from qwen3vl_edge.tools.dev.bench.end_to_end.namespaces import why_not
+from qwen3vl_edge.tools.dev.bench.report.page import page as benchmarks_page
 from qwen3vl_edge.tools.dev.bench.roofline import encoder_cost
 from tests.support.paths import ROOT
 
@@ -118,7 +119,7 @@ def test_an_emulated_link_brings_every_byte() -> None:
 
 
 def test_the_page_of_benchmarks_is_what_the_json_says() -> None:
-    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == report.page(DOCS / "benchmarks")
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == benchmarks_page(DOCS / "benchmarks")
 
 
 def test_engine_bench_measures_a_build(bundle: Path, tmp_path: Path) -> None:
