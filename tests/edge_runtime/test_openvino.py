@@ -16,6 +16,7 @@ from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.backends.availability import list_availability
 from qwen3vl_edge.edge_runtime.backends.openvino import OpenvinoBackend, cpu_settings, load, openvino_core
 from qwen3vl_edge.edge_runtime.backends.openvino_norms import quantize_in_norms
+from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings
 
@@ -53,12 +54,20 @@ def test_float32_graphs_give_the_same(calibrated: Path, grid: Grid) -> None:
     assert worst(one, other).relative_l2 < 1e-4
 
 
+@pytest.mark.skipif(
+    int8_products_saturate(),
+    reason="needs a CPU with VNNI, or Arm: without it ONNX Runtime's int8 products saturate, and are no reference",
+)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_int8_graphs_give_the_same(calibrated: Path, grid: Grid) -> None:
     """The same integers; where a value lies between two of them, the last bit before it decides."""
     one, other = (encode(calibrated, backend, "int8", grid) for backend in ("openvino", "onnxruntime"))
     assert worst(one, other).cosine > 0.9995
-    exact = encode(calibrated, "onnxruntime", "fp32", grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_int8_graphs_are_near_float32(calibrated: Path, grid: Grid) -> None:
+    one, exact = encode(calibrated, "openvino", "int8", grid), encode(calibrated, "onnxruntime", "fp32", grid)
     assert worst(one, exact).cosine > 0.99
 
 
