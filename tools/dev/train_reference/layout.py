@@ -157,6 +157,7 @@ def write_layout(folder: Path) -> None:
     )
     config.architectures = ["Qwen3VLForConditionalGeneration"]
     config.save_pretrained(folder)
+    _write_processors(folder)
     _write(
         folder / "generation_config.json",
         {
@@ -165,6 +166,11 @@ def write_layout(folder: Path) -> None:
             "pad_token_id": ids["<|endoftext|>"],
         },
     )
+    _write(folder / "vision_defaults.json", VISION_DEFAULTS)
+
+
+def _write_processors(folder: Path) -> None:
+    """The image and video processors' settings, with pixel limits of this checkpoint's own sizes."""
     half = [0.5, 0.5, 0.5]
     common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": half, "image_std": half}
     _write(
@@ -190,7 +196,6 @@ def write_layout(folder: Path) -> None:
             "do_sample_frames": True,
         },
     )
-    _write(folder / "vision_defaults.json", VISION_DEFAULTS)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
