@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from test_daemon_network import free_port
 
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_medium, encode_request
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
@@ -24,6 +23,7 @@ from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Qwen3VLServer
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.server_process import running_server
+from tests.edge_runtime.daemon.test_network import free_port
 from tests.support.daemon_process import DaemonProcess, running_daemon
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_daemon_chat import data_uri, image, user
 
 from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
+from tests.edge_runtime.daemon.test_chat import data_uri, image, user
 from tests.support.daemon_process import running_daemon
 
 

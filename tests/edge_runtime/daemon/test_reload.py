@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from test_daemon_chat import data_uri, image, user
 
+from tests.edge_runtime.daemon.test_chat import data_uri, image, user
 from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.waiting import until
 

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import httpx
-from test_daemon_jobs import ENDED, ended, plain, post, show
 
 from qwen3vl_edge.server.http.tokens import add_token
 from qwen3vl_edge.tools.server_process import running_server
+from tests.edge_runtime.daemon.test_jobs import ENDED, ended, plain, post, show
 from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.server_checkpoint import make_checkpoint
 from tests.support.waiting import until

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.daemon_process import running_daemon
+from tests.support.daemon_process import running_daemon
 from tests.support.paths import ROOT
 
 BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "av", "torchcodec")
