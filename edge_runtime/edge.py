@@ -24,8 +24,13 @@ from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
 from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput, EncoderOutput, describe_runs, encode_items
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend
-from qwen3vl_edge.edge_runtime.inputs.lean.choice import PREPROCESS, choose_lean
-from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt, serves
+from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
+    PREPROCESS,
+    LeanProcessor,
+    choose_lean,
+    prepare_lean_prompt,
+    serves,
+)
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 
@@ -44,7 +49,7 @@ class EdgeOptions:
         cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
         max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
         stack: images and clips of a request that have one size share engine runs.
-        preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/choice.py`.
+        preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
     """
 
     backend: str = "onnxruntime"

@@ -1,4 +1,4 @@
-"""One camera: its reader thread, its window, and what it has seen."""
+"""One camera: its reader thread, its window of temporal patches, and its counters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from qwen3vl_edge.contract.bundle.buckets import BucketChoice, measure
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
-from qwen3vl_edge.edge_runtime.cameras.frame import Frame
 from qwen3vl_edge.edge_runtime.cameras.frame_patches import native_grid, patchify, resize_frame
-from qwen3vl_edge.edge_runtime.cameras.sampling import Sampler
+from qwen3vl_edge.edge_runtime.cameras.sampling import Frame, Sampler
 from qwen3vl_edge.edge_runtime.cameras.source import OPEN_SECONDS, frames
 from qwen3vl_edge.edge_runtime.cameras.window import FRAMES, Snapshot, TemporalPatch, Window
 from qwen3vl_edge.edge_runtime.edge import Edge
@@ -29,7 +28,7 @@ logger = logging.getLogger("edge")
 
 
 class CameraNotReadyError(ContractError):
-    """No frames that are young enough."""
+    """No recent frames."""
 
     status = 503
     code = "camera_not_ready"
@@ -37,12 +36,12 @@ class CameraNotReadyError(ContractError):
 
 
 class Camera:
-    """Reads from `start` on, in a thread of its own, and again after a loss.
+    """Reads frames in a thread of its own from `start` on, and reconnects after a loss.
 
-    What is held: one whole frame, one unpaired frame, and the window's temporal patches.
+    In memory: the latest frame, one unpaired frame, and the window's temporal patches.
 
     Args:
-        submit: puts work on the engine's thread; at most one piece of this camera's waits there at a time.
+        submit: queues work for the encoder's thread; this camera has at most one piece in the queue.
 
     Raises:
         InputError, BucketError: the engine cannot serve one temporal patch of the camera's size.
@@ -53,16 +52,16 @@ class Camera:
         self.window = Window(config.name, config.seconds, config.fps, partial(patchify, hf=edge.processor.hf))
         self.connected = False
         self.error = ""
-        self.seen = self.sampled = self.reconnects = 0
+        self.frames_read = self.sampled = self.reconnects = 0
         self.latest: Frame | None = None
         self._edge, self._submit = edge, submit
         self._geometry = edge.policy.geometry
         if self._geometry.temporal_patch_size != FRAMES:
             raise InputError("cameras need temporal patches of two frames", field="cameras")
-        self._grid = self._wanted_grid()
+        self._grid = self._configured_grid()
         self._choice: BucketChoice | None = None
         self._shape: tuple[int, ...] = ()
-        self._rate, self._rate_since, self._rate_seen = 0.0, time.monotonic(), 0
+        self._rate, self._rate_since, self._rate_frames = 0.0, time.monotonic(), 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._busy = False
@@ -72,11 +71,11 @@ class Camera:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read no more; the reader may still be on its way out."""
+        """Ask the reader to stop, without waiting for it."""
         self._stop.set()
 
     def close(self) -> None:
-        """Stop, and wait until the source is closed: at once, or what an open that hangs takes to time out."""
+        """Stop, and wait until the source is closed, at most as long as opening it may take."""
         self.stop()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
@@ -88,10 +87,10 @@ class Camera:
             CameraNotReadyError: no two frames within the window's time.
         """
         choice = self._choice
-        found = None if choice is None else self.window.snapshot(time.monotonic(), choice, seconds)
-        if found is None:
+        snapshot = None if choice is None else self.window.snapshot(time.monotonic(), choice, seconds)
+        if snapshot is None:
             raise self._not_ready()
-        return found
+        return snapshot
 
     def image(self) -> Any:
         """The latest sampled frame as a PIL image of the source's size.
@@ -107,7 +106,7 @@ class Camera:
         return Image.fromarray(latest.rgb)
 
     def state(self) -> dict[str, Any]:
-        """What `GET /v1/cameras` tells."""
+        """The camera's entry of `GET /v1/cameras`."""
         latest = self.latest
         return {
             "id": self.config.name,
@@ -117,7 +116,7 @@ class Camera:
             "error": self.error,
             "encode_error": self.window.error,
             "fps_seen": round(self._rate, 3) if self.connected else 0.0,
-            "frames_seen": self.seen,
+            "frames_seen": self.frames_read,
             "frames_sampled": self.sampled,
             "last_frame_age_s": None if latest is None else round(time.monotonic() - latest.seconds, 3),
             "grid": None if self._choice is None else str(self._choice.grid),
@@ -129,7 +128,7 @@ class Camera:
             "reconnects": self.reconnects,
         }
 
-    def _wanted_grid(self) -> Grid | None:
+    def _configured_grid(self) -> Grid | None:
         if not self.config.size:
             return None
         height, width = map(int, self.config.size.split("x"))
@@ -148,20 +147,20 @@ class Camera:
             f"camera {self.config.name} has no frames yet",
             field="url",
             got=self.error or ("connected" if self.connected else "not connected"),
-            remedy="Try again; GET /v1/cameras tells how it is.",
+            remedy="Try again; GET /v1/cameras shows its state.",
         )
 
     def _read(self) -> None:
         wait = FIRST_RETRY_SECONDS
         while not self._stop.is_set():
             try:
-                for frame in frames(self.config, Sampled(self, Sampler(self.config.fps)), self._stop):
+                for frame in frames(self.config, CountingSampler(self, Sampler(self.config.fps)), self._stop):
                     self.connected, self.error, wait = True, "", FIRST_RETRY_SECONDS
                     self._take(frame)
                 self.error = "the source ended"
             except ContractError as error:
                 self.error = str(error)
-            except Exception as error:  # a thread that dies would leave the camera dead for months
+            except Exception as error:  # without its thread the camera would stay dead
                 logger.exception("camera %s failed", self.config.name)
                 self.error = type(error).__name__
             self.connected = False
@@ -197,14 +196,14 @@ class Camera:
             self._busy = True
         try:
             self._submit(partial(self._encode, patch))
-        except RuntimeError:  # the engine's thread has been stopped
+        except RuntimeError:  # the encoder's thread has stopped
             self._stop.set()
 
     def _encode(self, patch: TemporalPatch) -> None:
         try:
             self.window.encode([patch], self._edge.encode_items)
         except Exception as error:
-            # The next temporal patch tries again; the window keeps the reason for `state`.
+            # The next temporal patch is a new try; `state` shows the error from the window.
             logger.error(
                 "camera %s: a temporal patch cannot be encoded (%s)",
                 self.config.name,
@@ -214,21 +213,21 @@ class Camera:
             return
         finally:
             self._busy = False
-        self._encode_newest()  # through the queue again: a request that waits there comes first
+        self._encode_newest()  # queued again, behind the requests that wait there
 
 
-class Sampled:
-    """The sampler, counting what the source gives."""
+class CountingSampler:
+    """A sampler that also counts the source's frames and measures their rate."""
 
     def __init__(self, camera: Camera, sampler: Sampler) -> None:
         self._camera, self._sampler = camera, sampler
 
     def __call__(self, seconds: float) -> bool:
         camera = self._camera
-        camera.seen += 1
-        camera._rate_seen += 1
+        camera.frames_read += 1
+        camera._rate_frames += 1
         since = time.monotonic() - camera._rate_since
         if since >= 2:
-            camera._rate = camera._rate_seen / since
-            camera._rate_since, camera._rate_seen = time.monotonic(), 0
+            camera._rate = camera._rate_frames / since
+            camera._rate_since, camera._rate_frames = time.monotonic(), 0
         return self._sampler.take(seconds)

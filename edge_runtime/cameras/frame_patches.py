@@ -1,4 +1,4 @@
-"""A camera's frames as the encoder takes them, to the bit as qwen-vl-utils and the HF processor make them of a file."""
+"""Frames to patches, bit-exact to what qwen-vl-utils and the HF processor return for the same frames in a file."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def native_grid(height: int, width: int, geometry: PatchGeometry, defaults: dict
 
     token = geometry.factor**2
     lowest = defaults.get("min_pixels", VIDEO_MIN_TOKEN_NUM * token)
-    most = max(VIDEO_MAX_TOKEN_NUM * token, int(lowest * 1.05))
-    highest = min(defaults.get("max_pixels", most), most)
+    limit = max(VIDEO_MAX_TOKEN_NUM * token, int(lowest * 1.05))
+    highest = min(defaults.get("max_pixels", limit), limit)
     return geometry.image_grid(
         *smart_resize(height, width, factor=geometry.factor, min_pixels=lowest, max_pixels=highest)
     )
 
 
 def resize_frame(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] to uint8 [3, height, width], with the operation that qwen-vl-utils has for clips."""
+    """uint8 [H, W, 3] to uint8 [3, height, width], with the resize of qwen-vl-utils for clips."""
     import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
     frame = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)
     resized = resize(frame, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    made: NDArray[np.uint8] = resized[0].contiguous().numpy()
-    return made
+    array: NDArray[np.uint8] = resized[0].contiguous().numpy()
+    return array
 
 
 def patchify(frames: NDArray[np.uint8], hf: Any) -> EncoderInput:
     """Frames, uint8 [F, 3, H, W], through the HF video processor; a clip of F / 2 temporal patches."""
     import torch
 
-    made = hf.video_processor(
+    outputs = hf.video_processor(
         videos=[torch.from_numpy(frames).float()], do_resize=False, do_sample_frames=False, return_tensors="pt"
     )
-    return EncoderInput(Grid(*made["video_grid_thw"][0].tolist()), made["pixel_values_videos"].numpy())
+    return EncoderInput(Grid(*outputs["video_grid_thw"][0].tolist()), outputs["pixel_values_videos"].numpy())

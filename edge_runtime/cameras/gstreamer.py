@@ -1,7 +1,7 @@
 """Frames of a GStreamer pipeline that `gst-launch-1.0` runs in a process of its own.
 
-Frames have a pipe for themselves. What the child says on stdout (the caps, because of -v) and on stderr is read in the
-same loop: neither can fill up and stop the child, and of both only the end is kept.
+Frames have a pipe of their own. stdout (the caps, because of -v) and stderr are read in the same loop, so that neither
+fills up and blocks the child; of both only the last bytes are kept.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from threading import Event
 import numpy as np
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.cameras.frame import Frame, Wanted
+from qwen3vl_edge.edge_runtime.cameras.sampling import Frame, Wanted
 
 POLL_SECONDS = 0.1  # how long a set `stop` may go unnoticed
-_PIPE_BYTES = 2**16  # what a pipe holds on Linux: one read takes all that was said before
-_KEPT_BYTES = 4096
+_PIPE_BYTES = 2**16  # capacity of a pipe on Linux: one read empties it
+_LOG_BYTES = 4096
 _SINK = "qwen3vl_frames"
 _CAPS = re.compile(rf"GstFdSink:{_SINK}\.GstPad:sink: caps = video/x-raw.*?width=\(int\)(\d+), height=\(int\)(\d+)")
 
 
 def gst_frames(pipeline: str, wanted: Wanted, stop: Event, silence: float) -> Iterator[Frame]:
-    """Raw RGB of a pipeline until it ends or `stop` is set; the child is gone when this generator is closed.
+    """Raw RGB of a pipeline until it ends or `stop` is set; closing the generator ends the child.
 
     Args:
-        pipeline: elements up to the one that gives raw video, as gst-launch-1.0 takes them.
-        silence: seconds without a byte after which the pipeline counts as dead.
+        pipeline: elements up to the one with raw video, in the syntax of gst-launch-1.0.
+        silence: seconds without data after which the pipeline counts as dead.
 
     Raises:
-        InputError: it cannot be run, gives no frames, fails, stays silent, or changes the size of its frames.
+        InputError: it cannot be run, has no frames, fails, stalls, or changes the size of its frames.
     """
     child = _Child(pipeline)
     try:
@@ -46,42 +46,42 @@ def gst_frames(pipeline: str, wanted: Wanted, stop: Event, silence: float) -> It
 
 def _frames(child: _Child, wanted: Wanted, stop: Event, silence: float) -> Iterator[Frame]:
     size: tuple[int, int] | None = None
-    body, filled, heard = bytearray(), 0, time.monotonic()
+    body, filled, received = bytearray(), 0, time.monotonic()
     while not stop.is_set():
         if not child.wait():
-            if time.monotonic() - heard > silence:
-                raise InputError(f"the GStreamer pipeline gave nothing for {silence:g} s", field="source")
+            if time.monotonic() - received > silence:
+                raise InputError(f"the GStreamer pipeline sent nothing for {silence:g} s", field="source")
             continue
         if size is None:
             size = _first_size(child, stop, silence)
             if size is None:
                 return
             body = bytearray(_stride(size[1]) * size[0])
-        got = os.readv(child.frames, [memoryview(body)[filled:]])
-        if not got:
+        count = os.readv(child.frames, [memoryview(body)[filled:]])
+        if not count:
             child.check_end()
             return
-        filled, heard = filled + got, time.monotonic()
+        filled, received = filled + count, time.monotonic()
         if filled < len(body):
             continue
         filled = 0
         child.check_size()
-        if wanted(heard):
+        if wanted(received):
             rows = np.frombuffer(body, np.uint8).reshape(size[0], -1)
-            yield Frame(heard, rows[:, : size[1] * 3].reshape(*size, 3).copy())
-        heard = time.monotonic()
+            yield Frame(received, rows[:, : size[1] * 3].reshape(*size, 3).copy())
+        received = time.monotonic()
 
 
 def _first_size(child: _Child, stop: Event, silence: float) -> tuple[int, int] | None:
-    """Of the frames that come next; gst-launch-1.0 may tell it after the first bytes. None if `stop` is set."""
+    """Height and width of the next frames; gst-launch-1.0 may print them after the first bytes. None after `stop`."""
     deadline = time.monotonic() + silence
     while not stop.wait(0.01):
         ended = child.ended
-        child.hear()
+        child.read_output()
         if child.size is not None:
             return child.size
         if ended or time.monotonic() > deadline:
-            raise InputError("the GStreamer pipeline gives no frames", field="source", got=child.complaint())
+            raise InputError("the GStreamer pipeline gives no frames", field="source", got=child.error_text())
     return None
 
 
@@ -94,8 +94,8 @@ class _Child:
     """The running pipeline.
 
     Attributes:
-        frames: the file descriptor that they come from; not blocking once `wait` was True.
-        size: height and width by the first caps told, None before.
+        frames: the file descriptor of the frames; does not block once `wait` was True.
+        size: height and width of the first caps, None before them.
 
     Raises:
         InputError: gst-launch-1.0 cannot be run.
@@ -105,7 +105,7 @@ class _Child:
         self.frames, theirs = os.pipe()
         self.size: tuple[int, int] | None = None
         self._resized = False
-        self._line = self._said = ""
+        self._line = self._stderr = ""
         command = ["gst-launch-1.0", "-v", *shlex.split(pipeline), "!", "videoconvert", "!", "video/x-raw,format=RGB"]
         try:
             self._process = subprocess.Popen(
@@ -129,26 +129,26 @@ class _Child:
             self._selector.register(pipe, selectors.EVENT_READ)
 
     def wait(self) -> bool:
-        """Whether there is a byte of a frame, or the end of them, within POLL_SECONDS; what was said is read."""
+        """Whether frame data, or its end, came within POLL_SECONDS; also reads the child's output."""
         ready = {key.fd for key, _ in self._selector.select(POLL_SECONDS)}
         if ready:
-            self.hear()
+            self.read_output()
         return self.frames in ready
 
-    def hear(self) -> None:
-        """Read what the child has said."""
+    def read_output(self) -> None:
+        """Read what the child has written to stdout and stderr."""
         lines = (self._line + self._read(self._out.fileno())).split("\n")
-        self._line = lines.pop()[-_KEPT_BYTES:]
+        self._line = lines.pop()[-_LOG_BYTES:]
         for line in lines:
-            if told := _CAPS.search(line):
-                found = int(told[2]), int(told[1])
-                self.size = self.size or found
-                self._resized = self._resized or self.size != found
-        self._said = (self._said + self._read(self._err.fileno()))[-_KEPT_BYTES:]
+            if caps := _CAPS.search(line):
+                size = int(caps[2]), int(caps[1])
+                self.size = self.size or size
+                self._resized = self._resized or self.size != size
+        self._stderr = (self._stderr + self._read(self._err.fileno()))[-_LOG_BYTES:]
 
-    def complaint(self) -> str:
-        """The first error that it named, or the end of what it said; without passwords in URLs."""
-        lines = self._said.splitlines() or [""]
+    def error_text(self) -> str:
+        """The first error on stderr, or the last lines of it; without passwords in URLs."""
+        lines = self._stderr.splitlines() or [""]
         first = next((i for i, line in enumerate(lines) if "ERROR" in line or "erroneous" in line), len(lines) - 1)
         return re.sub(r"//[^/\s@]*@", "//", " ".join(lines[first : first + 4]))[:400]
 
@@ -157,29 +157,29 @@ class _Child:
         return self._process.poll() is not None
 
     def check_size(self) -> None:
-        """Frames have no marks between them, so a pipeline that has other caps now must begin anew.
+        """Frames are not delimited, so a pipeline whose caps have changed must be started again.
 
-        gst-launch-1.0 tells them from another thread: a frame that is read in that moment may be garbled.
+        gst-launch-1.0 prints caps from another thread: a frame that is read at that moment may be garbled.
 
         Raises:
-            InputError: it has.
+            InputError: the size has changed.
         """
-        self.hear()
+        self.read_output()
         if self._resized:
             raise InputError("the GStreamer pipeline changed the size of its frames", field="source")
 
     def check_end(self) -> None:
-        """Raises: InputError: the child did not end by itself and well."""
+        """Raises: InputError: the child failed or did not exit."""
         try:
             status: int | None = self._process.wait(1)
         except subprocess.TimeoutExpired:
             status = None
         self.check_size()
         if status:
-            raise InputError("the GStreamer pipeline failed", field="source", got=self.complaint())
+            raise InputError("the GStreamer pipeline failed", field="source", got=self.error_text())
 
     def close(self) -> None:
-        """Kill it, however silent it is."""
+        """Kill the child and close its pipes."""
         self._process.kill()
         self._process.wait()
         self._selector.close()
@@ -191,9 +191,9 @@ class _Child:
         if pipe not in self._selector.get_map():
             return ""
         try:
-            told = os.read(pipe, _PIPE_BYTES)
+            data = os.read(pipe, _PIPE_BYTES)
         except BlockingIOError:
             return ""
-        if not told:  # closed: it would count as ready for ever
+        if not data:  # closed: select would report it as ready forever
             self._selector.unregister(pipe)
-        return told.decode(errors="replace")
+        return data.decode(errors="replace")

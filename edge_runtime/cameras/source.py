@@ -1,4 +1,4 @@
-"""Where frames come from: what PyAV opens, and a GStreamer pipeline."""
+"""Reads frames from what PyAV opens, or from a GStreamer pipeline."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
-from qwen3vl_edge.edge_runtime.cameras.frame import Frame, Wanted
 from qwen3vl_edge.edge_runtime.cameras.gstreamer import gst_frames
+from qwen3vl_edge.edge_runtime.cameras.sampling import Frame, Wanted
 
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0
 DRIFT_SECONDS = 2.0
@@ -20,14 +20,14 @@ def frames(config: CameraConfig, wanted: Wanted, stop: Event) -> Iterator[Frame]
     """Frames of one connection, until the source ends or `stop` is set.
 
     Args:
-        wanted: called once for each frame of the source; frames that are not wanted are not converted, and where
-            each frame stands alone (MJPEG) not decoded.
+        wanted: called once for each frame of the source; other frames are not converted, and with an intra-only
+            codec (MJPEG) not decoded.
 
     Raises:
         InputError: the source cannot be opened, or fails.
     """
     if config.source.startswith("gst:"):
-        # A slow pipeline is not a dead one: four turns of the sampler are waited for.
+        # A slow pipeline is not a dead one: wait for four intervals of the sampler.
         silence = max(OPEN_SECONDS, 4 / config.fps)
         yield from gst_frames(config.source.removeprefix("gst:"), wanted, stop, silence)
     else:
@@ -61,24 +61,24 @@ def _decoded(container: Any, wanted: Wanted, stop: Event, live: bool) -> Iterato
     if not container.streams.video:
         raise InputError("source has no video", field="source")
     stream = container.streams.video[0]
-    stream.thread_type = "SLICE"  # frame threads would hold frames back
-    alone = bool(stream.codec_context.codec.intra_only)
+    stream.thread_type = "SLICE"  # frame threads would delay frames
+    intra_only = bool(stream.codec_context.codec.intra_only)
     start: float | None = None
     for packet in container.demux(stream):
         if stop.is_set():
             return
         begun = packet.pts is not None and start is not None
-        if alone and begun and not wanted(_clock(start, packet)):
+        if intra_only and begun and not wanted(_clock(start, packet)):
             continue
         for frame in packet.decode():
             now = time.monotonic()
-            known = 0.0 if frame.pts is None else float(frame.pts * frame.time_base)
-            if start is None or (live and abs(start + known - now) > DRIFT_SECONDS):
-                start = now - known
-            seconds = now if frame.pts is None else start + known
+            position = 0.0 if frame.pts is None else float(frame.pts * frame.time_base)
+            if start is None or (live and abs(start + position - now) > DRIFT_SECONDS):
+                start = now - position
+            seconds = now if frame.pts is None else start + position
             if not live and stop.wait(max(0.0, seconds - now)):
                 return
-            if (alone and begun) or wanted(seconds):
+            if (intra_only and begun) or wanted(seconds):
                 yield Frame(seconds, frame.to_ndarray(format="rgb24"))
 
 

@@ -1,8 +1,8 @@
-"""The last seconds of a live stream as temporal patches, each encoded once while it is there.
+"""The last seconds of a live stream as temporal patches, each encoded at most once.
 
 The encoder's attention does not cross temporal patches and its positions depend on h and w alone. So the embeddings
-of a window are those of its temporal patches one after the other, and a window that moved on by one temporal patch
-has one to encode.
+of a window are those of its temporal patches in order, and a window that moved on by one temporal patch has one to
+encode.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Patchify = Callable[[NDArray[np.uint8]], EncoderInput]
 
 
 class TemporalPatch:
-    """Two frames, and from when they are encoded on their embeddings instead.
+    """Two frames; once encoded, their embeddings instead.
 
     Attributes:
         times: seconds of the two frames, on the clock of the source.
@@ -44,7 +44,7 @@ class TemporalPatch:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The temporal patches that a window held at one moment, as one clip.
+    """The temporal patches of a window at one moment, as one clip.
 
     Attributes:
         camera: its name.
@@ -59,11 +59,11 @@ class Snapshot:
 
     @property
     def encoded(self) -> int:
-        """How many patches need no engine any more."""
+        """Number of patches that are encoded already."""
         return sum(patch.embeddings is not None for patch in self.patches)
 
     def embeddings(self, encode: Encode) -> Embeddings:
-        """Of the whole clip; what is missing is encoded now, in one call, and kept.
+        """Embeddings of the whole clip; missing patches are encoded now, in one call, and stored in the window.
 
         Raises:
             ContractError: as `encode`.
@@ -71,7 +71,7 @@ class Snapshot:
         return concatenate(self.window.encode(self.patches, encode))
 
     def metadata(self) -> dict[str, Any]:
-        """What Qwen's processor writes timestamps from: each frame's place in the clip, to the millisecond.
+        """The input of Qwen's processor for timestamps: each frame's position in the clip, to the millisecond.
 
         The processor divides a frame's index by `fps` and takes the mean of a temporal patch's first and last frame.
         A camera's frames do not come at even distances, so an index here is a millisecond since the first frame.
@@ -81,7 +81,7 @@ class Snapshot:
         return {"fps": 1000.0, "frames_indices": indices, "total_num_frames": indices[-1] + 1}
 
     def placeholder(self, geometry: PatchGeometry) -> Any:
-        """What the processor is shown in place of the frames: as many, of one visual token each; float32 zeros."""
+        """Float32 zeros for the processor: as many frames, one visual token per temporal patch."""
         import torch
 
         return torch.zeros(len(self.patches) * FRAMES, 3, geometry.factor, geometry.factor)
@@ -91,15 +91,17 @@ class Window:
     """Temporal patches of the last `seconds`; never more than `capacity`.
 
     Args:
-        camera: its name, for what is handed out.
-        seconds: how far back; fps: at which frames come, on average.
-        patchify: two frames, uint8 [2, 3, H, W], as the encoder takes them.
+        camera: its name.
+        seconds: length of the window.
+        fps: average rate of the frames.
+        patchify: two frames, uint8 [2, 3, H, W], to the encoder's input.
 
     Attributes:
         capacity: temporal patches of `seconds` at `fps`.
-        encoded: patches encoded so far; unencoded: that went out without having been needed or reached;
-        unpaired: frames whose partner did not come in time.
-        error: why the last encode failed; empty from the next that succeeds on.
+        encoded: patches encoded so far.
+        unencoded: patches that left the window without being encoded.
+        unpaired: frames whose second frame did not come in time.
+        error: of the last encode; empty after one that succeeds.
     """
 
     def __init__(self, camera: str, seconds: float, fps: float, patchify: Patchify) -> None:
@@ -121,15 +123,15 @@ class Window:
         return len(self._patches)
 
     def add(self, seconds: float, frame: NDArray[np.uint8]) -> bool:
-        """Take a sampled frame, uint8 [3, H, W]; True if it completed a temporal patch."""
+        """Add a sampled frame, uint8 [3, H, W]; True if it completed a temporal patch."""
         with self._lock:
-            # A source may be slower than what is asked of it: what is far apart is told by its last two distances.
+            # A source may be slower than `fps`: its last two gaps decide what counts as far apart.
             apart = 2 * max(self.interval, min(self._gaps))
             if self._last is not None:
                 self._gaps.append(seconds - self._last)
             self._last = seconds
             if self._first is not None and seconds - self._first[0] > apart:
-                # The source was away: frames that far apart are no temporal patch of a clip at this rate.
+                # The source was away: frames this far apart are not a temporal patch of a clip at this rate.
                 self.unpaired += 1
                 self._first = None
             if self._first is None:
@@ -142,37 +144,37 @@ class Window:
             return True
 
     def clear(self) -> None:
-        """Forget everything: the frames have another size now."""
+        """Drop all frames and patches, for a source whose size has changed."""
         with self._lock:
             self._patches.clear()
             self._first = None
 
     def snapshot(self, now: float, choice: BucketChoice, seconds: float | None = None) -> Snapshot | None:
-        """The last `seconds`, the whole window by default; None where nothing is that young.
+        """The last `seconds`, the whole window by default; None without a patch that recent.
 
         Args:
             choice: of one temporal patch.
         """
-        most = self.capacity if seconds is None else min(self.capacity, patches_of(seconds, 1 / self.interval))
+        limit = self.capacity if seconds is None else min(self.capacity, patches_of(seconds, 1 / self.interval))
         with self._lock:
             self._slide(now)
-            found = tuple(self._patches)[-most:]
+            patches = tuple(self._patches)[-limit:]
         if seconds is not None:  # fewer patches where the source is slow, but never none
-            found = tuple(p for p in found[:-1] if p.times[0] > found[-1].times[1] - seconds) + found[-1:]
-        if not found:
+            patches = tuple(p for p in patches[:-1] if p.times[0] > patches[-1].times[1] - seconds) + patches[-1:]
+        if not patches:
             return None
-        native, grid = (Grid(len(found), of.h, of.w) for of in (choice.native, choice.grid))
+        native, grid = (Grid(len(patches), of.h, of.w) for of in (choice.native, choice.grid))
         return Snapshot(
-            self.camera, found, BucketChoice(native, grid, choice.fixed, choice.scale, choice.distortion), self
+            self.camera, patches, BucketChoice(native, grid, choice.fixed, choice.scale, choice.distortion), self
         )
 
     def newest_missing(self) -> TemporalPatch | None:
-        """The youngest patch that is not encoded: it stays the longest."""
+        """The newest patch that is not encoded: it stays in the window the longest."""
         with self._lock:
             return next((patch for patch in reversed(self._patches) if patch.embeddings is None), None)
 
     def encode(self, patches: Sequence[TemporalPatch], encode: Encode) -> list[Embeddings]:
-        """Embeddings of each, encoding what is missing; two threads never encode the same patch.
+        """Embeddings of each patch; encodes the missing ones. Two threads never encode the same patch.
 
         Raises:
             ContractError: as `encode`.
@@ -181,18 +183,18 @@ class Window:
             missing = [(patch, patch.frames) for patch in patches if patch.frames is not None]
             if missing:
                 try:
-                    made = encode([self._patchify(frames) for _, frames in missing])
+                    results = encode([self._patchify(frames) for _, frames in missing])
                 except Exception as error:
                     self.error = str(error) if isinstance(error, ContractError) else type(error).__name__
                     raise
-                for (patch, _), embeddings in zip(missing, made, strict=True):
+                for (patch, _), embeddings in zip(missing, results, strict=True):
                     patch.embeddings, patch.frames = embeddings, None
                 self.encoded += len(missing)
                 self.error = ""
             return [patch.embeddings for patch in patches if patch.embeddings is not None]
 
     def _slide(self, now: float) -> None:
-        """Drop what is too old: by number, and by age where the source stood still."""
+        """Drop patches above the capacity, and those that are too old where the source stood still."""
         oldest = now - self.seconds - FRAMES * self.interval
         while self._patches and (len(self._patches) > self.capacity or self._patches[0].times[0] < oldest):
             self.unencoded += self._patches.popleft().embeddings is None

@@ -1,4 +1,4 @@
-"""The daemon's local API, put together; each group of routes has a file of its own."""
+"""Assembles the daemon's local API from its groups of routes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
+        background = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
         async with daemon.upstream:
             if daemon.spool is not None:
                 daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config, lambda: daemon.bases)
@@ -45,13 +45,13 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
             yield
             if daemon.runner is not None:
                 await daemon.runner.stop()
-        for task in beside:
+        for task in background:
             task.cancel()
 
     app = FastAPI(title="qwen3vl-edge daemon", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     config = daemon.config
-    # The last one added is asked first.
+    # The middleware added last runs first.
     if config.allowed_origins:
         origins = list(config.allowed_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])

@@ -1,9 +1,9 @@
-"""Keeps the web out of the local API: a page from anywhere in the user's browser must not ask through it.
+"""Keeps web pages of other origins out of the local API.
 
-A browser lets any page post to 127.0.0.1 (cross-site request forgery), and lets it read the answers once its name has
-been changed to resolve there (DNS rebinding). Against the first stands the `Origin` header, which a page cannot forge;
-against the second the `Host` header, which carries the rebound name. Programs such as OpenAI's client send no
-`Origin`. A Unix socket is no browser's to open: there nothing is checked.
+A browser lets any page post to 127.0.0.1 (cross-site request forgery), and lets it read the answers once its name
+resolves there (DNS rebinding). The `Origin` header, which a page cannot forge, prevents the first; the `Host` header,
+which has the rebound name, prevents the second. Programs such as OpenAI's client send no `Origin`. Browsers cannot open
+a Unix socket, so there nothing is checked.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from qwen3vl_edge.contract.http.errors import HttpError, error_response
 
 
 class BrowserGuard:
-    """ASGI middleware; what it refuses is answered 403 and reaches no route.
+    """ASGI middleware; it answers 403 to a request of a foreign page or under a foreign name.
 
     Args:
-        host: that the daemon listens on.
-        allowed_hosts: further names that clients reach the daemon by.
+        host: address that the daemon listens on.
+        allowed_hosts: further names of this daemon.
         allowed_origins: pages of other servers that may use the API, as "https://example.org".
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: Iterable[str], allowed_origins: Iterable[str]) -> None:
         self._app = app
-        own = socket.gethostname()
-        names = ("localhost", host, own, f"{own}.local", *allowed_hosts)
+        machine = socket.gethostname()
+        names = ("localhost", host, machine, f"{machine}.local", *allowed_hosts)
         self._hosts = frozenset(name.lower().rstrip(".") for name in names)
         self._origins = frozenset(origin.lower() for origin in allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_unix_socket(scope):
-            refused = self._refusal(Headers(scope=scope), scope["method"])
-            if refused is not None:
-                await error_response(refused)(scope, receive, send)
+            refusal = self._refusal(Headers(scope=scope), scope["method"])
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _refusal(self, headers: Headers, method: str) -> HttpError | None:
-        # Only HTTP/1.0 has no Host, and no browser speaks it.
+        # Only HTTP/1.0 has no Host, and no browser uses it.
         host = headers.get("host", "localhost").lower()
         if not self._is_own(hostname(host)):
             return HttpError(
                 403,
                 "host_not_allowed",
-                "the daemon is not known by this name",
+                "host name is not allowed",
                 field="Host",
                 got=repr(host)[:80],
                 remedy="Add the name to allowed_hosts, or use the address.",
@@ -72,7 +72,7 @@ class BrowserGuard:
         if name in self._hosts or name.endswith(".localhost"):
             return True
         try:
-            # An address is what it says: only a name can be made to resolve to another machine.
+            # Only a name can be made to resolve to another machine; an address cannot.
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -87,7 +87,7 @@ def hostname(netloc: str) -> str:
 
 
 def _from_another_site(headers: Headers, method: str) -> bool:
-    """True for what pages load without an Origin: pictures, scripts, frames. A link that is followed is none of it."""
+    """Whether a page loads this without an Origin: pictures, scripts, frames. A followed link does not count."""
     if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return False
     return not (

@@ -1,4 +1,4 @@
-"""One chat request: encoded here, generated there, told in OpenAI's objects as it comes."""
+"""One chat request: its answer from the server, as OpenAI's objects, whole or streamed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 @dataclass
 class Progress:
-    """What is known of an answer so far.
+    """The answer so far, and its cost.
 
     Attributes:
-        pieces: of the text, as shown to the client.
+        pieces: of the text, as sent to the client.
         tokens: generated so far.
-        final: the server's last event, None until it came, and for ever where a stop string ended the answer.
-        first_token_s: from the request sent to its first token: network, queue and prefill.
-        generate_s: until the end.
-        sent_bytes: of all bodies that went out.
-        by_hash: which of the media the last body named and did not send.
-        server: what is to be said of a server that is not this project's own.
-        complete: the answer came to its end; False for ever where the client left or something failed.
-        failure: what failed after the answer had begun.
+        final: the server's last event; None before it, and where a stop string ended the answer.
+        first_token_s: seconds from sending the request to its first token: network, queue and prefill.
+        generate_s: seconds from sending the request to the end of the answer.
+        sent_bytes: of all request bodies, retries included.
+        by_hash: indices of the media that the last body referred to by hash.
+        server: evidence about a server that is not this project's own.
+        complete: the answer was received whole.
+        failure: an error after the first piece was sent.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -58,10 +58,11 @@ async def generate(
     *,
     keep: bool = False,
 ) -> AsyncGenerator[str, None]:
-    """Pieces of the answer's text; `progress` is kept up to date.
+    """Pieces of the answer's text; `progress` is updated with each.
 
     Args:
-        keep: this request may be sent again, so the server is not told to stop when this is closed early.
+        keep: the client may send the request again (Idempotency-Key), so closing this early does not cancel the
+            generation on the server.
 
     Raises:
         ServerUnavailableError, RefusedError: as the upstream.
@@ -136,7 +137,7 @@ def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
 
 
 def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
-    """How the answer came about: what the model saw of each picture, where the time went, what was sent."""
+    """How the answer was produced: grid and scale of each picture, seconds by stage, bytes sent."""
     media = [
         {
             "kind": item.kind,

@@ -1,4 +1,4 @@
-"""How many requests may be under way: what is held in memory is bounded, and the next one is told when to return."""
+"""Limits the requests in flight, and with them the memory they hold."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ RETRY_AFTER_SECONDS = 2
 
 
 class ConcurrencyLimit:
-    """A counter with a limit. A request keeps its place until its answer has been sent.
+    """A counter with a limit. A request holds its slot until its answer has been sent.
 
     Attributes:
-        limit: the most that may be taken. taken: now.
+        limit: the largest number of slots.
+        in_flight: slots in use.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.taken = 0
+        self.in_flight = 0
         self._lock = threading.Lock()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One place, until the block is left.
+    def slot(self) -> Iterator[None]:
+        """Hold one slot while the block runs.
 
         Raises:
-            QueueFullError: all are taken.
+            QueueFullError: all slots are in use; says when to retry.
         """
         with self._lock:
-            if self.taken >= self.limit:
-                raise QueueFullError(self.taken, RETRY_AFTER_SECONDS)
-            self.taken += 1
+            if self.in_flight >= self.limit:
+                raise QueueFullError(self.in_flight, RETRY_AFTER_SECONDS)
+            self.in_flight += 1
         try:
             yield
         finally:
             with self._lock:
-                self.taken -= 1
+                self.in_flight -= 1

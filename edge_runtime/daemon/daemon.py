@@ -1,4 +1,4 @@
-"""What the routes of one daemon share."""
+"""The state that the routes of one daemon share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
 from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
 from qwen3vl_edge.edge_runtime.daemon.metrics import Metrics
-from qwen3vl_edge.edge_runtime.daemon.request_history import RecentRequests
+from qwen3vl_edge.edge_runtime.daemon.request_history import RequestHistory
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.daemon.jobs.runner import JobRunner
@@ -24,14 +24,15 @@ class Daemon:
     """Settings, server, pipeline and metrics.
 
     Attributes:
-        upstream: the server that answers.
+        upstream: the server that generates.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
-        link: how fast the server is reached; outlives a reload.
-        places: of requests under way.
-        last_reload: how the last reload ended, None before the first.
-        recent: the last requests and what they cost.
-        spool: the jobs that are kept, None for none; runner: sends them, while the application runs.
+        link: bandwidth to the server; outlives a reload.
+        concurrency: the limit on requests in flight.
+        last_reload: result of the last reload, None before the first.
+        history: the last requests and their cost.
+        spool: the stored jobs, None without a spool file.
+        runner: sends them while the application runs.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Daemon:
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
         self.link = link or BandwidthEstimate()
-        self.places = ConcurrencyLimit(config.max_waiting)
+        self.concurrency = ConcurrencyLimit(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
-        self.metrics = Metrics(lambda: self.started, self.places)
-        self.recent = RecentRequests()
+        self.metrics = Metrics(lambda: self.started, self.concurrency)
+        self.history = RequestHistory()
         self.spool = spool
         self.runner: JobRunner | None = None
         if spool is not None:
@@ -62,19 +63,19 @@ class Daemon:
             raise ServerUnavailableError("the daemon is still starting", remedy="Try again when /readyz answers 200.")
         return self.started
 
-    def place(self) -> AbstractContextManager[None]:
-        """A place among the requests under way.
+    def slot(self) -> AbstractContextManager[None]:
+        """Hold one of the slots for requests in flight.
 
         Raises:
             ServerUnavailableError: still starting.
-            QueueFullError: all are taken.
+            QueueFullError: all slots are in use.
         """
         _ = self.pipeline
-        return self.places.place()
+        return self.concurrency.slot()
 
     @property
     def bases(self) -> Bases:
-        """What spooled embeddings may be in."""
+        """The bases that spooled embeddings may use."""
         return bases_of(None if self.started is None else self.started.edge.basis)
 
     @property

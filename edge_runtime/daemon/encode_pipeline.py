@@ -1,7 +1,6 @@
-"""Requests through preprocessing and the engine, one thread each, so that they overlap.
+"""Preprocessing and encoding of requests, one thread each, so that they overlap.
 
-While the engine encodes one request, the next is fetched, resized and tokenized, and those before it are on their
-way to the server.
+While the encoder runs one request, the next is fetched, resized and tokenized, and earlier ones are being uploaded.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import numpy as np
 
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
-from qwen3vl_edge.edge_runtime.daemon.cameras import Cameras
-from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess
+from qwen3vl_edge.edge_runtime.daemon.camera_registry import CameraRegistry
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt, Prepared
+from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
 
 IDLE_POLL_SECONDS = 0.05
 
@@ -31,19 +30,19 @@ class EncodePipeline:
     """Owns an opened edge; `close` frees it.
 
     Attributes:
-        engine_memory: bytes by place: "host", by which this process grew when the edge was opened and tested, and
-            "device", where the engine tells.
+        engine_memory: bytes by place: "host", the growth of this process while the edge was opened and tested, and
+            "device", as the backend reports it, 0 where it does not.
     """
 
-    def __init__(self, edge: Edge, access: MediaAccess, cameras: Sequence[CameraConfig] = ()) -> None:
+    def __init__(self, edge: Edge, access: AccessPolicy, cameras: Sequence[CameraConfig] = ()) -> None:
         self.edge = edge
         self._access = access
         self.engine_memory = {"host": 0, "device": 0}
         self._encoding = 0  # touched in the event loop alone
-        # Tokenizers and processors are not made for several threads; neither are most engines.
+        # Tokenizers, processors and most backends are not thread-safe.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self.cameras = Cameras(cameras, edge, self._encode.submit)
+        self.cameras = CameraRegistry(cameras, edge, self._encode.submit)
 
     async def encode(self, chat: list[ChatMessage], sampling: Sampling) -> EncodedPrompt:
         """Fetch, preprocess and encode a conversation.
@@ -60,10 +59,10 @@ class EncodePipeline:
             self._encoding -= 1
 
     def self_test(self) -> None:
-        """One pass through everything on a drawn picture, so that a broken engine is found before it is needed.
+        """Preprocess and encode a generated picture, so that a broken encoder is detected before the first request.
 
         Raises:
-            ContractError: whatever is wrong.
+            ContractError: the encoder cannot be used; says why.
         """
         from PIL import Image
 
@@ -79,7 +78,7 @@ class EncodePipeline:
         self.edge.embed(self.edge.prepare([message]))
 
     async def close_when_idle(self) -> None:
-        """Free the engine once nothing is encoded here any more; for a pipeline that no new request reaches."""
+        """Close once no request is being encoded; for a pipeline that gets no new requests."""
         while self._encoding:
             await asyncio.sleep(IDLE_POLL_SECONDS)
         await asyncio.to_thread(self.close)
@@ -100,8 +99,8 @@ class EncodePipeline:
 
 
 def _return_free_memory() -> None:
-    """What the old engine freed goes back to the system; glibc would keep it in its arenas (malloc_trim(3))."""
+    """Return freed memory to the system; glibc would keep it in its arenas (malloc_trim(3))."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""The daemon's log on stderr: plain lines, or one JSON object a line. No prompt, picture or answer unless asked."""
+"""The daemon's log on stderr: plain lines, or one JSON object a line. Prompts and answers only with `log_prompts`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("edge")
 
 
 class JsonLines(logging.Formatter):
-    """`{"time", "level", "logger", "message", …}`; what a record carries as `fields` stands beside them."""
+    """`{"time", "level", "logger", "message", …}`; a record's `fields` are added to them."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -33,7 +33,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr(log_format: str) -> None:
-    """Set the root logger up, unless the program around has done so."""
+    """Configure the root logger, unless it is configured already."""
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
         plain = logging.Formatter("%(levelname)s %(name)s: %(message)s")
@@ -43,7 +43,7 @@ def log_to_stderr(log_format: str) -> None:
 
 
 def log_request(encoded: EncodedPrompt, progress: Progress, chat: ChatRequest, prompts: bool) -> None:
-    """One line for a request: what it cost. `prompts` adds what was asked and answered, never a picture."""
+    """One line with the cost of a request; `prompts` adds prompt and answer, never a picture."""
     timings = encoded.timings
     fields: dict[str, Any] = {
         "request_id": encoded.request.request_id,

@@ -1,4 +1,4 @@
-"""Start, serve, stop. torch and the web framework are imported when `serve` runs."""
+"""Starts, serves and stops the daemon. torch and the web framework are imported when `serve` runs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ logger = logging.getLogger("edge")
 
 
 def serve(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
-    """Open the bundle and answer until SIGTERM or Ctrl-C; returns after a clean stop.
+    """Serve a bundle until SIGTERM or Ctrl-C; returns after a clean stop.
 
-    The address answers at once, `/readyz` with 503 until the bundle is open and has encoded a picture.
+    The port is open at once; `/readyz` answers 503 until the bundle is open and has passed its self-test.
 
     Args:
         reread: the settings as they are at the time of a reload (SIGHUP).
@@ -41,7 +41,7 @@ def serve(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
         InputError: an address that cannot be listened on, or options that cannot be used.
         BundleError: the bundle is missing or altered.
     """
-    open_bundle(config.bundle, verify=False)  # a wrong folder is told before torch is imported
+    open_bundle(config.bundle, verify=False)  # a wrong folder is an error before torch is imported
     listeners = [listen(config.host, config.port)]
     try:
         if config.unix_socket is not None:
@@ -55,16 +55,16 @@ def serve(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
 
 
 def _listen_on_path(path: Path) -> socket.socket:
-    """A Unix socket that only this user can open; one that a killed daemon left is replaced.
+    """A Unix socket that only this user can open; a stale one of a killed daemon is replaced.
 
     Raises:
-        InputError: another process listens there, the path is something else, or it cannot be made.
+        InputError: another process listens there, the path is no socket, or it cannot be created.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists():
             if not stat.S_ISSOCK(path.stat().st_mode):
-                raise InputError(f"{path} is there and no socket", field="unix_socket")
+                raise InputError(f"{path} exists and is not a socket", field="unix_socket")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 if probe.connect_ex(str(path)) == 0:
                     raise InputError(f"another process listens on {path}", field="unix_socket")
@@ -124,12 +124,12 @@ def _upstream(config: DaemonConfig, link: BandwidthEstimate | None = None) -> Up
     if config.server_kind == "openai":
         return OpenAIServer(config.server, config.server_model, access)
     if config.wire_zstd:
-        require_zstd()  # told now, not at the first request
+        require_zstd()  # missing, it is an error now and not at the first request
     return Qwen3VLServer(config.server, config.send_by_hash, access, config.wire_zstd, link)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
-    """Open the bundle, prove that it encodes, and say so."""
+    """Open the bundle in the background, test that it encodes, and report readiness."""
     config = daemon.config
     try:
         from qwen3vl_edge.edge_runtime.daemon.open_pipeline import open_pipeline

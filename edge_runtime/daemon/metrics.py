@@ -28,7 +28,7 @@ class Metrics:
         pipeline: called at each scrape; None while the daemon starts.
     """
 
-    def __init__(self, pipeline: Callable[[], EncodePipeline | None], places: ConcurrencyLimit) -> None:
+    def __init__(self, pipeline: Callable[[], EncodePipeline | None], concurrency: ConcurrencyLimit) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
         self.media = Counter(
@@ -51,14 +51,14 @@ class Metrics:
         self.by_hash = Counter(f"{PREFIX}_media_by_hash", "Media named by hash and not sent", registry=registry)
         self.saved = Counter(f"{PREFIX}_saved_bytes", "Bytes of the embeddings not sent again", registry=registry)
         for name, what, read in (
-            ("cache_hits", "Embeddings found in the cache since start", lambda found: _cache(found, "hits")),
-            ("cache_misses", "Embeddings not found in the cache since start", lambda found: _cache(found, "misses")),
-            ("cache_bytes", "Bytes of embeddings on disk", lambda found: _cache(found, "bytes")),
+            ("cache_hits", "Embeddings found in the cache since start", lambda opened: _cache(opened, "hits")),
+            ("cache_misses", "Embeddings not found in the cache since start", lambda opened: _cache(opened, "misses")),
+            ("cache_bytes", "Bytes of embeddings on disk", lambda opened: _cache(opened, "bytes")),
         ):
             gauge = Gauge(f"{PREFIX}_{name}", what, registry=registry)
             gauge.set_function(_reader(pipeline, read))
         for name, what, now in (
-            ("under_way", "Requests under way", lambda: places.taken),
+            ("under_way", "Requests under way", lambda: concurrency.in_flight),
             ("resident_bytes", "Resident memory of the daemon", resident_bytes),
         ):
             Gauge(f"{PREFIX}_{name}", what, registry=registry).set_function(now)
@@ -66,10 +66,10 @@ class Metrics:
         for place in ("host", "device"):
             memory.labels(place).set_function(_reader(pipeline, partial(_engine_memory, place)))
         self.reloads = Counter(f"{PREFIX}_reloads", "Reloads by result", ["result"], registry=registry)
-        registry.register(_Board())
+        registry.register(_SensorCollector())
 
     def watch_spool(self, counts: Callable[[], Counts]) -> None:
-        """Also show the spool, as it is at each scrape."""
+        """Add gauges of the spool, read at each scrape."""
         jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self.registry)
         for status in STATUSES:
             jobs.labels(status).set_function(partial(_jobs, counts, status))
@@ -77,7 +77,7 @@ class Metrics:
         size.set_function(lambda: float(counts().bytes))
 
     def encoded(self, prompt: EncodedPrompt) -> None:
-        """Count what a request cost on the device."""
+        """Add the cost of a request on this device."""
         if prompt.request.media:
             self.seconds.labels("preprocess").observe(prompt.timings.preprocess)
         for item, seconds in zip(prompt.request.media, prompt.timings.encode, strict=True):
@@ -95,8 +95,8 @@ def _jobs(counts: Callable[[], Counts], status: str) -> float:
     return float(counts().jobs.get(status, 0))
 
 
-class _Board(Collector):
-    """Temperatures and power, read at each scrape; a board without sensors shows none."""
+class _SensorCollector(Collector):
+    """Temperatures and power, read at each scrape; empty where the device has no sensors."""
 
     def collect(self) -> Iterator[Metric]:
         for name, what, readings in (
@@ -113,8 +113,8 @@ def _reader(
     pipeline: Callable[[], EncodePipeline | None], read: Callable[[EncodePipeline], float]
 ) -> Callable[[], float]:
     def now() -> float:
-        found = pipeline()
-        return 0.0 if found is None else read(found)
+        opened = pipeline()
+        return 0.0 if opened is None else read(opened)
 
     return now
 

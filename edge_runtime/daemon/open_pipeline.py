@@ -1,14 +1,14 @@
-"""A bundle opened as the settings say, and proven to encode: at start, and again at each reload."""
+"""Opens a bundle as the settings say and tests that it encodes: at the start and at each reload."""
 
 from __future__ import annotations
 
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
-from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess
 from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
 
 # What a reload applies; all else needs a restart.
 RELOADED = (
@@ -31,10 +31,12 @@ RELOADED = (
 
 
 def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
-    """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
+    """Open the bundle, load the encoder, and run its self-test.
+
+    The cameras are not started: their devices may be in use by the pipeline that this one replaces.
 
     Args:
-        link: what is known of the way to the server.
+        link: bandwidth to the server, measured so far.
 
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
@@ -50,9 +52,13 @@ def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -
         wire_dtype=config.wire_dtype,
         wire_target_s=config.wire_target_s,
     )
-    access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
+    access = AccessPolicy(
+        folders=config.media_folders,
+        private_addresses=config.allow_private_urls,
+        max_bytes=config.max_media_mib * 2**20,
+    )
     before = resident_bytes()
-    # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
+    # Graphs are loaded lazily: a symbolic link that moves before the reload must not lead into another bundle.
     edge = open_edge(config.bundle.resolve(), options, link or BandwidthEstimate())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` as OpenAI's clients send it, into messages in Qwen's format."""
+"""Converts the body of `POST /v1/chat/completions`, in OpenAI's format, to messages in Qwen's format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
-from qwen3vl_edge.edge_runtime.daemon.cameras import SCHEME, Cameras
-from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_clip, fetch_image
+from qwen3vl_edge.edge_runtime.daemon.camera_registry import SCHEME, CameraRegistry
 from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import clip_file
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_image
 
 
 class Part(BaseModel):
@@ -33,7 +35,7 @@ class ChatMessage(BaseModel):
 
 
 class ChatRequest(ChatOptions):
-    """The fields that are understood."""
+    """A chat request: OpenAI's options and messages."""
 
     messages: list[ChatMessage] = Field(min_length=1)
 
@@ -47,8 +49,10 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     return parse_chat_as(ChatRequest, body)
 
 
-def fetch_messages(chat: list[ChatMessage], access: MediaAccess, scratch: Path, cameras: Cameras) -> list[Message]:
-    """Messages in Qwen's format: pictures decoded, clips in files of `scratch` or where they lie. Blocks.
+def fetch_messages(
+    chat: list[ChatMessage], access: AccessPolicy, scratch: Path, cameras: CameraRegistry
+) -> list[Message]:
+    """Messages in Qwen's format: pictures decoded, clips as paths, downloaded into `scratch` if needed. Blocks.
 
     Raises:
         InputError, LimitError: a part without its content, or media that may not or cannot be read.
@@ -67,7 +71,7 @@ def fetch_messages(chat: list[ChatMessage], access: MediaAccess, scratch: Path, 
     return messages
 
 
-def _part(part: Part, where: str, access: MediaAccess, scratch: Path, cameras: Cameras) -> dict[str, Any]:
+def _part(part: Part, where: str, access: AccessPolicy, scratch: Path, cameras: CameraRegistry) -> dict[str, Any]:
     value = getattr(part, part.type)
     if value is None:
         raise InputError(f"part of type {part.type} has no {part.type}", field=where)
@@ -77,5 +81,5 @@ def _part(part: Part, where: str, access: MediaAccess, scratch: Path, cameras: C
     if url.startswith(SCHEME):
         return cameras.part(url, part.type.removesuffix("_url"))
     if part.type == "image_url":
-        return {"type": "image", "image": fetch_image(url, access)}
-    return {"type": "video", "video": fetch_clip(url, access, scratch)}
+        return {"type": "image", "image": open_image(url, access, "image_url")}
+    return {"type": "video", "video": clip_file(url, access, scratch)}

@@ -1,4 +1,4 @@
-"""The last requests and what each cost, in memory alone: no prompt, no picture, no answer."""
+"""The last requests and their cost, in memory only: no prompt, no picture, no answer."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from qwen3vl_edge.contract.http.disconnect import CLIENT_CLOSED_REQUEST
 from qwen3vl_edge.edge_runtime.daemon.chat import Progress, evidence, usage
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
-KEPT = 100
+CAPACITY = 100
 
 
 @dataclass
 class Entry:
-    """A request under way; what is known of it is filled in as it becomes known.
+    """A request in flight; its fields are filled in as they become known.
 
     Attributes:
-        encoded: None until the device is done with it.
-        progress: of its answer, None until it was sent to the server, and for requests that are only encoded.
+        encoded: None until it is encoded.
+        progress: of its answer; None before the upload, and for requests that are only encoded.
     """
 
     encoded: EncodedPrompt | None = None
     progress: Progress | None = None
 
 
-class RecentRequests:
-    """A ring of the last requests; the oldest goes when a new one ends."""
+class RequestHistory:
+    """A ring buffer of ended requests; a new one evicts the oldest."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._rows: deque[dict[str, Any]] = deque(maxlen=kept)
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._rows: deque[dict[str, Any]] = deque(maxlen=capacity)
         self._lock = threading.Lock()
 
     @contextmanager
     def entry(self, endpoint: str) -> Iterator[Entry]:
-        """A request while the block runs; it is kept when the block ends, however it ends."""
+        """A request for as long as the block runs; its row is added when the block ends, with or without an error."""
         entry, began, started = Entry(), time.time(), time.perf_counter()
         failure: BaseException | None = None
         try:
@@ -55,7 +55,7 @@ class RecentRequests:
                 self._rows.append({"time": round(began, 3), "endpoint": endpoint, **row})
 
     def newest_first(self) -> list[dict[str, Any]]:
-        """Rows as the route returns them."""
+        """Rows as `GET /v1/requests/recent` returns them."""
         with self._lock:
             return list(reversed(self._rows))
 
@@ -66,12 +66,12 @@ def _row(entry: Entry, failure: BaseException | None) -> dict[str, Any]:
     row: dict[str, Any] = {"id": None, "status": status, "error": code, "media": [], "usage": None, "seconds": {}}
     if encoded is None:
         return row | {"sent_bytes": 0}
-    known = progress or Progress()
-    return row | {"id": encoded.request.request_id, "usage": usage(encoded, known), **evidence(encoded, known)}
+    progress = progress or Progress()
+    return row | {"id": encoded.request.request_id, "usage": usage(encoded, progress), **evidence(encoded, progress)}
 
 
 def _outcome(progress: Progress | None, failure: BaseException | None) -> tuple[int, str | None]:
-    """Status as a client would have seen it, and the error's code."""
+    """HTTP status as the client would have received it, and the error's code."""
     if failure is None and progress is not None:
         failure = progress.failure
     if isinstance(failure, ContractError):

@@ -1,7 +1,7 @@
-"""What the board says of itself: temperatures and power from Linux's sysfs, this process's memory from procfs.
+"""Temperatures and power from Linux's sysfs, memory of this process from procfs.
 
 Sources: Documentation/ABI/testing/sysfs-class-thermal (millidegrees Celsius), Documentation/hwmon/sysfs-interface
-(power in microwatts; millivolts and milliamperes for the INA3221 of Jetson boards, which has no power of its own).
+(power in microwatts; millivolts and milliamperes for the INA3221 of Jetson boards, which reports no power).
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ SYSFS = Path("/sys")
 
 @dataclass(frozen=True)
 class SensorReading:
-    """One sensor: its name on the board, and degrees Celsius or watts."""
+    """The value of one sensor, in degrees Celsius or watts, and its name."""
 
     sensor: str
     value: float
 
 
 def temperatures(sysfs: Path = SYSFS) -> list[SensorReading]:
-    """Thermal zones in degrees Celsius; empty where the board has none."""
-    found = []
+    """Thermal zones in degrees Celsius; empty where there is none."""
+    readings = []
     for zone in sorted((sysfs / "class" / "thermal").glob("thermal_zone*")):
         value = _number(zone / "temp")
         if value is not None:
-            found.append(SensorReading(_text(zone / "type") or zone.name, value / 1e3))
-    return found
+            readings.append(SensorReading(_text(zone / "type") or zone.name, value / 1e3))
+    return readings
 
 
 def powers(sysfs: Path = SYSFS) -> list[SensorReading]:
-    """Power rails in watts; empty where the board has none."""
-    found = []
+    """Power rails in watts; empty where there is none."""
+    readings = []
     for monitor in sorted((sysfs / "class" / "hwmon").glob("hwmon*")):
         name = _text(monitor / "name") or monitor.name
         for file in sorted(monitor.glob("power*_input")):
             value = _number(file)
             if value is not None:
-                found.append(SensorReading(f"{name} {_text(_beside(file, 'label')) or file.name[:-6]}", value / 1e6))
+                readings.append(SensorReading(f"{name} {_text(_beside(file, 'label')) or file.name[:-6]}", value / 1e6))
         for file in sorted(monitor.glob("curr*_input")):
             volts = file.with_name(file.name.replace("curr", "in"))
             millivolts, milliamperes = _number(volts), _number(file)
             label = _text(_beside(volts, "label"))
             if millivolts is not None and milliamperes is not None and label:
-                found.append(SensorReading(f"{name} {label}", millivolts * milliamperes / 1e6))
-    return found
+                readings.append(SensorReading(f"{name} {label}", millivolts * milliamperes / 1e6))
+    return readings
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, 0 where procfs does not tell."""
+    """Resident memory of this process, 0 without procfs."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -70,7 +70,7 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> float | None:
-    # A sensor of a sleeping device answers with an error; it is left out, not shown as 0.
+    # Reading a sensor of a suspended device fails: it is left out, not reported as 0.
     try:
         return float(_text(file))
     except ValueError:

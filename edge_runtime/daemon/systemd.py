@@ -1,4 +1,4 @@
-"""systemd's notify protocol (sd_notify(3)): ready, still alive, stopping. Silent where there is no systemd."""
+"""systemd's notify protocol (sd_notify(3)): readiness, watchdog, stop. Does nothing without systemd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Send a state such as "READY=1" to the service manager, if one is listening."""
+    """Send a state such as "READY=1" to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -16,15 +16,15 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)  # a manager that does not read must not hold up the device
+            sender.setblocking(False)  # a manager that does not read must not block the daemon
             sender.sendto(state.encode(), address)
     except OSError:
-        pass  # the manager is gone; there is nobody to tell
+        pass  # the manager is gone
 
 
 async def feed_watchdog() -> None:
-    """Tell systemd that the event loop turns, twice in each interval that the unit asks for."""
-    asked = os.environ.get("WATCHDOG_USEC", "")
-    while asked.isdigit() and int(asked) > 0:
+    """Report to systemd's watchdog that the event loop runs, twice in each interval that the unit sets."""
+    interval = os.environ.get("WATCHDOG_USEC", "")
+    while interval.isdigit() and int(interval) > 0:
         notify("WATCHDOG=1")
-        await asyncio.sleep(int(asked) / 2e6)
+        await asyncio.sleep(int(interval) / 2e6)

@@ -9,25 +9,25 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.images import open_image
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_part
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BucketPolicy:
-    """Which grids the engine serves, and how much distortion is accepted before the dynamic graph.
+    """Which grids the encoder serves, and from which distortion on the dynamic graph is used.
 
     With `buckets` None nothing is bucketed: every picture keeps its native grid (the unsplit model). With `split`
-    a clip may be made up of several runs, which `edge_runtime/encoder/batching.py` does.
+    a clip may take several runs of the encoder (`edge_runtime/encoder/batching.py`).
     """
 
     geometry: PatchGeometry
@@ -52,27 +52,27 @@ class BucketPolicy:
 
 @dataclass(frozen=True)
 class FetchedMedia:
-    """What the HF processor takes, and the bucket of each item in the order of the conversation.
+    """One picture or clip at the size of its bucket, as the HF processor takes it.
 
     Attributes:
-        images: RGB PIL images at their bucket's size.
-        videos: float32 tensors [frames, 3, H, W], 0 to 255.
-        video_metadata: fps and frame indices of each clip, from which the timestamps are written.
-        kinds: "image" or "video" per item, in prompt order.
-        choices: the bucket per item, in prompt order.
-        windows: a camera's window per item, in prompt order; None for what has pixels.
+        kind: "image" or "video".
+        choice: its bucket.
+        pixels: RGB PIL image, or float32 tensor [frames, 3, H, W] of 0 to 255; a placeholder where there is a window.
+        metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
+        window: of a camera, in place of a clip's pixels.
     """
 
-    images: list[Any]
-    videos: list[Any]
-    video_metadata: list[dict[str, Any]]
-    kinds: list[str]
-    choices: list[BucketChoice]
-    windows: list[Snapshot | None]
+    kind: str
+    choice: BucketChoice
+    pixels: Any
+    metadata: dict[str, Any] = field(default_factory=dict)
+    window: Snapshot | None = None
 
 
-def fetch_media(messages: Sequence[Message], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]) -> FetchedMedia:
-    """Fetch every image and clip of a conversation.
+def fetch_media(
+    messages: Sequence[Message], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]
+) -> list[FetchedMedia]:
+    """Fetch every image and clip of a conversation, in the order of the prompt.
 
     Args:
         messages: Qwen's format: `{"role", "content": [{"type": "image", "image": …}, …]}`.
@@ -80,40 +80,28 @@ def fetch_media(messages: Sequence[Message], policy: BucketPolicy, defaults: dic
         defaults: per kind, keys such as `min_pixels` for elements that do not set them.
 
     Raises:
-        InputError: a picture or clip that cannot be read.
+        InputError, LimitError: a picture or clip that cannot be read.
         BucketError: no bucket serves one.
     """
     from qwen_vl_utils.vision_process import extract_vision_info
 
-    fetched = FetchedMedia([], [], [], [], [], [])
-    for element in extract_vision_info(list(messages)):
-        kind = "video" if "video" in element else "image"
-        element = {**defaults.get(kind, {}), **element}
-        window = element["video"] if kind == "video" and isinstance(element["video"], Snapshot) else None
-        if kind == "image":
-            image, choice = _image(element, policy)
-            fetched.images.append(image)
-        elif window is not None:
-            choice = window.choice
-            fetched.videos.append(window.placeholder(policy.geometry))
-            fetched.video_metadata.append(window.metadata())
-        else:
-            video, metadata, choice = _video(element, policy)
-            fetched.videos.append(video)
-            fetched.video_metadata.append(metadata)
-        fetched.kinds.append(kind)
-        fetched.choices.append(choice)
-        fetched.windows.append(window)
-    return fetched
+    return [_fetch(element, policy, defaults) for element in extract_vision_info(list(messages))]
 
 
-def _image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Any, BucketChoice]:
+def _fetch(element: dict[str, Any], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]) -> FetchedMedia:
+    if "video" not in element:
+        return _image({**defaults.get("image", {}), **element}, policy)
+    if isinstance(element["video"], Snapshot):
+        window = element["video"]
+        placeholder = window.placeholder(policy.geometry)
+        return FetchedMedia("video", window.choice, placeholder, window.metadata(), window)
+    return _video({**defaults.get("video", {}), **element}, policy)
+
+
+def _image(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
     from qwen_vl_utils.vision_process import fetch_image
 
-    source = element.get("image", element.get("image_url"))
-    if isinstance(source, dict):  # OpenAI's form: {"image_url": {"url": …}}
-        source = source.get("url")
-    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": open_image(source)}
+    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": open_part(element)}
     patch = policy.geometry.patch_size
     try:
         image = fetch_image(element, image_patch_size=patch)
@@ -126,29 +114,17 @@ def _image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Any, BucketCh
         raise
     except (AssertionError, OSError, ValueError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
-    return image, choice
+    return FetchedMedia("image", choice, image)
 
 
-def _video(element: dict[str, Any], policy: BucketPolicy) -> tuple[Any, dict[str, Any], BucketChoice]:
-    element = {**element, "video": _video_source(element["video"])}
+def _video(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
+    element = {**element, "video": open_clip(element["video"])}
     video, metadata = _fetch_video(element, policy.geometry.patch_size)
     choice = policy.choose(_video_grid(video, policy.geometry))
     if not choice.exact:
         video, metadata = _fetch_video(_resized(element, choice.grid, policy.geometry), policy.geometry.patch_size)
         _check_size(choice.grid, _video_grid(video, policy.geometry))
-    return video, metadata, choice
-
-
-def _video_source(source: Any) -> Any:
-    if isinstance(source, (list, tuple)):
-        if not source:
-            raise InputError("clip has no frames", field="video")
-        return [open_image(frame) for frame in source]
-    text = str(source)
-    path = text.removeprefix("file://")
-    if not text.startswith(("http://", "https://")) and not Path(path).is_file():
-        raise InputError(f"no such clip: {text[:120]}", field="video")
-    return path
+    return FetchedMedia("video", choice, video, metadata)
 
 
 def _fetch_video(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
@@ -156,7 +132,7 @@ def _fetch_video(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[st
 
     label = element["video"] if isinstance(element["video"], str) else f"of {len(element['video'])} frames"
     try:
-        # It announces its reader on stderr at the first call, which is noise in a command's output.
+        # At its first call it prints the name of its reader to stderr.
         with contextlib.redirect_stderr(io.StringIO()):
             video, metadata = fetch_video(element, image_patch_size=patch_size, return_video_metadata=True)
     except Exception as error:  # each reader raises its own kinds
@@ -179,12 +155,12 @@ def _resized(element: dict[str, Any], grid: Grid, geometry: PatchGeometry) -> di
     return {**element, "resized_height": height, "resized_width": width}
 
 
-def _check_size(wanted: Grid, got: Grid) -> None:
-    if wanted != got:
+def _check_size(expected: Grid, actual: Grid) -> None:
+    if expected != actual:
         raise InputError(
             "qwen-vl-utils did not resize to the bucket",
             field="buckets",
-            expected=str(wanted),
-            got=str(got),
+            expected=str(expected),
+            got=str(actual),
             remedy="Use buckets of at least 4 visual tokens.",
         )

@@ -26,7 +26,7 @@ def read_conversations(path: Path, option: str) -> list[Conversation]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{path} cannot be read ({reason})", field=option) from None
-    found = []
+    conversations = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -36,10 +36,10 @@ def read_conversations(path: Path, option: str) -> list[Conversation]:
             rooted = [_rooted(message, path.parent) for message in messages]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}:{number} is not an object with messages", field=option) from None
-        found.append((str(document.get("id", number)), rooted))
-    if not found:
+        conversations.append((str(document.get("id", number)), rooted))
+    if not conversations:
         raise InputError(f"{path} holds no conversation", field=option)
-    return found
+    return conversations
 
 
 def _rooted(message: Message, folder: Path) -> Message:

@@ -42,19 +42,19 @@ class PreparedMedia:
 
     @property
     def values(self) -> NDArray[Any]:
-        """What reaches the engine."""
+        """The encoder's input."""
         return self.pixel_values if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation as the model takes it.
+    """A conversation as token ids and patches.
 
     Attributes:
         input_ids: int64 [L] with visual placeholders expanded.
         media: in the order of the conversation.
-        inputs: the HF processor's whole output (torch), for the unsplit model; empty from the lean path, and of no use
-            to it where a camera's window is a part of the prompt.
+        inputs: the HF processor's whole output (torch), for the unsplit model; empty from the lean path, and not usable
+            where a camera's window is a part of the prompt.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Processor:
-    """The HF processor and the per-kind defaults that its checkpoint asks for."""
+    """The HF processor, and the checkpoint's own defaults per kind of media."""
 
     hf: Any
     vision_defaults: dict[str, dict[str, Any]]
@@ -79,7 +79,7 @@ def load_processor(folder: Path) -> Processor:
         InputError: its packages are not installed.
     """
     try:
-        import qwen_vl_utils  # noqa: F401 - needed later, asked for now
+        import qwen_vl_utils  # noqa: F401 - needed later; a missing package is reported now
         import torch  # noqa: F401 - transformers imports without it and then has no processors
         from transformers import AutoProcessor
         from transformers.utils import logging
@@ -117,12 +117,13 @@ def prepare_prompt(messages: Sequence[Message], processor: Processor, policy: Bu
     return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
 
 
-def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
+def _process(hf: Any, text: str, media: Sequence[FetchedMedia]) -> Any:
     arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
-    if fetched.images:
-        arguments["images"] = fetched.images
-    if fetched.videos:
-        arguments |= {"videos": fetched.videos, "video_metadata": fetched.video_metadata, "do_sample_frames": False}
+    if images := [item.pixels for item in media if item.kind == "image"]:
+        arguments["images"] = images
+    if clips := [item for item in media if item.kind == "video"]:
+        arguments["videos"] = [clip.pixels for clip in clips]
+        arguments |= {"video_metadata": [clip.metadata for clip in clips], "do_sample_frames": False}
     try:
         # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
         return hf(**arguments, do_resize=False)
@@ -130,45 +131,48 @@ def _process(hf: Any, text: str, fetched: FetchedMedia) -> Any:
         raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
 
 
-def _widen_windows(input_ids: NDArray[np.int64], fetched: FetchedMedia, hf: Any) -> NDArray[np.int64]:
-    """A window went through the processor with one visual token per temporal patch; here it gets all of them."""
-    if not any(fetched.windows):
+def _widen_windows(input_ids: NDArray[np.int64], media: Sequence[FetchedMedia], hf: Any) -> NDArray[np.int64]:
+    """A window passed the processor with one visual token per temporal patch; here it gets all of them."""
+    if all(item.window is None for item in media):
         return input_ids
     merge = hf.video_processor.merge_size
-    repeats = []
-    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
-        if kind == "video":
-            tokens = choice.grid.tokens(merge)
-            repeats += [1] * tokens if window is None else [tokens // choice.grid.t] * choice.grid.t
+    repeats: list[int] = []
+    for item in media:
+        if item.kind == "video":
+            grid = item.choice.grid
+            tokens = grid.tokens(merge)
+            repeats += [1] * tokens if item.window is None else [tokens // grid.t] * grid.t
     times = np.ones(len(input_ids), np.int64)
     times[input_ids == hf.video_token_id] = repeats
     return np.repeat(input_ids, times)
 
 
-def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
+def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
     """Cut the processor's concatenated patches into one array per item, back in prompt order."""
-    sources = {}
+    patches_by_kind = {}
     for kind, values, grids in (
         ("image", "pixel_values", "image_grid_thw"),
         ("video", "pixel_values_videos", "video_grid_thw"),
     ):
         if values in inputs:
             sizes = inputs[grids].prod(-1).tolist()
-            sources[kind] = iter(zip(inputs[values].split(sizes), inputs[grids].tolist(), strict=True))
+            patches_by_kind[kind] = iter(zip(inputs[values].split(sizes), inputs[grids].tolist(), strict=True))
     media = []
-    for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
-        patches, grid = next(sources[kind])
-        if window is not None:
-            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window=window))
+    for item in fetched:
+        patches, grid = next(patches_by_kind[item.kind])
+        if item.window is not None:
+            media.append(PreparedMedia(item.kind, item.choice, patches[:0].numpy(), window=item.window))
             continue
-        if grid != choice.grid.as_list():
-            raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
-        media.append(PreparedMedia(kind, choice, patches.numpy()))
+        if grid != item.choice.grid.as_list():
+            raise InputError(
+                "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
+            )
+        media.append(PreparedMedia(item.kind, item.choice, patches.numpy()))
     return media
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Check the shape of a conversation, so that a slip is named rather than ignored.
+    """Check the shape of a conversation.
 
     Raises:
         InputError: names the message and part at fault.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64
 
@@ -63,12 +64,12 @@ def open_data_uri(uri: str, where: str) -> Image:
 
     Raises:
         InputError: another kind of URL, or not a picture.
-        LimitError: too many bytes or pixels; told before they are decoded.
+        LimitError: too many bytes or pixels; raised before they are decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
-    header, separator, payload = uri.partition(";base64,")
-    if not separator or not header.startswith("data:image/"):
+    parsed = parse_data_uri(uri)
+    if parsed is None or parsed.kind != "image":
         raise InputError(
             "this server reads no files and fetches no URLs",
             field=where,
@@ -76,7 +77,7 @@ def open_data_uri(uri: str, where: str) -> Image:
             got=ascii(uri[:40]),
             remedy="Send the picture in the request.",
         )
-    data = decode_base64(payload, where, MAX_FILE_BYTES)
+    data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:

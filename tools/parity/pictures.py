@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.inputs.images import open_image
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -33,7 +33,7 @@ def job_routes(daemon: Daemon) -> APIRouter:
         """A chat request's body to a job; the same Idempotency-Key gives the same job."""
         spool = _spool(daemon)
         key = idempotency_key(request.headers)
-        with daemon.recent.entry("job") as entry, daemon.place():
+        with daemon.history.entry("job") as entry, daemon.slot():
             chat = await read_chat(request, daemon)
             digest = _digest(chat)
             if key is not None and (known := await spool.find(key, digest)) is not None:

@@ -1,4 +1,4 @@
-"""What the daemon says of its cameras: `/v1/cameras`, and the same as metrics."""
+"""The state of the daemon's cameras: `GET /v1/cameras`, and the same as metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def camera_routes(daemon: Daemon) -> APIRouter:
 
     @router.get("/v1/cameras")
     async def cameras() -> dict[str, Any]:
-        """Each camera: connected, frames seen and taken, age of the latest, patches encoded."""
+        """Each camera: connected, frames read and sampled, age of the latest, patches encoded."""
         return {"object": "list", "data": daemon.pipeline.cameras.states()}
 
     return router
@@ -49,8 +49,8 @@ class CameraCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         states = self._states()
-        for name, what in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"{PREFIX}_camera_{name}", what, labels=["camera"])
+        for name, help_text in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"{PREFIX}_camera_{name}", help_text, labels=["camera"])
             for state in states:
                 if state[name] is not None:
                     gauge.add_metric([state["id"]], float(state[name]))

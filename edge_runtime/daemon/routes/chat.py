@@ -41,8 +41,8 @@ def chat_routes(daemon: Daemon) -> APIRouter:
 
     @router.post("/v1/encode")
     async def encode(request: Request) -> Response:
-        """A chat request's body to what would go to the server: token ids and embeddings (safetensors)."""
-        with daemon.recent.entry("encode") as entry, daemon.place():
+        """The body that a chat request would send to the server: token ids and embeddings (safetensors)."""
+        with daemon.history.entry("encode") as entry, daemon.slot():
             chat = await read_chat(request, daemon)
             encoded = entry.encoded = await encode_chat(chat, daemon)
             return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
@@ -54,18 +54,17 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         A client's Idempotency-Key becomes the server's, so the request sent again gets the same answer.
         """
         key = idempotency_key(request.headers)
-        with ExitStack() as place:
-            entry = place.enter_context(daemon.recent.entry("chat"))
-            place.enter_context(daemon.place())
+        with ExitStack() as slot:
+            entry = slot.enter_context(daemon.history.entry("chat"))
+            slot.enter_context(daemon.slot())
             chat = await read_chat(request, daemon)
             daemon.upstream.check(chat)
             encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), key)
             progress = entry.progress = Progress()
-            kept = key is not None
-            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=kept)
+            pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=key is not None)
             if not chat.stream:
                 return await _whole(request, daemon, chat, encoded, pieces, progress)
-            return await _streamed(request, daemon, chat, encoded, pieces, progress, place)
+            return await _streamed(request, daemon, chat, encoded, pieces, progress, slot)
 
     return router
 
@@ -74,17 +73,24 @@ async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
     """The checked body.
 
     Raises:
-        ContractError: whatever is wrong with it; 404 for a model that is not served.
+        ContractError: the body cannot be used; 415 for another Content-Type, 404 for a model that is not served.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
-        raise HttpError(415, "unsupported_content_type", "the body is not JSON", field="Content-Type", got=kind[:80])
+        raise HttpError(
+            415,
+            "unsupported_content_type",
+            "unsupported Content-Type",
+            field="Content-Type",
+            expected="application/json",
+            got=kind[:80],
+        )
     chat = parse_chat(bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS)))
     if chat.model not in ("", "default", daemon.model):
         raise HttpError(
             404,
             "model_not_found",
-            "no such model here",
+            "no such model",
             field="model",
             expected=daemon.model,
             got=repr(chat.model)[:80],
@@ -93,7 +99,7 @@ async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
 
 
 async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
-    """Its conversation encoded, and counted.
+    """Encode a conversation, and add its cost to the metrics.
 
     Raises:
         ContractError: media that cannot be used.
@@ -105,7 +111,7 @@ async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
 
 
 def with_request_id(encoded: EncodedPrompt, request_id: str | None) -> EncodedPrompt:
-    """The same under another id, where one is given."""
+    """The prompt with `request_id`, unchanged for None."""
     return encoded if request_id is None else replace(encoded, request=replace(encoded.request, request_id=request_id))
 
 
@@ -117,7 +123,7 @@ async def _whole(
     pieces: AsyncGenerator[str, None],
     progress: Progress,
 ) -> Response:
-    """The whole answer; a client that leaves ends its generation."""
+    """The whole answer as one object; generation ends when the client disconnects."""
 
     async def collect() -> None:
         async with aclosing(pieces):
@@ -128,7 +134,7 @@ async def _whole(
         if await cancel_on_disconnect(request, collect()) is DISCONNECTED:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        _account(daemon, chat, progress, encoded)
+        _record(daemon, chat, progress, encoded)
     return JSONResponse(completion(encoded, progress))
 
 
@@ -139,24 +145,27 @@ async def _streamed(
     encoded: EncodedPrompt,
     pieces: AsyncGenerator[str, None],
     progress: Progress,
-    place: ExitStack,
+    slot: ExitStack,
 ) -> Response:
-    """The answer as events. The first piece is awaited: an error before the answer begins is a status, not an event."""
+    """The answer as server-sent events.
+
+    The first piece is awaited, so that an error before it becomes a status and not an event.
+    """
     first: str | Literal[Disconnected.DISCONNECTED] | None = DISCONNECTED
     try:
         first = await cancel_on_disconnect(request, anext(pieces, None))
     finally:
         if first is DISCONNECTED:
             await pieces.aclose()
-            _account(daemon, chat, progress, encoded)
+            _record(daemon, chat, progress, encoded)
     if first is DISCONNECTED:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    held = place.pop_all()  # the place is taken until the last event was sent
+    held = slot.pop_all()  # in flight until the last event was sent
 
     async def end() -> None:
         await pieces.aclose()
         held.close()
-        _account(daemon, chat, progress, encoded)
+        _record(daemon, chat, progress, encoded)
 
     return ClosingStream(_events(daemon, encoded, chat, first, pieces, progress), end)
 
@@ -184,7 +193,7 @@ async def _events(
         yield "data: [DONE]\n\n"
 
 
-def _account(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: EncodedPrompt) -> None:
+def _record(daemon: Daemon, chat: ChatRequest, progress: Progress, encoded: EncodedPrompt) -> None:
     metrics = daemon.metrics
     metrics.sent.inc(progress.sent_bytes)
     metrics.by_hash.inc(len(progress.by_hash))

@@ -1,4 +1,4 @@
-"""A page to look at and to ask from: static files of the package, and nothing from anywhere else."""
+"""The web page: static files of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from qwen3vl_edge.contract.http.errors import HttpError
 
-ROUTES = ("/",)  # its assets are counted as others
+ROUTES = ("/",)  # metrics count its assets as "other"
 FOLDER = Path(__file__).parents[1] / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # No inline script or style, no frame around it, and no address but this daemon's own.
@@ -23,7 +23,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
-    "Cache-Control": "no-cache",  # kept, but asked about each time: a new version shows at once
+    "Cache-Control": "no-cache",  # stored but revalidated: a new version shows at once
 }
 
 
@@ -50,7 +50,7 @@ def page_routes() -> APIRouter:
 def _answer(request: Request, name: str, content: bytes) -> Response:
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {**_HEADERS, "ETag": tag}
-    known = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
-    if tag in known:
+    etags = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
+    if tag in etags:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=f"{_KINDS[Path(name).suffix]}", headers=headers)

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: alive, ready, models, metrics."""
+"""Liveness, readiness, models, metrics and the history of requests."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def status_routes(daemon: Daemon) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """200 once this device can encode; what keeps the server from answering it stands in the body."""
+        """200 once this device can encode; the body also has the state of the server."""
         pipeline = daemon.pipeline
         server = await daemon.upstream.ready()
         return {
             "status": "ready",
             **_describe(pipeline),
-            "server": _of_server(daemon, server),
+            "server": _server_status(daemon, server),
             "last_reload": daemon.last_reload,
             **({} if daemon.upstream.evidence is None else {"server_evidence": daemon.upstream.evidence}),
         }
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The one model that answers."""
+        """The one model that is served."""
         card = {"id": daemon.model, "object": "model", "created": started, "owned_by": "qwen3vl-edge"}
         return {"object": "list", "data": [{**card, **_describe(daemon.pipeline)}]}
 
     @router.get("/v1/requests/recent")
     async def recent() -> dict[str, Any]:
-        """The last requests, newest first, and what each cost."""
-        return {"object": "list", "data": daemon.recent.newest_first()}
+        """The last requests, newest first, with the cost of each."""
+        return {"object": "list", "data": daemon.history.newest_first()}
 
     @router.get("/metrics")
     async def scrape() -> Response:
@@ -56,17 +56,17 @@ def status_routes(daemon: Daemon) -> APIRouter:
     return router
 
 
-def _of_server(daemon: Daemon, facts: dict[str, Any] | None) -> str:
-    """Whether the server would answer this device, as far as its own `/readyz` and its last answer tell."""
+def _server_status(daemon: Daemon, readiness: dict[str, Any] | None) -> str:
+    """Whether the server would serve this device, judged by its `/readyz` and its last answer."""
     edge = daemon.pipeline.edge
     model_hash = edge.bundle.manifest.model.model_hash
-    if facts is None:
+    if readiness is None:
         return "not reachable or not ready"
     if not daemon.upstream.let_in:
         return "ready, but does not let this device in: see server_api_key and the server's tokens_file"
-    if facts.get("model_hash", model_hash) != model_hash:
+    if readiness.get("model_hash", model_hash) != model_hash:
         return "ready, but serves another model than the bundle's"
-    if edge.basis is not None and edge.basis.sha256 not in facts.get("wire_bases", ()):
+    if edge.basis is not None and edge.basis.sha256 not in readiness.get("wire_bases", ()):
         return "ready, but does not hold the bundle's basis: see wire_dtype and the server's wire_basis"
     return "ready"
 

@@ -63,12 +63,12 @@ def _to_json(
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: _plain(value) for key, value in message.items() if value is not None}
-    if isinstance(kept.get("content"), list):
-        kept["content"] = [_part(part) for part in kept["content"]]
+    fields = {key: _plain(value) for key, value in message.items() if value is not None}
+    if isinstance(fields.get("content"), list):
+        fields["content"] = [_part(part) for part in fields["content"]]
     names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((kept[name] for name in names if kept.get(name) is not None), None)
-    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+    reasoning = next((fields[name] for name in names if fields.get(name) is not None), None)
+    return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
 
 
 def _part(part: Any) -> Any:

@@ -1,11 +1,15 @@
 """Conversations of text and pictures to token ids and patches, without torch and transformers.
 
-Clips, and checkpoints whose files ask for what is not done here, go to the reference (edge_runtime/inputs/prompt.py).
+Clips, and checkpoints whose files need more than this, go to the reference (edge_runtime/inputs/prompt.py). The lean
+path gives the encoder the very patches that the reference gives it, to the bit, so that answers, cache and parity
+evidence are the same on both. `lean-uint8` runs the uint8 graphs instead: they compute the patch embedding in half the
+products, and so round differently.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +21,20 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patch_values
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import VISION_DEFAULTS_NAME, PreparedMedia, Prompt, check_messages
 
+logger = logging.getLogger("edge")
+PREPROCESS = {
+    "auto": "lean where the bundle's files allow it, else reference",
+    "lean": "pictures and text without torch and transformers",
+    "lean-uint8": "the same, and pictures of a bucket as bytes into its uint8 graph",
+    "reference": "qwen-vl-utils and the HF processor",
+}
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
 TOKENIZERS = {"Qwen2Tokenizer", "Qwen2TokenizerFast"}
@@ -34,7 +46,7 @@ SPLIT = (
 
 @dataclass(frozen=True)
 class LeanProcessor:
-    """What a checkpoint's processor files say, as far as pictures and text need it.
+    """The part of a checkpoint's processor files that pictures and text need.
 
     Attributes:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -54,7 +66,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
     """The lean processor of a bundle.
 
     Raises:
-        BundleError: the bundle asks for what only the reference does; says what.
+        BundleError: the bundle needs what only the reference does; names it.
         ImportError: jinja2 or tokenizers is not installed.
     """
     from jinja2 import TemplateError
@@ -67,7 +79,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
         template = ChatTemplate(_template(folder))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except TemplateError as error:
-        raise _not_lean(folder, f"its chat template is not one ({error})") from None
+        raise _not_lean(folder, f"its chat template cannot be compiled ({error})") from None
     except Exception as error:  # tokenizers raises bare Exception
         if isinstance(error, BundleError):
             raise
@@ -81,6 +93,41 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
     return LeanProcessor(
         manifest.vision, manifest.preprocessing, template, tokenizer, defaults.get("image", {}), takes_pixels
     )
+
+
+def choose_lean(preprocess: str, bundle: Bundle, engine: EncoderBackend) -> LeanProcessor | None:
+    """The lean processor; None where the reference preprocesses everything.
+
+    Raises:
+        BundleError: `preprocess` requires lean, and the bundle's files do not allow it.
+        InputError: `preprocess` requires lean, and a package is not installed.
+    """
+    if preprocess == "reference":
+        return None
+    takes_pixels: Callable[[Grid], bool] = _no_grid
+    if preprocess == "lean-uint8":
+        if not isinstance(engine, PixelBackend):
+            raise InputError(
+                f"backend {engine.name} has no uint8 graphs",
+                field="--preprocess",
+                got=preprocess,
+                remedy="Take --preprocess lean, or --backend onnxruntime or openvino.",
+            )
+        takes_pixels = engine.takes_pixels
+    try:
+        return load_lean_processor(bundle, takes_pixels)
+    except BundleError as error:
+        if preprocess != "auto":
+            raise
+        logger.info("reference preprocessing: %s", error)
+    except ImportError as error:
+        if preprocess != "auto":
+            raise InputError(
+                f"lean preprocessing needs a package that is not installed ({error.name})",
+                field="--preprocess",
+                remedy="Install it with: pip install 'qwen3vl-edge[edge-lean]'",
+            ) from None
+    return None
 
 
 def serves(messages: Sequence[Message]) -> bool:
@@ -144,6 +191,10 @@ def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
     return pieces[0] + "".join(token + piece for token, piece in zip(filled, pieces[1:], strict=True))
 
 
+def _no_grid(grid: Grid) -> bool:
+    return False
+
+
 def _template(folder: Path) -> str:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -155,14 +206,14 @@ def _check_images(values: dict[str, Any], vision: VisionSpec) -> None:
     wrong = [name for name, value in expected.items() if values.get(name, value) != value]
     if values.get("image_processor_type") not in IMAGE_PROCESSORS:
         wrong.append("image_processor_type")
-    if vision.merge_size != 2:  # qwen-vl-utils knows no other
+    if vision.merge_size != 2:  # the only one of qwen-vl-utils
         wrong.append("merge_size")
     if wrong:
-        raise _not_lean(Path("preprocessor_config.json"), f"{', '.join(wrong)} is not as it is done here")
+        raise _not_lean(Path("preprocessor_config.json"), f"{', '.join(wrong)} not supported by lean preprocessing")
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Hold the files against what transformers would build from them."""
+    """Compare the files with what transformers would build from them."""
     config, tokenizer = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
     if config.get("tokenizer_class") not in TOKENIZERS or config.get("add_prefix_space"):
         raise _not_lean(folder, "its tokenizer is not Qwen2Tokenizer")
@@ -191,7 +242,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _not_lean(path: Path, reason: str) -> BundleError:
     return BundleError(
-        f"{path.name} is not one that lean preprocessing reads: {reason}",
+        f"lean preprocessing cannot use {path.name}: {reason}",
         field="--preprocess",
         remedy="Take --preprocess reference.",
     )

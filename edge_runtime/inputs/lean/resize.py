@@ -14,8 +14,8 @@ from PIL import Image
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.bundle.grid import PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
-from qwen3vl_edge.edge_runtime.inputs.images import open_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_part
 
 MAX_RATIO = 200
 MIN_TOKENS, MAX_TOKENS = 4, 16384
@@ -80,10 +80,7 @@ def bucket_image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.I
         InputError: a picture that cannot be read or has no usable size.
         BucketError: no bucket serves it.
     """
-    source = element.get("image", element.get("image_url"))
-    if isinstance(source, dict):  # OpenAI's form: {"image_url": {"url": …}}
-        source = source.get("url")
-    image = open_image(source)
+    image = open_part(element)
     try:
         image = to_rgb(image)
         height, width = _native_size(element, image, policy.geometry)

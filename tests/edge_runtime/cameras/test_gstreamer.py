@@ -12,8 +12,8 @@ import pytest
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
-from qwen3vl_edge.edge_runtime.cameras.frame import Frame
 from qwen3vl_edge.edge_runtime.cameras.gstreamer import gst_frames
+from qwen3vl_edge.edge_runtime.cameras.sampling import Frame
 from qwen3vl_edge.edge_runtime.cameras.source import frames
 
 pytestmark = pytest.mark.skipif(
@@ -70,7 +70,7 @@ def test_a_silent_pipeline_ends_at_once(silent: str) -> None:
 
 
 def test_silence_is_a_loss() -> None:
-    with pytest.raises(InputError, match="gave nothing"):
+    with pytest.raises(InputError, match="sent nothing"):
         read(f"{RED} ! {SMALL} ! identity sleep-time=100000000", silence=0.5)
 
 

@@ -206,7 +206,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [user(image("file:///etc/hostname"))]}, 400, "allowed folder"),
     ({"messages": [user(image("data:image/png;base64,!!"))]}, 400, "base64"),
     ({"messages": [user(image("data:image/png;base64,AAAA"))]}, 400, "picture"),
-    ({"messages": [user(image("data:text/html;base64,AAAA"))]}, 400, "kind"),
+    ({"messages": [user(image("data:text/html;base64,AAAA"))]}, 400, "is not a picture: expected data:image/"),
     ({"messages": [user(image("http://127.0.0.1:9/x.png"))]}, 400, "private"),
     ({"messages": [user(image("http://[::ffff:10.0.0.1]/x.png"))]}, 400, "private"),
     ({"messages": [user(image("http://169.254.169.254/latest"))]}, 400, "private"),
@@ -234,70 +234,6 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(daemon: DaemonProc
     answer = httpx.post(f"{daemon.url}/v1/chat/completions", json={"messages": [user(image(uri), "What?")]}, timeout=30)
     assert answer.status_code == 400
     assert "is too large: expected at most 100000000 pixels" in answer.json()["error"]["message"]
-
-
-def test_a_link_out_of_an_allowed_folder_leads_out_of_it(
-    tmp_path: Path, bundle: Path, server_url: str, samples: Path
-) -> None:
-    from qwen3vl_edge.contract.errors import InputError
-    from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_image
-
-    allowed = tmp_path / "allowed"
-    allowed.mkdir()
-    (allowed / "real.png").write_bytes((samples / "colour.png").read_bytes())
-    (allowed / "link.png").symlink_to(samples / "colour.png")
-    access = MediaAccess(folders=(allowed,))
-    assert fetch_image(str(allowed / "real.png"), access).size
-    for path in (allowed / "link.png", allowed / ".." / "allowed" / "link.png", allowed, allowed / "none.png"):
-        with pytest.raises(InputError, match="allowed folder"):
-            fetch_image(str(path), access)
-
-
-def test_urls_are_fetched_where_allowed_and_a_redirect_is_checked_again(tmp_path: Path, samples: Path) -> None:
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    from qwen3vl_edge.contract.errors import InputError, LimitError
-    from qwen3vl_edge.edge_runtime.daemon import media_access
-    from qwen3vl_edge.edge_runtime.daemon.media_access import MediaAccess, fetch_image
-
-    seen: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers["Host"])
-            if self.path == "/away":
-                self.send_response(302)
-                self.send_header("Location", "http://192.168.0.1/inside.png")
-                self.end_headers()
-                return
-            self.send_response(200 if self.path == "/ok.png" else 404)
-            self.end_headers()
-            if self.path == "/ok.png":
-                self.wfile.write((samples / "colour.png").read_bytes())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    base = f"http://localhost:{web.server_port}"
-    try:
-        free = MediaAccess(private_hosts=True)
-        assert fetch_image(f"{base}/ok.png", free).size == Image.open(samples / "colour.png").size
-        assert seen[-1] == f"localhost:{web.server_port}"  # the name is asked for, at the address that was checked
-        with pytest.raises(InputError, match="404"):
-            fetch_image(f"{base}/none.png", free)
-        with pytest.raises(LimitError, match="too large"):
-            fetch_image(f"{base}/ok.png", MediaAccess(private_hosts=True, max_bytes=100))
-        with pytest.raises(InputError, match="private"):
-            fetch_image(f"{base}/ok.png", MediaAccess())
-        public = media_access._public
-        with pytest.MonkeyPatch.context() as patch:  # localhost stands for a public host; where it sends us is not one
-            patch.setattr(media_access, "_public", lambda address: address in ("127.0.0.1", "::1") or public(address))
-            with pytest.raises(InputError, match="private"):
-                fetch_image(f"{base}/away", MediaAccess())
-    finally:
-        web.shutdown()
 
 
 def test_stop_strings_in_pieces() -> None:

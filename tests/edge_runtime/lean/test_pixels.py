@@ -16,12 +16,12 @@ from qwen3vl_edge.contract.bundle.manifest import Preprocessing
 from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.edge_runtime.inputs.images import decode_image
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import decode_image
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
 # Formats, and the modes that Pillow writes in them.

@@ -1,4 +1,4 @@
-"""The daemon's cameras by name, and what `camera:front?seconds=4` in a message stands for."""
+"""The daemon's cameras by name; resolves references such as `camera:front?seconds=4` to a clip or a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CameraNotFoundError(InputError):
     code = "camera_not_found"
 
 
-class Cameras:
+class CameraRegistry:
     """All cameras of one daemon; `close` stops their threads.
 
     Raises:
@@ -36,7 +36,7 @@ class Cameras:
             camera.start()
 
     def close(self) -> None:
-        """Stop all, then wait until every source is closed; what they hold can still be asked for."""
+        """Stop all, then wait until every source is closed; their last frames stay readable."""
         for camera in self._cameras.values():
             camera.stop()
         for camera in self._cameras.values():
@@ -46,7 +46,7 @@ class Cameras:
         return [camera.state() for camera in self._cameras.values()]
 
     def part(self, url: str, kind: str) -> dict[str, Any]:
-        """A message's part in Qwen's format: the window as a clip, or the latest frame.
+        """The reference as a message part in Qwen's format: the window as a clip, or the latest frame as an image.
 
         Raises:
             CameraNotFoundError, CameraNotReadyError, InputError: no such camera, no frames yet, a bad query.

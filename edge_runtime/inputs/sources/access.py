@@ -1,0 +1,84 @@
+"""Which pictures and clips may be read, and from where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwen3vl_edge.contract.errors import LimitError
+
+SCHEMES = frozenset({"data", "file", "http", "https"})
+_NOUNS = {"image": "picture", "video": "clip"}
+
+
+@dataclass(frozen=True)
+class AccessPolicy:
+    """What may be read. The defaults are for references that somebody else wrote: no file and no private address.
+
+    Attributes:
+        schemes: of SCHEMES; a plain path counts as "file".
+        folders: only files under these are read; None for every file that this process can read.
+        private_addresses: URLs may lead to addresses that are not public.
+        proxies: the environment's proxies are used. A proxy resolves names itself, so no address can be checked.
+        max_bytes: of one download or data URI, and of one file where `folders` restricts files.
+        max_redirects: of one download.
+        timeout_s: seconds to connect, and for each read from the connection.
+
+    Raises:
+        ValueError: addresses are to be checked, and proxies to be used.
+    """
+
+    schemes: frozenset[str] = SCHEMES
+    folders: tuple[Path, ...] | None = ()
+    private_addresses: bool = False
+    proxies: bool = False
+    max_bytes: int = 64 * 2**20
+    max_redirects: int = 5
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.proxies and not self.private_addresses:
+            raise ValueError("addresses cannot be checked behind a proxy")
+
+
+# For references that the user of this process wrote: the library and the command line.
+UNRESTRICTED = AccessPolicy(folders=None, private_addresses=True, proxies=True, max_redirects=20)
+
+
+@dataclass(frozen=True)
+class MediaSource:
+    """A picture or clip as a message names it.
+
+    Attributes:
+        reference: path, `file://` or `http(s)://` URL, or data URI.
+        field: of the message, for errors.
+    """
+
+    kind: Literal["image", "video"]
+    reference: str
+    field: str
+
+    @property
+    def noun(self) -> str:
+        return _NOUNS[self.kind]
+
+    @property
+    def label(self) -> str:
+        """The reference, cut to a length that an error message can show."""
+        return self.reference if len(self.reference) <= 120 else self.reference[:60] + "…"
+
+    @property
+    def scheme(self) -> str:
+        """One of SCHEMES; "file" for a path and for what has no scheme that is known."""
+        prefixes = {"data": "data:", "http": "http://", "https": "https://"}
+        return next((name for name, prefix in prefixes.items() if self.reference.startswith(prefix)), "file")
+
+
+def too_large(source: MediaSource, access: AccessPolicy) -> LimitError:
+    """The error for content above the limit."""
+    return LimitError(
+        f"{source.noun} {source.label} is too large",
+        field=source.field,
+        expected=f"at most {access.max_bytes} bytes",
+    )
