@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
@@ -25,25 +26,18 @@ class PreparedMedia:
     """One image or clip, ready for the encoder.
 
     Attributes:
-        pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
-        pixels: uint8 [H, W, 3] of an image that goes to a uint8 graph instead, else None.
+        input: what is encoded; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
     kind: str
     choice: BucketChoice
-    pixel_values: NDArray[np.float32]
-    pixels: NDArray[np.uint8] | None = None
+    input: EncoderInput
     window: Snapshot | None = None
 
     @property
     def grid(self) -> Grid:
         return self.choice.grid
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """What reaches the engine."""
-        return self.pixel_values if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
@@ -159,11 +153,11 @@ def _split(inputs: Any, fetched: FetchedMedia) -> list[PreparedMedia]:
     for kind, choice, window in zip(fetched.kinds, fetched.choices, fetched.windows, strict=True):
         patches, grid = next(sources[kind])
         if window is not None:
-            media.append(PreparedMedia(kind, choice, patches[:0].numpy(), window=window))
+            media.append(PreparedMedia(kind, choice, EncoderInput(choice.grid, patches[:0].numpy()), window))
             continue
         if grid != choice.grid.as_list():
             raise InputError("the processor made another grid", field="grid_thw", expected=str(choice.grid), got=grid)
-        media.append(PreparedMedia(kind, choice, patches.numpy()))
+        media.append(PreparedMedia(kind, choice, EncoderInput(choice.grid, patches.numpy())))
     return media
 
 

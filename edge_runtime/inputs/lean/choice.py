@@ -1,6 +1,6 @@
 """Which way a bundle's pictures are prepared.
 
-The lean path hands the engine the very patches that the reference does, to the bit, so that the answers, the cache and
+The lean path gives the encoder the very patches that the reference does, to the bit, so that the answers, the cache and
 every parity proof are the same on both. `lean-uint8` runs the uint8 graphs instead: they compute the patch embedding
 in half the products, and so round differently.
 """
@@ -25,7 +25,7 @@ PREPROCESS = {
 }
 
 
-def choose_lean(preprocess: str, bundle: Bundle, engine: EncoderBackend) -> LeanProcessor | None:
+def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> LeanProcessor | None:
     """The lean processor, None where the reference prepares everything.
 
     Raises:
@@ -36,14 +36,14 @@ def choose_lean(preprocess: str, bundle: Bundle, engine: EncoderBackend) -> Lean
         return None
     takes_pixels: Callable[[Grid], bool] = _no_grid
     if preprocess == "lean-uint8":
-        if not isinstance(engine, PixelBackend):
+        if not isinstance(backend, PixelBackend):
             raise InputError(
-                f"backend {engine.name} has no uint8 graphs",
+                f"backend {backend.name} has no uint8 graphs",
                 field="--preprocess",
                 got=preprocess,
                 remedy="Take --preprocess lean, or --backend onnxruntime or openvino.",
             )
-        takes_pixels = engine.takes_pixels
+        takes_pixels = backend.takes_pixels
     try:
         return load_lean_processor(bundle, takes_pixels)
     except BundleError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
@@ -39,7 +40,7 @@ class LeanProcessor:
     Attributes:
         tokenizer: a `tokenizers.Tokenizer`.
         image_defaults: keys such as `min_pixels` for parts that do not set them.
-        takes_pixels: grids for which the engine is given uint8 pixels instead of patches.
+        takes_pixels: grids for which the encoder backend is given uint8 pixels instead of patches.
     """
 
     vision: VisionSpec
@@ -122,7 +123,8 @@ def _media(part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy)
     image, choice = bucket_image({**processor.image_defaults, **part}, policy)
     pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
-    return PreparedMedia("image", choice, values, pixels if processor.takes_pixels(choice.grid) else None)
+    given = pixels if processor.takes_pixels(choice.grid) else None
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, given))
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from test_edge_live import lossless_clip
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.camera import Camera
@@ -25,7 +26,6 @@ from qwen3vl_edge.edge_runtime.cameras.frame_patches import native_grid, patchif
 from qwen3vl_edge.edge_runtime.cameras.window import Window
 from qwen3vl_edge.edge_runtime.client.sync_client import generate
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompt, open_both
 from tests.support.waiting import until
 
