@@ -1,7 +1,7 @@
 """ONNX Runtime's execution providers by short name: where each comes from, and the options that keep parity.
 
 A provider that cannot start makes ONNX Runtime fall back to the CPU with a line in its log. Here it is an error:
-whoever asked for a GPU must not be answered by a CPU in silence.
+a request for a GPU must not run on the CPU unnoticed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _tensorrt_rtx(cache: Path) -> dict[str, str]:
 
 
 def _openvino(cache: Path) -> dict[str, str]:
-    # OpenVINO computes fp32 graphs in bf16 where the CPU has it, unless set otherwise.
+    # By default OpenVINO computes fp32 graphs in bf16 where the CPU has it.
     settings = {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": str(cache)}}
     return {"device_type": "CPU", "load_config": json.dumps(settings)}
 

@@ -77,7 +77,7 @@ def test_unknown_backend_provider_precision_and_dtype_are_named(bundle: Path) ->
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_engine_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str) -> None:
+def test_backend_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino")
     opened = open_bundle(bundle)
@@ -85,11 +85,11 @@ def test_engine_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str)
         replace(kept, graphs=tuple(graph for graph in kept.graphs if graph.kind == "fixed"))
         for kept in opened.manifest.precisions
     )
-    engine = load_backend(
+    loaded = load_backend(
         backend, replace(opened, manifest=replace(opened.manifest, precisions=fixed_only)), BackendOptions()
     )
     with pytest.raises(BucketError, match="no graph for grid 1x2x2"):
-        engine.run(Grid(1, 2, 2), np.zeros((4, 1536), np.float32))
+        loaded.run(Grid(1, 2, 2), np.zeros((4, 1536), np.float32))
 
 
 def test_pytorch_backend_refuses_another_checkpoint(bundle: Path, reference: Path, tmp_path: Path) -> None:
