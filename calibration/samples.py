@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import BucketError, InputError
@@ -41,17 +39,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture or clip as the encoder takes it. pixel_values: float32 [patches, patch values]."""
+    """One picture or clip of the data, and the name of the source that it came from."""
 
     source: str
-    kind: str
-    grid: Grid
-    pixel_values: NDArray[np.float32]
+    input: EncoderInput
 
 
 @dataclass
 class Selection:
-    """What became of the data.
+    """Which of the data is used.
 
     Attributes:
         used: sources that gave samples, in order.
@@ -77,9 +73,9 @@ def list_sources(data: Path, seed: int) -> list[Source]:
     Raises:
         InputError: missing, or nothing in it.
     """
-    found = _folder(data) if data.is_dir() else _conversations(data)
-    random.Random(seed).shuffle(found)
-    return found
+    sources = _folder(data) if data.is_dir() else _conversations(data)
+    random.Random(seed).shuffle(sources)
+    return sources
 
 
 def _folder(data: Path) -> list[Source]:
@@ -88,15 +84,15 @@ def _folder(data: Path) -> list[Source]:
         raise InputError(
             f"no pictures or clips in {data}", field="--data", expected="files named " + " ".join(IMAGES + CLIPS)
         )
-    found = []
+    sources = []
     for file in files:
         kind = "video" if file.suffix.lower() in CLIPS else "image"
         messages = [{"role": "user", "content": [{"type": kind, kind: str(file)}]}]
         name = file.relative_to(data).as_posix()
         stat = file.stat()
         digest = hashlib.sha256(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
-        found.append(Source(name, messages, digest))
-    return found
+        sources.append(Source(name, messages, digest))
+    return sources
 
 
 def _conversations(data: Path) -> list[Source]:
@@ -121,14 +117,14 @@ def bucket_policy(bundle: Bundle, precision: str | None) -> BucketPolicy:
 def stream_samples(
     sources: Sequence[Source], bundle: Bundle, policy: BucketPolicy, selection: Selection, limit: int
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Samples with the index of their source, one source in memory at a time, until `limit` samples were given.
+    """Samples with the index of their source, one source in memory at a time, until `limit` samples were read.
 
-    What cannot be read is noted in `selection` and passed over.
+    Sources that cannot be read are recorded in `selection` and skipped.
     """
     processor: Processor | None = None
-    given = 0
+    count = 0
     for index, source in enumerate(sources):
-        if given >= limit:
+        if count >= limit:
             return
         processor = processor or load_processor(bundle.processor_path)
         try:
@@ -136,12 +132,12 @@ def stream_samples(
         except (InputError, BucketError) as error:
             selection.skipped.append((source.name, error.message))
             continue
-        samples = [Sample(source.name, item.kind, item.grid, item.pixel_values) for item in prompt.media]
+        samples = [Sample(source.name, item.input) for item in prompt.media]
         if not samples:
             selection.skipped.append((source.name, "no picture or clip in it"))
             continue
-        samples = samples[: limit - given]
-        given += len(samples)
+        samples = samples[: limit - count]
+        count += len(samples)
         selection.used.append(source.name)
-        selection.per_bucket.update(str(sample.grid) for sample in samples)
+        selection.per_bucket.update(str(sample.input.grid) for sample in samples)
         yield index, samples

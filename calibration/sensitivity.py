@@ -101,7 +101,7 @@ class Evaluator:
 
     def _compare(self, first: str, replaced: dict[str, Any], sample: ValidationSample) -> tuple[float, float]:
         """Worst cosine and relative L2 over the outputs."""
-        found = self._runner.resume(sample.grid, first, sample.trace.entered[first], replaced=replaced)
+        found = self._runner.resume(sample.input.grid, first, sample.trace.entered[first], replaced=replaced)
         apart = [distance(actual, sample.trace.outputs[name]) for name, actual in found.outputs.items()]
         # numpy's minimum and maximum let NaN through, so that it fails whoever compares it.
         return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quantized_weights
 from qwen3vl_edge.calibration.smoothing import Smoothing
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
-from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
+from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
 from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization, quantizable
@@ -58,9 +58,9 @@ class StageRunner:
         self._plain.clear()
         self._folder.cleanup()
 
-    def run(self, grid: Grid, pixel_values: NDArray[np.float32], observe: Observe | None = None) -> Trace:
+    def run(self, item: EncoderInput, observe: Observe | None = None) -> Trace:
         """Run all stages; `observe` gets each product's name and what it reads, [rows, channels]."""
-        return self.resume(grid, PATCHES, pixel_values, observe=observe)
+        return self.resume(item.grid, PATCHES, item.pixel_values, observe=observe)
 
     def resume(
         self,
@@ -80,11 +80,12 @@ class StageRunner:
         """
         entered: dict[str, Array] = {}
         outputs: dict[str, Array] = {}
+        tables = position_inputs(self.spec, grid)
         names = list(stages(self.spec))
         for stage in names[names.index(first) :]:
             entered[stage] = hidden
             session = (replaced or {}).get(stage, self._plain[stage])
-            produced = self._run_stage(session, stage, grid, hidden, observe)
+            produced = self._run_stage(session, stage, tables, hidden, observe)
             if stage == PATCHES or stage.startswith("blocks."):
                 hidden = produced
             else:
@@ -112,14 +113,14 @@ class StageRunner:
                 disabled_optimizers=set(ORT_DISABLED_OPTIMIZERS[quantization.kind]),
             )
 
-    def _run_stage(self, session: Any, stage: str, grid: Grid, hidden: Array, observe: Observe | None) -> Array:
-        feeds: dict[str, Array] = {"hidden": hidden}
+    def _run_stage(
+        self, session: Any, stage: str, tables: dict[str, Array], hidden: Array, observe: Observe | None
+    ) -> Array:
+        feeds: dict[str, Array] = {"pixel_values" if stage == PATCHES else "hidden": hidden}
         if stage == PATCHES:
-            indices, weights = position_interpolation(grid, self.spec.merge_size, self.spec.num_position_embeddings)
-            feeds = {"pixel_values": hidden, "position_indices": indices, "position_weights": weights}
+            feeds |= {name: tables[name] for name in ("position_indices", "position_weights")}
         elif stage.startswith("blocks."):
-            cos, sin = rotary_cos_sin(grid, self.spec.merge_size, self.spec.head_dim, self.spec.rope_theta)
-            feeds |= {"rotary_cos": cos, "rotary_sin": sin}
+            feeds |= {name: tables[name] for name in ("rotary_cos", "rotary_sin")}
         if observe is None:
             return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
         products = [name for name in quantizable(self.spec) if stage_of(name) == stage]

@@ -147,7 +147,7 @@ def _observe(
     for index, items in stream_samples(sources[begun:], bundle, policy, statistics.selection, left):
         progress(f"observing {items[0].source}", statistics.samples / min(samples, len(sources)))
         for item in items:
-            stages.run(item.grid, item.pixel_values, lambda name, values: statistics.histograms[name].add(values))
+            stages.run(item.input, lambda name, values: statistics.histograms[name].add(values))
         statistics.samples += len(items)
         statistics.done = begun + index + 1
         if time.monotonic() - saved > _SAVE_EVERY:

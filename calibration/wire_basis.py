@@ -21,7 +21,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.wire.basis import MAX_RANK, MULTIPLE, TensorBasis, basis_file, parse_basis
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, run_encoder
 
 Progress = Callable[[str, float], None]
 Rows = NDArray[np.float64]
@@ -141,17 +141,17 @@ def _embeddings(
     """The encoder's tensors of one sample after another, float32 or float16 [n, D]."""
     sources = list_sources(request.data, request.seed)
     policy = bucket_policy(bundle, request.precision)
-    engine = load_backend("onnxruntime", bundle, BackendOptions(request.precision, request.threads))
+    encoder = load_backend("onnxruntime", bundle, BackendOptions(request.precision, request.threads))
     try:
         done = 0
         for _, samples in stream_samples(sources, bundle, policy, selection, request.samples):
             for item in samples:
                 progress(f"encoding {item.source}", done / min(request.samples, len(sources)))
-                found = engine.run(item.grid, item.pixel_values)
+                embeddings = run_encoder(encoder, item.input)
                 done += 1
-                yield found.embeds, *found.deepstack
+                yield embeddings.embeds, *embeddings.deepstack
     finally:
-        engine.close()
+        encoder.close()
 
 
 def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> tuple[TensorBasis, Rows]:

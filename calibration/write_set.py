@@ -83,7 +83,11 @@ def _write_graph(
     path.write_bytes(graph.model.SerializeToString(deterministic=True))
     record = GraphRecord(source.kind, source.bucket, f"{folder}/{name}", graph.inputs, graph.outputs)
     fixed = set(manifest.buckets(quantized.record.base))
-    own = [case for case in cases if case.grid == source.grid or (source.grid is None and case.grid not in fixed)]
+    own = [
+        case
+        for case in cases
+        if (case.input.grid not in fixed if source.grid is None else case.input.grid == source.grid)
+    ]
     disabled = ORT_DISABLED_OPTIMIZERS[quantized.quantization.kind]
     return measure_graph(path, record, own or cases[:1], manifest.vision, disabled)
 

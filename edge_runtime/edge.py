@@ -1,4 +1,4 @@
-"""The device's half as a library: open a bundle once, turn conversations into requests."""
+"""The device's half as a library: open a bundle once, encode conversations into requests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.basis import Basis, read_basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
-from qwen3vl_edge.edge_runtime.backends.library_versions import library_versions
-from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput, EncoderOutput, describe_runs, encode_items
+from qwen3vl_edge.edge_runtime.encoder.batching import EncoderOutput, describe_runs, encode_items
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
@@ -40,20 +40,21 @@ class EdgeOptions:
     """How a device runs.
 
     Attributes:
-        backend: a key of `BACKENDS` in `edge_runtime/encoder/protocol.py`.
+        backend: a key of `BACKENDS` in `edge_runtime/backends/registry.py`.
+        backend_options: how it is loaded.
         wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
-            fewer bytes and moves the embeddings a little (docs/reference/wire.md); or "auto": fp16 where the
-            link brings it within `wire_target_s`, else the packing that moves them least and is there in time.
-            "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must hold too.
+            fewer bytes and changes the embeddings a little (docs/reference/wire.md); or "auto": fp16 where the
+            bandwidth sends it within `wire_target_s`, else the packing that changes them least and is sent in time.
+            "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must have too.
         wire_zstd: bodies are compressed, without loss.
-        cache: folder of embeddings kept by content, None for none; cache_bytes: how large it may grow.
-        max_distortion, min_scale: beyond them a picture goes to the dynamic-shape graph.
-        stack: images and clips of a request that have one size share engine runs.
+        cache: folder of the embedding cache, None for none; cache_bytes: its largest size.
+        max_distortion, min_scale: beyond them a picture is encoded by the dynamic-shape graph.
+        stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
     """
 
     backend: str = "onnxruntime"
-    engine: BackendOptions = field(default_factory=BackendOptions)
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
     wire_dtype: str = "fp16"
     wire_target_s: float = 1.0
     wire_zstd: bool = False
@@ -67,7 +68,11 @@ class EdgeOptions:
 
 @dataclass(frozen=True)
 class EdgeTimings:
-    """Seconds spent on the device; what came from the cache took no encoding, and what shared a run its share."""
+    """Seconds spent on the device.
+
+    Attributes:
+        encode: of each item; items that shared a run share its seconds, and a cache hit has those of the lookup.
+    """
 
     preprocess: float
     encode: tuple[float, ...]
@@ -75,7 +80,7 @@ class EdgeTimings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A conversation preprocessed, not yet encoded, and the seconds that took."""
+    """A conversation preprocessed, not yet encoded, and the seconds of preprocessing."""
 
     prompt: Prompt
     seconds: float
@@ -83,7 +88,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A request ready to send, the id of the model that it is for, and where the time went."""
+    """A request ready to send, the id of the model that it is for, and its timings."""
 
     model: str
     request: GenerateRequest
@@ -92,19 +97,20 @@ class EncodedPrompt:
 
 
 class Edge:
-    """An opened bundle: processor and engine, used as a context manager.
+    """An opened bundle: processor and encoder, used as a context manager.
 
     Attributes:
+        encoder: the loaded backend.
         lean: serves all but clips; None where the reference serves everything.
-        link: what is known of the way to the server, for `wire_dtype="auto"`.
-        basis: what embeddings are sent in, None where their rows are sent.
+        link: the bandwidth estimate of the server, for `wire_dtype="auto"`.
+        basis: whose coefficients are sent, None where the embeddings' rows are sent.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         options: EdgeOptions,
-        engine: EncoderBackend,
+        encoder: EncoderBackend,
         lean: LeanProcessor | None,
         link: BandwidthEstimate | None = None,
         basis: Basis | None = None,
@@ -113,23 +119,23 @@ class Edge:
         self.options = options
         self.basis = basis
         self.link = link or BandwidthEstimate()
-        self.engine = engine
+        self.encoder = encoder
         self.lean = lean
         self.policy = BucketPolicy(
             geometry=bundle.manifest.vision.geometry,
-            buckets=engine.serves.buckets,
-            dynamic=engine.serves.dynamic,
+            buckets=encoder.serves.buckets,
+            dynamic=encoder.serves.dynamic,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
             split=True,
         )
         self.cache = None
         if options.cache is not None:
-            self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._identity())
+            self.cache = EmbeddingCache(options.cache, options.cache_bytes, self._cache_identity())
 
     @functools.cached_property
     def processor(self) -> Processor:
-        """The reference, loaded when it is first needed.
+        """The reference preprocessing, loaded when it is first needed.
 
         Raises:
             InputError: its packages are not installed.
@@ -142,7 +148,7 @@ class Edge:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.engine.close()
+        self.encoder.close()
 
     def encode(
         self, messages: Sequence[Message], sampling: Sampling | None = None, *, stream: bool = False
@@ -152,7 +158,7 @@ class Edge:
         Args:
             messages: Qwen's format.
             sampling: generation parameters; greedy by default.
-            stream: ask the server for tokens as they come.
+            stream: request tokens as they are generated.
 
         Raises:
             InputError: media or messages that cannot be used.
@@ -171,7 +177,7 @@ class Edge:
         return Prepared(prompt, time.perf_counter() - started)
 
     def prompt(self, messages: Sequence[Message], policy: BucketPolicy) -> Prompt:
-        """Token ids and patches under any policy, by the lean path where it serves them.
+        """Token ids and patches under any policy, from the lean path where it serves the conversation.
 
         Raises:
             InputError, BucketError: as `encode`.
@@ -181,12 +187,16 @@ class Edge:
         return prepare_prompt(messages, self.processor, policy)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
-        """The second half of `encode`: the engine, or the cache where it has been here before."""
-        media, seconds = self._media(prepared.prompt.media)
+        """The second half of `encode`: the encoder, or a cache hit.
+
+        Raises:
+            BucketError, InputError: as `encode_items`.
+        """
+        media, seconds = self._encode_media(prepared.prompt.media)
         request = GenerateRequest(
             model_hash=self.bundle.manifest.model.model_hash,
             input_ids=prepared.prompt.input_ids,
-            media=self._as_sent(media),
+            media=self._pack(media),
             sampling=sampling or Sampling(),
             stream=stream,
             request_id=uuid.uuid4().hex,
@@ -195,64 +205,64 @@ class Edge:
         return EncodedPrompt(self.bundle.manifest.model.id, request, prepared.prompt.media, timings)
 
     def encode_items(self, items: Sequence[EncoderInput]) -> list[Embeddings]:
-        """Images and clips through the engine, as they travel; one thread at a time.
+        """Embeddings of images and clips, float16 or, where the wire needs it, float32; one thread at a time.
 
         Raises:
             BucketError: no graphs serve one.
             InputError: a value that the wire's dtype cannot hold.
         """
-        return [made.embeddings for made in self._encode_items(items)]
+        return [output.embeddings for output in self._run_encoder(items)]
 
-    def _encode_items(self, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
-        made = encode_items(self.engine, items, stack=self.options.stack)
-        if self.options.wire_dtype not in FROM_FP32:
-            return [replace(item, embeddings=item.embeddings.to_fp16()) for item in made]
-        return made
+    def _run_encoder(self, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
+        outputs = encode_items(self.encoder, items, stack=self.options.stack)
+        if self.options.wire_dtype in FROM_FP32:
+            return outputs
+        return [replace(output, embeddings=output.embeddings.to_fp16()) for output in outputs]
 
-    def _media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[MediaEmbeddings, ...], tuple[float, ...]]:
-        """Each item's embeddings and the seconds they took: made by a camera, kept in the cache, or encoded now."""
-        found: dict[int, MediaEmbeddings] = {}
+    def _encode_media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[MediaEmbeddings, ...], tuple[float, ...]]:
+        """Each item's embeddings and the seconds they took: from a camera's window, the cache, or an encoder run."""
+        media: dict[int, MediaEmbeddings] = {}
         seconds = [0.0] * len(items)
-        missing: dict[str, list[int]] = {}
+        misses: dict[str, list[int]] = {}
         for index, item in enumerate(items):
             started = time.perf_counter()
-            key = self.cache.key(item.grid, item.values) if self.cache is not None else str(index)
+            key = self.cache.key(item.grid, item.input.values) if self.cache is not None else str(index)
             if item.window is not None:
-                found[index] = self._window_media(item, item.window)
-            elif self.cache is not None and key not in missing and (kept := self.cache.get(key)) is not None:
-                found[index] = self._as_media(item, kept, cached=True)
+                media[index] = self._window_embeddings(item, item.window)
+            elif self.cache is not None and key not in misses and (hit := self.cache.get(key)) is not None:
+                media[index] = self._media_embeddings(item, hit, cached=True)
             else:
-                missing.setdefault(key, []).append(index)
+                misses.setdefault(key, []).append(index)
             seconds[index] = time.perf_counter() - started
         started = time.perf_counter()
-        work = [items[indices[0]] for indices in missing.values()]
-        made = self._encode_items([EncoderInput(item.grid, item.pixel_values, item.pixels) for item in work])
-        share = (time.perf_counter() - started) / max(sum(item.grid.patches for item in work), 1)
-        for (key, indices), one in zip(missing.items(), made, strict=True):
+        inputs = [items[indices[0]].input for indices in misses.values()]
+        outputs = self._run_encoder(inputs)
+        seconds_per_patch = (time.perf_counter() - started) / max(sum(item.grid.patches for item in inputs), 1)
+        for (key, (first, *repeats)), output in zip(misses.items(), outputs, strict=True):
             if self.cache is not None:
-                self.cache.put(key, one.embeddings)
-            seconds[indices[0]] += share * items[indices[0]].grid.patches
-            first, *others = indices
-            found[first] = self._as_media(items[first], one.embeddings, one.runs)
+                self.cache.put(key, output.embeddings)
+            seconds[first] += seconds_per_patch * items[first].grid.patches
+            media[first] = self._media_embeddings(items[first], output.embeddings, output.runs)
             # The same picture again in one request: not encoded again.
-            found.update({index: self._as_media(items[index], one.embeddings, cached=True) for index in others})
-        return tuple(found[index] for index in range(len(items))), tuple(seconds)
+            for index in repeats:
+                media[index] = self._media_embeddings(items[index], output.embeddings, cached=True)
+        return tuple(media[index] for index in range(len(items))), tuple(seconds)
 
-    def _window_media(self, item: PreparedMedia, window: Snapshot) -> MediaEmbeddings:
-        kept = window.encoded
-        media = self._as_media(item, window.embeddings(self.encode_items))
-        return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": kept})
+    def _window_embeddings(self, item: PreparedMedia, window: Snapshot) -> MediaEmbeddings:
+        encoded_before = window.encoded
+        media = self._media_embeddings(item, window.embeddings(self.encode_items))
+        return replace(media, origin=media.origin | {"camera": window.camera, "patches_kept": encoded_before})
 
-    def _as_media(
-        self, item: PreparedMedia, made: Embeddings, runs: tuple[Grid, ...] = (), *, cached: bool = False
+    def _media_embeddings(
+        self, item: PreparedMedia, embeddings: Embeddings, runs: tuple[Grid, ...] = (), *, cached: bool = False
     ) -> MediaEmbeddings:
         origin = self._origin(item) | ({"cached": True} if cached else {})
         if runs not in ((), (item.grid,)):  # it shared a run, or was split
             origin["runs"] = describe_runs(runs)
-        return MediaEmbeddings(item.kind, item.grid, made.embeds, made.deepstack, origin)
+        return MediaEmbeddings(item.kind, item.grid, embeddings.embeds, embeddings.deepstack, origin)
 
-    def _as_sent(self, media: tuple[MediaEmbeddings, ...]) -> tuple[MediaEmbeddings, ...]:
-        """In the wire's dtype; one for all of a request."""
+    def _pack(self, media: tuple[MediaEmbeddings, ...]) -> tuple[MediaEmbeddings, ...]:
+        """The embeddings in the wire's dtype, one dtype for all of a request."""
         name = self.options.wire_dtype
         if name == AUTO:
             columns = self.bundle.manifest.vision.out_hidden_size
@@ -260,18 +270,18 @@ class Edge:
         packing = BASIS_PACKINGS[name] if self.basis is not None else PACKINGS.get(name)
         return media if packing is None else tuple(pack_media(item, packing, self.basis) for item in media)
 
-    def _identity(self) -> str:
-        """All that decides what the engine makes of given pixels."""
+    def _cache_identity(self) -> str:
+        """All that the embeddings of given pixels depend on."""
         manifest = self.bundle.manifest
-        graphs = manifest.precision(self.engine.precision)
+        graphs = manifest.precision(self.encoder.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
-        parts = [manifest.model.model_hash, self.engine.name, self.engine.precision]
-        parts.append("fp32" if self.options.wire_dtype in FROM_FP32 else "fp16")  # packed when they are sent
+        parts = [manifest.model.model_hash, self.encoder.name, self.encoder.precision]
+        parts.append("fp32" if self.options.wire_dtype in FROM_FP32 else "fp16")  # packed after the cache
         parts += library_versions(self.options.backend)
         parts += [
             manifest.file(path).sha256
             for record in manifest.engines
-            if record.library == self.options.backend and record.precision == self.engine.precision
+            if record.library == self.options.backend and record.precision == self.encoder.precision
             for path in record.files
         ]
         return "\n".join([*parts, *(manifest.file(path).sha256 for path in files)])
@@ -282,17 +292,17 @@ class Edge:
             "fixed": item.choice.fixed,
             "scale": round(item.choice.scale, 6),
             "distortion": round(item.choice.distortion, 6),
-            "backend": self.engine.name,
-            "precision": self.engine.precision,
-            "input": "patches" if item.pixels is None else "uint8",
+            "backend": self.encoder.name,
+            "precision": self.encoder.precision,
+            "input": "patches" if item.input.pixels is None else "uint8",
         }
 
 
 def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: BandwidthEstimate | None = None) -> Edge:
-    """Open and check a bundle, and load its processor and engine.
+    """Open and check a bundle, and load its processor and encoder.
 
     Args:
-        link: what learns how fast the server is reached; `wire_dtype="auto"` needs one.
+        link: the bandwidth estimate of the server, which `wire_dtype="auto"` needs.
 
     Raises:
         BundleError: the bundle is missing, truncated or altered.
@@ -308,10 +318,10 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Band
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
-    engine = load_backend(options.backend, opened, options.engine)
-    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link, basis)
+    encoder = load_backend(options.backend, opened, options.backend_options)
+    edge = Edge(opened, options, encoder, choose_lean(options.preprocess, opened, encoder), link, basis)
     if edge.lean is None:
-        _ = edge.processor  # what is wrong with it is told now
+        _ = edge.processor  # loaded now, so that its errors are raised here
     return edge
 
 

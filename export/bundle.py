@@ -168,7 +168,11 @@ def _write_precision(
         path.write_bytes(graph.model.SerializeToString(deterministic=True))
         bucket = None if grid is None else str(grid)
         record = GraphRecord(kind, bucket, f"{precision}/{name}", graph.inputs, graph.outputs)
-        own = [case for case in cases if case.grid == grid or (grid is None and case.grid not in plan.grids[1:])]
+        own = [
+            case
+            for case in cases
+            if (case.input.grid not in plan.grids[1:] if grid is None else case.input.grid == grid)
+        ]
         records.append(check_graph(path, record, own, plan.spec, precision))
     return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records))
 

@@ -112,7 +112,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def edge(bundle: Path) -> Iterator[Edge]:
     """The device with fp32 graphs and fp32 on the wire."""
-    with open_edge(bundle, EdgeOptions(wire_dtype="fp32", engine=BackendOptions(precision="fp32"))) as opened:
+    with open_edge(bundle, EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision="fp32"))) as opened:
         yield opened
 
 

@@ -9,10 +9,24 @@ in block, column in block. Formulas: transformers `vision_utils.py`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+
+
+def position_inputs(vision: VisionSpec, grid: Grid) -> dict[str, NDArray[Any]]:
+    """The tables that the dynamic-shape graph takes as inputs, by name.
+
+    `position_indices` int64 and `position_weights` float32 [P, 4], `rotary_cos` and `rotary_sin` float32
+    [P, head width], P the patches of a frame.
+    """
+    indices, weights = position_interpolation(grid, vision.merge_size, vision.num_position_embeddings)
+    cos, sin = rotary_cos_sin(grid, vision.merge_size, vision.head_dim, vision.rope_theta)
+    return {"position_indices": indices, "position_weights": weights, "rotary_cos": cos, "rotary_sin": sin}
 
 
 def patch_rows_columns(grid: Grid, merge_size: int) -> NDArray[np.int64]:

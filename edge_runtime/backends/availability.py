@@ -1,4 +1,4 @@
-"""What this machine can run of a bundle: each backend and provider, with the reason where it cannot."""
+"""Which backends and providers can run a bundle on this machine, with the reason where one cannot."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from qwen3vl_edge.contract.bundle.trt_plans import LIBRARIES
 from qwen3vl_edge.contract.errors import ContractError, EngineError
 from qwen3vl_edge.contract.machine.gpu import find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import import_library
-from qwen3vl_edge.edge_runtime.backends.plan_selection import choose_engine
+from qwen3vl_edge.edge_runtime.backends.selection import choose_engine
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
 
 @dataclass(frozen=True)
 class Availability:
-    """One way to run the encoder here.
+    """A backend, or a provider of it, on this machine.
 
     Attributes:
         backend: as `--backend` and `--provider` name it.
-        detail: what it would run, or why it cannot.
+        runs: whether it loads here.
+        detail: what it would run, or the reason why it cannot.
     """
 
     backend: str
@@ -31,7 +32,7 @@ class Availability:
 
 
 def list_availability(bundle: Bundle) -> list[Availability]:
-    """Every backend, tried as far as that goes without running a picture."""
+    """Every backend, loaded as far as that goes without running a picture."""
     return [
         *_onnxruntime(bundle),
         *_openvino(bundle),
@@ -45,7 +46,7 @@ def _onnxruntime(bundle: Bundle) -> list[Availability]:
         return [Availability("onnxruntime", False, "onnxruntime is not installed")]
     from qwen3vl_edge.edge_runtime.backends.providers import PROVIDERS, start_provider
 
-    return [_tried(f"onnxruntime --provider {name}", partial(start_provider, bundle, name)) for name in PROVIDERS]
+    return [_load_result(f"onnxruntime --provider {name}", partial(start_provider, bundle, name)) for name in PROVIDERS]
 
 
 def _openvino(bundle: Bundle) -> list[Availability]:
@@ -53,10 +54,10 @@ def _openvino(bundle: Bundle) -> list[Availability]:
         return [Availability("openvino", False, "openvino is not installed; pip install 'qwen3vl-edge[openvino]'")]
     from qwen3vl_edge.edge_runtime.backends.openvino import HINTS, load
 
-    return [_tried(name, partial(load, name, bundle, BackendOptions())) for name in HINTS]
+    return [_load_result(name, partial(load, name, bundle, BackendOptions())) for name in HINTS]
 
 
-def _tried(backend: str, start: Callable[[], object]) -> Availability:
+def _load_result(backend: str, start: Callable[[], object]) -> Availability:
     try:
         start()
     except ContractError as error:

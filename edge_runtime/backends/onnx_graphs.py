@@ -1,4 +1,4 @@
-"""An engine that runs the bundle's ONNX graphs: what ONNX Runtime and OpenVINO have in common."""
+"""The base of the backends that run the bundle's ONNX graphs: ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import BucketError
-from qwen3vl_edge.edge_runtime.backends.graph_selection import choose_graph, graph_inputs, pixel_graph
+from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs, pixel_graph
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, ServedGrids, bundle_serves
 
 
@@ -65,7 +65,7 @@ class OnnxGraphBackend(ABC):
 
     @abstractmethod
     def load_graph(self, graph: GraphRecord) -> Any:
-        """Make what `infer` runs."""
+        """Load the graph into what `infer` runs."""
 
     @abstractmethod
     def infer(self, loaded: Any, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:

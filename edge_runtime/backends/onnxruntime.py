@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -12,12 +14,12 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import OnnxGraphBackend
 from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
 logger = logging.getLogger("edge")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class OnnxRuntimeBackend(OnnxGraphBackend):
@@ -36,7 +38,7 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
             )
 
     def check_provider(self) -> None:
-        """Load one graph, so that a provider that does not start is known now and not at the first picture."""
+        """Load one graph, so that a provider that does not start is an error now and not at the first picture."""
         self.loaded(self.graphs.graphs[0])
 
     def load_graph(self, graph: GraphRecord) -> Any:
@@ -52,13 +54,29 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
 
 
 def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
-    """Load the ONNX Runtime engine.
+    """Load the ONNX Runtime backend.
 
     Raises:
         InputError: no such provider, or one that does not start here.
         BundleError: the bundle has no such precision.
     """
-    engine = OnnxRuntimeBackend(bundle, options)
+    backend = OnnxRuntimeBackend(bundle, options)
     if options.provider != "cpu":
-        engine.check_provider()
-    return engine
+        backend.check_provider()
+    return backend
+
+
+def int8_products_saturate(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether ONNX Runtime's int8 products may clip their sums to 16 bits here.
+
+    x86-64 without VNNI multiplies with VPMADDUBSW, which saturates the sum of two products (ONNX Runtime's
+    documentation, "Quantize ONNX models", on U8S8 and AVX2). With VNNI, and on Arm, sums are 32 bits wide.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), None)
+    return flags is not None and not {"avx512_vnni", "avx_vnni"} & set(flags)

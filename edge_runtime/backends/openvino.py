@@ -30,7 +30,7 @@ def openvino_core() -> ov.Core:
 
     The CPU plug-in gives the thread that starts it a signal stack and takes it back with its `Core`. With two, freed
     in the order in which they were made, the thread is left with the first one's unmapped stack, and the next signal
-    (Ctrl-C, SIGTERM) ends the process without a word: seen with 2026.4.1, in tests/edge_runtime/test_openvino.py.
+    (Ctrl-C, SIGTERM) ends the process without a message: seen with 2026.4.1, in tests/edge_runtime/test_openvino.py.
     """
     return ov.Core()
 
@@ -43,10 +43,10 @@ def cpu_settings(hint: str, threads: int) -> dict[str, Any]:
         threads: 0 for OpenVINO's choice.
 
     Raises:
-        InputError: bfloat16 asked of a CPU that has none, which would compute in float32.
+        InputError: bfloat16 on a CPU that has none, which would compute in float32.
     """
-    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if hint == HINTS["openvino-bf16"] and "BF16" not in able:
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if hint == HINTS["openvino-bf16"] and "BF16" not in capabilities:
         raise InputError(
             "this CPU has no bfloat16",
             field="--backend",
@@ -87,13 +87,13 @@ class OpenvinoBackend(OnnxGraphBackend):
 
 
 def load(name: str, bundle: Bundle, options: BackendOptions) -> EncoderBackend:
-    """Load the OpenVINO engine.
+    """Load the OpenVINO backend.
 
     Args:
         name: a key of HINTS.
 
     Raises:
-        InputError: bfloat16 asked of a CPU that has none, or the CPU plug-in does not load.
+        InputError: bfloat16 on a CPU that has none, or the CPU plug-in does not load.
         BundleError: the bundle has no such precision.
     """
     return OpenvinoBackend(name, bundle, options)

@@ -14,12 +14,15 @@ from openvino import opset13
 
 
 def quantize_in_norms(model: ov.Model) -> int:
-    """Put a third axis around every quantization of a norm's output, in place; how many there were.
+    """Put a third axis around every quantization of a norm's output, in place.
 
     The function that the model computes stays the same; models without fixed shapes stay as they are.
+
+    Returns:
+        The number of quantizations changed.
     """
-    found = [node for node in model.get_ordered_ops() if _quantizes_a_norm(node)]
-    for quantizer in found:
+    quantizers = [node for node in model.get_ordered_ops() if _quantizes_a_norm(node)]
+    for quantizer in quantizers:
         shape = list(quantizer.get_output_shape(0))
         readers = list(quantizer.output(0).get_target_inputs())
         wide = opset13.reshape(quantizer.input_value(0), np.array([1, *shape], np.int64), special_zero=False)
@@ -27,9 +30,9 @@ def quantize_in_norms(model: ov.Model) -> int:
         narrow = opset13.reshape(quantizer.output(0), np.array(shape, np.int64), special_zero=False)
         for reader in readers:
             reader.replace_source_output(narrow.output(0))
-    if found:
+    if quantizers:
         model.validate_nodes_and_infer_types()
-    return len(found)
+    return len(quantizers)
 
 
 def _quantizes_a_norm(node: ov.Node) -> bool:

@@ -13,7 +13,7 @@ from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
 from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, logger_into
-from qwen3vl_edge.edge_runtime.backends.plan_selection import rebuild_command
+from qwen3vl_edge.edge_runtime.backends.selection import rebuild_command
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -49,9 +49,9 @@ def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanReco
         raise EngineError(f"plan {plan.path} cannot be loaded ({log.reason()})", field=plan.path, remedy=remedy)
     if record.stripped:
         _refit(library, logger, log, engine, bundle, plan, remedy)
-    found = {spec.name: spec for spec in engine_tensors(library, engine)}
+    tensors = {spec.name: spec for spec in engine_tensors(library, engine)}
     for want in (*plan.inputs, *plan.outputs):
-        have = found.get(want.name)
+        have = tensors.get(want.name)
         if have is None or have.dtype != want.dtype or not _fits(want, have):
             raise EngineError(f"plan {plan.path} has another {want.name} than recorded", field=want.name, remedy=remedy)
     if engine.num_optimization_profiles != len(plan.buckets):

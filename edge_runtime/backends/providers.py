@@ -1,7 +1,7 @@
 """ONNX Runtime's execution providers by short name: where each comes from, and the options that keep parity.
 
 A provider that cannot start makes ONNX Runtime fall back to the CPU with a line in its log. Here it is an error:
-whoever asked for a GPU must not be answered by a CPU in silence.
+a request for a GPU must not run on the CPU unnoticed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _tensorrt_rtx(cache: Path) -> dict[str, str]:
 
 
 def _openvino(cache: Path) -> dict[str, str]:
-    # OpenVINO computes fp32 graphs in bf16 where the CPU has it, unless told otherwise.
+    # By default OpenVINO computes fp32 graphs in bf16 where the CPU has it.
     settings = {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": str(cache)}}
     return {"device_type": "CPU", "load_config": json.dumps(settings)}
 
@@ -187,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _missing_library(name: str) -> str:
-    """Why the library of a built-in provider does not load, which ONNX Runtime tells its log alone."""
+    """Why the library of a built-in provider does not load, which ONNX Runtime writes to its log alone."""
     library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
     if not library.exists():
         return ""
@@ -213,14 +213,14 @@ def plugin_devices(name: str) -> list[Any]:
             f"provider {name} is not installed", field="--provider", expected=" or ".join(usable()), remedy=remedy
         ) from None
     _register(name, package.get_library_path())
-    found = [device for device in ort.get_ep_devices() if device.ep_name == provider.execution_provider]
-    if not found:
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == provider.execution_provider]
+    if not devices:
         raise InputError(f"provider {name} finds no device it can use here", field="--provider", remedy=remedy)
-    return found[:1]
+    return devices[:1]
 
 
 def plugin_options(name: str, options: dict[str, str]) -> dict[str, str]:
-    """A plug-in is told its device by the device list, not by an option."""
+    """A plug-in takes its device from the device list, not from an option."""
     return {key: value for key, value in options.items() if key != "device_type"}
 
 

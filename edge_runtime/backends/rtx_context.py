@@ -1,4 +1,5 @@
-"""What TensorRT-RTX has beyond TensorRT: kernels compiled when a plan is loaded and kept, and graphs of its own."""
+"""What TensorRT-RTX has beyond TensorRT: a cache of the kernels that it compiles when a plan is loaded, and its own
+CUDA graphs."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def runtime_config(
 
 
 def save_runtime_cache(cache: trt.IRuntimeCache, cache_file: Path) -> None:
-    """Keep the compiled kernels beside the plan, so that the next start need not compile them."""
+    """Write the compiled kernels beside the plan, so that the next start need not compile them."""
     kernels: Any = cache.serialize()
     try:
         atomic.write_bytes(cache_file, memoryview(kernels))

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
 from qwen3vl_edge.contract.errors import BucketError, EngineError
 from qwen3vl_edge.contract.machine.gpu import find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import import_library
 from qwen3vl_edge.edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
 from qwen3vl_edge.edge_runtime.backends.plan_loader import LoadedPlan, load_plan
-from qwen3vl_edge.edge_runtime.backends.plan_selection import choose_engine, rebuild_command
-from qwen3vl_edge.edge_runtime.backends.position_inputs import position_inputs
+from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, rebuild_command
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, ServedGrids
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TensorRTBackend:
     """The engine of one target, with a profile per bucket.
 
     Attributes:
-        device_bytes: of device memory that it holds: its buffers, and the plans' own size for their weights.
+        device_bytes: of device memory in use: its buffers, and the plans' own size for their weights.
     """
 
     def __init__(self, library_name: str, bundle: Bundle, record: EngineRecord) -> None:
@@ -125,10 +125,10 @@ class TensorRTBackend:
         self._scratch = self._device(max(scratch_size, SCRATCH_ALIGNMENT))
         self._allocate(max(self._patches(plan) for plan in plans))
         for plan in self._plans:
-            make_context, keep = self._context_maker(plan)
+            make_context, save_kernels = self._context_maker(plan)
             for index, bucket in enumerate(plan.record.buckets):
                 self._profiles[bucket] = self._bucket_profile(make_context(), index, plan.record, Grid.parse(bucket))
-            keep()
+            save_kernels()
 
     @staticmethod
     def _patches(plan: PlanRecord) -> int:
@@ -156,7 +156,7 @@ class TensorRTBackend:
         return buffer
 
     def _context_maker(self, plan: LoadedPlan) -> tuple[Any, Any]:
-        """What makes a context of this plan, and what to call when all are warm."""
+        """Two functions: one makes a context of this plan, the other is called when all are warm."""
         if self.name == "tensorrt_rtx":
             from qwen3vl_edge.edge_runtime.backends.rtx_context import runtime_config, save_runtime_cache
 

@@ -132,7 +132,7 @@ class Camera:
         if not self.config.size:
             return None
         height, width = map(int, self.config.size.split("x"))
-        grid, serves = self._geometry.image_grid(height, width), self._edge.engine.serves
+        grid, serves = self._geometry.image_grid(height, width), self._edge.encoder.serves
         if grid not in serves.buckets and not serves.dynamic:
             raise InputError(
                 f"no graph serves one temporal patch of camera {self.config.name}",
@@ -177,7 +177,7 @@ class Camera:
             native = native_grid(
                 shape[0], shape[1], self._geometry, self._edge.processor.vision_defaults.get("video", {})
             )
-            fixed = self._grid in self._edge.engine.serves.buckets
+            fixed = self._grid in self._edge.encoder.serves.buckets
             self.window.clear()
             self._choice = (
                 self._edge.policy.choose(native) if self._grid is None else measure(native, self._grid, fixed)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput
 
 
 def native_grid(height: int, width: int, geometry: PatchGeometry, defaults: dict[str, Any]) -> Grid:

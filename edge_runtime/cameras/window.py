@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput, concatenate
+from qwen3vl_edge.edge_runtime.encoder.batching import concatenate
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings
 
 FRAMES = 2  # of a temporal patch, in every released checkpoint; `edge_runtime/cameras/camera.py` checks it

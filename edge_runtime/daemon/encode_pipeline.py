@@ -66,11 +66,11 @@ class EncodePipeline:
         """
         from PIL import Image
 
-        serves = self.edge.engine.serves
+        serves = self.edge.encoder.serves
         grid = next((bucket for bucket in serves.buckets if bucket.t == 1), None)
         if grid is None and not serves.dynamic:  # clips alone
             patches = np.zeros((serves.buckets[0].patches, self.edge.bundle.manifest.vision.patch_values), np.float32)
-            self.edge.engine.run(serves.buckets[0], patches).to_fp16()
+            self.edge.encoder.run(serves.buckets[0], patches).to_fp16()
             return
         height, width = self.edge.policy.geometry.pixels(grid) if grid is not None else (64, 64)
         picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
@@ -88,7 +88,7 @@ class EncodePipeline:
         self.cameras.close()
         for pool in (self._prepare, self._encode):
             pool.shutdown(wait=True, cancel_futures=True)
-        self.edge.engine.close()
+        self.edge.encoder.close()
 
     def _prepared(self, chat: list[ChatMessage]) -> Prepared:
         scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))

@@ -145,10 +145,10 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     logger.info(
         "ready: %s, %s %s, %d buckets%s, %s preprocessing",
         edge.bundle.manifest.model.id,
-        edge.engine.name,
-        edge.engine.precision,
-        len(edge.engine.serves.buckets),
-        " and any other size" if edge.engine.serves.dynamic else "",
+        edge.encoder.name,
+        edge.encoder.precision,
+        len(edge.encoder.serves.buckets),
+        " and any other size" if edge.encoder.serves.dynamic else "",
         "reference" if edge.lean is None else "lean",
     )
     logger.info("listening on %s%s", url, f" and {config.unix_socket}" if config.unix_socket else "")

@@ -41,10 +41,10 @@ def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
     """
-    engine = BackendOptions(config.precision, config.threads, config.model, config.provider, config.target)
+    backend_options = BackendOptions(config.precision, config.threads, config.model, config.provider, config.target)
     options = EdgeOptions(
         config.backend,
-        engine,
+        backend_options,
         cache=config.cache,
         cache_bytes=config.cache_mib * 2**20,
         stack=config.stack,
@@ -63,13 +63,13 @@ def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve
-        edge.engine.close()
+        edge.encoder.close()
         raise
     try:
         pipeline.self_test()
         pipeline.engine_memory = {
             "host": max(resident_bytes() - before, 0),
-            "device": int(getattr(pipeline.edge.engine, "device_bytes", 0)),
+            "device": int(getattr(pipeline.edge.encoder, "device_bytes", 0)),
         }
     except BaseException:
         pipeline.close()

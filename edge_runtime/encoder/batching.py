@@ -1,4 +1,4 @@
-"""Several images and clips as few engine runs: temporal patches of one size are stacked, and long clips are split.
+"""Several images and clips in few encoder runs: temporal patches of one size are stacked, and long clips are split.
 
 Attention does not cross temporal patches and positions depend on h and w alone. So k images of a size are the
 k temporal patches of a clip to the encoder, and a clip is as many images as it has temporal patches.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import split_frames
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BucketError
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend, ServedGrids, run_encoder
@@ -24,38 +24,24 @@ MAX_STACKED_PATCHES = 16_384
 
 
 @dataclass(frozen=True)
-class EncoderInput:
-    """One image or clip for the encoder.
-
-    Attributes:
-        pixel_values: float32 [t·h·w, channels·temporal·patch²].
-        pixels: uint8 [H, W, 3] for a uint8 graph, which takes one image at a time, else None.
-    """
-
-    grid: Grid
-    pixel_values: NDArray[np.float32]
-    pixels: NDArray[np.uint8] | None = None
-
-
-@dataclass(frozen=True)
 class EncoderOutput:
-    """The embeddings of an item, and the grids of the engine runs that made them, in the order they ran."""
+    """The embeddings of an item, and the grids of the encoder runs that computed them, in the order they ran."""
 
     embeddings: Embeddings
     runs: tuple[Grid, ...]
 
 
-def encode_items(engine: EncoderBackend, items: Sequence[EncoderInput], *, stack: bool) -> list[EncoderOutput]:
+def encode_items(backend: EncoderBackend, items: Sequence[EncoderInput], *, stack: bool) -> list[EncoderOutput]:
     """The embeddings of each item, in order.
 
     Args:
-        stack: items of one size share runs where the engine serves that; without it only clips that have no
+        stack: items of one size share runs where the backend serves that; without it only clips that have no
             bucket of their own are split.
 
     Raises:
-        BucketError: no runs make up an item.
+        BucketError: no graphs serve an item.
     """
-    serves = engine.serves
+    serves = backend.serves
     groups: dict[tuple[int, int, bool, int], list[int]] = {}
     for index, item in enumerate(items):
         grid = item.grid
@@ -63,21 +49,20 @@ def encode_items(engine: EncoderBackend, items: Sequence[EncoderInput], *, stack
         fixed = split_frames(grid.t, _lengths(grid.h, grid.w, serves)) is not None
         alone = not stack or item.pixels is not None
         groups.setdefault((grid.h, grid.w, fixed, index if alone else -1), []).append(index)
-    found: dict[int, EncoderOutput] = {}
+    outputs: dict[int, EncoderOutput] = {}
     for members in groups.values():
-        made = _encode_group(engine, [items[index] for index in members])
-        found.update(zip(members, made, strict=True))
-    return [found[index] for index in range(len(items))]
+        outputs.update(zip(members, _encode_group(backend, [items[index] for index in members]), strict=True))
+    return [outputs[index] for index in range(len(items))]
 
 
 def plan_runs(lengths: Sequence[int], h: int, w: int, serves: ServedGrids) -> tuple[int, ...]:
-    """How many temporal patches each run takes, for items of `lengths` temporal patches laid end to end.
+    """How many temporal patches each run takes, for items of `lengths` temporal patches, concatenated.
 
     Fixed graphs where they make up the sum, because they are what serves such items one by one; the dynamic graph
     otherwise, in runs of at most MAX_STACKED_PATCHES, but never less than one item.
 
     Raises:
-        BucketError: neither.
+        BucketError: there are neither.
     """
     runs = split_frames(sum(lengths), _lengths(h, w, serves))
     if runs is not None:
@@ -103,18 +88,18 @@ def _lengths(h: int, w: int, serves: ServedGrids) -> set[int]:
     return {bucket.t for bucket in serves.buckets if (bucket.h, bucket.w) == (h, w)}
 
 
-def _encode_group(engine: EncoderBackend, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
-    """Items of one size, laid end to end and cut into runs, and the outputs cut into items again."""
+def _encode_group(backend: EncoderBackend, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
+    """Items of one size, concatenated and cut into runs, and the outputs cut into items again."""
     first = items[0]
     if first.pixels is not None:
-        return [EncoderOutput(run_encoder(engine, first.grid, first.pixel_values, first.pixels), (first.grid,))]
+        return [EncoderOutput(run_encoder(backend, first), (first.grid,))]
     h, w = first.grid.h, first.grid.w
-    runs = plan_runs([item.grid.t for item in items], h, w, engine.serves)
+    runs = plan_runs([item.grid.t for item in items], h, w, backend.serves)
     pixels = first.pixel_values if len(items) == 1 else np.concatenate([item.pixel_values for item in items])
     outputs, start = [], 0
     for length in runs:
         rows = length * h * w
-        outputs.append(engine.run(Grid(length, h, w), pixels[start : start + rows]))
+        outputs.append(backend.run(Grid(length, h, w), pixels[start : start + rows]))
         start += rows
     whole = concatenate(outputs)
     if len(items) == 1:
@@ -130,12 +115,12 @@ def _encode_group(engine: EncoderBackend, items: Sequence[EncoderInput]) -> list
 
 def _runs_of(first: int, end: int, runs: Sequence[int], h: int, w: int) -> tuple[Grid, ...]:
     """The runs that temporal patches `first` to `end` of their concatenation went through."""
-    found, start = [], 0
+    grids, start = [], 0
     for length in runs:
         if start < end and start + length > first:
-            found.append(Grid(length, h, w))
+            grids.append(Grid(length, h, w))
         start += length
-    return tuple(found)
+    return tuple(grids)
 
 
 def describe_runs(runs: Sequence[Grid]) -> str:
@@ -146,18 +131,19 @@ def describe_runs(runs: Sequence[Grid]) -> str:
 
 def concatenate(parts: Iterable[Embeddings]) -> Embeddings:
     """The embeddings of temporal patches, in order, as those of one clip."""
-    found = list(parts)
-    if len(found) == 1:
-        return found[0]
-    levels = zip(*(part.deepstack for part in found), strict=True)
-    return Embeddings(np.concatenate([part.embeds for part in found]), tuple(map(np.concatenate, levels)))
+    first, *others = parts
+    if not others:
+        return first
+    levels = zip(first.deepstack, *(part.deepstack for part in others), strict=True)
+    embeds = np.concatenate([first.embeds, *(part.embeds for part in others)])
+    return Embeddings(embeds, tuple(map(np.concatenate, levels)))
 
 
 def _cut(whole: Embeddings, sizes: Sequence[int]) -> list[Embeddings]:
-    found, start = [], 0
+    parts, start = [], 0
     for size in sizes:
-        part = slice(start, start + size)
+        rows = slice(start, start + size)
         # Copies: a view would keep the other items' embeddings alive as long as this one's.
-        found.append(Embeddings(whole.embeds[part].copy(), tuple(level[part].copy() for level in whole.deepstack)))
+        parts.append(Embeddings(whole.embeds[rows].copy(), tuple(level[rows].copy() for level in whole.deepstack)))
         start += size
-    return found
+    return parts

@@ -1,7 +1,7 @@
-"""Embeddings kept on disk by what they were made from, so that no picture is encoded twice.
+"""Embeddings on disk by the content that they were computed from, so that no picture is encoded twice.
 
-A file is the sha256 of its content, then one array in numpy's format: [1 + DeepStack levels, n, D]. What is cut
-short or altered is deleted and made again: a cache may be slow, never wrong.
+A file is the sha256 of its content, then one array in numpy's format: [1 + DeepStack levels, n, D]. A truncated
+or altered file is deleted and its picture encoded again.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _ABANDONED_SECONDS = 600  # a temporary file this old belongs to a process that 
 
 
 class EmbeddingCache:
-    """A folder of at most `max_bytes`, the longest unused first to go; shared by threads and across restarts.
+    """A folder of at most `max_bytes`, evicted least recently used first; shared by threads and across restarts.
 
     Args:
-        folder: made if missing.
-        identity: all that decides what comes of given pixels: bundle, graphs, backend, precision, wire dtype.
+        folder: created if missing.
+        identity: all that the embeddings of given pixels depend on: bundle, graphs, backend, precision, wire dtype.
 
     Raises:
-        InputError: the folder cannot be made or read.
+        InputError: the folder cannot be created or read.
     """
 
     def __init__(self, folder: Path, max_bytes: int, identity: str) -> None:
@@ -64,7 +64,7 @@ class EmbeddingCache:
         return self._bytes
 
     def key(self, grid: Grid, pixels: NDArray[Any]) -> str:
-        """Name of what these pixels become: float32 [patches, patch values] or uint8 [H, W, 3], never the same."""
+        """Key of the embeddings of these pixels: float32 [patches, patch values] or uint8 [H, W, 3], never the same."""
         digest = hashlib.sha256(self._identity)
         digest.update(f"{grid} {pixels.dtype}".encode())
         digest.update(np.ascontiguousarray(pixels).data)
@@ -72,7 +72,7 @@ class EmbeddingCache:
 
     def get(self, key: str) -> Embeddings | None:
         """The embeddings, or None; a damaged file is removed."""
-        stacked = self._read(key)  # also what another daemon has put there
+        stacked = self._read(key)  # finds what another daemon wrote too
         with self._lock:
             if stacked is None:
                 self.misses += 1
@@ -81,7 +81,7 @@ class EmbeddingCache:
         return Embeddings(stacked[0], tuple(stacked[1:]))
 
     def put(self, key: str, embeddings: Embeddings) -> None:
-        """Keep embeddings. A full or broken disk costs the entry, not the request."""
+        """Store embeddings. On a full or broken disk the entry is not stored, and the request goes on."""
         buffer = io.BytesIO()
         np.save(buffer, np.stack([embeddings.embeds, *embeddings.deepstack]), allow_pickle=False)
         body = buffer.getvalue()
@@ -105,7 +105,7 @@ class EmbeddingCache:
             content = path.read_bytes()
             if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
                 raise ValueError("its checksum is wrong")
-            found: NDArray[Any] = np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False)
+            stacked: NDArray[Any] = np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False)
             _touch(path)
         except FileNotFoundError:
             self._forget(key)
@@ -114,7 +114,7 @@ class EmbeddingCache:
             logger.warning("cache entry %s is dropped (%s)", path.name, error)
             self._forget(key)
             return None
-        return found
+        return stacked
 
     def _remove_abandoned(self) -> None:
         oldest = time.time() - _ABANDONED_SECONDS
@@ -123,16 +123,16 @@ class EmbeddingCache:
                 if path.stat().st_mtime < oldest:
                     path.unlink()
             except FileNotFoundError:
-                pass  # it was another daemon's after all, and is complete now
+                pass  # another daemon was still writing it, and is done now
 
     def _make_room(self, size: int) -> None:
-        """The folder is read anew: another daemon may write there too, and the limit is for both together."""
-        found = []
+        """Evict until `size` bytes fit. The folder is listed anew: the limit is for all daemons that write there."""
+        files = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):  # the other daemon made room
+            with contextlib.suppress(FileNotFoundError):  # evicted by another daemon
                 status = path.stat()
-                found.append((status.st_mtime_ns, path.stem, status.st_size))
-        self._sizes = OrderedDict((key, held) for _, key, held in sorted(found))
+                files.append((status.st_mtime_ns, path.stem, status.st_size))
+        self._sizes = OrderedDict((key, length) for _, key, length in sorted(files))
         self._bytes = sum(self._sizes.values())
         while self._sizes and self._bytes + size > self.max_bytes:
             key, freed = self._sizes.popitem(last=False)
@@ -149,8 +149,8 @@ class EmbeddingCache:
 
 
 def _touch(path: Path) -> None:
-    """Used now: the order of use is kept in the files' times, so it survives a restart. The kernel's own clock for
-    them is too coarse for that."""
+    """Record a use: the order of use is in the files' times, so it survives a restart. The kernel's own clock for them
+    is too coarse for that."""
     now = time.time_ns()
-    with contextlib.suppress(FileNotFoundError):  # the other daemon made room
+    with contextlib.suppress(FileNotFoundError):  # evicted by another daemon
         os.utime(path, ns=(now, now))

@@ -1,4 +1,4 @@
-"""What every backend offers: one encoder that turns the patches of a picture into its embeddings."""
+"""The protocol of an encoder backend: the patches of a picture in, its embeddings out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
@@ -16,7 +17,7 @@ from qwen3vl_edge.contract.errors import InputError
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The encoder's four outputs for one picture or clip.
+    """The encoder's outputs for one picture or clip.
 
     Attributes:
         embeds: [n, D] merged embeddings, n = t·h·w / merge².
@@ -52,11 +53,11 @@ def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
 
 @dataclass(frozen=True)
 class ServedGrids:
-    """Which grids an engine takes.
+    """Which grids a backend takes.
 
     Attributes:
-        buckets: grids that it is made for.
-        dynamic: other grids too.
+        buckets: grids that have a graph of their own.
+        dynamic: whether it takes any other grid too.
     """
 
     buckets: tuple[Grid, ...]
@@ -64,12 +65,17 @@ class ServedGrids:
 
 
 def bundle_serves(bundle: Bundle, precision: str | None) -> ServedGrids:
-    """What the graphs of a bundle serve."""
+    """Which grids the graphs of a bundle serve."""
     return ServedGrids(tuple(bundle.manifest.buckets(precision)), bundle.manifest.has_dynamic(precision))
 
 
 class EncoderBackend(Protocol):
-    """A loaded encoder: which backend, and in which precision it computes."""
+    """A loaded encoder.
+
+    Attributes:
+        name: of the backend.
+        precision: that it computes in.
+    """
 
     name: str
     precision: str
@@ -87,48 +93,61 @@ class EncoderBackend(Protocol):
             pixel_values: float32 [t·h·w, channels·temporal·patch²] in the HF processor's layout.
 
         Returns:
-            Embeddings in the precision the engine computes.
+            Embeddings in the precision that the backend computes in.
+
+        Raises:
+            BucketError: the backend does not serve the grid.
         """
         ...
 
     def close(self) -> None:
-        """Free what the engine holds; it cannot be used afterwards."""
+        """Free what the backend holds; it cannot be used afterwards."""
         ...
 
 
 @runtime_checkable
 class PixelBackend(Protocol):
-    """An engine that also runs the graphs which take an image's bytes."""
+    """A backend that also runs the graphs which take an image's uint8 pixels."""
 
     def takes_pixels(self, grid: Grid) -> bool:
         """Whether there is such a graph for this grid."""
         ...
 
     def run_pixels(self, grid: Grid, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Encode one image. pixels: uint8 [H, W, 3] RGB at the grid's size."""
+        """Encode one image.
+
+        Args:
+            grid: its grid.
+            pixels: uint8 [H, W, 3] RGB at the grid's size.
+
+        Raises:
+            BucketError: there is no such graph for the grid.
+        """
         ...
 
 
-def run_encoder(
-    engine: EncoderBackend, grid: Grid, pixel_values: NDArray[np.float32], pixels: NDArray[np.uint8] | None
-) -> Embeddings:
-    """Encode one picture or clip, from its bytes where those are given."""
-    if pixels is None:
-        return engine.run(grid, pixel_values)
-    assert isinstance(engine, PixelBackend)
-    return engine.run_pixels(grid, pixels)
+def run_encoder(backend: EncoderBackend, item: EncoderInput) -> Embeddings:
+    """Encode one picture or clip, from its uint8 pixels where it has them.
+
+    Raises:
+        BucketError: the backend does not serve the grid.
+    """
+    if item.pixels is None:
+        return backend.run(item.grid, item.pixel_values)
+    assert isinstance(backend, PixelBackend)
+    return backend.run_pixels(item.grid, item.pixels)
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How to load an engine.
+    """How to load a backend.
 
     Attributes:
         precision: which set of the bundle; None for the first.
         threads: CPU threads, 0 for OMP_NUM_THREADS where that is set, else the library's choice.
         model: checkpoint folder, needed by the `pytorch` backend alone.
         provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
-        target: which engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
+        target: which TensorRT engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
     """
 
     precision: str | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
@@ -25,25 +26,18 @@ class PreparedMedia:
     """One image or clip, ready for the encoder.
 
     Attributes:
-        pixel_values: float32 [t·h·w, channels·temporal·patch²]; empty where there is a window.
-        pixels: uint8 [H, W, 3] of an image that goes to a uint8 graph instead, else None.
+        input: what is encoded; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
     kind: str
     choice: BucketChoice
-    pixel_values: NDArray[np.float32]
-    pixels: NDArray[np.uint8] | None = None
+    input: EncoderInput
     window: Snapshot | None = None
 
     @property
     def grid(self) -> Grid:
         return self.choice.grid
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """The encoder's input."""
-        return self.pixel_values if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
@@ -161,13 +155,14 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
     for item in fetched:
         patches, grid = next(patches_by_kind[item.kind])
         if item.window is not None:
-            media.append(PreparedMedia(item.kind, item.choice, patches[:0].numpy(), window=item.window))
+            empty = EncoderInput(item.choice.grid, patches[:0].numpy())
+            media.append(PreparedMedia(item.kind, item.choice, empty, item.window))
             continue
         if grid != item.choice.grid.as_list():
             raise InputError(
                 "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
             )
-        media.append(PreparedMedia(item.kind, item.choice, patches.numpy()))
+        media.append(PreparedMedia(item.kind, item.choice, EncoderInput(item.choice.grid, patches.numpy())))
     return media
 
 

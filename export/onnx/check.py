@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
-from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
+from qwen3vl_edge.contract.bundle.position_tables import position_inputs
+from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder, run_torch_encoder
 from qwen3vl_edge.contract.errors import ParityError
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.export.onnx.check_pixels import draw_frames, patch_values
+from qwen3vl_edge.export.onnx.check_pixels import drawn_input
 
 Outputs = list[NDArray[Any]]
 
@@ -38,11 +39,9 @@ TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 1.4e-
 
 @dataclass(frozen=True)
 class CheckCase:
-    """One picture or clip, and what PyTorch makes of it; `frames` None where only its patches are at hand."""
+    """One picture or clip, and the outputs of the encoder that a graph of it is compared with."""
 
-    grid: Grid
-    frames: NDArray[np.uint8] | None
-    pixel_values: NDArray[np.float32]
+    input: EncoderInput
     reference: Outputs
 
 
@@ -54,14 +53,11 @@ def reference_cases(
     progress: Callable[[float], None] = lambda done: None,
 ) -> list[CheckCase]:
     """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning."""
-    from qwen3vl_edge.export.onnx.torch_encoder import load_torch_encoder, run_torch_encoder
-
     encoder = load_torch_encoder(checkpoint)
     cases = []
     for index, grid in enumerate(grids):
-        frames = draw_frames(grid, spec, seed=index)
-        pixels = patch_values(frames, grid, spec, preprocessing)
-        cases.append(CheckCase(grid, frames, pixels, run_torch_encoder(encoder, grid, pixels)))
+        drawn = drawn_input(grid, spec, preprocessing, seed=index)
+        cases.append(CheckCase(drawn, run_torch_encoder(encoder, grid, drawn.pixel_values)))
         progress((index + 1) / len(grids))
     del encoder
     gc.collect()
@@ -70,14 +66,17 @@ def reference_cases(
 
 def dynamic_check_grids(grids: Sequence[Grid], merge_size: int) -> list[Grid]:
     """Grids for the dynamic-shape graph that no bucket has: a small image and a clip of two temporal patches."""
-    found = [Grid(1, 3 * merge_size, 5 * merge_size), Grid(2, 2 * merge_size, 3 * merge_size)]
-    return [grid for grid in found if grid not in grids]
+    extra = [Grid(1, 3 * merge_size, 5 * merge_size), Grid(2, 2 * merge_size, 3 * merge_size)]
+    return [grid for grid in extra if grid not in grids]
 
 
 def check_graph(
     path: Path, record: GraphRecord, cases: Sequence[CheckCase], spec: VisionSpec, precision: str
 ) -> GraphRecord:
-    """Check one graph's structure and outputs; the record comes back with what was measured.
+    """Check one graph's structure and outputs.
+
+    Returns:
+        The record with the measured distances.
 
     Raises:
         ParityError: not a valid ONNX graph, or an output outside its tolerance.
@@ -97,7 +96,10 @@ def measure_graph(
 ) -> GraphRecord:
     """Check one graph's structure and record its distance from the cases' references, whatever it is.
 
-    Cases without frames are passed over where the graph takes uint8 pixels.
+    A graph that takes uint8 pixels skips the cases without them.
+
+    Returns:
+        The record with the measured distances.
 
     Raises:
         ParityError: not a valid ONNX graph.
@@ -111,12 +113,12 @@ def measure_graph(
     session = _session(path, disabled_optimizers)
     worst: dict[str, Distance] = {}
     for case in cases:
-        if record.kind == "image_uint8" and case.frames is None:
+        if record.kind == "image_uint8" and case.input.pixels is None:
             continue
-        outputs = session.run(list(spec.output_names), _feeds(record, case, spec))
+        outputs = session.run(list(spec.output_names), _feeds(record, case.input, spec))
         for name, actual, expected in zip(spec.output_names, outputs, case.reference, strict=True):
-            found = distance(actual, expected)
-            worst[name] = found.worst(worst[name]) if name in worst else found
+            apart = distance(actual, expected)
+            worst[name] = apart.worst(worst[name]) if name in worst else apart
     rows = tuple(OutputParity(name, **asdict(value)) for name, value in worst.items())
     return replace(record, parity=rows)
 
@@ -135,16 +137,12 @@ def _session(path: Path, disabled_optimizers: Collection[str]) -> Any:
     )
 
 
-def _feeds(record: GraphRecord, case: CheckCase, spec: VisionSpec) -> dict[str, NDArray[Any]]:
+def _feeds(record: GraphRecord, item: EncoderInput, spec: VisionSpec) -> dict[str, NDArray[Any]]:
     if record.kind == "image_uint8":
-        assert case.frames is not None
-        return {"pixels": case.frames[0]}
-    feeds: dict[str, NDArray[Any]] = {"pixel_values": case.pixel_values}
-    if record.kind == "dynamic":
-        indices, weights = position_interpolation(case.grid, spec.merge_size, spec.num_position_embeddings)
-        cos, sin = rotary_cos_sin(case.grid, spec.merge_size, spec.head_dim, spec.rope_theta)
-        feeds |= {"position_indices": indices, "position_weights": weights, "rotary_cos": cos, "rotary_sin": sin}
-    return feeds
+        assert item.pixels is not None
+        return {"pixels": item.pixels}
+    feeds: dict[str, NDArray[Any]] = {"pixel_values": item.pixel_values}
+    return feeds | position_inputs(spec, item.grid) if record.kind == "dynamic" else feeds
 
 
 def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:

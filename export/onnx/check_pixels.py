@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+
+
+def drawn_input(grid: Grid, spec: VisionSpec, preprocessing: Preprocessing, seed: int) -> EncoderInput:
+    """A drawn picture or clip as both kinds of graph take it: patches, and of an image its uint8 pixels."""
+    frames = draw_frames(grid, spec, seed)
+    pixels = frames[0] if grid.t == 1 else None
+    return EncoderInput(grid, patch_values(frames, grid, spec, preprocessing), pixels)
 
 
 def draw_frames(grid: Grid, spec: VisionSpec, seed: int) -> NDArray[np.uint8]:

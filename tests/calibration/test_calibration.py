@@ -22,11 +22,12 @@ from qwen3vl_edge.calibration.samples import Selection, Source, bucket_policy, l
 from qwen3vl_edge.calibration.stage_runner import StageRunner
 from qwen3vl_edge.calibration.statistics import STATISTICS_NAME, gather, load_statistics
 from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.errors import BundleError, InputError
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
+from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturate
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.onnx.quantization import quantizable
@@ -118,7 +119,7 @@ def test_accuracy_on_held_out_questions(calibrated: Path, reference: Path) -> No
     """At most half a point lost in int8: with 200 questions, one."""
     questions, right = heldout_questions(200), {}
     for precision in ("fp32", "int8"):
-        with open_edge(calibrated, EdgeOptions(engine=BackendOptions(precision=precision))) as edge:
+        with open_edge(calibrated, EdgeOptions(backend_options=BackendOptions(precision=precision))) as edge:
             right[precision] = score(questions, answer_all_split(open_both(edge, reference)[0], questions)).overall
     assert right["int8"] >= right["fp32"] - 0.005
 
@@ -128,7 +129,7 @@ def test_accuracy_on_held_out_questions(calibrated: Path, reference: Path) -> No
 def test_accuracy_on_all_held_out_questions(calibrated: Path, reference: Path, precision: str, lost: float) -> None:
     questions, right = heldout_questions(500), {}
     for name in ("fp32", precision):
-        with open_edge(calibrated, EdgeOptions(engine=BackendOptions(precision=name))) as edge:
+        with open_edge(calibrated, EdgeOptions(backend_options=BackendOptions(precision=name))) as edge:
             right[name] = score(questions, answer_all_split(open_both(edge, reference)[0], questions)).overall
     assert right[precision] >= right["fp32"] - lost
 
@@ -205,7 +206,7 @@ def test_stages_compute_what_the_graph_computes(bundle: Path) -> None:
     for grid in (Grid(1, 8, 10), Grid(4, 6, 6)):
         pixels = np.random.default_rng(2).standard_normal((grid.patches, spec.patch_values), dtype=np.float32)
         with StageRunner(spec, source_weights(opened, base), "fp32") as runner:
-            outputs = runner.run(grid, pixels).outputs
+            outputs = runner.run(EncoderInput(grid, pixels)).outputs
         expected = run_graph(opened, graph_of(opened, "fixed", grid, "fp32"), {"pixel_values": pixels})
         for name, array in zip(spec.output_names, expected, strict=True):
             assert distance(outputs[name], array).relative_l2 < 1e-5
@@ -253,9 +254,11 @@ def test_samples_go_through_the_edge_s_preprocessing(bundle: Path, calibration_d
     with open_edge(bundle) as edge:
         for index, samples in stream_samples(sources, opened, policy, selection, 12):
             encoded = edge.encode(sources[index].messages)
-            assert [item.grid for item in encoded.media] == [sample.grid for sample in samples][: len(encoded.media)]
+            assert [item.grid for item in encoded.media] == [sample.input.grid for sample in samples][
+                : len(encoded.media)
+            ]
             for ours, theirs in zip(samples, encoded.media, strict=False):
-                np.testing.assert_array_equal(ours.pixel_values, theirs.pixel_values)
+                np.testing.assert_array_equal(ours.input.pixel_values, theirs.input.pixel_values)
     assert sum(selection.per_bucket.values()) == 12
 
 

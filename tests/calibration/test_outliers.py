@@ -11,9 +11,10 @@ import pytest
 
 from qwen3vl_edge.calibration.calibrate import CalibrationRequest, CalibrationResult, calibrate_bundle
 from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
+from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturate
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx.quantization import quantizable
 from tests.support.export_models import graph_of, picture, run_graph
@@ -102,7 +103,7 @@ def test_smoothing_alone_changes_nothing(planted: Path, tmp_path: Path, calibrat
         _, smoothing = choose(bundle, quantizable(spec), weights, statistics, request, lambda what, done: None)
         assert len(smoothing) == 4 * spec.depth + 1 + len(spec.deepstack_visual_indexes)
         stored = write_quantized_weights(weights, NOT_QUANTIZED, smoothing, "fp32", tmp_path / "weights.bin")
-        expected = runner.run(Grid(1, 8, 10), pixels).outputs
+        expected = runner.run(EncoderInput(Grid(1, 8, 10), pixels)).outputs
     graph = dynamic_graph(spec, "fp32", stored, "weights.bin")
     (tmp_path / "dynamic.onnx").write_bytes(graph.model.SerializeToString())
     import onnxruntime as ort

@@ -12,7 +12,7 @@ import pytest
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BucketError, BundleError, InputError, ModelMismatchError
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
+from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturate
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings
@@ -23,7 +23,7 @@ from qwen3vl_edge.tools.parity.pictures import pictures_of
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnxruntime_equals_pytorch_on_every_bucket(bundle: Path, reference: Path, precision: str) -> None:
     oracle = load_backend("pytorch", open_bundle(bundle), BackendOptions(model=reference))
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision=precision))) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision=precision))) as edge:
         rows = compare_encoders(edge, oracle, pictures_of(None))
     assert len(rows) == (len(edge.policy.buckets or ()) + 1) * 4
     assert {row.graph for row in rows} == {"fixed", "dynamic"}
@@ -77,7 +77,7 @@ def test_unknown_backend_provider_precision_and_dtype_are_named(bundle: Path) ->
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_engine_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str) -> None:
+def test_backend_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino")
     opened = open_bundle(bundle)
@@ -85,11 +85,11 @@ def test_engine_without_a_graph_for_the_grid_says_so(bundle: Path, backend: str)
         replace(kept, graphs=tuple(graph for graph in kept.graphs if graph.kind == "fixed"))
         for kept in opened.manifest.precisions
     )
-    engine = load_backend(
+    loaded = load_backend(
         backend, replace(opened, manifest=replace(opened.manifest, precisions=fixed_only)), BackendOptions()
     )
     with pytest.raises(BucketError, match="no graph for grid 1x2x2"):
-        engine.run(Grid(1, 2, 2), np.zeros((4, 1536), np.float32))
+        loaded.run(Grid(1, 2, 2), np.zeros((4, 1536), np.float32))
 
 
 def test_pytorch_backend_refuses_another_checkpoint(bundle: Path, reference: Path, tmp_path: Path) -> None:

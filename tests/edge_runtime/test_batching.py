@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.bundle.buckets import choose_bucket, split_frames
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BucketError
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.batching import (
     MAX_STACKED_PATCHES,
-    EncoderInput,
     describe_runs,
     encode_items,
     plan_runs,
@@ -37,14 +37,14 @@ def items(edge: Edge, *grids: Grid) -> list[EncoderInput]:
 )
 def test_stacked_is_one_by_one(edge: Edge, grids: list[Grid]) -> None:
     work = items(edge, *grids)
-    stacked = encode_items(edge.engine, work, stack=True)
+    stacked = encode_items(edge.encoder, work, stack=True)
     for item, made in zip(work, stacked, strict=True):
         assert sum(run.t for run in made.runs) >= item.grid.t
-        found, alone = made.embeddings, edge.engine.run(item.grid, item.pixel_values)
+        found, alone = made.embeddings, edge.encoder.run(item.grid, item.pixel_values)
         np.testing.assert_array_equal(found.embeds, alone.embeds)
         for ours, theirs in zip(found.deepstack, alone.deepstack, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    for one, other in zip(stacked, encode_items(edge.engine, work, stack=False), strict=True):
+    for one, other in zip(stacked, encode_items(edge.encoder, work, stack=False), strict=True):
         np.testing.assert_array_equal(one.embeddings.embeds, other.embeddings.embeds)
 
 

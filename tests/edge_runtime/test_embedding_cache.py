@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_the_edge_encodes_no_picture_twice(bundle: Path, samples: Path, tmp_path: Path) -> None:
-    options = EdgeOptions(engine=BackendOptions(precision="fp32"), cache=tmp_path / "cache")
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), cache=tmp_path / "cache")
     messages = build_messages("What colour?", [str(samples / "colour.png"), str(samples / "colour.png")], [])
     with open_edge(bundle, replace(options, cache=None)) as edge:
         expected = edge.encode(messages).request.media
@@ -127,7 +127,7 @@ def test_the_edge_encodes_no_picture_twice(bundle: Path, samples: Path, tmp_path
         for item, fresh in zip(media, expected, strict=True):
             np.testing.assert_array_equal(item.embeds, fresh.embeds)
             assert all(np.array_equal(a, b) for a, b in zip(item.deepstack, fresh.deepstack, strict=True))
-    half = replace(options, engine=BackendOptions(precision="fp16"))
+    half = replace(options, backend_options=BackendOptions(precision="fp16"))
     with open_edge(bundle, half) as edge:  # another precision's embeddings are others
         assert not edge.encode(messages).request.media[0].origin.get("cached", False)
 

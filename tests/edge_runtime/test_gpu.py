@@ -50,7 +50,7 @@ def build(bundle: Path, copy: Path, library: str, precision: str, layout: str) -
 @pytest.fixture
 def engine_edge(bundle: Path, tmp_path: Path, library: str, precision: str, layout: str) -> Iterator[Edge]:
     path = build(bundle, tmp_path / "bundle", library, precision, layout)
-    options = EdgeOptions(backend=library, engine=BackendOptions(precision=precision), wire_dtype="fp32")
+    options = EdgeOptions(backend=library, backend_options=BackendOptions(precision=precision), wire_dtype="fp32")
     try:
         opened = open_edge(path, options)
     except EngineError as error:
@@ -90,11 +90,11 @@ def test_threads_take_turns(engine_edge: Edge) -> None:
         (grid, rng.standard_normal((grid.patches, 1536)).astype(np.float32))
         for grid in engine_edge.bundle.manifest.buckets() * 4
     ]
-    alone = [engine_edge.engine.run(grid, pixels).embeds for grid, pixels in work]
+    alone = [engine_edge.encoder.run(grid, pixels).embeds for grid, pixels in work]
     found: list[object] = [None] * len(work)
 
     def encode(index: int) -> None:
-        found[index] = engine_edge.engine.run(*work[index]).embeds
+        found[index] = engine_edge.encoder.run(*work[index]).embeds
 
     threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
     for thread in threads:
@@ -115,7 +115,7 @@ def test_stripped_plans_are_refitted(bundle: Path, reference: Path, tmp_path: Pa
     weights = open_bundle(path).manifest.file("fp16/weights.bin").bytes
     assert (path / record.plans[0].path).stat().st_size < weights
     oracle = load_backend("pytorch", open_bundle(path), BackendOptions(model=reference))
-    with open_edge(path, EdgeOptions(backend=library, engine=BackendOptions(precision="fp16"))) as edge:
+    with open_edge(path, EdgeOptions(backend=library, backend_options=BackendOptions(precision="fp16"))) as edge:
         for row in compare_encoders(edge, oracle, pictures_of(None)):
             assert row.distance.cosine >= MIN_COSINE["fp16"], row
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
 
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.backends.availability import list_availability
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
 from qwen3vl_edge.edge_runtime.backends.openvino import OpenvinoBackend, cpu_settings, load, openvino_core
 from qwen3vl_edge.edge_runtime.backends.openvino_norms import quantize_in_norms
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
@@ -31,11 +31,11 @@ def encode(bundle: Path, backend: str, precision: str, grid: Grid) -> Embeddings
     opened = open_bundle(bundle, verify=False)
     width = opened.manifest.vision.patch_values
     pixels = np.random.default_rng(grid.patches).uniform(-1, 1, (grid.patches, width)).astype(np.float32)
-    engine = load_backend(backend, opened, BackendOptions(precision=precision))
+    loaded = load_backend(backend, opened, BackendOptions(precision=precision))
     try:
-        return engine.run(grid, pixels)
+        return loaded.run(grid, pixels)
     finally:
-        engine.close()
+        loaded.close()
 
 
 def worst(one: Embeddings, other: Embeddings) -> Distance:
@@ -119,13 +119,13 @@ def test_refusals(calibrated: Path) -> None:
         load_backend("open-vino", opened, BackendOptions())
 
 
-def test_a_closed_engine_compiles_again(calibrated: Path) -> None:
+def test_a_closed_backend_compiles_again(calibrated: Path) -> None:
     opened = open_bundle(calibrated)
-    engine = OpenvinoBackend("openvino", opened, BackendOptions(threads=1))
+    loaded = OpenvinoBackend("openvino", opened, BackendOptions(threads=1))
     pixels = np.zeros((64, opened.manifest.vision.patch_values), np.float32)
-    first = engine.run(Grid(1, 8, 8), pixels)
-    engine.close()
-    np.testing.assert_array_equal(first.embeds, engine.run(Grid(1, 8, 8), pixels).embeds)
+    first = loaded.run(Grid(1, 8, 8), pixels)
+    loaded.close()
+    np.testing.assert_array_equal(first.embeds, loaded.run(Grid(1, 8, 8), pixels).embeds)
 
 
 SIGNALLED = """
@@ -138,16 +138,16 @@ signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
 bundle = open_bundle(sys.argv[1], verify=False)
 first = load_backend("openvino", bundle, BackendOptions())
 second = load_backend("openvino", bundle, BackendOptions())
-for engine in (first, second):
-    engine.close()
-del engine, first, second
+for loaded in (first, second):
+    loaded.close()
+del loaded, first, second
 os.kill(os.getpid(), signal.SIGTERM)
 print(*heard)
 """
 
 
-def test_a_signal_after_engines_were_freed_in_turn(calibrated: Path) -> None:
-    """A Core of its own per engine, and this process would die of SIGSEGV (see openvino_core)."""
+def test_a_signal_after_backends_were_freed_in_turn(calibrated: Path) -> None:
+    """A Core of its own per backend, and this process would die of SIGSEGV (see openvino_core)."""
     command = [sys.executable, "-c", SIGNALLED, str(calibrated)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "SIGTERM"), done.stderr

@@ -59,7 +59,7 @@ def test_image_is_upstreams_to_the_bit_in_every_mode(edge: Edge, mode: str) -> N
     expected = upstream(edge, messages)
     assert prompt.media[0].choice.exact
     assert prompt.media[0].choice.fixed
-    np.testing.assert_array_equal(prompt.media[0].pixel_values, expected["pixel_values"].numpy())
+    np.testing.assert_array_equal(prompt.media[0].input.pixel_values, expected["pixel_values"].numpy())
     np.testing.assert_array_equal(prompt.input_ids, expected["input_ids"][0].numpy())
 
 
@@ -70,7 +70,9 @@ def test_native_sizes_are_upstreams_to_the_bit(edge: Edge) -> None:
         image = picture(rng.randint(30, 300), rng.randint(30, 300), seed=seed)
         messages = user({"type": "image", "image": image}, "What?")
         prompt = prepare_prompt(messages, edge.processor, native)
-        np.testing.assert_array_equal(prompt.media[0].pixel_values, upstream(edge, messages)["pixel_values"].numpy())
+        np.testing.assert_array_equal(
+            prompt.media[0].input.pixel_values, upstream(edge, messages)["pixel_values"].numpy()
+        )
 
 
 def test_heldout_prompts_are_upstreams(edge: Edge) -> None:
@@ -78,7 +80,7 @@ def test_heldout_prompts_are_upstreams(edge: Edge) -> None:
         prompt = prepare_prompt(question.messages, edge.processor, edge.policy)
         expected = upstream(edge, question.messages)
         np.testing.assert_array_equal(prompt.input_ids, expected["input_ids"][0].numpy())
-        ours = np.concatenate([item.pixel_values for item in prompt.media])
+        ours = np.concatenate([item.input.pixel_values for item in prompt.media])
         theirs = expected["pixel_values" if "pixel_values" in expected else "pixel_values_videos"]
         np.testing.assert_array_equal(ours, theirs.numpy())
 
@@ -136,7 +138,8 @@ def test_every_source_gives_the_same_pixels(edge: Edge, samples: Path, web: str)
     sources = [str(path), f"file://{path}", uri, f"{web}/colour.png", Image.open(path)]
     parts = [{"type": "image", "image": source} for source in sources]
     parts.append({"type": "image_url", "image_url": {"url": uri}})
-    found = [prepare_prompt(user(part, "What?"), edge.processor, edge.policy).media[0].pixel_values for part in parts]
+    prompts = [prepare_prompt(user(part, "What?"), edge.processor, edge.policy) for part in parts]
+    found = [prompt.media[0].input.pixel_values for prompt in prompts]
     for pixels in found[1:]:
         np.testing.assert_array_equal(pixels, found[0])
 

@@ -47,10 +47,10 @@ def test_every_provider_is_the_cpu_s_equal_or_refused(own: Bundle) -> None:
     ran = []
     for name in PROVIDERS:
         try:
-            engine = load_backend("onnxruntime", own, BackendOptions(precision="fp32", provider=name))
+            backend = load_backend("onnxruntime", own, BackendOptions(precision="fp32", provider=name))
         except InputError:
             continue
-        result = engine.run(GRID, pixels)
+        result = backend.run(GRID, pixels)
         pairs = zip((result.embeds, *result.deepstack), (reference.embeds, *reference.deepstack), strict=True)
         for ours, theirs in pairs:
             assert distance(ours, theirs).relative_l2 < 1e-5, name
@@ -62,6 +62,6 @@ def test_every_provider_is_the_cpu_s_equal_or_refused(own: Bundle) -> None:
     "OpenVINOExecutionProvider" not in LISTED, reason="needs onnxruntime-openvino in place of onnxruntime-gpu"
 )
 def test_openvino_keeps_its_compiled_graphs_in_the_bundle(own: Bundle) -> None:
-    engine = load_backend("onnxruntime", own, BackendOptions(provider="openvino"))
-    engine.run(GRID, np.zeros((GRID.patches, 1536), np.float32))
+    backend = load_backend("onnxruntime", own, BackendOptions(provider="openvino"))
+    backend.run(GRID, np.zeros((GRID.patches, 1536), np.float32))
     assert list((own.path / "engines" / "onnxruntime-openvino").iterdir())

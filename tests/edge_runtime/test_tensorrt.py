@@ -215,7 +215,7 @@ def test_the_edge_buckets_pictures_for_the_engine_and_not_for_the_bundle(
     record = record_of(built, "fp16")
     module = EmulatedLibrary(built, emulated, record.library_version)
     monkeypatch.setattr(tensorrt, "import_library", lambda name: module)
-    options = EdgeOptions(backend="tensorrt_rtx", engine=BackendOptions(precision="fp16"))
+    options = EdgeOptions(backend="tensorrt_rtx", backend_options=BackendOptions(precision="fp16"))
     with open_edge(built.path, options) as edge:
         assert edge.policy.buckets == (IMAGE, CLIP, OTHER)
         assert edge.policy.choose(OTHER).exact

@@ -37,7 +37,7 @@ COLOUR = "What colour is the cross?"
 @pytest.fixture(scope="module")
 def halves(bundle: Path, reference: Path) -> Iterator[tuple[Split, list[str]]]:
     """The split with fp16 on the wire, and its answers."""
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
         split = open_both(edge, reference)[0]
         yield split, answer_all_split(split, heldout_questions(QUESTIONS))
 
@@ -45,7 +45,7 @@ def halves(bundle: Path, reference: Path) -> Iterator[tuple[Split, list[str]]]:
 @pytest.mark.parametrize(("name", "changed"), [("bf16", 2), ("int8", 0), ("fp8", 2), ("int4", 6)])
 def test_answers_hold(bundle: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:
     split, expected = halves
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype=name)) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)) as edge:
         answers = answer_all_split(split.with_edge(edge), heldout_questions(QUESTIONS))
     assert sum(one != other for one, other in zip(answers, expected, strict=True)) <= changed
 

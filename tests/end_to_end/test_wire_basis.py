@@ -61,7 +61,7 @@ def test_what_is_kept_is_what_was_asked_for(fitted: Path) -> None:
     assert record is not None
     assert min(record.mean_cosines) >= 0.999
     assert max(record.ranks) < manifest.vision.out_hidden_size
-    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype="basis-int8")
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype="basis-int8")
     plain_options = replace(options, wire_dtype="fp32")
     cosines: list[list[float]] = [[] for _ in record.ranks]
     with open_edge(fitted, options) as edge, open_edge(fitted, plain_options) as exact:
@@ -91,7 +91,7 @@ def test_a_daemon_says_whether_its_server_holds_the_basis(
 @pytest.mark.parametrize(("name", "changed"), [("basis-int8", 1), ("basis-int4", 4)])
 def test_answers_hold(fitted: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:  # noqa: F811
     split, expected = halves
-    with open_edge(fitted, EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype=name)) as edge:
+    with open_edge(fitted, EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)) as edge:
         answers = answer_all_split(split.with_edge(edge), heldout_questions(QUESTIONS))
     assert sum(one != other for one, other in zip(answers, expected, strict=True)) <= changed
 

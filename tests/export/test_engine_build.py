@@ -24,8 +24,8 @@ from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER, EngineRecord
 from qwen3vl_edge.contract.errors import ContractError, EngineError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import import_library
-from qwen3vl_edge.edge_runtime.backends.plan_selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt import build as engines
 from qwen3vl_edge.export.tensorrt.build import build_engines

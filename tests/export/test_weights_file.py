@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle, sha256_of
+from qwen3vl_edge.contract.bundle.torch_encoder import run_torch_encoder
 from qwen3vl_edge.contract.errors import BundleError, ParityError
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.export.onnx.torch_encoder import run_torch_encoder
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 
 
@@ -39,7 +39,7 @@ def test_the_check_notices_wrong_weights(
             encoder.blocks[2].attn.qkv.bias[0] += 1.0
         return run_torch_encoder(encoder, grid, pixels)
 
-    monkeypatch.setattr("qwen3vl_edge.export.onnx.torch_encoder.run_torch_encoder", spoiled)
+    monkeypatch.setattr("qwen3vl_edge.export.onnx.check.run_torch_encoder", spoiled)
     with pytest.raises(ParityError):
         export_bundle(str(checkpoint.path), tmp_path / "bundle", image_buckets="64x64")
 

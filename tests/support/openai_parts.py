@@ -66,7 +66,7 @@ class Question:
         with one_thread():
             for item in self.prompt.media:
                 encode = model.get_image_features if item.kind == "image" else model.get_video_features
-                output = encode(torch.from_numpy(item.pixel_values), torch.tensor([item.grid.as_list()]))
+                output = encode(torch.from_numpy(item.input.pixel_values), torch.tensor([item.grid.as_list()]))
                 levels = tuple(level[0].numpy() for level in output.deepstack_features)
                 media.append(MediaEmbeddings(item.kind, item.grid, output.pooler_output[0].numpy(), levels))
         return tuple(media)

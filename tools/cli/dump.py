@@ -35,7 +35,7 @@ def run(
     with open_edge(bundle, options) as edge, console.status("dump") as status:
         source = layers_of(edge) if layers else None
         if layers and source is None:
-            raise no_layers(edge.engine.name, "--layers")
+            raise no_layers(edge.encoder.name, "--layers")
         meta = dump_edge(edge, pictures, out, source, lambda bucket: status.update(f"bucket {bucket}"))
         manifest = edge.bundle.manifest
     written = [out]

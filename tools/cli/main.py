@@ -162,9 +162,15 @@ def ask(
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
     from qwen3vl_edge.tools.cli.ask import run
 
-    engine = BackendOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=model, provider=provider, target=target
+    )
     options = EdgeOptions(
-        backend=backend, engine=engine, wire_dtype=wire_dtype, wire_zstd=wire_zstd, preprocess=preprocess
+        backend=backend,
+        backend_options=backend_options,
+        wire_dtype=wire_dtype,
+        wire_zstd=wire_zstd,
+        preprocess=preprocess,
     )
     run(question, bundle, server, image or [], video or [], messages, max_new_tokens, options, as_json)
 
@@ -262,16 +268,22 @@ def parity(
     from qwen3vl_edge.tools.cli.parity import run, run_bisect
     from qwen3vl_edge.tools.parity.run import ParityRequest
 
-    engine = BackendOptions(precision=precision, threads=threads, model=Path(model), provider=provider, target=target)
-    options = EdgeOptions(backend=backend, engine=engine, wire_dtype=wire_dtype, preprocess=preprocess)
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=Path(model), provider=provider, target=target
+    )
+    options = EdgeOptions(
+        backend=backend, backend_options=backend_options, wire_dtype=wire_dtype, preprocess=preprocess
+    )
     other = None
     if any(
         item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
     ):
-        engine = BackendOptions(against_precision, threads, Path(model), against_provider or "cpu", against_target)
+        against_options = BackendOptions(
+            against_precision, threads, Path(model), against_provider or "cpu", against_target
+        )
         other = (
             against or bundle,
-            EdgeOptions(against_backend or "onnxruntime", engine, wire_dtype, preprocess="reference"),
+            EdgeOptions(against_backend or "onnxruntime", against_options, wire_dtype, preprocess="reference"),
         )
     request = ParityRequest(
         bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None
@@ -401,8 +413,10 @@ def dump(
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
     from qwen3vl_edge.tools.cli.dump import run
 
-    engine = BackendOptions(precision=precision, threads=threads, model=model, provider=provider, target=target)
-    run(bundle, out, images, EdgeOptions(backend=backend, engine=engine), layers, polygraphy, as_json)
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=model, provider=provider, target=target
+    )
+    run(bundle, out, images, EdgeOptions(backend=backend, backend_options=backend_options), layers, polygraphy, as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import pictures_of
 from qwen3vl_edge.tools.parity.report import print_report
-from qwen3vl_edge.tools.parity.run import ParityRequest, open_against, open_oracle, open_subject, prove
+from qwen3vl_edge.tools.parity.run import ParityRequest, open_against, open_candidate, open_reference, run_parity
 
 
 def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
         _check_plotting()
     console = Console(stderr=True)
     with console.status("parity") as status:
-        findings = prove(request, status.update)
+        findings = run_parity(request, status.update)
         if page is not None:
             from qwen3vl_edge.tools.parity.page.page import page_of
 
@@ -69,25 +69,25 @@ def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -
     _quiet()
     with ExitStack() as stack, Console(stderr=True).status("bisecting") as status:
         pictures = {} if request.dump else pictures_of(request.images)
-        subject = open_subject(request, pictures, stack, status.update)
-        other = open_against(request, subject.bundle, stack)
-        oracle = open_oracle(request.model, subject.bundle)
-        stack.callback(oracle.close)
-        vision = subject.bundle.manifest.vision
-        one = subject.layers()
-        two = TorchLayers(oracle, vision) if other is None else layers_of(other)
+        candidate = open_candidate(request, pictures, stack, status.update)
+        other = open_against(request, candidate.bundle, stack)
+        reference = open_reference(request.model, candidate.bundle)
+        stack.callback(reference.close)
+        vision = candidate.bundle.manifest.vision
+        one = candidate.layers()
+        two = TorchLayers(reference, vision) if other is None else layers_of(other)
         if one is None:
-            raise no_layers(subject.backend, "--backend")
+            raise no_layers(candidate.backend, "--backend")
         if two is None:
             raise no_layers("the other side", "--against-backend")
         if tolerance is None:
-            precisions = [subject.precision, *([other.engine.precision] if other else [])]
+            precisions = [candidate.precision, *([other.encoder.precision] if other else [])]
             tolerance = max(limits_of(name).layer_tolerance for name in precisions)
-        cases = (sample.case for sample in subject.samples)
+        cases = (sample.case for sample in candidate.samples)
         served = (case for case in cases if one.serves(case.grid) and two.serves(case.grid))
         found = bisect(served, vision, one, two, tolerance, status.update)
     first = earliest(found, vision)
-    labels = (_label(subject, one), two.label)
+    labels = (_label(candidate, one), two.label)
     if as_json:
         sys.stdout.write(json.dumps(_bisection_json(found, first, tolerance, labels), indent=1) + "\n")
     else:
@@ -96,8 +96,8 @@ def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -
         raise SystemExit(1)
 
 
-def _label(subject: Candidate, source: LayerSource) -> str:
-    return f"{subject.bundle.path.name}: {source.label}"
+def _label(candidate: Candidate, source: LayerSource) -> str:
+    return f"{candidate.bundle.path.name}: {source.label}"
 
 
 def _bisection_json(

@@ -94,17 +94,17 @@ def _measure(bundle: Bundle, grid: Grid) -> float:
     from qwen3vl_edge.edge_runtime.backends.registry import load_backend
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
-    engine = load_backend("onnxruntime", bundle, BackendOptions())
+    encoder = load_backend("onnxruntime", bundle, BackendOptions())
     try:
         pixels = np.zeros((grid.patches, bundle.manifest.vision.patch_values), np.float32)
-        engine.run(grid, pixels)
+        encoder.run(grid, pixels)
         seconds = []
         for _ in range(MEASURED_RUNS):
             started = time.perf_counter()
-            engine.run(grid, pixels)
+            encoder.run(grid, pixels)
             seconds.append(time.perf_counter() - started)
     finally:
-        engine.close()
+        encoder.close()
     return statistics.median(seconds)
 
 

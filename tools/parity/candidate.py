@@ -1,4 +1,4 @@
-"""The side under test: an engine that runs here, or what a device dumped of its own."""
+"""The candidate of a comparison with PyTorch: a backend that runs here, or a device's dump."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ANY_LAYER = "pos_embed.flat"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is held against PyTorch.
+    """What is compared with PyTorch in fp32, the reference.
 
     Attributes:
-        edge: None for a dump, which cannot be asked anything more.
-        samples: what it returned for each picture at each bucket; to be read once.
-        layers: opens its own intermediate outputs; None where it shows none.
-        facts: where a dump was made.
+        edge: None for a dump, which can run nothing more.
+        samples: its embeddings of each picture at each bucket; an iterator, read once.
+        layers: opens its own intermediate outputs; returns None where it has none.
+        facts: of the machine that a dump was made on.
     """
 
     bundle: Bundle
@@ -43,10 +43,10 @@ class Candidate:
         return f"{self.backend} {self.precision}" + (f", {self.facts['dump']}" if self.facts else "")
 
 
-def open_engine(
+def open_backend_candidate(
     path: Path, options: EdgeOptions, pictures: dict[str, Any], stack: ExitStack, progress: Callable[[str], None]
 ) -> Candidate:
-    """An engine that runs here, on these pictures; closed with the stack.
+    """A backend that runs here, on these pictures; closed with the stack.
 
     Raises:
         BundleError: a bundle that cannot be used.
@@ -54,11 +54,12 @@ def open_engine(
     """
     edge = stack.enter_context(open_edge(path, options))
     samples = run_cases(edge, edge_cases(edge, pictures, progress))
-    return Candidate(edge.bundle, edge.engine.name, edge.engine.precision, edge, samples, lambda: layers_of(edge), {})
+    name, precision = edge.encoder.name, edge.encoder.precision
+    return Candidate(edge.bundle, name, precision, edge, samples, lambda: layers_of(edge), {})
 
 
-def open_dump(path: Path, bundle_path: Path) -> Candidate:
-    """What a device dumped of this bundle.
+def open_dump_candidate(path: Path, bundle_path: Path) -> Candidate:
+    """A device's dump of this bundle.
 
     Raises:
         InputError: no dump, or a damaged one.

@@ -14,7 +14,7 @@ from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.output_error import OutputError, output_error
 from qwen3vl_edge.tools.parity.samples import Case, Sample, edge_cases, run_cases
 
-KEPT_PER_BUCKET = 3  # worst pictures whose pixels are kept, to be shown
+WORST_PER_BUCKET = 3  # pictures whose pixels stay in memory, for the page
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class Measurement:
     """One picture at one bucket.
 
     Attributes:
-        subject: per output, what is under test against PyTorch.
-        against: the same of the other side, None where there is none or it does not serve the grid.
-        between: the subject against the other side.
+        candidate: per output, the candidate against PyTorch.
+        against: the other side against PyTorch, None where there is none or it does not serve the grid.
+        between: the candidate against the other side.
     """
 
     grid: Grid
     graph: str
     picture: str
-    subject: dict[str, OutputError]
+    candidate: dict[str, OutputError]
     against: dict[str, OutputError] | None = None
     between: dict[str, Distance] | None = None
 
     @property
     def badness(self) -> float:
         """Largest token error of any output; NaN counts as infinite."""
-        worst = max((error.worst_token for error in self.subject.values()), key=lambda value: (value != value, value))
+        worst = max((error.worst_token for error in self.candidate.values()), key=lambda value: (value != value, value))
         return float("inf") if worst != worst else worst
 
 
@@ -73,57 +73,57 @@ class Measured:
 
 def compare_encoders(
     edge: Edge,
-    oracle: EncoderBackend,
+    reference: EncoderBackend,
     pictures: dict[str, Any],
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> list[EncoderRow]:
-    """Run the edge's engine and the oracle on every picture at every bucket.
+    """Run the edge's encoder and the reference on every picture at every bucket.
 
     The dynamic-shape graph is checked on one grid that no bucket covers.
     """
     names = edge.bundle.manifest.vision.output_names
-    measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, oracle)
-    return encoder_rows(measured.measurements, limits_of(edge.engine.precision).min_cosine)
+    measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, reference)
+    return encoder_rows(measured.measurements, limits_of(edge.encoder.precision).min_cosine)
 
 
 def measure(
-    samples: Iterable[Sample], names: Sequence[str], oracle: EncoderBackend, against: EncoderBackend | None = None
+    samples: Iterable[Sample], names: Sequence[str], reference: EncoderBackend, against: EncoderBackend | None = None
 ) -> Measured:
-    """Hold each sample, and what `against` makes of the same pixels, against the oracle.
+    """Compare each sample, and the embeddings that `against` computes from the same pixels, with the reference.
 
     Args:
-        samples: from an engine or from a device's dump.
+        samples: from a backend or from a device's dump.
         names: of the outputs, in order.
     """
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     worst: dict[Grid, list[tuple[Measurement, Case]]] = {}
     for sample in samples:
-        measurement = _measure(sample, names, oracle, against)
-        found.append(measurement)
-        kept = worst.setdefault(sample.case.grid, [])
-        kept.append((measurement, sample.case))
-        kept.sort(key=lambda pair: -pair[0].badness)
-        del kept[KEPT_PER_BUCKET:]
-    return Measured(tuple(found), {grid: tuple(kept) for grid, kept in worst.items()})
+        measurement = _measure(sample, names, reference, against)
+        measurements.append(measurement)
+        pairs = worst.setdefault(sample.case.grid, [])
+        pairs.append((measurement, sample.case))
+        pairs.sort(key=lambda pair: -pair[0].badness)
+        del pairs[WORST_PER_BUCKET:]
+    return Measured(tuple(measurements), {grid: tuple(pairs) for grid, pairs in worst.items()})
 
 
 def _measure(
-    sample: Sample, names: Sequence[str], oracle: EncoderBackend, against: EncoderBackend | None
+    sample: Sample, names: Sequence[str], reference: EncoderBackend, against: EncoderBackend | None
 ) -> Measurement:
     case = sample.case
-    reference = named_outputs(names, oracle.run(case.grid, case.pixel_values))
-    subject = named_outputs(names, sample.embeddings)
-    errors = {name: output_error(subject[name], reference[name]) for name in names}
+    expected = named_outputs(names, reference.run(case.grid, case.input.pixel_values))
+    candidate = named_outputs(names, sample.embeddings)
+    errors = {name: output_error(candidate[name], expected[name]) for name in names}
     if against is None or not (case.grid in against.serves.buckets or against.serves.dynamic):
         return Measurement(case.grid, case.graph, case.picture, errors)
-    other = named_outputs(names, against.run(case.grid, case.pixel_values))
+    other = named_outputs(names, against.run(case.grid, case.input.pixel_values))
     return Measurement(
         case.grid,
         case.graph,
         case.picture,
         errors,
-        {name: output_error(other[name], reference[name]) for name in names},
-        {name: distance(subject[name], other[name]) for name in names},
+        {name: output_error(other[name], expected[name]) for name in names},
+        {name: distance(candidate[name], other[name]) for name in names},
     )
 
 
@@ -139,11 +139,11 @@ def encoder_rows(
 
     Args:
         min_cosine: the limit, or one per output.
-        against: of the other side, without what it did not serve.
+        against: rows of the other side, without the grids that it does not serve.
     """
     rows: dict[tuple[str, str], EncoderRow] = {}
     for item in measurements:
-        for name, error in ((item.against if against else item.subject) or {}).items():
+        for name, error in ((item.against if against else item.candidate) or {}).items():
             limit = min_cosine[name] if isinstance(min_cosine, dict) else min_cosine
             key = (str(item.grid), name)
             row = EncoderRow(key[0], item.graph, name, 1, error.distance, limit, error.worst_token)
@@ -153,5 +153,5 @@ def encoder_rows(
 
 def _worse(one: EncoderRow, other: EncoderRow) -> EncoderRow:
     token = max(one.worst_token, other.worst_token, key=lambda value: (value != value, value))
-    found = one.distance.worst(other.distance)
-    return EncoderRow(one.bucket, one.graph, one.output, one.pictures + other.pictures, found, one.limit, token)
+    apart = one.distance.worst(other.distance)
+    return EncoderRow(one.bucket, one.graph, one.output, one.pictures + other.pictures, apart, one.limit, token)

@@ -24,7 +24,6 @@ from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
-from qwen3vl_edge.tools.parity.divergence import kl_divergence
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """One prompt, asked both ways.
+    """One prompt's answers, from the split and from the unsplit model.
 
     Attributes:
         exact: every picture was encoded at its native grid, so that answers must agree; False where
@@ -58,7 +57,7 @@ class PromptResult:
 
 
 class Unsplit:
-    """The whole model in fp32, as transformers runs it: the oracle."""
+    """The whole model in fp32, as transformers runs it: the reference."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         import torch
@@ -83,7 +82,7 @@ class Split:
         self.loaded = loaded
 
     def with_edge(self, edge: Edge) -> Split:
-        """The same server behind another device."""
+        """The same server with another device."""
         return Split(edge, self.loaded)
 
     def greedy(self, inputs: dict[str, Any], max_new_tokens: int) -> tuple[int, ...]:
@@ -121,7 +120,7 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
 def compare_prompt(
     name: str, messages: Sequence[Message], split: Split, unsplit: Unsplit, max_new_tokens: int
 ) -> PromptResult:
-    """Ask both models greedily, then hold their logits along the unsplit answer against each other."""
+    """Generate greedily with both models, then compare their logits along the unsplit answer."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     split_inputs, exact, sent = split.inputs(messages, sampling)
     unsplit_inputs = unsplit.inputs(messages, split.edge.policy)
@@ -168,6 +167,17 @@ def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
     return None if len(one) == len(other) else min(len(one), len(other))
 
 
+def kl_divergence(reference_logits: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
+    """KL(reference ‖ other) in nats per step, from logits [steps, vocabulary]."""
+    p, q = (_log_softmax(values.astype(np.float64)) for values in (reference_logits, logits))
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1), dtype=np.float64)
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
+
+
 def _greedy(model: Any, inputs: dict[str, Any], max_new_tokens: int, split: Split) -> tuple[int, ...]:
     import torch
     from transformers import GenerationConfig
@@ -192,5 +202,5 @@ def _logits_along(model: Any, inputs: dict[str, Any], answer: Sequence[int]) -> 
             extended[name] = torch.cat([inputs[name], fill], dim=1)
     with torch.inference_mode():
         logits = model(**extended).logits[0, prompt - 1 : -1]
-    found: NDArray[np.float32] = logits.float().numpy()
-    return found
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array

@@ -1,4 +1,4 @@
-"""All that one run found, as the page shows it."""
+"""The results of one run, as the page shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LayerFindings:
     """The encoder's layers.
 
     Attributes:
-        label: what computed them; for an engine that shows none (a TensorRT plan) its graph on ONNX Runtime.
+        label: of the backend that computed them; for one that shows none (a TensorRT plan) its graph on ONNX Runtime.
         tolerance: relative L2 beyond which a layer counts as drifted.
     """
 
@@ -31,7 +31,7 @@ class Findings:
     """One run.
 
     Attributes:
-        subject: label of what is under test; `against` of the other side, None without one.
+        candidate: its label; `against` of the other side, None without one.
         layers: None where they were not measured.
         facts: hashes and versions by heading, in the order to be shown.
     """
@@ -40,7 +40,7 @@ class Findings:
     gate: Gate
     measured: Measured
     layers: LayerFindings | None
-    subject: str
+    candidate: str
     against: str | None
     vision: VisionSpec
     preprocessing: Preprocessing

@@ -1,4 +1,4 @@
-"""Thresholds of a release, held against what was measured; each becomes one row that passes or fails."""
+"""Thresholds of a release, compared with what was measured; each becomes one row that passes or fails."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class AnswerLimits:
     Attributes:
         min_agreement: share of them with the unsplit model's tokens.
         max_kl: nats at any step.
-        min_prompts: how many have to be asked.
-        required: limits fail when no prompt was asked at all.
+        min_prompts: how many have to be compared.
+        required: limits fail when no prompt was compared at all.
     """
 
     min_agreement: float
@@ -96,10 +96,10 @@ def judge(
     """One row per limit and what it limits.
 
     Args:
-        prompts: all that were asked.
+        prompts: all that were compared.
         layers: None where layers were not measured.
     """
-    rows = [found for row in encoder for found in _encoder(gate.of_output(row.output), row)]
+    rows = [gate_row for row in encoder for gate_row in _encoder(gate.of_output(row.output), row)]
     if gate.max_layer_l2 is not None:
         rows += _layers(gate.max_layer_l2, layers)
     return rows + _answers(gate.answers, prompts)
@@ -107,16 +107,14 @@ def judge(
 
 def _encoder(limits: EncoderLimits, row: EncoderRow) -> list[GateRow]:
     what = f"encoder {row.bucket} {row.graph} {row.output}"
-    found = row.distance
-    candidates = [
-        ("cosine", found.cosine, limits.min_cosine, True),
-        ("relative L2", found.relative_l2, limits.max_relative_l2, False),
-        ("largest error", found.max_abs, limits.max_abs, False),
+    apart = row.distance
+    figures = [
+        ("cosine", apart.cosine, limits.min_cosine, True),
+        ("relative L2", apart.relative_l2, limits.max_relative_l2, False),
+        ("largest error", apart.max_abs, limits.max_abs, False),
         ("token error", row.worst_token, limits.max_token_error, False),
     ]
-    return [
-        GateRow(what, figure, value, limit, least) for figure, value, limit, least in candidates if limit is not None
-    ]
+    return [GateRow(what, figure, value, limit, least) for figure, value, limit, least in figures if limit is not None]
 
 
 def _layers(limit: float, layers: Sequence[LayerRow] | None) -> list[GateRow]:
@@ -124,7 +122,7 @@ def _layers(limit: float, layers: Sequence[LayerRow] | None) -> list[GateRow]:
         return [GateRow("layers", "relative L2", None, limit, at_least=False)]
     worst: dict[str, float] = {}
     for row in layers:
-        values = (worst.get(row.layer, 0.0), row.subject.relative_l2)
+        values = (worst.get(row.layer, 0.0), row.candidate.relative_l2)
         worst[row.layer] = max(values, key=lambda value: (value != value, value))
     return [GateRow(f"layer {name}", "relative L2", value, limit, at_least=False) for name, value in worst.items()]
 

@@ -59,8 +59,8 @@ def _apply(gate: Gate, document: Mapping[str, Any], where: str, output_names: tu
     if "layers" in document:
         gate = replace(gate, max_layer_l2=_numbers(document["layers"], LAYER_KEYS, f"{where}: layers").popitem()[1])
     if "answers" in document:
-        found = _numbers(document["answers"], ANSWER_KEYS, f"{where}: answers")
-        answers: AnswerLimits = replace(gate.answers, **found, required=True)
+        limits = _numbers(document["answers"], ANSWER_KEYS, f"{where}: answers")
+        answers: AnswerLimits = replace(gate.answers, **limits, required=True)
         gate = replace(gate, answers=answers)
     return gate
 
@@ -69,9 +69,9 @@ def _apply_encoder(gate: Gate, table: Any, where: str, output_names: tuple[str, 
     _check_keys(table, (*ENCODER_KEYS, OUTPUT), where)
     own = {key: value for key, value in table.items() if key != OUTPUT}
     if own:
-        found = _numbers(own, ENCODER_KEYS, where)
-        outputs = {name: replace(limits, **found) for name, limits in gate.outputs.items()}
-        gate = replace(gate, encoder=replace(gate.encoder, **found), outputs=outputs)
+        numbers = _numbers(own, ENCODER_KEYS, where)
+        outputs = {name: replace(limits, **numbers) for name, limits in gate.outputs.items()}
+        gate = replace(gate, encoder=replace(gate.encoder, **numbers), outputs=outputs)
     outputs = table.get(OUTPUT, {})
     _check_keys(outputs, output_names, f"{where}.output")
     changed = {

@@ -1,4 +1,4 @@
-"""What parity must hold by default, by precision; a gate file (`--gate`) overrides it.
+"""Parity's default limits by precision; a gate file (`--gate`) overrides them.
 
 Cosine and agreement stand in `contract/bundle/precision.py`, beside each precision; here is what a layer may be off by.
 """
@@ -35,6 +35,6 @@ def limits_of(precision: str) -> PrecisionLimits:
     """Limits of a set's precision, `UNKNOWN` for one that is in no table."""
     if precision not in PRECISIONS:
         return UNKNOWN
-    found = PRECISIONS[precision]
-    tolerance = LAYER_TOLERANCES[found.quantized or found.rest]
-    return PrecisionLimits(found.min_cosine, found.min_agreement, tolerance)
+    spec = PRECISIONS[precision]
+    tolerance = LAYER_TOLERANCES[spec.quantized or spec.rest]
+    return PrecisionLimits(spec.min_cosine, spec.min_agreement, tolerance)

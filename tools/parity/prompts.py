@@ -1,4 +1,4 @@
-"""Which questions a parity run asks."""
+"""The prompts of a parity run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a parity run found, as numbers for scripts and as tables for people."""
+"""The report of a parity run, as JSON for scripts and as tables for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen3vl_edge.tools.parity.gate import GateRow
 
 @dataclass(frozen=True)
 class Between:
-    """The subject's output held against the other side's, worst over the pictures of a bucket."""
+    """The candidate's output compared with the other side's, worst over the pictures of a bucket."""
 
     bucket: str
     output: str
@@ -25,7 +25,7 @@ class Between:
 
 @dataclass(frozen=True)
 class AgainstReport:
-    """The other side of a comparison, held against the same oracle; no limit is put on it."""
+    """The other side of a comparison, compared with the same reference; it has no limits."""
 
     label: str
     encoder: tuple[EncoderRow, ...]
@@ -71,8 +71,8 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        held = all(row.passed for row in self.encoder) and self.agreement >= self.min_agreement
-        return held and not self.failures
+        within = all(row.passed for row in self.encoder) and self.agreement >= self.min_agreement
+        return within and not self.failures
 
     @property
     def failures(self) -> tuple[GateRow, ...]:
@@ -123,8 +123,8 @@ def _print_encoder(console: Console, title: str, rows: tuple[EncoderRow, ...]) -
     for name in ("bucket", "graph", "output", "cosine", "max abs", "relative L2", ""):
         table.add_column(name, justify="right" if name in ("cosine", "max abs", "relative L2") else "left")
     for row in rows:
-        found = row.distance
-        figures = (f"{found.cosine:.7f}", f"{found.max_abs:.1e}", f"{found.relative_l2:.1e}")
+        apart = row.distance
+        figures = (f"{apart.cosine:.7f}", f"{apart.max_abs:.1e}", f"{apart.relative_l2:.1e}")
         table.add_row(row.bucket, row.graph, row.output, *figures, "ok" if row.passed else f"below {row.limit}")
     console.print(table)
 

@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
-from qwen3vl_edge.tools.parity.candidate import Candidate, open_dump, open_engine
+from qwen3vl_edge.tools.parity.candidate import Candidate, open_backend_candidate, open_dump_candidate
 from qwen3vl_edge.tools.parity.dump.identity import bundle_facts
 from qwen3vl_edge.tools.parity.encoder import Measured, encoder_rows, measure
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult, compare_prompts, open_both
@@ -38,7 +38,7 @@ class ParityRequest:
     """What to compare.
 
     Attributes:
-        dump: a device's dump in place of an engine that runs here; it has no answers to compare.
+        dump: a device's dump in place of a backend that runs here; it has no answers to compare.
         against: bundle and options of the other side.
         gate: thresholds that override the defaults.
         layers: measure the layers even where no limit asks for them.
@@ -56,34 +56,36 @@ class ParityRequest:
     layers: bool = False
 
 
-def prove(request: ParityRequest, progress: Progress) -> Findings:
-    """Measure all of it.
+def run_parity(request: ParityRequest, progress: Progress) -> Findings:
+    """Measure the encoder, the layers and the answers, and judge them by the gate.
 
     Raises:
         ContractError: an input that cannot be used.
     """
     with ExitStack() as stack:
         pictures = {} if request.dump else pictures_of(request.images)
-        asked = read_prompts(request.prompts) if request.prompts else prompts_about(pictures) if pictures else []
-        subject = open_subject(request, pictures, stack, progress)
-        gate = _gate(request, subject)
-        other = open_against(request, subject.bundle, stack)
-        oracle = open_oracle(request.model, subject.bundle)
-        stack.callback(oracle.close)
-        names = subject.bundle.manifest.vision.output_names
-        measured = measure(subject.samples, names, oracle, None if other is None else other.engine)
+        questions = read_prompts(request.prompts) if request.prompts else prompts_about(pictures) if pictures else []
+        candidate = open_candidate(request, pictures, stack, progress)
+        gate = _gate(request, candidate)
+        other = open_against(request, candidate.bundle, stack)
+        reference = open_reference(request.model, candidate.bundle)
+        stack.callback(reference.close)
+        names = candidate.bundle.manifest.vision.output_names
+        measured = measure(candidate.samples, names, reference, None if other is None else other.encoder)
         layers = None
         if request.layers or gate.max_layer_l2 is not None:
-            layers = _layers(subject, measured, oracle, other, progress)
-        answers, others = _ask(request, asked, subject, other, progress)
-        report = _report(request, subject, gate, measured, layers, answers)
+            layers = _layers(candidate, measured, reference, other, progress)
+        answers, others = _compare_answers(request, questions, candidate, other, progress)
+        report = _report(request, candidate, gate, measured, layers, answers)
         if other is not None:
-            report = report.with_against(_against(_labels(subject, other)[1], measured, other.engine.precision, others))
-        return _findings(report, subject, gate, measured, layers, other)
+            report = report.with_against(
+                _against(_labels(candidate, other)[1], measured, other.encoder.precision, others)
+            )
+        return _findings(report, candidate, gate, measured, layers, other)
 
 
-def open_subject(request: ParityRequest, pictures: dict[str, Any], stack: ExitStack, progress: Progress) -> Candidate:
-    """The dump or the engine that is under test.
+def open_candidate(request: ParityRequest, pictures: dict[str, Any], stack: ExitStack, progress: Progress) -> Candidate:
+    """The dump, or the backend that runs here.
 
     Raises:
         ContractError: it cannot be opened.
@@ -95,14 +97,14 @@ def open_subject(request: ParityRequest, pictures: dict[str, Any], stack: ExitSt
                 field="--dump",
                 remedy="Leave --images and --prompts out, and give --images to `dump` on the device.",
             )
-        return open_dump(request.dump, request.bundle)
-    return open_engine(
+        return open_dump_candidate(request.dump, request.bundle)
+    return open_backend_candidate(
         request.bundle, request.options, pictures, stack, lambda bucket: progress(f"encoder, bucket {bucket}")
     )
 
 
 def open_against(request: ParityRequest, bundle: Bundle, stack: ExitStack) -> Edge | None:
-    """The other side, closed with the stack; None where none is asked for.
+    """The other side, closed with the stack; None where the request has none.
 
     Raises:
         ModelMismatchError: a bundle of another model.
@@ -121,8 +123,8 @@ def open_against(request: ParityRequest, bundle: Bundle, stack: ExitStack) -> Ed
     return other
 
 
-def open_oracle(model: str, bundle: Bundle) -> PytorchBackend:
-    """PyTorch's encoder in fp32.
+def open_reference(model: str, bundle: Bundle) -> PytorchBackend:
+    """The reference: PyTorch's encoder in fp32.
 
     Raises:
         CheckpointError: the checkpoint is missing.
@@ -131,62 +133,67 @@ def open_oracle(model: str, bundle: Bundle) -> PytorchBackend:
     return PytorchBackend(open_model_of(bundle, model))
 
 
-def _gate(request: ParityRequest, subject: Candidate) -> Gate:
-    wire = request.options.wire_dtype if subject.edge is not None else subject.precision
+def _gate(request: ParityRequest, candidate: Candidate) -> Gate:
+    wire = request.options.wire_dtype if candidate.edge is not None else candidate.precision
     if request.gate is None:
-        return default_gate(subject.precision, wire)
-    return read_gate(request.gate, subject.precision, wire, subject.bundle.manifest.vision.output_names)
+        return default_gate(candidate.precision, wire)
+    return read_gate(request.gate, candidate.precision, wire, candidate.bundle.manifest.vision.output_names)
 
 
 def _layers(
-    subject: Candidate, measured: Measured, oracle: PytorchBackend, other: Edge | None, progress: Progress
+    candidate: Candidate, measured: Measured, reference: PytorchBackend, other: Edge | None, progress: Progress
 ) -> LayerFindings:
-    """The worst picture of each bucket; where the engine shows no layers, the graph that it was built from."""
+    """The worst picture of each bucket; of a backend that shows no layers, the graph that its engine was built from."""
     from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
 
-    source, vision = subject.layers(), subject.bundle.manifest.vision
+    source, vision = candidate.layers(), candidate.bundle.manifest.vision
     label = "" if source is not None else "the graph, since this engine shows no layers: "
-    source = source or layers_of_graph(subject.bundle, subject.precision)
-    cases = [kept[0][1] for grid, kept in measured.worst.items() if source.serves(grid)]
+    source = source or layers_of_graph(candidate.bundle, candidate.precision)
+    cases = [pairs[0][1] for grid, pairs in measured.worst.items() if source.serves(grid)]
     against = None if other is None else layers_of(other)
     rows = measure_layers(
-        cases, vision, source, TorchLayers(oracle, vision), against, lambda bucket: progress(f"layers, bucket {bucket}")
+        cases,
+        vision,
+        source,
+        TorchLayers(reference, vision),
+        against,
+        lambda bucket: progress(f"layers, bucket {bucket}"),
     )
-    return LayerFindings(label + source.label, limits_of(subject.precision).layer_tolerance, tuple(rows))
+    return LayerFindings(label + source.label, limits_of(candidate.precision).layer_tolerance, tuple(rows))
 
 
-def _ask(
-    request: ParityRequest, asked: list[Prompt], subject: Candidate, other: Edge | None, progress: Progress
+def _compare_answers(
+    request: ParityRequest, questions: list[Prompt], candidate: Candidate, other: Edge | None, progress: Progress
 ) -> tuple[Answers, Answers]:
     """Both sides' answers; none from a dump."""
-    if subject.edge is None:
+    if candidate.edge is None:
         return (), ()
-    split, unsplit = open_both(subject.edge, request.model)
+    split, unsplit = open_both(candidate.edge, request.model)
     tokens = request.max_new_tokens
-    mine = compare_prompts(asked, split, unsplit, tokens, lambda name: progress(f"asking {name}"))
+    answers = compare_prompts(questions, split, unsplit, tokens, lambda name: progress(f"asking {name}"))
     if other is None:
-        return tuple(mine), ()
+        return tuple(answers), ()
     others = compare_prompts(
-        asked, split.with_edge(other), unsplit, tokens, lambda name: progress(f"asking the other side {name}")
+        questions, split.with_edge(other), unsplit, tokens, lambda name: progress(f"asking the other side {name}")
     )
-    return tuple(mine), tuple(others)
+    return tuple(answers), tuple(others)
 
 
 def _report(
     request: ParityRequest,
-    subject: Candidate,
+    candidate: Candidate,
     gate: Gate,
     measured: Measured,
     layers: LayerFindings | None,
     answers: Answers,
 ) -> ParityReport:
-    names = subject.bundle.manifest.vision.output_names
+    names = candidate.bundle.manifest.vision.output_names
     rows = encoder_rows(measured.measurements, {name: gate.of_output(name).min_cosine or 0.0 for name in names})
     return ParityReport(
         bundle=str(request.bundle),
         model=request.model,
-        precision=subject.precision,
-        backend=subject.backend,
+        precision=candidate.precision,
+        backend=candidate.backend,
         wire_dtype=request.options.wire_dtype,
         encoder=tuple(rows),
         prompts=answers,
@@ -198,39 +205,39 @@ def _report(
 
 def _findings(
     report: ParityReport,
-    subject: Candidate,
+    candidate: Candidate,
     gate: Gate,
     measured: Measured,
     layers: LayerFindings | None,
     other: Edge | None,
 ) -> Findings:
-    facts = {"bundle": bundle_facts(subject.bundle)}
-    if other is not None and other.bundle.path != subject.bundle.path:
+    facts = {"bundle": bundle_facts(candidate.bundle)}
+    if other is not None and other.bundle.path != candidate.bundle.path:
         facts["other bundle"] = bundle_facts(other.bundle)
-    if subject.facts:
-        facts["device"] = subject.facts
+    if candidate.facts:
+        facts["device"] = candidate.facts
     facts["this machine"] = {"measured": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"} | environment()
-    manifest = subject.bundle.manifest
-    mine, its = _labels(subject, other)
-    against = None if other is None else its
-    return Findings(report, gate, measured, layers, mine, against, manifest.vision, manifest.preprocessing, facts)
+    manifest = candidate.bundle.manifest
+    label, other_label = _labels(candidate, other)
+    against = None if other is None else other_label
+    return Findings(report, gate, measured, layers, label, against, manifest.vision, manifest.preprocessing, facts)
 
 
-def _labels(subject: Candidate, other: Edge | None) -> tuple[str, str]:
-    """What the page calls both sides: no more than tells them apart."""
+def _labels(candidate: Candidate, other: Edge | None) -> tuple[str, str]:
+    """The names of both sides on the page, as short as they can be and differ."""
     if other is None:
-        return subject.label, ""
-    against = f"{other.engine.name} {other.engine.precision}"
-    if other.bundle.path != subject.bundle.path:
-        return f"{subject.bundle.path.name}: {subject.label}", f"{other.bundle.path.name}: {against}"
-    return subject.label, against
+        return candidate.label, ""
+    against = f"{other.encoder.name} {other.encoder.precision}"
+    if other.bundle.path != candidate.bundle.path:
+        return f"{candidate.bundle.path.name}: {candidate.label}", f"{other.bundle.path.name}: {against}"
+    return candidate.label, against
 
 
 def _against(label: str, measured: Measured, precision: str, answers: Answers) -> AgainstReport:
     rows = encoder_rows(measured.measurements, limits_of(precision).min_cosine, against=True)
     worst: dict[tuple[str, str], Between] = {}
     for item in measured.measurements:
-        for name, found in (item.between or {}).items():
+        for name, apart in (item.between or {}).items():
             key = (str(item.grid), name)
-            worst[key] = Between(*key, found.worst(worst[key].distance) if key in worst else found)
+            worst[key] = Between(*key, apart.worst(worst[key].distance) if key in worst else apart)
     return AgainstReport(label, tuple(rows), tuple(worst.values()), answers)

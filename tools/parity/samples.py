@@ -1,4 +1,4 @@
-"""What is compared: each picture at each bucket, as `pixel_values`, and what an engine made of it."""
+"""What parity compares: each picture at each bucket as the encoder takes it, and a backend's embeddings of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, run_encoder
-from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia
 
 PAN = 4  # pixels that a picture moves per frame when it stands for a clip
 
@@ -22,21 +19,23 @@ class Case:
     """One picture at one bucket.
 
     Attributes:
+        picture: its name.
         graph: "fixed" or "dynamic", which kind of graph serves the grid.
-        pixel_values: float32 [t·h·w, channels·temporal·patch²] in the HF processor's layout.
-        pixels: uint8 [H, W, 3] where the engine under test takes those.
+        input: with uint8 pixels where the candidate takes those.
     """
 
-    grid: Grid
-    graph: str
     picture: str
-    pixel_values: NDArray[np.float32]
-    pixels: NDArray[np.uint8] | None = None
+    graph: str
+    input: EncoderInput
+
+    @property
+    def grid(self) -> Grid:
+        return self.input.grid
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A case and what the engine under test returned for it."""
+    """A case and the candidate's embeddings of it."""
 
     case: Case
     embeddings: Embeddings
@@ -49,14 +48,13 @@ def edge_cases(
     for grid, kind in _grids(edge):
         progress(str(grid))
         for name, picture in pictures.items():
-            item = _prepared(edge, picture, grid)
-            yield Case(grid, kind, name, item.pixel_values, item.pixels)
+            yield Case(name, kind, _encoder_input(edge, picture, grid))
 
 
 def run_cases(edge: Edge, cases: Iterable[Case]) -> Iterator[Sample]:
-    """What the edge's engine returns for each case."""
+    """The edge's embeddings of each case."""
     for case in cases:
-        yield Sample(case, run_encoder(edge.engine, case.grid, case.pixel_values, case.pixels))
+        yield Sample(case, run_encoder(edge.encoder, case.input))
 
 
 def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
@@ -71,7 +69,7 @@ def _grids(edge: Edge) -> Iterable[tuple[Grid, str]]:
         yield off, "dynamic"
 
 
-def _prepared(edge: Edge, picture: Any, grid: Grid) -> PreparedMedia:
+def _encoder_input(edge: Edge, picture: Any, grid: Grid) -> EncoderInput:
     """The picture at the grid's size through the edge's own preprocessing; a clip is the picture, panned."""
     height, width = edge.policy.geometry.pixels(grid)
     part: dict[str, Any] = {"resized_height": height, "resized_width": width}
@@ -82,9 +80,9 @@ def _prepared(edge: Edge, picture: Any, grid: Grid) -> PreparedMedia:
         part |= {"type": "video", "video": frames, "min_pixels": 1, "max_pixels": height * width}
     messages = [{"role": "user", "content": [part]}]
     policy = type(edge.policy)(edge.policy.geometry, None, dynamic=True)
-    prompt = edge.prompt(messages, policy)
-    assert prompt.media[0].grid == grid, (prompt.media[0].grid, grid)
-    return prompt.media[0]
+    item = edge.prompt(messages, policy).media[0].input
+    assert item.grid == grid, (item.grid, grid)
+    return item
 
 
 def _pan(picture: Any, offset: int) -> Any:

@@ -76,10 +76,10 @@ def _describe(pipeline: EncodePipeline) -> dict[str, Any]:
     geometry = edge.policy.geometry
     return {
         "model_hash": edge.bundle.manifest.model.model_hash,
-        "backend": edge.engine.name,
-        "precision": edge.engine.precision,
-        "buckets": [str(grid) for grid in edge.engine.serves.buckets],
-        "any_size": edge.engine.serves.dynamic,
+        "backend": edge.encoder.name,
+        "precision": edge.encoder.precision,
+        "buckets": [str(grid) for grid in edge.encoder.serves.buckets],
+        "any_size": edge.encoder.serves.dynamic,
         "patch_size": geometry.patch_size,
         "merge_size": geometry.merge_size,
         "temporal_patch_size": geometry.temporal_patch_size,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
@@ -51,7 +52,7 @@ class LeanProcessor:
     Attributes:
         tokenizer: a `tokenizers.Tokenizer`.
         image_defaults: keys such as `min_pixels` for parts that do not set them.
-        takes_pixels: grids for which the engine is given uint8 pixels instead of patches.
+        takes_pixels: grids for which the encoder backend is given uint8 pixels instead of patches.
     """
 
     vision: VisionSpec
@@ -95,7 +96,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
     )
 
 
-def choose_lean(preprocess: str, bundle: Bundle, engine: EncoderBackend) -> LeanProcessor | None:
+def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> LeanProcessor | None:
     """The lean processor; None where the reference preprocesses everything.
 
     Raises:
@@ -106,14 +107,14 @@ def choose_lean(preprocess: str, bundle: Bundle, engine: EncoderBackend) -> Lean
         return None
     takes_pixels: Callable[[Grid], bool] = _no_grid
     if preprocess == "lean-uint8":
-        if not isinstance(engine, PixelBackend):
+        if not isinstance(backend, PixelBackend):
             raise InputError(
-                f"backend {engine.name} has no uint8 graphs",
+                f"backend {backend.name} has no uint8 graphs",
                 field="--preprocess",
                 got=preprocess,
                 remedy="Take --preprocess lean, or --backend onnxruntime or openvino.",
             )
-        takes_pixels = engine.takes_pixels
+        takes_pixels = backend.takes_pixels
     try:
         return load_lean_processor(bundle, takes_pixels)
     except BundleError as error:
@@ -169,7 +170,8 @@ def _media(part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy)
     image, choice = bucket_image({**processor.image_defaults, **part}, policy)
     pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
-    return PreparedMedia("image", choice, values, pixels if processor.takes_pixels(choice.grid) else None)
+    given = pixels if processor.takes_pixels(choice.grid) else None
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, given))
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:

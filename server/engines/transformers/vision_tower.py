@@ -1,6 +1,6 @@
 """The vision encoder of the checkpoint, for `--allow-pixels`: pictures to the embeddings that the unsplit model has.
 
-It stands beside the language model, which stays as it is: what it makes goes the way of embeddings from a device.
+It runs beside the language model, which stays as it is: its output is used as embeddings from a device are.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
-from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 from qwen3vl_edge.contract.errors import CheckpointError
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
 
 class VisionTower:
     """`Qwen3VLVisionModel` on the language model's device and in its dtype, and the checkpoint's image processor."""
@@ -31,14 +30,14 @@ class VisionTower:
     def __init__(self, encoder: Any, processor: Any) -> None:
         self._encoder = encoder
         self._processor = processor
-        self._lock = threading.Lock()  # one picture at a time, so that memory has a known most
+        self._lock = threading.Lock()  # one picture at a time, so that peak memory is known
 
     def encode(self, open_image: Callable[[], Image], check: Callable[[Grid], None]) -> MediaEmbeddings:
         """Embeddings of a picture.
 
         Args:
             open_image: decodes it into RGB.
-            check: is given the grid before the encoder runs, and raises where it is too large.
+            check: called with the grid before the encoder runs, and raises where it is too large.
 
         Returns:
             float16, or float32 for models in float32 and bfloat16, which it holds exactly.
@@ -66,13 +65,7 @@ def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTowe
         CheckpointError: a file is missing, or the tensors are not the encoder's.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True).vision_config
-        with torch.device("meta"):
-            encoder = AutoModel.from_config(config, dtype=loaded.dtype, attn_implementation=loaded.attention)
-        state = {name: _read(tensor).to(loaded.dtype) for name, tensor in checkpoint.visual_tensors.items()}
-        encoder.load_state_dict(state, strict=True, assign=True)
-        # Its frequencies are not in the checkpoint but computed from the config, so not on the meta device.
-        encoder.rotary_pos_emb = type(encoder.rotary_pos_emb)(config)
+        encoder = load_torch_encoder(checkpoint, dtype=loaded.dtype, device=loaded.device, attention=loaded.attention)
         processor = AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True)
     except CheckpointError:
         raise
@@ -82,9 +75,4 @@ def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTowe
             f"the vision tower of {checkpoint.path} cannot be loaded ({type(error).__name__}: {reason})",
             field="--allow-pixels",
         ) from error
-    return VisionTower(encoder.to(loaded.device).eval(), processor)
-
-
-def _read(tensor: CheckpointTensor) -> torch.Tensor:
-    raw = torch.frombuffer(bytearray(tensor.read()), dtype=_DTYPES[tensor.entry.dtype])
-    return raw.reshape(tensor.entry.shape)
+    return VisionTower(encoder, processor)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.camera import Camera
@@ -24,7 +25,6 @@ from qwen3vl_edge.edge_runtime.cameras.frame_patches import native_grid, patchif
 from qwen3vl_edge.edge_runtime.cameras.window import Window
 from qwen3vl_edge.edge_runtime.client.sync_client import generate
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompt, open_both
 from tests.edge_runtime.cameras.test_window import lossless_clip
 from tests.support.waiting import until

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
@@ -20,7 +21,6 @@ from qwen3vl_edge.edge_runtime.cameras.sampling import Sampler
 from qwen3vl_edge.edge_runtime.cameras.source import frames
 from qwen3vl_edge.edge_runtime.cameras.window import Window
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings
 
 CHOICE = BucketChoice(Grid(1, 6, 8), Grid(1, 6, 8), fixed=True, scale=1.0, distortion=0.0)
@@ -61,7 +61,7 @@ def test_window_is_the_clip_encoded_at_once(edge: Edge, tmp_path: Path) -> None:
     snapshot = window.snapshot(103.5, CHOICE)
     assert snapshot is not None
     pairs = [patchify(np.stack([resize_frame(p, 96, 128) for p in pictures]), edge.processor.hf).pixel_values]
-    np.testing.assert_array_equal(np.concatenate(pairs), whole.prompt.media[0].pixel_values)
+    np.testing.assert_array_equal(np.concatenate(pairs), whole.prompt.media[0].input.pixel_values)
     live = edge.prepare([{"role": "user", "content": [{"type": "video", "video": snapshot}, question]}])
     np.testing.assert_array_equal(live.prompt.input_ids, whole.prompt.input_ids)
     assert snapshot.encoded == 3

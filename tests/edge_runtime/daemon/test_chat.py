@@ -91,7 +91,7 @@ def test_answers_are_those_of_ask(
     from qwen3vl_edge.edge_runtime.inputs.messages_file import read_conversations
 
     right = 0
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
         for (_, messages), question in zip(
             read_conversations(samples / "questions.jsonl", "questions"), questions(samples), strict=True
         ):
@@ -183,7 +183,7 @@ def test_encode_returns_what_would_be_sent(daemon: DaemonProcess, bundle: Path, 
     answer = httpx.post(f"{daemon.url}/v1/encode", json=chat)
     assert answer.headers["content-type"] == CONTENT_TYPE
     found = decode_request(bytearray(answer.content), Limits())
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
         expected = edge.encode(build_messages("Where?", [str(samples / "where.png")], [])).request
     np.testing.assert_array_equal(found.input_ids, expected.input_ids)
     np.testing.assert_array_equal(found.media[0].embeds, expected.media[0].embeds)

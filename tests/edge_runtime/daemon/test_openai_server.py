@@ -112,7 +112,7 @@ def test_each_image_is_a_part_with_its_tensors(
     assert content[-1] == {"type": "text", "text": "What?"}
     assert [part["type"] for part in content[:-1]] == ["image_embeds"] * len(names)
     messages = [{"role": "user", "content": [{"type": "image", "image": str(path)} for path in paths]}]
-    with open_edge(bundle, EdgeOptions(engine=BackendOptions(precision="fp32"))) as edge:
+    with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
         media = edge.encode(messages).request.media
     for part, item in zip(content, media, strict=False):
         found = read_tensor(part["image_embeds"]["image_embeds"]).numpy()

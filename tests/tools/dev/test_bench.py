@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
 from qwen3vl_edge.tools.dev.bench import engines as engines_bench
 from qwen3vl_edge.tools.dev.bench import growth
 from qwen3vl_edge.tools.dev.bench import wire as wire_bench
@@ -34,7 +34,7 @@ DOCS = ROOT / "docs" / "reports"
 
 @pytest.mark.parametrize("grid", [Grid(1, 8, 8), Grid(1, 10, 8), Grid(4, 6, 6)])
 def test_flops_are_those_that_torch_counts(bundle: Path, reference: Path, grid: Grid) -> None:
-    encoder = load_encoder(open_checkpoint(str(reference)))
+    encoder = load_torch_encoder(open_checkpoint(str(reference)))
     pixels = torch.zeros(grid.patches, 1536)
     # As matrix products: not every release of torch counts the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(), FlopCounterMode(display=False) as counter:

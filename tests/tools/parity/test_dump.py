@@ -65,7 +65,7 @@ def test_a_dump_gives_the_figures_of_the_engine_itself(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["backend"], report["precision"], report["prompts"]) == ("onnxruntime", "fp16", [])
-    options = EdgeOptions(engine=BackendOptions(precision="fp16"))
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp16"))
     with open_edge(small_bundle, options) as edge:
         rows = compare_encoders(edge, PytorchBackend(open_checkpoint(str(reference))), pictures_of(folder / "pictures"))
     assert [row["distance"] for row in report["encoder"]] == [vars(row.distance) for row in rows]

@@ -70,13 +70,13 @@ def run(
 
 def test_both_sides_are_measured(run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     report, _ = run
-    subject = {(row["bucket"], row["output"]): row for row in report["encoder"]}
+    candidate = {(row["bucket"], row["output"]): row for row in report["encoder"]}
     other = {(row["bucket"], row["output"]): row for row in report["against"]["encoder"]}
     between = {(row["bucket"], row["output"]): row for row in report["against"]["between"]}
     assert report["against"]["label"] == "onnxruntime fp32"
-    assert set(subject) == set(other) == set(between)
-    assert len(subject) == 8  # two buckets, four outputs
-    for key, row in subject.items():
+    assert set(candidate) == set(other) == set(between)
+    assert len(candidate) == 8  # two buckets, four outputs
+    for key, row in candidate.items():
         assert row["distance"]["relative_l2"] > 50 * other[key]["distance"]["relative_l2"]  # fp16 against fp32
         assert row["distance"]["relative_l2"] <= row["worst_token"] < 1e-2
         assert between[key]["distance"]["relative_l2"] == pytest.approx(row["distance"]["relative_l2"], rel=0.1)
@@ -138,10 +138,10 @@ def test_pixels_come_back_to_the_bit(edge: Edge) -> None:
     manifest = edge.bundle.manifest
     seen = []
     for case in edge_cases(edge, {"drawn": draw_picture(3)}):
-        rgb = to_rgb(case.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
+        rgb = to_rgb(case.input.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
         assert rgb.shape[1:3] == manifest.vision.geometry.pixels(case.grid)
         back = from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing)
-        assert np.array_equal(back, case.pixel_values)
+        assert np.array_equal(back, case.input.pixel_values)
         seen.append(str(case.grid))
     assert seen == ["1x8x8", "4x6x8"]
 

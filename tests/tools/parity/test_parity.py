@@ -14,13 +14,13 @@ from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.dev.train_reference.heldout import PROMPT_KINDS, mixed_prompts
-from qwen3vl_edge.tools.parity.divergence import kl_divergence
 from qwen3vl_edge.tools.parity.end_to_end import (
     PromptResult,
     Split,
     Unsplit,
     compare_prompts,
     first_divergence,
+    kl_divergence,
     open_both,
 )
 
@@ -59,7 +59,7 @@ def test_fp16_embeddings_give_the_same_answers(
     prompts: list,
     fp32_results: list[PromptResult],  # type: ignore[type-arg]
 ) -> None:
-    options = EdgeOptions(wire_dtype="fp16", engine=BackendOptions(precision="fp32"))
+    options = EdgeOptions(wire_dtype="fp16", backend_options=BackendOptions(precision="fp32"))
     same = sent = 0
     with open_edge(bundle, options) as edge:
         split = both[0].with_edge(edge)

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     questions = heldout_questions(arguments.questions)
-    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype="fp32")
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
         media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
@@ -92,7 +92,7 @@ def _answers(
     media: list[MediaEmbeddings],
     basis: Basis | None,
 ) -> dict[str, Any]:
-    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype=name)
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)
     with open_edge(bundle, options) as edge:
         answers = answer_all_split(split.with_edge(edge), questions)
     worst = [

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     questions = heldout_questions(arguments.questions)
-    options = EdgeOptions(engine=BackendOptions(precision="fp32"), wire_dtype="fp32")
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
         basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
@@ -131,7 +131,7 @@ class _Trying(Edge):
         self.__dict__ |= edge.__dict__
         self._idea, self._sizes = idea, sizes
 
-    def _as_sent(self, media: tuple[MediaEmbeddings, ...]) -> tuple[MediaEmbeddings, ...]:
+    def _pack(self, media: tuple[MediaEmbeddings, ...]) -> tuple[MediaEmbeddings, ...]:
         return tuple(self._through(item) for item in media)
 
     def _through(self, item: MediaEmbeddings) -> MediaEmbeddings:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from qwen3vl_edge.edge_runtime.backends.library_versions import library_versions
-from qwen3vl_edge.edge_runtime.backends.registry import load_backend
-from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput, describe_runs, encode_items
+from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
+from qwen3vl_edge.edge_runtime.encoder.batching import describe_runs, encode_items
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
 
@@ -34,26 +34,26 @@ def main() -> None:
     parser.add_argument("--precision", default=None)
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
-    engine = load_backend(arguments.backend, bundle, BackendOptions(arguments.precision, provider=arguments.provider))
+    backend = load_backend(arguments.backend, bundle, BackendOptions(arguments.precision, provider=arguments.provider))
     height, width = map(int, arguments.size.split("x"))
     vision, rng = bundle.manifest.vision, np.random.default_rng(0)
     grid = vision.geometry.image_grid(height, width)
-    print(f"{engine.name} {engine.precision}, {grid}, {', '.join(library_versions(arguments.backend))}")
+    print(f"{backend.name} {backend.precision}, {grid}, {', '.join(library_versions(arguments.backend))}")
     for count in map(int, arguments.images.split(",")):
         shape = (grid.patches, vision.patch_values)
         items = [EncoderInput(grid, rng.standard_normal(shape).astype(np.float32)) for _ in range(count)]
         seconds: dict[bool, list[float]] = {True: [], False: []}
-        runs = encode_items(engine, items, stack=True)[0].runs
+        runs = encode_items(backend, items, stack=True)[0].runs
         for index in range(arguments.rounds):
             for stack in (True, False) if index % 2 else (False, True):
                 started = time.perf_counter()
-                encode_items(engine, items, stack=stack)
+                encode_items(backend, items, stack=stack)
                 seconds[stack].append(time.perf_counter() - started)
         on, off = statistics.median(seconds[True]), statistics.median(seconds[False])
         print(
             f"{count} images: stacked ({describe_runs(runs)}) {on:.4f} s, one by one {off:.4f} s, ratio {off / on:.3f}"
         )
-    engine.close()
+    backend.close()
 
 
 if __name__ == "__main__":

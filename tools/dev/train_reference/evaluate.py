@@ -111,7 +111,9 @@ def main() -> None:
     if arguments.bundle is None:
         answers = answer_all(Unsplit(open_checkpoint(str(arguments.model))), questions, show)
     else:
-        with open_edge(arguments.bundle, EdgeOptions(engine=BackendOptions(precision=arguments.precision))) as edge:
+        with open_edge(
+            arguments.bundle, EdgeOptions(backend_options=BackendOptions(precision=arguments.precision))
+        ) as edge:
             answers = answer_all_split(open_both(edge, arguments.model)[0], questions, show)
     scores = score(questions, answers)
     document: dict[str, Any] = {

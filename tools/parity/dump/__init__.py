@@ -1,1 +1,1 @@
-"""What a device's engine returned, as a file that another machine judges."""
+"""The outputs of a device's encoder, as a file for another machine to judge."""

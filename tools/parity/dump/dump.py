@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, Manifest
 from qwen3vl_edge.contract.bundle.open import Bundle, sha256_of
@@ -32,7 +33,7 @@ def dump_edge(
     layers: LayerSource | None = None,
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> DumpMeta:
-    """Run the edge's engine on every picture at every bucket and write what it returned.
+    """Run the edge's encoder on every picture at every bucket and write its outputs.
 
     Args:
         layers: where intermediate outputs come from; None leaves them out.
@@ -40,24 +41,24 @@ def dump_edge(
     Raises:
         InputError: the file cannot be written.
     """
-    found: list[DumpMeta] = []
+    written: list[DumpMeta] = []
 
     def fill(writer: DumpWriter) -> None:
         records = tuple(
             _add_sample(writer, index, case, edge, layers)
             for index, case in enumerate(edge_cases(edge, pictures, progress))
         )
-        found.append(_meta(edge, records))
-        writer.add_meta(found[0])
+        written.append(_meta(edge, records))
+        writer.add_meta(written[0])
 
     write_dump(out, fill)
-    return found[0]
+    return written[0]
 
 
 def _add_sample(writer: DumpWriter, index: int, case: Case, edge: Edge, layers: LayerSource | None) -> SampleRecord:
     manifest = edge.bundle.manifest
     _add_pixels(writer, index, case, manifest)
-    embeddings = run_encoder(edge.engine, case.grid, case.pixel_values, case.pixels)
+    embeddings = run_encoder(edge.encoder, case.input)
     for name, array in named_outputs(manifest.vision.output_names, embeddings).items():
         writer.add(f"{index}/{name}", array)
     names = () if layers is None else tuple(filter(layers.offers, stream_layers(manifest.vision)))
@@ -69,11 +70,11 @@ def _add_sample(writer: DumpWriter, index: int, case: Case, edge: Edge, layers: 
 
 def _add_pixels(writer: DumpWriter, index: int, case: Case, manifest: Manifest) -> None:
     """A quarter of the bytes where they mean the same to the bit."""
-    rgb = to_rgb(case.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
-    if np.array_equal(from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing), case.pixel_values):
+    rgb = to_rgb(case.input.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
+    if np.array_equal(from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing), case.input.pixel_values):
         writer.add(f"{index}/pixels", rgb)
     else:
-        writer.add(f"{index}/pixel_values", case.pixel_values)
+        writer.add(f"{index}/pixel_values", case.input.pixel_values)
 
 
 def _meta(edge: Edge, records: tuple[SampleRecord, ...]) -> DumpMeta:
@@ -82,10 +83,10 @@ def _meta(edge: Edge, records: tuple[SampleRecord, ...]) -> DumpMeta:
     return DumpMeta(
         model=manifest.model.id,
         model_hash=manifest.model.model_hash,
-        set_identity=set_identity(manifest, edge.engine.precision),
+        set_identity=set_identity(manifest, edge.encoder.precision),
         manifest_sha256=sha256_of(edge.bundle.path / MANIFEST_NAME),
-        backend=edge.engine.name,
-        precision=edge.engine.precision,
+        backend=edge.encoder.name,
+        precision=edge.encoder.precision,
         outputs=manifest.vision.output_names,
         samples=records,
         environment={key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()},
@@ -93,7 +94,7 @@ def _meta(edge: Edge, records: tuple[SampleRecord, ...]) -> DumpMeta:
 
 
 def check_dump(dump: Dump, bundle: Bundle) -> None:
-    """Hold a dump against the bundle that it claims to come from.
+    """Check that a dump comes from this bundle.
 
     Raises:
         ModelMismatchError: it was made with another model or another export of it.
@@ -119,7 +120,7 @@ def _check_hash(dump: Dump, bundle: Bundle, what: str, ours: str, its: str) -> N
 
 
 def dump_samples(dump: Dump, manifest: Manifest) -> Iterator[Sample]:
-    """What the device saw and returned, in the order that it was dumped.
+    """The device's inputs and outputs, in the order of the dump.
 
     Raises:
         InputError: an array is missing or of another shape.
@@ -143,7 +144,7 @@ def _case(dump: Dump, index: int, record: SampleRecord, manifest: Manifest) -> C
     else:
         values = dump.array(index, "pixel_values")
         _check_shape(dump, f"{index}/pixel_values", values, (grid.patches, vision.patch_values))
-    return Case(grid, record.graph, record.picture, values.astype(np.float32, copy=False))
+    return Case(record.picture, record.graph, EncoderInput(grid, values.astype(np.float32, copy=False)))
 
 
 def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -153,7 +154,7 @@ def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, .
 
 
 class DumpLayers:
-    """The layers that a device dumped; a case is found again by its bucket and picture."""
+    """The layers of a dump; a case is looked up by its bucket and picture."""
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump

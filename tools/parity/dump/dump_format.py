@@ -1,4 +1,4 @@
-"""A device's dump: one `.npz` without pickles that says what an engine made of which pixels, where, with what.
+"""A device's dump: one `.npz` without pickles, with the inputs and outputs of the encoder and where they were computed.
 
 `meta`                     uint8, JSON: format, bundle, backend, precision, environment, samples
 `<i>/pixels`               uint8 [frames, H, W, 3], where they give `pixel_values` to the bit, else
@@ -95,7 +95,7 @@ def write_dump(path: Path, fill: Any) -> None:
 
 
 class Dump:
-    """An opened dump: arrays are read when asked for."""
+    """An opened dump: arrays are read on access."""
 
     def __init__(self, path: Path, meta: DumpMeta, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.path = path

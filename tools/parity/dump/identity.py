@@ -20,8 +20,8 @@ def set_identity(manifest: Manifest, precision: str) -> str:
     Raises:
         BundleError: the bundle has no such precision.
     """
-    found = manifest.precision(precision)
-    paths = [found.weights, *(graph.path for graph in found.graphs), *manifest.processor]
+    graphs = manifest.precision(precision)
+    paths = [graphs.weights, *(graph.path for graph in graphs.graphs), *manifest.processor]
     files = sorted((path, manifest.file(path).sha256) for path in paths)
     return hashlib.sha256(json.dumps([manifest.model.model_hash, files]).encode()).hexdigest()
 

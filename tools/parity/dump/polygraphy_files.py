@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.manifest import Manifest
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.edge_runtime.backends.graph_selection import choose_graph, graph_inputs
+from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.tools.parity.dump.dump import dump_samples
 from qwen3vl_edge.tools.parity.dump.dump_format import Dump
 from qwen3vl_edge.tools.parity.encoder import named_outputs
@@ -33,17 +33,17 @@ def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path
     """
     json, comparator = _polygraphy()
     feeds: dict[str, list[dict[str, NDArray[Any]]]] = defaultdict(list)
-    found: dict[str, list[Any]] = defaultdict(list)
+    results: dict[str, list[Any]] = defaultdict(list)
     runner = f"{dump.meta.backend}-{dump.meta.precision}"
     for sample, (index, record) in zip(dump_samples(dump, manifest), dump, strict=True):
         name = "dynamic" if record.graph == "dynamic" else record.bucket
         outputs = named_outputs(dump.meta.outputs, sample.embeddings)
         outputs |= {layer: dump.array(index, f"layer/{layer}") for layer in record.layers}
         graph = choose_graph(manifest.precision(dump.meta.precision), sample.case.grid)
-        feeds[name].append(graph_inputs(manifest.vision, graph, sample.case.grid, sample.case.pixel_values))
-        found[name].append(comparator.IterationResult(outputs, runner_name=runner))
+        feeds[name].append(graph_inputs(manifest.vision, graph, sample.case.grid, sample.case.input.pixel_values))
+        results[name].append(comparator.IterationResult(outputs, runner_name=runner))
     written = []
-    for name, iterations in found.items():
+    for name, iterations in results.items():
         pair = {"inputs": feeds[name], "outputs": comparator.RunResults([(runner, iterations)])}
         for kind, content in pair.items():
             written.append(folder / f"{name}.{kind}.json")

@@ -1,1 +1,1 @@
-"""The encoder layer by layer: where two implementations part."""
+"""The encoder layer by layer: where two implementations differ."""

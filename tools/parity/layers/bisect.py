@@ -1,4 +1,4 @@
-"""The first layer at which two implementations of the encoder part by more than a tolerance.
+"""The first layer at which two implementations of the encoder differ by more than a tolerance.
 
 One run shows the residual stream and what each branch adds to it; the first that is off names a module, and
 a second run shows everything inside that module.
@@ -39,7 +39,7 @@ class LayerGap:
 
 @dataclass(frozen=True)
 class Bisection:
-    """What was found for one picture at one bucket.
+    """The result for one picture at one bucket.
 
     Attributes:
         first: the first layer beyond the tolerance, None if all are within.
@@ -68,19 +68,19 @@ def bisect(
     Raises:
         InputError: the sides have no layer in common.
     """
-    found = []
+    bisections = []
     for case in cases:
         progress(f"{case.picture} at {case.grid}")
-        found.append(_bisect(case, vision, one, other, tolerance))
-    return found
+        bisections.append(_bisect(case, vision, one, other, tolerance))
+    return bisections
 
 
-def earliest(found: Sequence[Bisection], vision: VisionSpec) -> Bisection | None:
-    """The case whose first layer comes first in the encoder; None if no case parts."""
+def earliest(bisections: Sequence[Bisection], vision: VisionSpec) -> Bisection | None:
+    """The case whose first layer comes first in the encoder; None if no case differs."""
     modules = list(dict.fromkeys(module_of(name) for name in branch_layers(vision)))
     order = {name: index for index, name in enumerate(name for module in modules for name in layers_within(module))}
-    parted = [(order[item.first.layer], index) for index, item in enumerate(found) if item.first is not None]
-    return found[min(parted)[1]] if parted else None
+    different = [(order[item.first.layer], index) for index, item in enumerate(bisections) if item.first is not None]
+    return bisections[min(different)[1]] if different else None
 
 
 def _bisect(case: Case, vision: VisionSpec, one: LayerSource, other: LayerSource, tolerance: float) -> Bisection:
@@ -129,8 +129,8 @@ def _gaps(case: Case, names: list[str], one: LayerSource, other: LayerSource) ->
 
 
 def _gap(layer: str, actual: NDArray[Any], reference: NDArray[Any]) -> LayerGap:
-    found = distance(actual, reference)
+    apart = distance(actual, reference)
     width = actual.shape[-1]
     difference = np.abs(actual.astype(np.float64) - reference.astype(np.float64)).reshape(-1, width)
     place = int(np.where(np.isnan(difference), np.inf, difference).argmax())
-    return LayerGap(layer, found.relative_l2, found.cosine, found.max_abs, place // width, place % width)
+    return LayerGap(layer, apart.relative_l2, apart.cosine, apart.max_abs, place // width, place % width)

@@ -17,7 +17,7 @@ from qwen3vl_edge.tools.parity.samples import Case
 
 @dataclass(frozen=True)
 class Activation:
-    """How large a layer's output is, [rows, channels], in the oracle.
+    """How large a layer's output is, [rows, channels], in the reference.
 
     Attributes:
         p999: |value| that one in a thousand exceeds.
@@ -37,14 +37,14 @@ class LayerRow:
     """One layer for one picture.
 
     Attributes:
-        subject: under test against the oracle.
-        against: the other side against the oracle, None without one.
+        candidate: against the reference.
+        against: the other side against the reference, None without one.
     """
 
     bucket: str
     picture: str
     layer: str
-    subject: Distance
+    candidate: Distance
     against: Distance | None
     activation: Activation
 
@@ -52,18 +52,18 @@ class LayerRow:
 def measure_layers(
     cases: Sequence[Case],
     vision: VisionSpec,
-    subject: LayerSource,
-    oracle: LayerSource,
+    candidate: LayerSource,
+    reference: LayerSource,
     against: LayerSource | None = None,
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> list[LayerRow]:
     """The residual stream and the mergers of each case, in the order that they are computed."""
-    sources = [source for source in (subject, oracle, against) if source is not None]
+    sources = [source for source in (candidate, reference, against) if source is not None]
     names = [name for name in stream_layers(vision) if all(source.offers(name) for source in sources)]
     rows = []
     for case in cases:
         progress(str(case.grid))
-        found, reference = subject.run(case, names), oracle.run(case, names)
+        outputs, expected = candidate.run(case, names), reference.run(case, names)
         serves = against is not None and against.serves(case.grid)
         other = against.run(case, names) if against is not None and serves else None
         rows += [
@@ -71,9 +71,9 @@ def measure_layers(
                 str(case.grid),
                 case.picture,
                 name,
-                distance(found[name], reference[name]),
-                None if other is None else distance(other[name], reference[name]),
-                activation(reference[name]),
+                distance(outputs[name], expected[name]),
+                None if other is None else distance(other[name], expected[name]),
+                activation(expected[name]),
             )
             for name in names
         ]
@@ -97,5 +97,5 @@ def activation(values: NDArray[Any]) -> Activation:
 def first_drift(rows: Sequence[LayerRow], tolerance: float) -> LayerRow | None:
     """The earliest layer of any bucket whose relative L2 exceeds the tolerance; NaN exceeds every tolerance."""
     order = {name: index for index, name in enumerate(dict.fromkeys(row.layer for row in rows))}
-    over = [row for row in rows if not row.subject.relative_l2 <= tolerance]
+    over = [row for row in rows if not row.candidate.relative_l2 <= tolerance]
     return min(over, key=lambda row: order[row.layer], default=None)

@@ -14,15 +14,15 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.edge_runtime.backends.graph_selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.backends.providers import make_session
+from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import bundle_serves
 from qwen3vl_edge.tools.parity.layers.names import SMOOTHED_PARTS, part_of
 from qwen3vl_edge.tools.parity.samples import Case
 
 
 class GraphLayers:
-    """The graphs of one precision on ONNX Runtime, showing what is asked of them.
+    """The graphs of one precision on ONNX Runtime, with intermediate tensors as outputs.
 
     An intermediate output keeps ONNX Runtime from fusing across it, so figures may differ from a plain run in
     the last bits.
@@ -49,9 +49,9 @@ class GraphLayers:
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Raises BucketError where no graph serves the case's grid."""
         graph = choose_graph(self._set, case.grid)
-        feeds = graph_inputs(self._bundle.manifest.vision, graph, case.grid, case.pixel_values)
-        found = self._session(graph, tuple(layers)).run(list(layers), feeds)
-        return dict(zip(layers, found, strict=True))
+        feeds = graph_inputs(self._bundle.manifest.vision, graph, case.grid, case.input.pixel_values)
+        activations = self._session(graph, tuple(layers)).run(list(layers), feeds)
+        return dict(zip(layers, activations, strict=True))
 
     def _tensors(self, graph: GraphRecord) -> frozenset[str]:
         if graph.path not in self._names:

@@ -1,4 +1,4 @@
-"""Names of what the encoder computes on the way, in order: graph tensors that PyTorch's modules have too.
+"""Names of the encoder's intermediate activations, in order: graph tensors that PyTorch's modules have too.
 
 A name is the tensor's name in the ONNX graph (`export/onnx/encoder_graph.py`), which is the module's name in
 the checkpoint where one module makes it.
@@ -47,7 +47,7 @@ MEANING = {
 
 
 class LayerSource(Protocol):
-    """Something that can show what the encoder computes on the way."""
+    """A source of the encoder's intermediate activations."""
 
     label: str
 

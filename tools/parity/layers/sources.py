@@ -1,4 +1,4 @@
-"""Where an engine's intermediate outputs come from; each backend shows what it can."""
+"""Where a backend's intermediate outputs come from."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from qwen3vl_edge.tools.parity.layers.names import LayerSource
 
 
 def layers_of(edge: Edge) -> LayerSource | None:
-    """The layers that an edge's own engine computes; None where it keeps them to itself, as a TensorRT plan does.
+    """The layers that an edge's own backend computes; None where it has no outputs for them, as a TensorRT plan.
 
     Raises:
-        InputError: a package that shows them is not installed.
+        InputError: a package that is needed for it is not installed.
     """
-    if isinstance(edge.engine, PytorchBackend):
+    if isinstance(edge.encoder, PytorchBackend):
         from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
 
-        return TorchLayers(edge.engine, edge.bundle.manifest.vision)
-    if not edge.engine.name.startswith("onnxruntime"):
+        return TorchLayers(edge.encoder, edge.bundle.manifest.vision)
+    if not edge.encoder.name.startswith("onnxruntime"):
         return None
-    engine = edge.options.engine
-    return layers_of_graph(edge.bundle, edge.engine.precision, engine.provider, engine.threads)
+    options = edge.options.backend_options
+    return layers_of_graph(edge.bundle, edge.encoder.precision, options.provider, options.threads)
 
 
 def layers_of_graph(bundle: Bundle, precision: str, provider: str = "cpu", threads: int = 0) -> LayerSource:
@@ -41,7 +41,7 @@ def layers_of_graph(bundle: Bundle, precision: str, provider: str = "cpu", threa
 
 
 def no_layers(backend: str, option: str) -> InputError:
-    """The refusal where layers were asked of an engine that shows none."""
+    """The error where layers of a backend are requested that shows none."""
     return InputError(
         f"{backend} shows no intermediate layers",
         field=option,

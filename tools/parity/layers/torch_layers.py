@@ -19,12 +19,12 @@ _INPUT_OF = {"attn.flat": "attn.proj", "attn.residual": "norm2", "mlp.act": "mlp
 
 
 class TorchLayers:
-    """The oracle's activations in fp32, caught by forward hooks."""
+    """The reference's activations in fp32, from forward hooks."""
 
     label = "PyTorch fp32"
 
-    def __init__(self, engine: PytorchBackend, vision: VisionSpec) -> None:
-        self._engine, self._vision = engine, vision
+    def __init__(self, backend: PytorchBackend, vision: VisionSpec) -> None:
+        self._backend, self._vision = backend, vision
 
     def offers(self, layer: str) -> bool:
         part = part_of(layer)
@@ -34,28 +34,28 @@ class TorchLayers:
         return True
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {}
-        hooks = [self._watch(layer, found) for layer in layers]
+        activations: dict[str, NDArray[Any]] = {}
+        hooks = [self._watch(layer, activations) for layer in layers]
         try:
-            self._engine.run(case.grid, case.pixel_values)
+            self._backend.run(case.grid, case.input.pixel_values)
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return activations
 
-    def _watch(self, layer: str, found: dict[str, NDArray[Any]]) -> Any:
-        module, takes_input = self._place(layer)
+    def _watch(self, layer: str, activations: dict[str, NDArray[Any]]) -> Any:
+        module, takes_input = self._module_of(layer)
 
-        def keep(value: torch.Tensor) -> None:
-            found[layer] = self._as_in_graph(layer, value.detach().clone()).numpy()
+        def store(value: torch.Tensor) -> None:
+            activations[layer] = self._as_in_graph(layer, value.detach().clone()).numpy()
 
         if takes_input:
-            return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
-        return module.register_forward_hook(lambda _, inputs, output: keep(output))
+            return module.register_forward_pre_hook(lambda _, inputs: store(inputs[0]))
+        return module.register_forward_hook(lambda _, inputs, output: store(output))
 
-    def _place(self, layer: str) -> tuple[Any, bool]:
-        """The module to watch, and whether its input is what the name means."""
-        find = self._engine.encoder.get_submodule
+    def _module_of(self, layer: str) -> tuple[Any, bool]:
+        """The module to hook, and whether the name means its input."""
+        find = self._backend.module.get_submodule
         if layer == "patch_embed.proj":
             return find("patch_embed"), False  # the convolution itself returns [patches, width, 1, 1, 1]
         if layer == "pos_embed.flat":

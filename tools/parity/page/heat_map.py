@@ -50,7 +50,7 @@ def heat_map(case: Case, token_error: NDArray[np.float64], vision: VisionSpec, p
     errors = token_error.reshape(grid.t, grid.h // merge, grid.w // merge)
     errors = np.where(np.isfinite(errors), errors, np.inf)
     frame, row, column = (int(index) for index in np.unravel_index(int(errors.argmax()), errors.shape))
-    rgb = to_rgb(case.pixel_values, grid, vision, preprocessing)[frame * vision.temporal_patch_size]
+    rgb = to_rgb(case.input.pixel_values, grid, vision, preprocessing)[frame * vision.temporal_patch_size]
     worst = float(errors.max())
     top = worst if np.isfinite(worst) and worst > 0 else 1.0
     share = np.minimum(errors[frame], top) / top

@@ -43,7 +43,7 @@ def page_of(findings: Findings) -> str:
         sections.append(layer_section(findings, findings.layers))
     sections += [picture_section(findings), answer_section(findings), distribution_section(findings)]
     body = join([_header(findings), _cards(findings), *sections, facts_section(findings)])
-    return PAGE.substitute(title=text(findings.subject), css=CSS, body=body.markup)
+    return PAGE.substitute(title=text(findings.candidate), css=CSS, body=body.markup)
 
 
 def _header(findings: Findings) -> Html:
@@ -66,7 +66,7 @@ def _header(findings: Findings) -> Html:
 
 def _sides(findings: Findings) -> Html:
     model = findings.facts["bundle"]["model"]
-    parts = [element("span", "", class_="dot", style=f"background: {SUBJECT}"), findings.subject]
+    parts = [element("span", "", class_="dot", style=f"background: {SUBJECT}"), findings.candidate]
     if findings.against is not None:
         parts += [" beside ", element("span", "", class_="dot", style=f"background: {AGAINST}"), findings.against]
     return Html("".join(text(part) for part in [*parts, f", against PyTorch in fp32; model {model}"]))

@@ -77,12 +77,12 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> str:
 
 
 @styled
-def layer_figure(layers: LayerFindings, subject: str, against: str | None) -> str:
+def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> str:
     """Relative L2 by layer, a line per bucket; mergers, which leave the stream, as diamonds."""
     figure, axes = _panels(1, 3.6)
     axis = axes[0]
     names = list(dict.fromkeys(row.layer for row in layers.rows))
-    for label, colour, field in ((subject, SUBJECT, "subject"), (against, AGAINST, "against")):
+    for label, colour, field in ((candidate, SUBJECT, "candidate"), (against, AGAINST, "against")):
         if label is None:
             continue
         for index, bucket in enumerate(dict.fromkeys(row.bucket for row in layers.rows)):
@@ -135,12 +135,12 @@ def activation_figure(layers: LayerFindings) -> str:
 
 
 @styled
-def error_figure(measurements: Sequence[Measurement], subject: str, against: str | None) -> str:
+def error_figure(measurements: Sequence[Measurement], candidate: str, against: str | None) -> str:
     """How many values are off by how much, all pictures together, one panel per output."""
-    outputs = list(measurements[0].subject)
+    outputs = list(measurements[0].candidate)
     figure, axes = _panels(len(outputs), 2.6)
     for axis, output in zip(axes, outputs, strict=True):
-        for label, colour, field in ((subject, SUBJECT, "subject"), (against, AGAINST, "against")):
+        for label, colour, field in ((candidate, SUBJECT, "candidate"), (against, AGAINST, "against")):
             found = [getattr(item, field)[output].histogram for item in measurements if getattr(item, field)]
             if label is not None and found:
                 share = 100 * np.sum(found, axis=0) / max(np.sum(found), 1)
@@ -219,7 +219,7 @@ def _used(measurements: Sequence[Measurement]) -> tuple[float, float]:
         [
             error.histogram
             for item in measurements
-            for side in (item.subject, item.against)
+            for side in (item.candidate, item.against)
             for error in (side or {}).values()
         ],
         axis=0,

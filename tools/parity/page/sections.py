@@ -58,7 +58,7 @@ def _gate_cells(row: GateRow) -> list[Any]:
 def encoder_section(findings: Findings) -> Html:
     """Cosine and error of each output in each bucket, both sides in one row."""
     report = findings.report
-    sides: list[tuple[str, Sequence[EncoderRow]]] = [(findings.subject, report.encoder)]
+    sides: list[tuple[str, Sequence[EncoderRow]]] = [(findings.candidate, report.encoder)]
     if report.against is not None:
         sides.append((report.against.label, report.against.encoder))
     return section(
@@ -78,7 +78,7 @@ def _encoder_table(findings: Findings) -> Html:
     two = report.against is not None
     figures = [Column(name, True) for name in ("cosine", "relative L2", "worst token")]
     columns = [Column("bucket"), Column("output"), *figures, *([] if two else [Column("max abs", True)]), Column("")]
-    groups = [("", 2), (findings.subject, 4)]
+    groups = [("", 2), (findings.candidate, 4)]
     if two:
         columns += [*figures, Column("relative L2", True)]
         groups += [(str(findings.against), 3), ("side to side", 1)]
@@ -107,7 +107,7 @@ def layer_section(findings: Findings, layers: LayerFindings) -> Html:
         element("p", f"From {layers.label}, against PyTorch fp32; the worst picture of each bucket.", class_="soft"),
         element("p", _drift_sentence(layers)),
         figure(
-            plots.layer_figure(layers, findings.subject, findings.against),
+            plots.layer_figure(layers, findings.candidate, findings.against),
             "Relative L2 of the residual stream after each half of each block, one line per bucket; diamonds are "
             "mergers, which leave the stream.",
         ),
@@ -118,10 +118,10 @@ def layer_section(findings: Findings, layers: LayerFindings) -> Html:
 def _drift_sentence(layers: LayerFindings) -> Html:
     drift = first_drift(layers.rows, layers.tolerance)
     if drift is None:
-        worst = max(layers.rows, key=lambda row: row.subject.relative_l2)
+        worst = max(layers.rows, key=lambda row: row.candidate.relative_l2)
         return Html(
             f"No layer exceeds the tolerance of {layers.tolerance:g}; the largest error is "
-            f"{number(worst.subject.relative_l2).markup} at {element('code', worst.layer).markup}."
+            f"{number(worst.candidate.relative_l2).markup} at {element('code', worst.layer).markup}."
         )
     meaning = MEANING.get(part_of(drift.layer), "")
     return join(
@@ -129,7 +129,7 @@ def _drift_sentence(layers: LayerFindings) -> Html:
             Html('<span class="fail">First layer to drift:</span>'),
             element("code", drift.layer),
             f"({meaning + ', ' if meaning else ''}bucket {drift.bucket}, {drift.picture}): relative L2",
-            number(drift.subject.relative_l2),
+            number(drift.candidate.relative_l2),
             f"where {layers.tolerance:g} is tolerated. To look inside the block:",
             element("code", "qwen3vl-edge parity --bisect"),
         ]
@@ -143,7 +143,7 @@ def _layer_table(findings: Findings, layers: LayerFindings) -> Html:
     rows = []
     for row in layers.rows:
         cells: list[Any] = [row.bucket, element("code", row.layer)]
-        cells += [f"{row.subject.relative_l2:.2e}", f"{row.subject.cosine:.7f}"]
+        cells += [f"{row.candidate.relative_l2:.2e}", f"{row.candidate.cosine:.7f}"]
         if findings.against is not None:
             cells += ["—", "—"] if row.against is None else [
                 f"{row.against.relative_l2:.2e}", f"{row.against.cosine:.7f}"
@@ -173,7 +173,8 @@ def picture_section(findings: Findings) -> Html:
 
 def _picture(findings: Findings, measurement: Measurement, case: Case) -> Html:
     name, error = max(
-        measurement.subject.items(), key=lambda pair: (pair[1].worst_token != pair[1].worst_token, pair[1].worst_token)
+        measurement.candidate.items(),
+        key=lambda pair: (pair[1].worst_token != pair[1].worst_token, pair[1].worst_token),
     )
     found = heat_map(case, error.token_error, findings.vision, findings.preprocessing)
     where = f"row {found.row}, column {found.column}" + (f", frame pair {found.frame}" if case.grid.t > 1 else "")
@@ -203,7 +204,7 @@ def answer_section(findings: Findings) -> Html:
         return section(
             "answers", "Answers", element("p", "Not measured: no prompts were asked. A dump holds no answers.")
         )
-    sides: list[tuple[str, Sequence[PromptResult]]] = [(findings.subject, report.prompts)]
+    sides: list[tuple[str, Sequence[PromptResult]]] = [(findings.candidate, report.prompts)]
     if report.against is not None:
         sides.append((report.against.label, report.against.prompts))
     columns = [
@@ -266,7 +267,7 @@ def distribution_section(findings: Findings) -> Html:
     parts = [
         element("h3", "Error of single values"),
         figure(
-            plots.error_figure(measurements, findings.subject, findings.against),
+            plots.error_figure(measurements, findings.candidate, findings.against),
             "Share of an output's values by |error|, in quarter decades, all pictures and buckets together.",
         ),
         _quantile_table(findings),
@@ -288,8 +289,8 @@ def _quantile_table(findings: Findings) -> Html:
     columns = [Column("side"), Column("output")]
     columns += [Column("largest" if share == 1 else f"{share:.1%}".replace(".0%", "%"), True) for share in QUANTILES]
     rows = []
-    for label, field in ((findings.subject, "subject"), (findings.against, "against")):
-        for name in findings.measured.measurements[0].subject if label is not None else ():
+    for label, field in ((findings.candidate, "candidate"), (findings.against, "against")):
+        for name in findings.measured.measurements[0].candidate if label is not None else ():
             found = [
                 getattr(item, field)[name].quantiles for item in findings.measured.measurements if getattr(item, field)
             ]

@@ -23,9 +23,9 @@ def _convert(setting: Setting) -> None:
     import openvino as ov
     import torch
 
-    from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
+    from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 
-    encoder = load_encoder(open_checkpoint(str(setting.model)))
+    encoder = load_torch_encoder(open_checkpoint(str(setting.model)))
     places = torch.tensor([setting.grid.as_list()])
 
     class OnePicture(torch.nn.Module):

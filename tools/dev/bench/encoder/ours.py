@@ -43,16 +43,16 @@ def _load(backend: str, options: BackendOptions, dynamic: bool, setting: Setting
     bundle = open_bundle(setting.bundle)
     if dynamic:
         bundle = _without_fixed_graphs(bundle)
-    engine: EncoderBackend = load_backend(backend, bundle, replace(options, threads=setting.threads))
-    serves = engine.serves
+    loaded: EncoderBackend = load_backend(backend, bundle, replace(options, threads=setting.threads))
+    serves = loaded.serves
     if setting.grid not in serves.buckets and not (dynamic and serves.dynamic):
         raise ContractError(f"it has no bucket {setting.grid}")
 
     def run(pixels: Pixels) -> Outputs:
-        found = engine.run(setting.grid, pixels)
+        found = loaded.run(setting.grid, pixels)
         return found.embeds, *found.deepstack
 
-    on_device = getattr(engine, "device_seconds", None)
+    on_device = getattr(loaded, "device_seconds", None)
     return Candidate(run, on_device and (lambda pixels: on_device(setting.grid, pixels)))
 
 

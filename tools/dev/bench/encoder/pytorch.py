@@ -23,7 +23,7 @@ def peers() -> list[Peer]:
 def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candidate:
     import torch
 
-    from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
+    from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 
     if setting.threads:
         torch.set_num_threads(setting.threads)
@@ -31,7 +31,7 @@ def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candi
     if dtype == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise InputError("this CPU has no bfloat16; PyTorch emulates it, hundreds of times slower", field="dtype")
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    encoder: Any = load_encoder(open_checkpoint(str(setting.model))).to(device, kind)
+    encoder: Any = load_torch_encoder(open_checkpoint(str(setting.model))).to(device, kind)
     if attention != "sdpa":
         encoder.set_attn_implementation(attention)
     if compiled:

@@ -41,7 +41,7 @@ def _export(kind: str, setting: Setting) -> None:
     """
     import torch
 
-    from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
+    from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 
     inputs = {
         "hidden_states": torch.zeros(setting.grid.patches, setting.vision.patch_values),
@@ -51,7 +51,7 @@ def _export(kind: str, setting: Setting) -> None:
         exporter, config = _exporter(kind, setting)
     except ImportError as error:
         raise InputError(f"upstream's exporter does not run here: {error}", field="bench") from None
-    encoder = load_encoder(open_checkpoint(str(setting.model)))
+    encoder = load_torch_encoder(open_checkpoint(str(setting.model)))
     exporter.export(encoder, inputs, config=config).save_pretrained(setting.prepared)
 
 

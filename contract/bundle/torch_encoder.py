@@ -1,0 +1,80 @@
+"""transformers' vision encoder out of a checkpoint, without its language model.
+
+The reference of the export's check and of parity, the `pytorch` backend, and the server's vision tower are this one
+module. torch and transformers are imported when it is loaded or run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import CheckpointError
+
+TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def load_torch_encoder(
+    checkpoint: Checkpoint, *, dtype: Any = None, device: Any = "cpu", attention: str | None = None
+) -> Any:
+    """`Qwen3VLVisionModel` with the checkpoint's visual weights, in eval mode.
+
+    Reads the visual tensors alone, one at a time and each converted before the next, so that the encoder of a 235B
+    checkpoint needs no more memory than a 2B's.
+
+    Args:
+        dtype: a `torch.dtype`; float32 by default.
+        device: a `torch.device` or its name.
+        attention: transformers' `attn_implementation`; None for its choice.
+
+    Raises:
+        CheckpointError: a shard is truncated or malformed, holds no encoder, or a tensor of a dtype not read here.
+        RuntimeError: the tensors are not those of the config's encoder (torch's `load_state_dict`).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    dtype = dtype or torch.float32
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True).vision_config
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
+    state = {name: _read_tensor(name, tensor).to(dtype) for name, tensor in checkpoint.visual_tensors.items()}
+    encoder.load_state_dict(state, strict=True, assign=True)
+    # Its frequencies are not in the checkpoint but computed from the config, so not on the meta device.
+    encoder.rotary_pos_emb = type(encoder.rotary_pos_emb)(config)
+    return encoder.to(device).eval()
+
+
+def run_torch_encoder(encoder: Any, grid: Grid, pixel_values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Run an encoder that is in float32 on the CPU.
+
+    Args:
+        pixel_values: float32 [t·h·w, channels·temporal·patch²].
+
+    Returns:
+        The outputs in the graphs' order: embeds, then the DeepStack levels, float32 [n, D] each.
+    """
+    import torch
+
+    with torch.inference_mode():
+        output = encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
+    return [output.pooler_output.numpy(), *(level.numpy() for level in output.deepstack_features)]
+
+
+def _read_tensor(name: str, tensor: CheckpointTensor) -> Any:
+    import torch
+
+    if tensor.entry.dtype not in TORCH_DTYPES:
+        raise CheckpointError(
+            f"tensor visual.{name} has a dtype that is not read here",
+            field=name,
+            expected=" or ".join(TORCH_DTYPES),
+            got=tensor.entry.dtype,
+        )
+    # One copy, out of the file's memory map; torch takes no buffer that it could not write to.
+    raw = torch.frombuffer(bytearray(tensor.map()), dtype=getattr(torch, TORCH_DTYPES[tensor.entry.dtype]))
+    return raw.reshape(tensor.entry.shape)
