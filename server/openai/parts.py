@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.wire.embedding_hash import is_hash
 from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings, MediaReference, ModelShape
 from qwen3vl_edge.server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
 from qwen3vl_edge.server.openai.request import ChatMessage, Embeds, Part
-from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64, read_tensor, safetensors_layout
+from qwen3vl_edge.server.openai.tensor_formats import decode_base64, read_tensor, safetensors_layout
 
 GRID_BYTES = 4096  # a grid's container: three numbers
 CONTAINER_BYTES = 2**16  # what a container needs beside its tensor

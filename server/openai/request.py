@@ -20,8 +20,7 @@ class Embeds(BaseModel):
     """One picture's or clip's embeddings: in vLLM's form, in this project's, or by hash.
 
     Attributes:
-        image_embeds, video_embeds: base64 of `torch.save`, safetensors or `.npy`; left out where `hash` is to be looked
-            up.
+        image_embeds, video_embeds: base64 of `torch.save` or safetensors; left out where `hash` is to be looked up.
         image_grid_thw, video_grid_thw: [t, h, w], [[t, h, w]], or base64 of such a tensor.
         hash: `embedding_hash` in `contract/wire/embedding_hash.py`; with tensors they are held for later under it.
         model_hash: of the model that made them; refused if it is not the server's.

@@ -22,7 +22,7 @@ from qwen3vl_edge.server.openai.prompt import PromptWriter
 from qwen3vl_edge.server.openai.request import parse_chat
 from qwen3vl_edge.server.openai.text_stream import Ending, TextPiece, TextStream
 from qwen3vl_edge.server.openai.tool_calls import parse_calls
-from tests.support.openai_parts import REFERENCE, chat_of, npy, part_of, processor, questions
+from tests.support.openai_parts import REFERENCE, chat_of, part_of, processor, questions, torch_saved
 
 SHAPE = model_shape(open_checkpoint(str(REFERENCE)))
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE)
@@ -241,8 +241,8 @@ def test_the_daemons_own_parts_are_read_to_the_bit() -> None:
 
 def test_embeddings_are_measured_by_their_grid_before_they_are_decoded() -> None:
     item = questions()["colour"].media[0]
-    part = part_of(item, "npy", SHAPE.model_hash)
-    part["image_embeds"]["image_embeds"] = npy(np.zeros((10_000, 192), np.float32))
+    part = part_of(item, "safetensors", SHAPE.model_hash)
+    part["image_embeds"]["image_embeds"] = torch_saved(np.zeros((10_000, 192), np.float32))
     with pytest.raises(ContractError, match="larger than its grid") as caught:
         ids_of([{"role": "user", "content": [part]}])
     assert caught.value.field == "messages.0.content.0.image_embeds.image_embeds"
