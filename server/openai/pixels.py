@@ -63,7 +63,7 @@ def open_data_uri(uri: str, where: str) -> Image:
 
     Raises:
         InputError: another kind of URL, or not a picture.
-        LimitError: too many bytes or pixels; told before they are decoded.
+        LimitError: too many bytes or pixels; raised before they are decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
