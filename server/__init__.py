@@ -1,5 +1,5 @@
 """The server's half: the language model alone, embeddings in, answers out.
 
-`server.engine` knows nothing of HTTP and `server/app.py` nothing of tensors. Importing this package, or
+`server/engines` imports no web framework, and `server/app.py` no tensor library. Importing this package, or
 `server/main.py` and `server/options.py`, loads neither torch nor a web framework.
 """

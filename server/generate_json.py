@@ -1,4 +1,4 @@
-"""The JSON form of a generation request, for curl and debugging; the binary form is some ten times smaller."""
+"""The JSON form of a generation request, for curl and debugging; the binary form is about ten times smaller."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def decode_json(
 
 
 def rename_fields(error: ContractError, images: int) -> ContractError:
-    """The same error in the words of the JSON form: `embeds.2` is `vision_embeddings.2`, and so on.
+    """The same error with the JSON form's field: `embeds.2` is `vision_embeddings.2`, and so on.
 
     Args:
         images: number of images, which come before the clips.
@@ -126,7 +126,7 @@ def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[Med
     for index, grid in enumerate(grids):
         if min(grid.as_list()) < 1 or grid.h % model.merge_size or grid.w % model.merge_size:
             raise WireError(
-                "grid is not one of the encoder's",
+                "the encoder has no such grid",
                 field=f"grid_thw.{index}",
                 expected=f"t >= 1, h and w positive multiples of {model.merge_size}",
                 got=grid.as_list(),
@@ -147,11 +147,14 @@ def _split(rows: Sequence[Any], counts: list[int], field: str) -> list[NDArray[n
     """Rows per medium, from a list per medium or from one list for all."""
     if rows and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], list):
         if len(rows) != len(counts):
-            raise WireError("one list per image and clip is wanted", field=field, expected=len(counts), got=len(rows))
+            raise WireError("expected one list per image and clip", field=field, expected=len(counts), got=len(rows))
         return [_matrix(item, f"{field}.{index}") for index, item in enumerate(rows)]
     if len(rows) != sum(counts):
         raise WireError(
-            "rows do not match image_grid_thw and video_grid_thw", field=field, expected=sum(counts), got=len(rows)
+            "the grids do not match the number of rows",
+            field=field,
+            expected=sum(counts),
+            got=len(rows),
         )
     if not rows:
         return []
@@ -166,7 +169,7 @@ def _matrix(rows: Any, field: str) -> NDArray[np.float32]:
     except ValueError:
         array = np.empty(0)
     if array.ndim != 2 or array.dtype.kind not in "fi":
-        raise WireError("embeddings are not rows of numbers", field=field, expected="[n][D]", got=f"rank {array.ndim}")
+        raise WireError("embeddings must be rows of numbers", field=field, expected="[n][D]", got=f"rank {array.ndim}")
     with np.errstate(over="ignore"):  # what does not fit becomes infinity, which the validation names
         return array.astype(np.float32)
 
@@ -175,7 +178,7 @@ def _integers(values: list[int], field: str) -> NDArray[np.int64]:
     try:
         return np.array(values, dtype=np.int64)
     except OverflowError:
-        raise WireError("a number does not fit 64 bits", field=field) from None
+        raise WireError("a number exceeds 64 bits", field=field) from None
 
 
 def _schema_error(error: ValidationError) -> ContractError:

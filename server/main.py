@@ -41,7 +41,7 @@ def serve(options: ServerOptions) -> None:
     """
     tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
-    _ = checkpoint.visual_tensors  # a wrong checkpoint is told before torch is imported
+    _ = checkpoint.visual_tensors  # a wrong checkpoint is refused before torch is imported
     bases = bases_of(*(read_basis(path, checkpoint.model_hash, "wire_basis") for path in options.wire_basis))
     if options.engine == "vllm":
         from qwen3vl_edge.server.engines.vllm.arguments import require_vllm
@@ -58,17 +58,17 @@ def _serve_on(
     listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None, bases: Bases
 ) -> None:
     from qwen3vl_edge.server.app import create_app
-    from qwen3vl_edge.server.http.access import Guard, warn_of_open_doors
+    from qwen3vl_edge.server.http.access import warn_of_open_doors
+    from qwen3vl_edge.server.state import open_state
 
     _log_to_stderr()
     start_tracing("qwen3vl-server")
     readiness = Readiness()
-    app = create_app(readiness, options, bases)
-    guard: Guard = app.state.guard
-    server = http_server(app, options.drain_s, tls)
+    state = open_state(readiness, options, bases)
+    server = http_server(create_app(state), options.drain_s, tls)
     warn_of_open_doors(options)
-    if guard.rereads or tls is not None:
-        _on_hangup(guard.on_hangup, partial(_renew_tls, server, options))
+    if state.guard.rereads or tls is not None:
+        _on_hangup(state.guard.on_hangup, partial(_renew_tls, server, options))
     url = _url(listener, options)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
     loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
@@ -77,7 +77,7 @@ def _serve_on(
         server.run(sockets=[listener])
     if readiness.loaded:
         readiness.engine.close()
-    app.state.store.close()
+    state.close()
     if readiness.failure is not None:
         raise readiness.failure
     logger.info("stopped")
@@ -97,7 +97,7 @@ def _load(
 
 
 def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
-    """Loaded, and warm: it has generated; beside it the vision tower, where it was asked for."""
+    """The engine, loaded and warmed up, and the vision tower where the options ask for it."""
     if options.engine == "vllm":
         from qwen3vl_edge.server.engines.vllm.start import open_engine
 
@@ -129,7 +129,7 @@ def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[
     from qwen3vl_edge.server.engines.transformers.vision_tower import load_vision_tower
 
     tower = load_vision_tower(checkpoint, engine.loaded)
-    logger.info("the vision tower is loaded too: pictures in chats are taken (--allow-pixels)")
+    logger.info("the vision tower is loaded too: chats may carry pictures (--allow-pixels)")
     return engine, tower
 
 
@@ -152,24 +152,24 @@ def _url(listener: socket.socket, options: ServerOptions) -> str:
 
 
 def _on_hangup(*reread: Callable[[], None]) -> None:
-    """SIGHUP says that files have changed. Otherwise it ends the process, as ever: somebody closed the terminal."""
+    """Handle SIGHUP as "files have changed"; unhandled, it ends the process, as when a terminal is closed."""
     if threading.current_thread() is threading.main_thread():
 
-        def look(*_: object) -> None:
-            for one in reread:
-                one()
+        def reread_all(*_: object) -> None:
+            for call in reread:
+                call()
 
-        signal.signal(signal.SIGHUP, look)
+        signal.signal(signal.SIGHUP, reread_all)
 
 
 def _renew_tls(server: uvicorn.Server, options: ServerOptions) -> None:
-    """A broken pair changes nothing: the one of before stays in use."""
+    """Load the certificate and key again; a broken pair is logged, and the previous one stays in use."""
     try:
         if (tls := options.tls) is not None:
             renew_tls(server, tls)
-            logger.info("certificates read again")
+            logger.info("certificates reloaded")
     except (InputError, OSError) as error:
-        logger.error("the certificates of before stay in use: %s", error)
+        logger.error("the previous certificates stay in use: %s", error)
 
 
 def _log_to_stderr() -> None:

@@ -1,17 +1,26 @@
-"""Reads a tensor that `torch.save` wrote, without pickle and without torch.
+"""One tensor in the file format of `torch.save`: written without torch, and read without torch or unpickling.
 
-`data.pkl` is a program for a machine that can call anything by name. Here it is not run: it is held, opcode by opcode,
-against the one program that torch.save writes for one dense tensor, and any other is refused. So a client's bytes can
-only ever become an array, of the size that they themselves have.
+The container is a ZIP file of stored entries: `<name>/data.pkl`, a pickle program that rebuilds the tensor from a
+storage that it names by a persistent id, and `<name>/data/<key>`, that storage's bytes. Format:
+torch/serialization.py.
+
+A pickle program can call anything by name. The reader does not run it: it compares the program, opcode by opcode, with
+the one that torch.save writes for one dense tensor, and refuses any other. So a client's bytes can only ever become an
+array, no larger than the bytes themselves.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import re
 import struct
+import sys
+import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +31,95 @@ from qwen3vl_edge.contract.formats.zip_entries import read_entries
 MAGIC = b"PK\x03\x04"
 MAX_PROGRAM_BYTES = 1024  # 160 or so for a tensor of rank 3
 MAX_RANK = 8
-_STORAGES = {"HalfStorage": "<f2", "BFloat16Storage": "<u2", "FloatStorage": "<f4", "IntStorage": "<i4"}
-_STORAGES |= {"LongStorage": "<i8"}
+_STORAGES = {
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "FloatStorage": "<f4",
+    "IntStorage": "<i4",
+    "LongStorage": "<i8",
+}
+# What is written, by the dtype of this machine's byte order; the file names that order.
+_WRITTEN = {np.dtype(_STORAGES[name][1:]): name for name in ("FloatStorage", "HalfStorage", "LongStorage")}
+_STAMP = (1980, 1, 1, 0, 0, 0)  # of each entry: the same array gives the same bytes
 _LOCATION = re.compile(r"cpu|cuda:\d{1,3}", re.ASCII)
 _KEY = re.compile(r"\d{1,9}", re.ASCII)
 # Beside the tensor's own two: what releases of torch write about the file.
 _OTHERS = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
+
+
+def torch_bytes(array: NDArray[Any]) -> bytes:
+    """What `torch.save` would write of this array as a tensor; `torch.load(weights_only=True)` reads it.
+
+    Args:
+        array: float32, float16 or int64, of any shape.
+
+    Raises:
+        WireError: another dtype.
+    """
+    if array.dtype not in _WRITTEN:
+        known = ", ".join(str(dtype) for dtype in _WRITTEN)
+        raise WireError("array cannot be written as a torch tensor", field="dtype", expected=known, got=array.dtype)
+    array = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays one
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as container:
+        for name, data in (
+            ("data.pkl", _pickled(array)),
+            ("byteorder", sys.byteorder.encode()),
+            ("data/0", array.tobytes()),
+            ("version", b"3\n"),
+        ):
+            container.writestr(zipfile.ZipInfo(f"archive/{name}", _STAMP), data)
+    return out.getvalue()
+
+
+def _pickled(array: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    _TensorPickler(out, protocol=2).dump(_Rebuilt(array))
+    return out.getvalue()
+
+
+class _Global:
+    """Stands for a name of torch, which need not be installed here."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, *_: Any) -> Any:  # pickle wants what a reduction calls to be callable
+        raise TypeError(f"{self.module}.{self.name} is only named here")
+
+
+class _Storage:
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+
+class _Rebuilt:
+    """Pickled as the call torch.load makes: rebuild(storage, offset, shape, strides, requires_grad, hooks)."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strides = tuple(stride // self._array.itemsize for stride in self._array.strides)
+        rebuild = _Global("torch._utils", "_rebuild_tensor_v2")
+        return rebuild, (_Storage(self._array), 0, self._array.shape, strides, False, OrderedDict())
+
+
+class _TensorPickler(pickle._Pickler):  # the Python one: its `save_global` can be told what to write
+    """Writes `_Global` as the name it stands for, and `_Storage` as a persistent id."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        kind = _Global("torch", _WRITTEN[value.array.dtype])
+        return "storage", kind, "0", "cpu", value.array.size
+
+    def _save_name(self, value: _Global) -> None:
+        self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())  # type: ignore[attr-defined]
+
+    dispatch[_Global] = _save_name
 
 
 def read_torch(data: bytes, field: str) -> NDArray[Any]:
@@ -132,7 +224,7 @@ class _Program:
             expected.insert(0, step)
             step *= size
         same = len(shape) == len(strides) and all(
-            size == 1 or found == wanted for size, found, wanted in zip(shape, strides, expected, strict=True)
+            size == 1 or stride == dense for size, stride, dense in zip(shape, strides, expected, strict=True)
         )
         if 0 not in shape and not same:
             raise WireError(
@@ -152,20 +244,20 @@ class _Program:
 
     def _integers(self) -> tuple[int, ...]:
         """A tuple of them."""
-        found: list[int] = []
+        values: list[int] = []
         marked = self._peek() == 0x28
         if marked:
             self._at += 1
         while self._peek() in _INTEGERS:
-            found.append(self._integer())
-            if len(found) > MAX_RANK:
+            values.append(self._integer())
+            if len(values) > MAX_RANK:
                 raise _bad(self._field, "rank", f"at most {MAX_RANK}")
         opcode = self._next()
-        if opcode != (0x74 if marked else {0: 0x29, 1: 0x85, 2: 0x86, 3: 0x87}.get(len(found))):
+        if opcode != (0x74 if marked else {0: 0x29, 1: 0x85, 2: 0x86, 3: 0x87}.get(len(values))):
             raise self._unexpected("a tuple of whole numbers")
-        if found or marked:
+        if values or marked:
             self._skip_memo()
-        return tuple(found)
+        return tuple(values)
 
     def _integer(self) -> int:
         """A whole number from 0 to 2**62."""
@@ -248,5 +340,5 @@ def _bad(field: str, what: str, expected: object = None, got: object = None) -> 
         field=field,
         expected=expected,
         got=got,
-        remedy="Send torch.save of one float16, float32 or bfloat16 tensor, or safetensors, or .npy.",
+        remedy="Send torch.save of one float16, float32 or bfloat16 tensor, or safetensors.",
     )

@@ -30,7 +30,7 @@ def read_entries(data: bytes, field: str) -> dict[str, memoryview]:
         WireError: it is not such a ZIP file; names the part at fault.
     """
     start, end, count = _directory(data, field)
-    found: dict[str, memoryview] = {}
+    entries: dict[str, memoryview] = {}
     at = start
     for _ in range(count):
         if at + _CENTRAL_RECORD.size > end:
@@ -40,12 +40,12 @@ def read_entries(data: bytes, field: str) -> dict[str, memoryview]:
         if at > end:
             raise _bad(field, "the directory is cut off")
         name = _name(data[name_start : name_start + record[10]], field)
-        if name in found:
+        if name in entries:
             raise _bad(field, f"{name!r} is there twice")
-        found[name] = _entry(data, name, record, start, field)
+        entries[name] = _entry(data, name, record, start, field)
     if at != end:
         raise _bad(field, "the directory is longer than its entries")
-    return found
+    return entries
 
 
 def _directory(data: bytes, field: str) -> tuple[int, int, int]:
@@ -92,10 +92,10 @@ def _entry(data: bytes, name: str, record: tuple[Any, ...], directory: int, fiel
         raise _bad(field, f"{name!r} lies outside of the file")
     if data[offset + _LOCAL_RECORD.size : start - local[10]] != name.encode("ascii"):
         raise _bad(field, f"{name!r} is another entry than the directory says")
-    found = memoryview(data)[start : start + size]
-    if zlib.crc32(found) != crc:
-        raise _bad(field, f"{name!r} is damaged", f"checksum {crc:08x}", f"{zlib.crc32(found):08x}")
-    return found
+    content = memoryview(data)[start : start + size]
+    if zlib.crc32(content) != crc:
+        raise _bad(field, f"{name!r} is damaged", f"checksum {crc:08x}", f"{zlib.crc32(content):08x}")
+    return content
 
 
 def _bad(field: str, what: str, expected: object = None, got: object = None) -> WireError:

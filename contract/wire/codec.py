@@ -238,7 +238,7 @@ def _document(layout: Layout, limits: Limits) -> dict[str, Any]:
     version = document.get("version")
     if type(version) is not int or version not in VERSIONS:
         raise WireError(
-            "wire version is not spoken here",
+            "unsupported wire version",
             field="version",
             expected=" or ".join(map(str, VERSIONS)),
             got=repr(version)[:40],

@@ -20,6 +20,7 @@ from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 
 _DTYPES = {"float16": "F16", "float32": "F32"}
+HASH_FORM = "64 characters of 0-9a-f"
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 

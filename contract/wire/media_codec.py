@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases, Basis
-from qwen3vl_edge.contract.wire.embedding_hash import is_hash
+from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, Packing, check_packed, unpack
 from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, MediaReference
 
@@ -103,7 +103,7 @@ def _medium(
         raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
     kind, name, by_hash, origin = item["kind"], item.get("hash"), item.get("by_hash", False), item.get("origin", {})
     if (name is not None or by_hash) and not is_hash(name):
-        raise WireError("hash is not one", field=f"media.{index}.hash", expected="64 of 0-9a-f", got=repr(name)[:80])
+        raise WireError("invalid embedding hash", field=f"media.{index}.hash", expected=HASH_FORM, got=repr(name)[:80])
     if type(by_hash) is not bool or not isinstance(origin, dict):
         raise WireError("media item is malformed", field=f"media.{index}", expected="by_hash a bool, origin a map")
     if by_hash:
@@ -188,7 +188,7 @@ def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basi
     if version < BASIS_VERSION:
         raise WireError("this wire version has no bases", field=field, expected=f"version {BASIS_VERSION}")
     if not is_hash(name):
-        raise WireError("no name of a basis", field=field, expected="64 of 0-9a-f", got=repr(name)[:80])
+        raise WireError("invalid basis name", field=field, expected=HASH_FORM, got=repr(name)[:80])
     if name not in bases:
         raise ModelMismatchError(
             "the embeddings are in a basis that is not held here",

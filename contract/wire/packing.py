@@ -141,7 +141,7 @@ def check_packed(packed: Packed, field: str) -> None:
     """Hold scales against codes.
 
     Raises:
-        WireError: shapes that do not belong together, or scales that are no sizes.
+        WireError: shapes that do not belong together, or scales that are not finite or are negative.
     """
     rows, columns = packed.shape
     a, b = packed.scales.shape
@@ -149,7 +149,7 @@ def check_packed(packed: Packed, field: str) -> None:
         wanted = f"[1 or {rows}, a divisor of {columns}]"
         raise WireError("scales do not fit their codes", field=field, expected=wanted, got=[a, b])
     if not np.isfinite(packed.scales).all() or (packed.scales < 0).any():
-        raise WireError("scales are no sizes", field=field, expected="finite, not negative")
+        raise WireError("scales must be finite and non-negative", field=field)
 
 
 def _encode(blocks: NDArray[np.float32], packing: Packing) -> Codes:

@@ -94,7 +94,7 @@ def _check_media(index: int, item: MediaEmbeddings, model: ModelShape) -> None:
     grid, merge = item.grid, model.merge_size
     if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (item.kind == "image" and grid.t != 1):
         raise WireError(
-            "grid is not one of the encoder's",
+            "the encoder has no such grid",
             field=f"grid_thw.{index}",
             expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
             got=grid.as_list(),

@@ -122,7 +122,7 @@ class EmbeddingDisk:
             if made_for != model_hash:
                 return None  # of a model that may be served again
             if media.hash != name or embedding_hash(media, model_hash) != name:
-                raise InputError("its content is not that of its name")
+                raise InputError("its content does not match its hash")
         except (OSError, ContractError) as error:
             if self._drop(key) and not isinstance(error, FileNotFoundError):
                 logger.warning("held embeddings %s are dropped (%s)", self._path(key).name, error)
@@ -148,15 +148,15 @@ class EmbeddingDisk:
 
     def _scan(self) -> None:
         """What an earlier server left, and away with what it was writing when it was killed."""
-        found = []
+        files = []
         for path in self._folder.glob(f"*/*{_SUFFIX}*"):
             if path.name.startswith("."):
                 path.unlink(missing_ok=True)
             elif is_hash(path.name.removesuffix(_SUFFIX)) and is_hash(path.parent.name):
                 status = path.stat()
                 key = (path.parent.name, path.name.removesuffix(_SUFFIX))
-                found.append((min(status.st_mtime, self._now()), key, status.st_size))
-        for used, key, size in sorted(found):
+                files.append((min(status.st_mtime, self._now()), key, status.st_size))
+        for used, key, size in sorted(files):
             self._files[key] = _File(size, used)
             self._bytes += size
         self._make_room(0)

@@ -1,65 +1,52 @@
-"""`/v1/embeddings/{sha256}`: embeddings brought ahead of the request that names them, and whether they are held."""
+"""`/v1/embeddings/{sha256}`: embeddings uploaded ahead of the request that names them, and whether they are held."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
-from qwen3vl_edge.contract.http.body import content_type, read_body
-from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
+from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_medium
-from qwen3vl_edge.contract.wire.embedding_hash import check_hash, is_hash
+from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, check_hash, is_hash
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.contract.wire.validate import validate_medium
 from qwen3vl_edge.server import openapi
-from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.errors import EmbeddingsNotHeldError
 from qwen3vl_edge.server.http.identity import client_of
-from qwen3vl_edge.server.options import ServerOptions
-from qwen3vl_edge.server.readiness import Readiness
+from qwen3vl_edge.server.state import ServerState
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.server.engines.protocol import Engine
 
 PATH = "/v1/embeddings/{name}"
-# Said in the OpenAPI document; `_check_name` refuses in the words of this API.
+# The pattern is for the OpenAPI document; `_check_name` refuses with this API's error object.
 Name = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
 
 
-def embedding_routes(
-    readiness: Readiness, options: ServerOptions, store: EmbeddingStore, bases: Bases = NO_BASES
-) -> APIRouter:
+def embedding_routes(state: ServerState) -> APIRouter:
     """PUT, GET and HEAD of one hash."""
-    router = APIRouter()
+    router, store = APIRouter(), state.store
 
     @router.put(PATH, openapi_extra=openapi.HOLD, responses={201: {"description": "Held from now on"}})
     async def put(request: Request, name: Name) -> Response:
         """Hold one picture's embeddings: 201, or 200 where they were held already."""
         _check_name(name)
-        engine = readiness.engine
+        engine = state.readiness.engine
         content_type(request, CONTENT_TYPE)
         namespace = client_of(request).name
-        body = await read_body(request, engine.limits.max_body_bytes, options.body_timeout_s, zstd=True)
+        body = await read_body(request, engine.limits.max_body_bytes, state.options.body_timeout_s, zstd=True)
 
         def hold() -> int:
-            medium, model_hash = decode_medium(body, engine.limits, bases)
-            shape = engine.loaded.shape
-            if model_hash != shape.model_hash:
-                raise ModelMismatchError(
-                    "the embeddings were made for another model",
-                    field="model_hash",
-                    expected=shape.model_hash,
-                    got=repr(model_hash)[:80],
-                )
-            if medium.hash != name:
-                raise WireError("the hash is not that of the path", field="media.0.hash", expected=name)
-            validate_medium(medium, shape, engine.limits)
-            check_hash("media.0.hash", medium, shape.model_hash)
+            medium = _checked_medium(body, name, engine, state.bases)
             known = store.find(name, namespace) is not None
             if not store.keep(medium, namespace):
                 raise LimitError(
-                    "embeddings are larger than what is held here",
+                    "embeddings are larger than the server's store",
                     field="body",
                     expected=f"at most {store.max_bytes} bytes",
                     got=medium.nbytes,
@@ -81,9 +68,31 @@ def embedding_routes(
     return router
 
 
+def _checked_medium(body: Body, name: str, engine: Engine, bases: Bases) -> MediaEmbeddings:
+    """The medium of a body, verified against the hash `name` and the served model.
+
+    Raises:
+        ContractError: whatever is wrong with it.
+    """
+    medium, model_hash = decode_medium(body, engine.limits, bases)
+    shape = engine.loaded.shape
+    if model_hash != shape.model_hash:
+        raise ModelMismatchError(
+            "the embeddings were made for another model",
+            field="model_hash",
+            expected=shape.model_hash,
+            got=repr(model_hash)[:80],
+        )
+    if medium.hash != name:
+        raise WireError("the body's hash differs from the path's", field="media.0.hash", expected=name)
+    validate_medium(medium, shape, engine.limits)
+    check_hash("media.0.hash", medium, shape.model_hash)
+    return medium
+
+
 def _check_name(name: str) -> None:
     if not is_hash(name):
-        raise WireError("hash is not one", field="path", expected="64 of 0-9a-f", got=repr(name)[:80])
+        raise WireError("invalid embedding hash", field="path", expected=HASH_FORM, got=repr(name)[:80])
 
 
 def _describe(name: str, medium: MediaEmbeddings) -> dict[str, Any]:

@@ -106,12 +106,12 @@ class EmbeddingStore:
         """
         with self._lock:
             self._expire()
-            found = self._touch((namespace, name))
-        if found is None and self.disk is not None:
-            found = self.disk.find(name, namespace)
-            if found is not None and found.nbytes <= self.max_bytes:
-                self._keep_in_memory((namespace, name), found)
-        return found
+            media = self._touch((namespace, name))
+        if media is None and self.disk is not None:
+            media = self.disk.find(name, namespace)
+            if media is not None and media.nbytes <= self.max_bytes:
+                self._keep_in_memory((namespace, name), media)
+        return media
 
     def lookup(self, references: Sequence[MediaReference], namespace: str = "") -> list[MediaEmbeddings]:
         """The embeddings of references, in order; their arrays are read-only.
@@ -120,15 +120,15 @@ class EmbeddingStore:
             EmbeddingsNotHeldError: some are not here; names all of them.
             WireError: a reference names another grid than the embeddings have.
         """
-        found = [self.find(item.hash, namespace) for item in references]
-        missing = [item for item, held in zip(references, found, strict=True) if held is None]
+        held = [self.find(item.hash, namespace) for item in references]
+        missing = [item for item, media in zip(references, held, strict=True) if media is None]
         with self._lock:
             self.misses += len(missing)
             self.hits += len(references) - len(missing)
         if missing:
             names = tuple(dict.fromkeys(item.hash for item in missing))
             raise EmbeddingsNotHeldError(f"media.{missing[0].index}", names)
-        return [_as_named(item, held) for item, held in zip(references, found, strict=True) if held is not None]
+        return [_as_named(item, media) for item, media in zip(references, held, strict=True) if media is not None]
 
     def close(self) -> None:
         """Let another server use the disk."""
@@ -161,7 +161,7 @@ def _owned(array: NDArray[np.floating]) -> NDArray[np.floating]:
 def _as_named(reference: MediaReference, held: MediaEmbeddings) -> MediaEmbeddings:
     if reference.grid != held.grid:
         raise WireError(
-            "grid is not that of the embeddings held",
+            "grid differs from that of the held embeddings",
             field=f"grid_thw.{reference.index}",
             expected=held.grid.as_list(),
             got=reference.grid.as_list(),

@@ -1,4 +1,4 @@
-"""What every engine takes from a checkpoint beside its weights: shape of requests, tokenizer, end tokens."""
+"""A checkpoint's configuration for both engines: the shape of requests, the tokenizer, the end tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 def model_shape(checkpoint: Checkpoint) -> ModelShape:
-    """What a request's tensors must fit, from `config.json` alone.
+    """The shape that a request's tensors must have, from `config.json` alone.
 
     Raises:
         CheckpointError: the config lacks a key.
@@ -32,12 +32,14 @@ def model_shape(checkpoint: Checkpoint) -> ModelShape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} lacks what a Qwen3-VL needs", field="config.json", got=repr(error)
+            f"{checkpoint.path / 'config.json'} lacks a key of Qwen3-VL, or has a wrong type",
+            field="config.json",
+            got=repr(error),
         ) from None
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Its tokenizer, as transformers opens it, with the chat template that its processor would take.
+    """The tokenizer, with the chat template that the checkpoint's processor uses.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -51,7 +53,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             # The processor, and so the device, takes this file's, whatever tokenizer_config.json says.
             tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
         return tokenizer
-    except Exception as error:  # transformers raises many kinds; all mean that it cannot be had
+    except Exception as error:  # transformers raises many kinds; all mean that it cannot be loaded
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"the tokenizer of {checkpoint.path} cannot be loaded ({reason})", field="tokenizer"
@@ -59,7 +61,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def end_ids_of(eos_token_id: int | list[int] | None, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer: the checkpoint's own, or else Qwen's end tokens that its tokenizer knows.
+    """Ids of the tokens that end an answer: the checkpoint's, or else those of Qwen's that the tokenizer has.
 
     Args:
         eos_token_id: of its generation config.
@@ -70,11 +72,11 @@ def end_ids_of(eos_token_id: int | list[int] | None, tokenizer: Any) -> tuple[in
     if eos_token_id is not None:
         return tuple(eos_token_id) if isinstance(eos_token_id, list) else (int(eos_token_id),)
     vocabulary = tokenizer.get_vocab()
-    found = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in found:
-        found.append(tokenizer.eos_token_id)
-    if not found:
+    end_ids = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in end_ids:
+        end_ids.append(tokenizer.eos_token_id)
+    if not end_ids:
         raise CheckpointError(
-            "no token ends an answer", field="eos_token_id", remedy="Add it to generation_config.json."
+            "the checkpoint has no end token", field="eos_token_id", remedy="Add it to generation_config.json."
         )
-    return tuple(found)
+    return tuple(end_ids)

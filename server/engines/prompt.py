@@ -1,4 +1,4 @@
-"""A request's prompt, whichever engine reads it: no masked tokens, within the context, where its media stand."""
+"""A request's prompt, for both engines: checked, without masked tokens, with the spans of its media."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import LimitError
-from qwen3vl_edge.contract.wire.request import KINDS, GenerateRequest, Limits, MediaEmbeddings, ModelShape
+from qwen3vl_edge.contract.wire.request import (
+    KINDS,
+    GenerateRequest,
+    Limits,
+    MediaEmbeddings,
+    ModelShape,
+    Sampling,
+)
 from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.server.engines.protocol import ServedModel
 
@@ -35,8 +43,8 @@ def drop_masked_tokens(request: GenerateRequest) -> GenerateRequest:
     """
     if request.attention_mask is None:
         return request
-    kept = request.input_ids[request.attention_mask.astype(bool)]
-    return replace(request, input_ids=kept, attention_mask=None)
+    unmasked = request.input_ids[request.attention_mask.astype(bool)]
+    return replace(request, input_ids=unmasked, attention_mask=None)
 
 
 def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
@@ -57,7 +65,7 @@ def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
 
 @dataclass(frozen=True)
 class MediaSpan:
-    """Where one medium's placeholders stand: from the first to the last, with what a clip has between its frames."""
+    """One medium's placeholders: first token and end; a clip's span includes the text between its frames."""
 
     start: int
     end: int
@@ -78,3 +86,18 @@ def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
         used[item.kind] = first + count
         spans.append(MediaSpan(int(own[0]), int(own[-1]) + 1, item))
     return spans
+
+
+def warm_up_request(loaded: ServedModel, logprobs: int | None = None) -> GenerateRequest:
+    """The request that an engine answers before the first client's: two tokens after text and the smallest image."""
+    shape = loaded.shape
+    grid = Grid(1, shape.merge_size, shape.merge_size)
+    zeros = np.zeros((1, shape.hidden_size), dtype=np.float16)
+    text = loaded.end_ids[0]
+    return GenerateRequest(
+        model_hash=None,
+        input_ids=np.array([text, shape.image_token_id, text], dtype=np.int64),
+        media=(MediaEmbeddings("image", grid, zeros, (zeros,) * shape.deepstack_levels),),
+        sampling=Sampling(max_new_tokens=2),
+        logprobs=logprobs,
+    )

@@ -1,1 +1,1 @@
-"""A generation from admission to the last event, whichever route asked for it."""
+"""A generation from admission to its last event, for the routes of both HTTP APIs."""

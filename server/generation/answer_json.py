@@ -1,4 +1,4 @@
-"""A finished generation as the JSON object that clients read."""
+"""A finished generation as the JSON object of the answer, and the model as JSON."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def answer(request: GenerateRequest, result: GenerateResult, loaded: ServedModel
     }
 
 
-def describe(loaded: ServedModel) -> dict[str, Any]:
-    """What is served, for `/v1/models`, `/readyz` and the line at start."""
+def model_facts(loaded: ServedModel) -> dict[str, Any]:
+    """The served model, for `/v1/models` and `/readyz`."""
     return {
         "model_hash": loaded.shape.model_hash,
         **loaded.describe(),
@@ -43,8 +43,8 @@ def describe(loaded: ServedModel) -> dict[str, Any]:
     }
 
 
-def trace(result: GenerateResult) -> None:
-    """The phases of a generation that just ended, as spans; nothing where nobody traces."""
+def trace_phases(result: GenerateResult) -> None:
+    """Record the phases of a generation that just ended as spans; does nothing without tracing."""
     times = result.timings
     spans_until_now(
         {"queue": times.queue_s, "prefill": times.prefill_s, "decode": times.decode_s},

@@ -1,10 +1,10 @@
 """Requests with an `Idempotency-Key`: generated once, answered as often as they are sent.
 
-A key joins the generation that runs under it, or gets the answer that is kept. While nobody follows, a keyed
-generation goes on: a lost connection is what the key is there for. If nobody has come back after `abandoned_s` it is
-cancelled: nobody may want it any more. What failed or was cancelled is not kept.
+A request joins the in-flight generation of its key, or gets the kept answer. A keyed generation goes on without
+readers: a lost connection is what the key is there for. If no reader has come back after `abandoned_s` seconds, it is
+cancelled. Failed and cancelled generations are not kept.
 
-All of it lives in the event loop's thread, and in memory: after a restart the next try is generated anew.
+All state belongs to the event loop's thread, and is in memory: after a restart the next try is generated anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prometheus_client import Counter
 
 from qwen3vl_edge.contract.errors import KeyReusedError
 from qwen3vl_edge.contract.wire.request import GenerateRequest
-from qwen3vl_edge.server.generation.live_generation import Leave, LiveGeneration
+from qwen3vl_edge.server.generation.live_generation import Detach, LiveGeneration
 from qwen3vl_edge.server.options import ServerOptions
 
 _BYTES_PER_TOKEN = 64  # of the log, the result's ids and its text
@@ -33,7 +33,8 @@ _BYTES_PER_TOKEN = 64  # of the log, the result's ids and its text
 def fingerprint(request: GenerateRequest) -> bytes:
     """sha256 of what decides the answer: ids, grids, tensors and sampling.
 
-    Neither `stream` nor `request_id`, which change how and to whom it is told, nor how the tensors travelled.
+    Left out are `stream` and `request_id`, which decide the form and the address of the answer, and the encoding of
+    the tensors on the wire.
     """
     digest = hashlib.sha256(json.dumps(request.sampling.to_dict(), sort_keys=True).encode())
     digest.update(np.ascontiguousarray(request.input_ids).data)
@@ -45,114 +46,127 @@ def fingerprint(request: GenerateRequest) -> bytes:
 
 
 @dataclass
-class _Kept:
-    """A generation under its key; `ended` is when, on the monotonic clock."""
+class _Entry:
+    """A generation under its key.
 
-    running: LiveGeneration
+    Attributes:
+        abandonment: cancels the generation when it fires; set while there is no reader.
+        ended: on the monotonic clock; None while it is in flight.
+        nbytes: memory of the kept answer.
+    """
+
+    generation: LiveGeneration
     fingerprint: bytes
     readers: int = 0
-    timer: asyncio.TimerHandle | None = None
+    abandonment: asyncio.TimerHandle | None = None
     ended: float | None = None
-    size: int = 0
+    nbytes: int = 0
+
+    def keep_alive(self) -> None:
+        """Stop the abandonment timer, if it runs."""
+        if self.abandonment is not None:
+            self.abandonment.cancel()
+            self.abandonment = None
+
+
+_Key = tuple[str, str]  # namespace and Idempotency-Key
 
 
 class KeyedGenerations:
-    """Generations under way and answers kept, by key.
+    """In-flight generations and kept answers, by key.
 
     Args:
-        options: how long, how many and how much is kept.
+        options: `keep_answers_s`, `keep_answers`, `keep_answers_mib` and `abandoned_s`.
         outcomes: counts requests by `outcome`: started, joined, replayed, conflict.
     """
 
     def __init__(self, options: ServerOptions, outcomes: Counter) -> None:
         self._options = options
         self._outcomes = outcomes
-        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
-    def knows(self, key: str, namespace: str = "") -> bool:
-        """Whether a request with this key needs no room in the queue."""
-        self._make_room()
-        return (namespace, key) in self._kept
+    def contains(self, key: str, namespace: str = "") -> bool:
+        """Whether there is a generation or an answer under this key, so that a request needs no room in the queue."""
+        self._evict()
+        return (namespace, key) in self._entries
 
-    def follow(
+    def attach(
         self, key: str, digest: bytes, start: Callable[[], LiveGeneration], namespace: str = ""
-    ) -> tuple[LiveGeneration, Leave]:
-        """The generation under this key, started if there is none, and what to call when its reader goes.
+    ) -> tuple[LiveGeneration, Detach]:
+        """Add a reader to the generation of this key, which is started if there is none.
 
         Args:
             digest: `fingerprint` of the request.
             namespace: keys of different namespaces are different keys.
 
+        Returns:
+            the generation, and what to call when its reader goes.
+
         Raises:
             KeyReusedError: the key was sent with another request.
-            ContractError: as `start`; then nothing is kept.
+            ContractError: as `start`; then the key stays free.
         """
-        place = (namespace, key)
-        self._make_room()
-        kept = self._kept.get(place)
-        if kept is None:
-            kept = self._kept[place] = _Kept(start(), digest)
-            kept.running.future.add_done_callback(partial(self._ended, asyncio.get_running_loop(), place, kept))
+        scoped = (namespace, key)
+        self._evict()
+        entry = self._entries.get(scoped)
+        if entry is None:
+            entry = self._entries[scoped] = _Entry(start(), digest)
+            on_end = partial(self._on_end, asyncio.get_running_loop(), scoped, entry)
+            entry.generation.future.add_done_callback(on_end)
             self._outcomes.labels("started").inc()
-        elif kept.fingerprint != digest:
+        elif entry.fingerprint != digest:
             self._outcomes.labels("conflict").inc()
             raise KeyReusedError
         else:
-            self._outcomes.labels("joined" if kept.ended is None else "replayed").inc()
-        kept.readers += 1
-        if kept.timer is not None:
-            kept.timer.cancel()
-            kept.timer = None
-        return kept.running, partial(self._leave, place, kept)
+            self._outcomes.labels("joined" if entry.ended is None else "replayed").inc()
+        entry.readers += 1
+        entry.keep_alive()
+        return entry.generation, partial(self._detach, scoped, entry)
 
     def forget(self, key: str, namespace: str = "") -> None:
-        """The sender needs the answer no more: a generation under way is cancelled, a kept answer dropped."""
-        if (kept := self._kept.get((namespace, key))) is not None:
-            self._drop((namespace, key), kept)
+        """Cancel an in-flight generation of this key, or drop its kept answer."""
+        if (entry := self._entries.get((namespace, key))) is not None:
+            self._drop((namespace, key), entry)
 
-    def _leave(self, place: tuple[str, str], kept: _Kept) -> None:
-        kept.readers -= 1
-        if kept.readers == 0 and not kept.running.log.ended:
+    def _detach(self, scoped: _Key, entry: _Entry) -> None:
+        entry.readers -= 1
+        if entry.readers == 0 and not entry.generation.log.ended:
             loop = asyncio.get_running_loop()
-            kept.timer = loop.call_later(self._options.abandoned_s, self._drop, place, kept)
+            entry.abandonment = loop.call_later(self._options.abandoned_s, self._drop, scoped, entry)
 
-    def _drop(self, place: tuple[str, str], kept: _Kept) -> None:
-        if self._kept.get(place) is kept:  # not a later generation under the same key
-            del self._kept[place]
-        if kept.timer is not None:
-            kept.timer.cancel()
-            kept.timer = None
-        kept.running.cancel()
+    def _drop(self, scoped: _Key, entry: _Entry) -> None:
+        if self._entries.get(scoped) is entry:  # not a later generation under the same key
+            del self._entries[scoped]
+        entry.keep_alive()
+        entry.generation.cancel()
 
-    def _ended(self, loop: asyncio.AbstractEventLoop, place: tuple[str, str], kept: _Kept, _: object) -> None:
+    def _on_end(self, loop: asyncio.AbstractEventLoop, scoped: _Key, entry: _Entry, _: object) -> None:
         """The future's callback, in the engine's thread."""
-        with suppress(RuntimeError):  # the loop is closed: the server stops, and nobody asks any more
-            loop.call_soon_threadsafe(self._settle, place, kept)
+        with suppress(RuntimeError):  # the loop is closed: the server stops, and no reader is left
+            loop.call_soon_threadsafe(self._keep_answer, scoped, entry)
 
-    def _settle(self, place: tuple[str, str], kept: _Kept) -> None:
-        if kept.timer is not None:
-            kept.timer.cancel()
-            kept.timer = None
-        if self._kept.get(place) is not kept:
+    def _keep_answer(self, scoped: _Key, entry: _Entry) -> None:
+        entry.keep_alive()
+        if self._entries.get(scoped) is not entry:
             return
         try:
-            result = kept.running.result
-        except BaseException:  # its readers are told; the next try runs anew
-            del self._kept[place]
+            result = entry.generation.result
+        except BaseException:  # its readers get the error; the next try is generated anew
+            del self._entries[scoped]
             return
-        kept.ended = time.monotonic()
-        kept.size = len(result.generated_ids) * _BYTES_PER_TOKEN + len(result.text)
-        self._kept.move_to_end(place)
-        self._make_room()
+        entry.ended = time.monotonic()
+        entry.nbytes = len(result.generated_ids) * _BYTES_PER_TOKEN + len(result.text)
+        self._entries.move_to_end(scoped)
+        self._evict()
 
-    def _make_room(self) -> None:
-        """Drop what is too old, and the oldest of what is too much. Generations under way stay."""
+    def _evict(self) -> None:
+        """Drop expired answers, then the oldest beyond the limits. In-flight generations stay."""
         options = self._options
-        ended = [(place, kept) for place, kept in self._kept.items() if kept.ended is not None]
-        count, size = len(ended), sum(kept.size for _, kept in ended)
-        for place, kept in ended:
-            old = time.monotonic() - (kept.ended or 0.0) > options.keep_answers_s
-            if not old and count <= options.keep_answers and size <= options.keep_answers_mib * 2**20:
+        ended = [(scoped, entry) for scoped, entry in self._entries.items() if entry.ended is not None]
+        count, nbytes = len(ended), sum(entry.nbytes for _, entry in ended)
+        for scoped, entry in ended:
+            expired = time.monotonic() - (entry.ended or 0.0) > options.keep_answers_s
+            if not expired and count <= options.keep_answers and nbytes <= options.keep_answers_mib * 2**20:
                 return
-            del self._kept[place]
-            count, size = count - 1, size - kept.size
+            del self._entries[scoped]
+            count, nbytes = count - 1, nbytes - entry.nbytes

@@ -1,8 +1,9 @@
-"""What every route that generates does around its own reading and telling: admit, begin or join, tell or leave."""
+"""The steps that every generating route shares: admission, start or join by Idempotency-Key, response or detachment."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -18,68 +19,81 @@ from qwen3vl_edge.contract.http.disconnect import (
 )
 from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
 from qwen3vl_edge.server.generation.keyed import KeyedGenerations
-from qwen3vl_edge.server.generation.live_generation import Leave, LiveGeneration
+from qwen3vl_edge.server.generation.live_generation import Detach, LiveGeneration
 from qwen3vl_edge.server.http.identity import Client, client_of
+from qwen3vl_edge.server.state import ServerState
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine
 
 
-def admit(request: Request, engine: Engine, keyed: KeyedGenerations) -> tuple[Client, str | None]:
-    """Who asks, and the request's Idempotency-Key; before a body is read that would wait for nothing.
+@dataclass(frozen=True)
+class Admission:
+    """A request whose body may be read.
+
+    Attributes:
+        key: its Idempotency-Key, None where it has none.
+    """
+
+    engine: Engine
+    client: Client
+    key: str | None
+
+
+def admit(request: Request, state: ServerState) -> Admission:
+    """Check that the queue has room, before a body is read that would only be refused.
 
     Raises:
         QueueFullError, ServerUnavailableError: as `Engine.check_room`; not where the key is known already.
         HttpError: the key is malformed.
     """
-    client = client_of(request)
+    engine, client = state.readiness.engine, client_of(request)
     key = idempotency_key(request.headers)
-    if key is None or not keyed.knows(key, client.name):
+    if key is None or not state.keyed.contains(key, client.name):
         engine.check_room(client.turn)
-    return client, key
+    return Admission(engine, client, key)
 
 
-async def begin_or_join(
+async def start_or_join(
     keyed: KeyedGenerations,
-    client: Client,
-    key: str | None,
+    admitted: Admission,
     digest: Callable[[], bytes],
-    begin: Callable[[], LiveGeneration],
-) -> tuple[LiveGeneration, Leave]:
-    """The generation, and what to call when its reader goes.
+    start: Callable[[], LiveGeneration],
+) -> tuple[LiveGeneration, Detach]:
+    """The generation, and what to call when its reader disconnects or has the answer.
 
     Args:
         digest: of what decides the answer; called in a thread, and only where there is a key.
 
     Raises:
         KeyReusedError: the key was sent with another request.
-        ContractError: as `begin`.
+        ContractError: as `start`.
     """
-    if key is None:
-        running = begin()
-        return running, running.cancel
-    return keyed.follow(key, await run_in_threadpool(digest), begin, client.name)
+    if admitted.key is None:
+        generation = start()
+        return generation, generation.cancel
+    return keyed.attach(admitted.key, await run_in_threadpool(digest), start, admitted.client.name)
 
 
-async def tell(
+async def respond(
     request: Request,
-    running: LiveGeneration,
-    leave: Leave,
+    generation: LiveGeneration,
+    detach: Detach,
     events: AsyncIterator[str] | None,
-    whole: Callable[[], Awaitable[dict[str, Any]]],
+    complete: Callable[[], Awaitable[dict[str, Any]]],
 ) -> Response:
-    """The answer as events, or as one object where there are none; a reader that goes is noticed either way."""
-    request.state.running = running  # for the audit log
+    """The answer as server-sent events, or as one object where `events` is None; a disconnect detaches either way."""
+    request.state.running = generation  # for the audit log
     if events is not None:
 
-        async def end() -> None:
-            leave()
+        async def close() -> None:
+            detach()
 
-        return ClosingStream(events, end, headers=received_header(request))
+        return ClosingStream(events, close, headers=received_header(request))
     try:
-        found = await cancel_on_disconnect(request, whole())
+        answer = await cancel_on_disconnect(request, complete())
     finally:
-        leave()
-    if found is DISCONNECTED:
+        detach()
+    if answer is DISCONNECTED:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(found, headers=received_header(request))
+    return JSONResponse(answer, headers=received_header(request))

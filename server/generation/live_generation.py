@@ -1,4 +1,4 @@
-"""A generation under way as its readers see it: a log of tokens that any number follow from the start."""
+"""An in-flight generation: a log of tokens that any number of readers follow from the start, and the result."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.contract.wire.request import GenerateRequest
-from qwen3vl_edge.server.generation.stop_strings import submit_until
+from qwen3vl_edge.server.generation.stop_strings import submit_with_stop_strings
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine, GenerateResult, Token
 
-Leave = Callable[[], None]
+KEEP_ALIVE_SECONDS = 15.0  # below the idle timeouts of common proxies
+Detach = Callable[[], None]
 
 
 class TokenLog:
-    """Carries tokens from the engine's thread into the event loop, and keeps them."""
+    """The tokens so far, brought from the engine's thread into the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -36,8 +37,8 @@ class TokenLog:
         """Called once the generation has ended, in whatever thread ended it."""
         self._call(setattr, self, "ended", True)
 
-    async def follow(self, keep_alive_s: float) -> AsyncIterator[Token | None]:
-        """Every token from the first; None whenever `keep_alive_s` seconds bring nothing."""
+    async def follow(self, keep_alive_s: float = KEEP_ALIVE_SECONDS) -> AsyncIterator[Token | None]:
+        """Every token from the first; None whenever `keep_alive_s` seconds pass without one."""
         position = 0
         while True:
             while position < len(self._tokens):
@@ -50,8 +51,13 @@ class TokenLog:
             except asyncio.TimeoutError:
                 yield None
 
+    async def wait(self) -> None:
+        """Until the generation has ended."""
+        while not self.ended:
+            await self._changed.wait()
+
     def _call(self, change: Callable[..., object], *values: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server stops, and nobody reads any more
+        with suppress(RuntimeError):  # the loop is closed: the server stops, and no reader is left
             self._loop.call_soon_threadsafe(self._change, change, values)
 
     def _change(self, change: Callable[..., object], values: tuple[object, ...]) -> None:
@@ -62,9 +68,9 @@ class TokenLog:
 
 @dataclass(frozen=True)
 class LiveGeneration:
-    """One generation: its result to be, its tokens so far, and how to end it.
+    """One generation: the future of its result, its tokens so far, and how to cancel it.
 
-    It does not hold the request, whose tensors are many times larger than the answer.
+    It does not reference the request, whose tensors are many times larger than the answer.
     """
 
     future: Future[GenerateResult]
@@ -76,27 +82,27 @@ class LiveGeneration:
         """The answer of an ended generation.
 
         Raises:
-            ServerUnavailableError: it was cancelled, so what there is of it is no answer.
-            Exception: it failed with this.
+            ServerUnavailableError: it was cancelled; the tokens so far are not an answer.
+            Exception: the error of a failed generation.
         """
-        found = self.future.result(timeout=0)
-        if found.finish_reason == "cancelled":
+        result = self.future.result(timeout=0)
+        if result.finish_reason == "cancelled":
             raise ServerUnavailableError("the generation was cancelled", remedy="Send the request again.")
-        return found
+        return result
 
 
-def start(
+def start_generation(
     engine: Engine,
     request: GenerateRequest,
     record: Callable[[Future[GenerateResult]], None],
     client: str = "",
     stops: Sequence[str] = (),
 ) -> LiveGeneration:
-    """Queue a request that the engine has prepared.
+    """Queue a request that `Engine.prepare` returned.
 
     Args:
         record: called with the future once it has ended.
-        client: whose turn it uses.
+        client: whose turn in the queue it uses.
         stops: the answer ends before the first of these.
 
     Raises:
@@ -104,9 +110,9 @@ def start(
     """
     log = TokenLog()
     if stops:
-        generation = submit_until(engine, request, log.put, client, stops)
+        submitted = submit_with_stop_strings(engine, request, log.put, client, stops)
     else:
-        generation = engine.submit(request, log.put, client)
-    generation.future.add_done_callback(record)
-    generation.future.add_done_callback(log.end)
-    return LiveGeneration(generation.future, log, generation.cancel)
+        submitted = engine.submit(request, log.put, client)
+    submitted.future.add_done_callback(record)
+    submitted.future.add_done_callback(log.end)
+    return LiveGeneration(submitted.future, log, submitted.cancel)

@@ -1,6 +1,6 @@
-"""Stop strings at the generation itself: it ends where one is found, for all of its readers alike.
+"""Stop strings end the generation itself, and with it the answer of each of its readers.
 
-Readers may come later or again (an Idempotency-Key), so a reader must not be what ends the generation.
+Readers may come later or again (an Idempotency-Key), so they cannot be what ends the generation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine, GenerateResult, OnToken, Token
 
 
-def submit_until(
+def submit_with_stop_strings(
     engine: Engine, request: GenerateRequest, on_token: OnToken, client: str, stops: Sequence[str]
 ) -> Generation:
     """As `engine.submit`, but the answer ends before the first of `stops`.
@@ -31,39 +31,39 @@ def submit_until(
     Raises:
         QueueFullError, ServerUnavailableError: as the engine.
     """
-    watch = _Watch(engine.detokenizer(), stops, on_token)
-    generation = engine.submit(request, watch.put, client)
-    watch.cancel_with(generation.cancel)
-    ended: Future[GenerateResult] = Future()
-    ended.set_running_or_notify_cancel()
+    monitor = _StopMonitor(engine.detokenizer(), stops, on_token)
+    generation = engine.submit(request, monitor.put, client)
+    monitor.set_cancel(generation.cancel)
+    truncated: Future[GenerateResult] = Future()
+    truncated.set_running_or_notify_cancel()
 
     def settle(future: Future[GenerateResult]) -> None:
         if (error := future.exception()) is not None:
-            ended.set_exception(error)
+            truncated.set_exception(error)
         else:
-            ended.set_result(watch.cut(future.result()))
+            truncated.set_result(monitor.truncate(future.result()))
 
     generation.future.add_done_callback(settle)
-    return Generation(ended, generation.cancel)
+    return Generation(truncated, generation.cancel)
 
 
-class _Watch:
-    """Reads along in the engine's thread."""
+class _StopMonitor:
+    """Detokenizes the answer in the engine's thread, and cancels the generation at the first stop string."""
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], on_token: OnToken) -> None:
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
         self._on_token = on_token
-        self._shown: list[str] = []
+        self._text: list[str] = []
         self._ids: list[int] = []
         self._cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()  # tokens may come before `submit` has returned
 
     def put(self, token: Token) -> None:
         if self._stops.found:
-            return  # the step that was under way when the generation was cancelled
+            return  # of a step that ran when the generation was cancelled
         self._ids.append(token.id)
-        self._shown.append(self._stops.add(self._detokenizer.add(token.id)))
+        self._text.append(self._stops.add(self._detokenizer.add(token.id)))
         self._on_token(token)
         if self._stops.found:
             with self._lock:
@@ -71,17 +71,17 @@ class _Watch:
             if cancel is not None:
                 cancel()
 
-    def cancel_with(self, cancel: Callable[[], None]) -> None:
+    def set_cancel(self, cancel: Callable[[], None]) -> None:
         with self._lock:
             self._cancel = cancel
-            found = self._stops.found
-        if found:
+            stopped = self._stops.found
+        if stopped:
             cancel()
 
-    def cut(self, result: GenerateResult) -> GenerateResult:
-        """The result as the stop strings leave it."""
+    def truncate(self, result: GenerateResult) -> GenerateResult:
+        """The result without the stop string and what follows it."""
         if not self._stops.found and result.finish_reason != "cancelled":
-            self._shown.append(self._stops.add(self._detokenizer.finish()))
+            self._text.append(self._stops.add(self._detokenizer.finish()))
         if not self._stops.found:
             return result
-        return replace(result, finish_reason="stop", text="".join(self._shown), generated_ids=tuple(self._ids))
+        return replace(result, finish_reason="stop", text="".join(self._text), generated_ids=tuple(self._ids))

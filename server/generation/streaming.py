@@ -5,9 +5,9 @@
     data: {"request_id": …, "generated_ids": […], "text": …, "finish_reason": …, "usage": …, "timings": …}
     data: [DONE]
 
-The `text` of the steps joins to the `text` of the last event, which is the whole answer as it comes
-without streaming. An error on the way is one event `{"error": {…}}`, then `[DONE]`. Lines that start
-with a colon keep the connection open while a request waits.
+The `text` of the steps joins to the `text` of the last event, which is the answer object of a request without
+`stream`. An error on the way is one event `{"error": {…}}`, then `[DONE]`. Comment lines (`:`) keep the connection
+open while a request waits.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3vl_edge.contract.http.errors import as_contract_error
 from qwen3vl_edge.contract.wire.request import GenerateRequest
-from qwen3vl_edge.server.generation.answer_json import answer, trace
+from qwen3vl_edge.server.generation.answer_json import answer, trace_phases
 from qwen3vl_edge.server.generation.live_generation import LiveGeneration
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine
 
-KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE = ": waiting\n\n"
 DONE = "data: [DONE]\n\n"
 
 
-async def events(engine: Engine, request: GenerateRequest, running: LiveGeneration) -> AsyncIterator[str]:
-    """The lines of a stream, as the module's text shows them."""
+async def event_stream(engine: Engine, request: GenerateRequest, generation: LiveGeneration) -> AsyncIterator[str]:
+    """The events of a stream, in the form of the module's docstring."""
     detokenizer = engine.detokenizer()
-    async for token in running.log.follow(KEEP_ALIVE_SECONDS):
+    async for token in generation.log.follow():
         if token is None:
-            yield ": waiting\n\n"
+            yield KEEP_ALIVE
         else:
             yield _event({"token_id": token.id, "text": detokenizer.add(token.id)})
     try:
-        result = running.result
+        result = generation.result
     except Exception as error:
         yield _event(as_contract_error(error, request.request_id).to_openai())
     else:
         if rest := detokenizer.finish():
             yield _event({"token_id": None, "text": rest})
         yield _event(answer(request, result, engine.loaded))
-        trace(result)
+        trace_phases(result)
     yield DONE
 
 

@@ -109,11 +109,11 @@ class Guard:
     def _entry(self, scope: Scope) -> TokenEntry | None:
         if self.tokens is None:
             return None
-        found = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not found:
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not values:
             raise UnauthorizedError("this server asks for a token", "Bearer")
-        scheme, _, token = found[0].strip().partition(b" ")
-        entry = self.tokens.find(token.strip()) if len(found) == 1 and scheme.lower() == b"bearer" else None
+        scheme, _, token = values[0].strip().partition(b" ")
+        entry = self.tokens.find(token.strip()) if len(values) == 1 and scheme.lower() == b"bearer" else None
         if entry is None:
             raise UnauthorizedError("the token is not known here", 'Bearer error="invalid_token"')
         if entry.expires is not None and entry.expires <= time.time():

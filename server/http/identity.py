@@ -22,9 +22,9 @@ class Client:
 
 
 def request_id_of(request: Request) -> str:
-    """The id that `server/http/audit.py` gave the request, for all that is said of it."""
-    found: str = request.state.request_id
-    return found
+    """The id that `server/http/audit.py` gave the request, for its log lines and its answer."""
+    request_id: str = request.state.request_id
+    return request_id
 
 
 def client_of(request: Request) -> Client:

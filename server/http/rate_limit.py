@@ -1,4 +1,4 @@
-"""How often a sender may ask: a bucket of turns each, refilled steadily."""
+"""Rate limits: a token bucket per sender."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class RateLimit:
 def sender_of(address: str) -> str:
     """The address a limit is for: of IPv6 the first 64 bits, since one machine has all the others."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:  # a proxy may say anything
         return address[:64]
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
-        return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-    return str(found)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed)

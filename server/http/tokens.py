@@ -83,11 +83,11 @@ class TokenFile:
         """The entry of a token, expired or not; takes as long for a wrong token as for a right one."""
         self._refresh()
         digest = hashlib.sha256(token).digest()
-        found = None
+        match = None
         for entry in self._entries:
             if hmac.compare_digest(entry.digest, digest):
-                found = entry
-        return found
+                match = entry
+        return match
 
     def check_soon(self) -> None:
         """Look at the file before the next request; may be called in a signal handler."""
@@ -105,7 +105,7 @@ class TokenFile:
         try:
             self._entries = read_tokens(self._path)
         except InputError as error:
-            logger.error("the tokens before stay in use: %s", error)
+            logger.error("the previous tokens stay in use: %s", error)
             return
         logger.info("%s read: %d tokens", self._path, len(self._entries))
 
@@ -113,10 +113,10 @@ class TokenFile:
 def _stamp(path: Path) -> tuple[int, ...]:
     """Differs after any change, of the mode as well: `st_ctime` cannot be set back."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0,)
-    return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
@@ -127,7 +127,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     """
     table = read_toml(path, _FIELD)
     if set(table) - {"client"} or not isinstance(table.get("client", []), list):
-        raise InputError(f"{path} is no tokens file", field=_FIELD, expected="tables [[client]] and nothing else")
+        raise InputError(f"{path} is not a tokens file", field=_FIELD, expected="tables [[client]] and nothing else")
     entries = tuple(_entry(path, index, item) for index, item in enumerate(table.get("client", []), 1))
     if len({entry.digest for entry in entries}) != len(entries):
         raise InputError(f"{path} holds one token twice", field=_FIELD, remedy="Give each client its own.")

@@ -1,4 +1,4 @@
-"""Media parts of a chat: their embeddings, or a reference by hash, and what is known of their origin."""
+"""Media parts of a chat: embeddings or a reference by hash, and their provenance."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
 from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import decode_medium
-from qwen3vl_edge.contract.wire.embedding_hash import is_hash
+from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
 from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings, MediaReference, ModelShape
 from qwen3vl_edge.server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
 from qwen3vl_edge.server.openai.request import ChatMessage, Embeds, Part
-from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64, read_tensor, safetensors_layout
+from qwen3vl_edge.server.openai.tensor_formats import decode_base64, read_tensor, safetensors_layout
 
-GRID_BYTES = 4096  # a grid's container: three numbers
-CONTAINER_BYTES = 2**16  # what a container needs beside its tensor
+GRID_BYTES = 4096  # a container of three numbers
+CONTAINER_BYTES = 2**16  # of a container beside its tensor
 
 
 @dataclass(frozen=True)
 class Medium:
-    """A part that shows something.
+    """An image or clip of a chat.
 
     Attributes:
         where: of the part in the request.
         media: with its tensors, or by hash.
         source: "tensors", "hash" or "pixels".
-        proven: whether it is known to be this model's; tensors prove nothing of themselves.
+        proven: whether the embeddings are known to be this model's: by a hash or `model_hash`, or encoded here.
         timestamps: seconds of each temporal patch of a clip.
     """
 
@@ -52,7 +52,7 @@ class PartReader:
 
     Attributes:
         pixels: the vision tower, None without `--allow-pixels`.
-        bases: what embeddings may be in.
+        bases: of packed embeddings, by their name on the wire.
     """
 
     shape: ModelShape
@@ -74,12 +74,12 @@ class PartReader:
             for where, part in parts:
                 if part.type in ("image_url", "video_url"):
                     raise refuse_pixels(part.type, where)
-        found: list[Medium] = []
+        media: list[Medium] = []
         left = self.limits.max_visual_tokens
         for index, (where, part) in enumerate(parts):
-            found.append(self._read(index, part, where, left))
-            left -= found[-1].grid.tokens(self.shape.merge_size)
-        return found
+            media.append(self._read(index, part, where, left))
+            left -= media[-1].grid.tokens(self.shape.merge_size)
+        return media
 
     def _read(self, index: int, part: Part, where: str, left: int) -> Medium:
         if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
@@ -102,17 +102,17 @@ class PartReader:
                 raise InputError(f"{kind}_embeds has no {name}", field=f"{where}.{name}", remedy="Leave it out.")
         if embeds.hash is not None and not is_hash(embeds.hash):
             raise WireError(
-                "hash is not one", field=f"{where}.hash", expected="64 of 0-9a-f", got=repr(embeds.hash)[:80]
+                "invalid embedding hash", field=f"{where}.hash", expected=HASH_FORM, got=repr(embeds.hash)[:80]
             )
         self._check_model(embeds.model_hash, where)
-        tensors, said = getattr(embeds, f"{kind}_embeds"), getattr(embeds, f"{kind}_grid_thw")
-        grid = None if said is None else read_grid(said, f"{where}.{kind}_grid_thw")
+        tensors, grid_value = getattr(embeds, f"{kind}_embeds"), getattr(embeds, f"{kind}_grid_thw")
+        grid = None if grid_value is None else read_grid(grid_value, f"{where}.{kind}_grid_thw")
         if grid is not None:
             self._check_grid(grid, kind, f"{where}.{kind}_grid_thw", left)
         if tensors is None:
             if embeds.hash is None or grid is None:
                 raise InputError(
-                    f"{kind}_embeds holds no embeddings", field=where, expected=f"{kind}_embeds, or hash and grid"
+                    f"{kind}_embeds has no embeddings", field=where, expected=f"{kind}_embeds, or hash and grid"
                 )
             reference = MediaReference(index, kind, grid, embeds.hash)
             return Medium(where, reference, "hash", True, _timestamps(embeds, kind, grid, where))
@@ -126,16 +126,14 @@ class PartReader:
     def _tensors(
         self, kind: str, text: str, grid: Grid | None, where: str, left: int
     ) -> tuple[MediaEmbeddings, str | None]:
-        """The embeddings, and the hash of their model where the container names it."""
+        """The embeddings, and the model hash of a container that has one."""
         row = self.shape.hidden_size * (1 + self.shape.deepstack_levels)
         tokens = left if grid is None else grid.tokens(self.shape.merge_size)
         data = decode_base64(text, where, tokens * row * 4 + CONTAINER_BYTES)
         if data[8:9] == b"{" and "request" in safetensors_layout(data, where).metadata:
             return self._one_medium(kind, data, grid, where, left)
         if grid is None:
-            raise InputError(
-                "the grid is missing", field=where.removesuffix("embeds") + "grid_thw", expected="[t, h, w]"
-            )
+            raise InputError("missing grid", field=where.removesuffix("embeds") + "grid_thw", expected="[t, h, w]")
         joined = read_tensor(data, where)
         if joined.shape != (tokens, row) or joined.dtype.kind != "f":
             raise WireError(
@@ -159,7 +157,7 @@ class PartReader:
             raise
         if medium.kind != kind or (grid is not None and medium.grid != grid):
             raise WireError(
-                "the container holds another medium than the part says",
+                "the container's kind or grid differs from the part's",
                 field=where,
                 expected=f"{kind} {grid or ''}",
                 got=f"{medium.kind} {medium.grid}",
@@ -181,7 +179,7 @@ class PartReader:
         merge = self.shape.merge_size
         if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (kind == "image" and grid.t != 1):
             raise WireError(
-                "grid is not one of the encoder's",
+                "the encoder has no such grid",
                 field=where,
                 expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
                 got=grid.as_list(),
@@ -192,7 +190,7 @@ class PartReader:
 
 
 def media_parts(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, Part]]:
-    """Every part that is no text, and where it stands."""
+    """Every image and video part, with its path in the request."""
     for index, message in enumerate(messages):
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
@@ -211,12 +209,12 @@ def read_grid(value: str | list[Any], where: str) -> Grid:
         value = tensor.tolist() if tensor.dtype.kind == "i" and tensor.size == 3 else [tensor.dtype.name]
     row = value[0] if len(value) == 1 and isinstance(value[0], list) else value
     if len(row) != 3 or not all(type(number) is int and 0 <= number < 2**20 for number in row):
-        raise WireError("grid is not three whole numbers", field=where, expected="[t, h, w]", got=repr(row)[:80])
+        raise WireError("grid must be three whole numbers", field=where, expected="[t, h, w]", got=repr(row)[:80])
     return Grid(*row)
 
 
-def in_words_of(error: ContractError, media: Sequence[Medium]) -> ContractError:
-    """The same error, its medium named by its part: `embeds.2` is `messages.0.content.5.image_embeds`."""
+def with_part_fields(error: ContractError, media: Sequence[Medium]) -> ContractError:
+    """The same error, with the field of the medium's part: `embeds.2` is `messages.0.content.5.image_embeds`."""
     match = re.fullmatch(r"(embeds|deepstack|grid_thw|media)\.(\d+)(\.\w+)?", error.field or "", re.ASCII)
     if match and int(match[2]) < len(media):
         old, error.field = str(error.field), f"{media[int(match[2])].where}{match[3] or ''}"
@@ -227,13 +225,13 @@ def in_words_of(error: ContractError, media: Sequence[Medium]) -> ContractError:
 def _timestamps(embeds: Embeds, kind: str, grid: Grid, where: str) -> tuple[float, ...]:
     if kind == "image":
         return ()
-    found = embeds.timestamps or []
-    if len(found) != grid.t:
+    timestamps = embeds.timestamps or []
+    if len(timestamps) != grid.t:
         raise InputError(
             "timestamps do not match the clip",
             field=f"{where}.timestamps",
             expected=f"{grid.t} seconds, one per temporal patch: the middle between its first and last frame",
-            got=f"{len(found)}",
-            remedy="The prompt says them before each frame, so they cannot be left out.",
+            got=f"{len(timestamps)}",
+            remedy="Send them: the prompt has a timestamp before each frame.",
         )
-    return tuple(found)
+    return tuple(timestamps)

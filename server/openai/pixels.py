@@ -10,7 +10,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
-from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64
+from qwen3vl_edge.server.openai.tensor_formats import decode_base64
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -85,12 +85,12 @@ class PromptWriter:
         tokens = {kind: self._token(kind) for kind in ("image", "video")}
         waiting = {kind: [item for item in media if item.media.kind == kind] for kind in tokens}
         counts = {kind: (len(waiting[kind]), text.count(token)) for kind, token in tokens.items()}
-        if any(wanted != found for wanted, found in counts.values()):
+        if any(media != placeholders for media, placeholders in counts.values()):
             raise InputError(
                 "placeholders in the text do not match the images and clips",
                 field="messages",
                 expected=", ".join(f"{counts[kind][0]} {token}" for kind, token in tokens.items()),
-                got=", ".join(str(found) for _, found in counts.values()),
+                got=", ".join(str(placeholders) for _, placeholders in counts.values()),
                 remedy="Take placeholders out of the text; the chat template writes them.",
             )
 
@@ -123,12 +123,12 @@ def _longest_token(tokenizer: Any) -> int:
 def _message(message: ChatMessage, where: str) -> Message:
     """A message as the template reads it; where a medium stands is all that it sees of it."""
     content = message.content
-    found: Message = {
+    written: Message = {
         "role": "system" if message.role == "developer" else message.role,
         "content": content if isinstance(content, str) else [_part(part) for part in content or []] or "",
     }
     if message.tool_calls:
-        found["tool_calls"] = [
+        written["tool_calls"] = [
             {
                 **({} if call.id is None else {"id": call.id}),
                 "type": "function",
@@ -140,8 +140,8 @@ def _message(message: ChatMessage, where: str) -> Message:
             for number, call in enumerate(message.tool_calls)
         ]
     if message.tool_call_id is not None:
-        found["tool_call_id"] = message.tool_call_id
-    return found
+        written["tool_call_id"] = message.tool_call_id
+    return written
 
 
 def _part(part: Part) -> Message:

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/chat/completions`, and what of it is refused."""
+"""The body of `POST /v1/chat/completions`, and its checks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class Embeds(BaseModel):
     """One picture's or clip's embeddings: in vLLM's form, in this project's, or by hash.
 
     Attributes:
-        image_embeds, video_embeds: base64 of `torch.save`, safetensors or `.npy`; left out where `hash` is to be looked
-            up.
+        image_embeds, video_embeds: base64 of `torch.save` or safetensors; left out where `hash` is to be looked up.
         image_grid_thw, video_grid_thw: [t, h, w], [[t, h, w]], or base64 of such a tensor.
         hash: `embedding_hash` in `contract/wire/embedding_hash.py`; with tensors they are held for later under it.
         model_hash: of the model that made them; refused if it is not the server's.
@@ -145,7 +144,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
             or not isinstance(function, dict)
             or not isinstance(function.get("name"), str)
         ):
-            raise InputError("a tool is no function with a name", field=f"tools.{index}.function")
+            raise InputError("a tool must be a function with a name", field=f"tools.{index}.function")
     for index, message in enumerate(parsed.messages):
         _check_message(message, f"messages.{index}")
     return parsed
@@ -169,15 +168,15 @@ def _check_message(message: ChatMessage, where: str) -> None:
 
 
 def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:
-    """What a tool was called with.
+    """The arguments of a tool call.
 
     Raises:
         InputError: not a JSON object.
     """
     try:
-        found = json.loads(call.function.arguments)
+        arguments = json.loads(call.function.arguments)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError("arguments are not a JSON object", field=f"{where}.function.arguments")
-    return found
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InputError("arguments must be a JSON object", field=f"{where}.function.arguments")
+    return arguments

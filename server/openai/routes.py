@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a chat in OpenAI's form, answered by the language model alone."""
+"""`POST /v1/chat/completions`: OpenAI's chat completions, whose pictures are embeddings."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.contract.http.body import Body, content_type, read_body
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.openai_chat import sampling_of
-from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.contract.wire.embedding_hash import check_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
 from qwen3vl_edge.server import openapi
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
-from qwen3vl_edge.server.generation.keyed import KeyedGenerations, fingerprint
-from qwen3vl_edge.server.generation.lifecycle import admit, begin_or_join, tell
-from qwen3vl_edge.server.generation.live_generation import start
+from qwen3vl_edge.server.generation.keyed import fingerprint
+from qwen3vl_edge.server.generation.lifecycle import admit, respond, start_or_join
+from qwen3vl_edge.server.generation.live_generation import start_generation
 from qwen3vl_edge.server.http.identity import Client
-from qwen3vl_edge.server.metrics import Metrics
-from qwen3vl_edge.server.openai.answers import Prepared, chunks, evidence_of, whole
-from qwen3vl_edge.server.openai.parts import Medium, PartReader, in_words_of
+from qwen3vl_edge.server.openai.answers import PreparedChat, chat_completion, chat_completion_chunks, provenance_of
+from qwen3vl_edge.server.openai.parts import Medium, PartReader, with_part_fields
 from qwen3vl_edge.server.openai.prompt import PromptWriter
 from qwen3vl_edge.server.openai.request import DEFAULT_MAX_TOKENS, ChatRequest, parse_chat
 from qwen3vl_edge.server.options import ServerOptions
-from qwen3vl_edge.server.readiness import Readiness
+from qwen3vl_edge.server.state import ServerState
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine
@@ -40,31 +38,26 @@ if TYPE_CHECKING:
 PATH = "/v1/chat/completions"
 
 
-def openai_routes(
-    readiness: Readiness,
-    options: ServerOptions,
-    store: EmbeddingStore,
-    keyed: KeyedGenerations,
-    metrics: Metrics,
-    bases: Bases = NO_BASES,
-) -> APIRouter:
+def openai_routes(state: ServerState) -> APIRouter:
     """`/v1/chat/completions`."""
     router = APIRouter()
 
     @router.post(PATH, openapi_extra=openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions, streamed and not; pictures are embeddings, or named by hash."""
-        engine = readiness.engine
-        client, key = admit(request, engine, keyed)
-        body = await _body(request, engine, options)
-        metrics.received.inc(request.state.received_bytes)
-        chats = Chats(engine, store, PartReader(engine.loaded.shape, engine.limits, readiness.pixels, bases))
-        prepared = await run_in_threadpool(chats.prepare, body, client, key)
-        record = partial(metrics.record, client.name)
-        begin = partial(start, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
-        running, leave = await begin_or_join(keyed, client, key, partial(_digest, prepared), begin)
-        stream = chunks(prepared, running, engine) if prepared.chat.stream else None
-        return await tell(request, running, leave, stream, partial(whole, prepared, running, engine))
+        admitted = admit(request, state)
+        engine, client = admitted.engine, admitted.client
+        body = await _body(request, engine, state.options)
+        state.metrics.received_bytes.inc(request.state.received_bytes)
+        parts = PartReader(engine.loaded.shape, engine.limits, state.readiness.pixels, state.bases)
+        chats = ChatReader(engine, state.store, parts)
+        prepared = await run_in_threadpool(chats.prepare, body, client, admitted.key)
+        record = partial(state.metrics.record, client.name)
+        start = partial(start_generation, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
+        generation, detach = await start_or_join(state.keyed, admitted, partial(_digest, prepared), start)
+        stream = chat_completion_chunks(prepared, generation, engine) if prepared.chat.stream else None
+        complete = partial(chat_completion, prepared, generation, engine)
+        return await respond(request, generation, detach, stream, complete)
 
     return router
 
@@ -75,30 +68,30 @@ async def _body(request: Request, engine: Engine, options: ServerOptions) -> Bod
 
 
 @dataclass(frozen=True)
-class Chats:
-    """Turns chat requests into requests of the engine. Blocks; runs in a thread."""
+class ChatReader:
+    """Reads chat requests and prepares them for the engine. Blocks; runs in a thread."""
 
     engine: Engine
     store: EmbeddingStore
     parts: PartReader
 
-    def prepare(self, body: Body, client: Client, key: str | None) -> Prepared:
+    def prepare(self, body: Body, client: Client, key: str | None) -> PreparedChat:
         """Body to checked request.
 
         Raises:
-            ContractError: whatever is wrong with it, in the words of the chat.
+            ContractError: whatever is wrong with it; names the field of the chat.
         """
         chat = parse_chat(bytes(body))
         self._check_model(chat)
         media = self.parts.read(chat.messages)
         ids = self._writer.write(chat, media)
         try:
-            found = self._embeddings(media, client)
+            embeddings = self._embeddings(media, client)
             request = self.engine.prepare(
                 GenerateRequest(
-                    model_hash=None,  # what parts say of it was checked with them
+                    model_hash=None,  # each part's was checked with the part
                     input_ids=ids,
-                    media=tuple(found),
+                    media=tuple(embeddings),
                     sampling=sampling_of(chat, min(DEFAULT_MAX_TOKENS, self.engine.limits.max_new_tokens)),
                     stream=chat.stream,
                     request_id=_request_id(client, key),
@@ -107,8 +100,8 @@ class Chats:
             )
             self._keep(media, request, client)
         except ContractError as error:
-            raise _in_words_of_chat(in_words_of(error, media)) from None
-        return Prepared(chat, request, evidence_of(media))
+            raise _with_chat_fields(with_part_fields(error, media)) from None
+        return PreparedChat(chat, request, provenance_of(media))
 
     @property
     def _writer(self) -> PromptWriter:
@@ -119,40 +112,40 @@ class Chats:
             raise HttpError(
                 404,
                 "model_not_found",
-                "no such model here",
+                "unknown model",
                 field="model",
                 expected=self.engine.loaded.name,
                 got=repr(chat.model)[:80],
             )
 
     def _embeddings(self, media: list[Medium], client: Client) -> list[MediaEmbeddings]:
-        """With what is named by hash looked up."""
+        """The media's embeddings; those named by hash come from the store."""
         references = [item.media for item in media if isinstance(item.media, MediaReference)]
         held = iter(self.store.lookup(references, client.name))
         return [next(held) if isinstance(item.media, MediaReference) else item.media for item in media]
 
     def _keep(self, media: list[Medium], request: GenerateRequest, client: Client) -> None:
-        """Hold what came with a hash, once that is known to be its."""
-        for index, (item, found) in enumerate(zip(media, request.media, strict=True)):
-            if item.source == "tensors" and found.hash is not None:
-                check_hash(f"media.{index}.hash", found, self.engine.loaded.shape.model_hash)
-                self.store.keep(found, client.name)
+        """Add tensors that came with a hash to the store, once the hash is verified."""
+        for index, (item, embeddings) in enumerate(zip(media, request.media, strict=True)):
+            if item.source == "tensors" and embeddings.hash is not None:
+                check_hash(f"media.{index}.hash", embeddings, self.engine.loaded.shape.model_hash)
+                self.store.keep(embeddings, client.name)
 
 
 def _request_id(client: Client, key: str | None) -> str:
-    """A new one, or for a key always the same, as the answer's id and those of its tool calls are made from it."""
+    """Random, or derived from the key: the ids of the answer and of its tool calls are made from it."""
     return uuid.uuid4().hex if key is None else hashlib.sha256(f"{client.name}\n{key}".encode()).hexdigest()[:32]
 
 
-def _digest(prepared: Prepared) -> bytes:
-    """sha256 of what decides the answer and how its text is read; the route is a part of it."""
+def _digest(prepared: PreparedChat) -> bytes:
+    """sha256 of what decides the answer and its text; the route is a part of it."""
     chat = prepared.chat
     rest = [PATH, chat.stop_strings, chat.wanted_logprobs, sorted(chat.tool_names)]
     return hashlib.sha256(fingerprint(prepared.request) + json.dumps(rest).encode()).digest()
 
 
-def _in_words_of_chat(error: ContractError) -> ContractError:
-    """The same error, its sampling parameter or prompt named as the chat names it."""
+def _with_chat_fields(error: ContractError) -> ContractError:
+    """The same error, with the chat's name of the sampling parameter or prompt."""
     names = {"sampling.max_new_tokens": "max_tokens", "input_ids": "messages"}
     if error.field in names:
         error.field = names[error.field]

@@ -1,4 +1,4 @@
-"""An answer's tokens as the text that is told of it, with the tokens that belong to each piece."""
+"""The visible text of one answer as its tokens arrive, in pieces, each with the tokens that begin in it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class Ending:
-    """What is left to tell at the end.
+    """The rest of an answer, once the generation has ended.
 
     Attributes:
-        said: the last piece of text, None where there is none.
+        last_piece: None where no text is left.
         calls: OpenAI's `tool_calls`.
     """
 
-    said: TextPiece | None
+    last_piece: TextPiece | None
     calls: list[dict[str, Any]]
     finish_reason: str
 
 
 class TextStream:
-    """Follows one answer; the same tokens are always told the same way.
+    """Follows one answer; the same tokens always give the same pieces.
 
     Args:
         stops: the text ends before the first of them.
@@ -57,35 +57,35 @@ class TextStream:
         self._stops = StopStrings(stops)
         self._tools, self._end_ids, self._request_id = tools, end_ids, request_id
         self._calls = StopStrings(MARKERS if tools else ())
-        self._read = 0  # characters of the answer so far
-        self._shown = 0  # of those, told
-        self._waiting: list[tuple[int, Token]] = []  # where each token begins that was not told yet
+        self._decoded = 0  # characters
+        self._emitted = 0  # of those
+        self._pending: list[tuple[int, Token]] = []  # tokens not emitted yet, and the character where each begins
 
     def add(self, token: Token) -> TextPiece | None:
-        """What can be told after this token; nothing more once a stop string was found."""
+        """The text that this token completes; None once a stop string has ended the text."""
         if self._stops.found:
             return None
-        self._waiting.append((self._read, token))
+        self._pending.append((self._decoded, token))
         text = self._detokenizer.add(token.id)
-        self._read += len(text)
-        return self._say(self._calls.add(self._stops.add(text)))
+        self._decoded += len(text)
+        return self._emit(self._calls.add(self._stops.add(text)))
 
     def finish(self, result: GenerateResult) -> Ending:
-        """What is left once the generation has ended."""
+        """The text or the tool calls that are left once the generation has ended."""
         self._stops.add(self._detokenizer.finish())  # the end may leave half a character, and complete a stop string
-        rest = result.text[self._shown :]
+        rest = result.text[self._emitted :]
         reason = result.finish_reason
         if self._calls.found and reason == "stop" and not self._stops.found:
             calls = parse_calls(rest, self._tools, self._request_id)
             if calls is not None:
                 return Ending(None, calls, "tool_calls")
-        return Ending(self._say(rest, last=True), [], reason)
+        return Ending(self._emit(rest, last=True), [], reason)
 
-    def _say(self, text: str, last: bool = False) -> TextPiece | None:
-        self._shown += len(text)
+    def _emit(self, text: str, last: bool = False) -> TextPiece | None:
+        self._emitted += len(text)
         if last and not self._stops.found:
-            tokens = [token for _, token in self._waiting if token.id not in self._end_ids]
+            tokens = [token for _, token in self._pending if token.id not in self._end_ids]
         else:
-            tokens = [token for begin, token in self._waiting if begin < self._shown]
-        self._waiting = self._waiting[len(tokens) :]
+            tokens = [token for begin, token in self._pending if begin < self._emitted]
+        self._pending = self._pending[len(tokens) :]
         return TextPiece(text, tuple(tokens)) if text or tokens else None

@@ -147,7 +147,7 @@ def test_scales_must_fit() -> None:
         with pytest.raises(WireError, match="scales do not fit"):
             check_packed(Packed(PACKINGS["int8"], codes, np.ones(shape, np.float16)), "x")
     for value in (np.nan, np.inf, -1.0):
-        with pytest.raises(WireError, match="no sizes"):
+        with pytest.raises(WireError, match="finite and non-negative"):
             check_packed(Packed(PACKINGS["int8"], codes, np.full((4, 1), value, np.float16)), "x")
 
 

@@ -29,6 +29,7 @@ from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_o
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
 from qwen3vl_edge.server.readiness import Readiness
+from qwen3vl_edge.server.state import open_state
 from tests.support.run_cli import run_here
 from tests.support.server_checkpoint import make_case, oracle
 
@@ -54,7 +55,8 @@ class App:
     def __init__(self, engine: TransformersEngine, **options: Any) -> None:
         readiness = Readiness()
         readiness.set(engine)
-        self.app = create_app(readiness, load_options(None, {"model": "m", **options}, {}))
+        self.state = open_state(readiness, load_options(None, {"model": "m", **options}, {}))
+        self.app = create_app(self.state)
 
     def __call__(
         self, method: str, path: str, token: str = "", address: str = "192.0.2.1", **more: Any
@@ -186,7 +188,7 @@ def test_an_expired_token_and_a_clients_own_limits(engine: TransformersEngine, t
     assert "expired" in refused.text
     assert [app("GET", "/v1/models", own).status_code for _ in range(3)] == [200, 200, 429]
     assert app("DELETE", "/v1/generate", own).status_code == 400, "let in, to be told that it has no key"
-    guard, entry = app.app.state.guard, read_tokens(tokens)[2]
+    guard, entry = app.state.guard, read_tokens(tokens)[2]
     guard.enter({"method": "POST"}, entry)
     refused = app("GET", "/v1/models", alone)
     assert (refused.status_code, code_of(refused)) == (429, "too_many_concurrent")
@@ -314,7 +316,7 @@ def test_the_audit_log_is_opened_anew_and_a_full_disk_stops_nobody(
     app("GET", "/healthz")
     path.rename(tmp_path / "audit.1")
     app("GET", "/healthz")
-    app.app.state.guard.on_hangup()
+    app.state.guard.on_hangup()
     app("GET", "/healthz")
     assert len((tmp_path / "audit.1").read_text().splitlines()) == 2
     assert len(path.read_text().splitlines()) == 1

@@ -20,6 +20,7 @@ from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
+from qwen3vl_edge.server.state import open_state
 from tests.support.paths import ROOT
 from tests.support.server_checkpoint import make_case, oracle
 
@@ -40,7 +41,7 @@ def post(engine: TransformersEngine | None, content: Any, headers: dict[str, str
         readiness.set(engine)
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(readiness, OPTIONS), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(create_app(open_state(readiness, OPTIONS)), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post("/v1/generate", content=content, headers=headers or {"Content-Type": CONTENT_TYPE})
 

@@ -208,13 +208,13 @@ def test_a_server_answers_by_hash_after_a_restart(engine: TransformersEngine, tm
     options: dict[str, Any] = {"hold_folder": tmp_path / "held"}
     first = App(engine, **options)
     assert first("PUT", URL, content=PUT).status_code == 201
-    first.app.state.store.close()
+    first.state.close()
     second = App(engine, **options)
     assert second("HEAD", URL).status_code == 200
     answer = second("POST", "/v1/generate", content=BY_HASH)
     assert answer.json()["generated_ids"] == oracle().greedy(CASE, 4)
-    assert "qwen3vl_edge_held_disk_hits 1.0" in second("GET", "/metrics").text
-    second.app.state.store.close()
+    assert "qwen3vl_edge_embedding_disk_hits_total 1.0" in second("GET", "/metrics").text
+    second.state.close()
     (path,) = (tmp_path / "held").glob("*/*.embeds")
     content = bytearray(path.read_bytes())
     content[-1] ^= 0x40
@@ -222,5 +222,5 @@ def test_a_server_answers_by_hash_after_a_restart(engine: TransformersEngine, tm
     third = App(engine, **options)
     refused = third("POST", "/v1/generate", content=BY_HASH)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "embeddings_not_held")
-    assert "qwen3vl_edge_held_disk_damaged 1.0" in third("GET", "/metrics").text
-    third.app.state.store.close()
+    assert "qwen3vl_edge_embedding_disk_corrupt_files_total 1.0" in third("GET", "/metrics").text
+    third.state.close()

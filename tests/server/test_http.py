@@ -329,7 +329,7 @@ def test_disconnect_cancels_the_generation(server: ServerProcess, client: httpx.
             assert b" 200 " in connection.recv(4096)
         else:
             until(
-                lambda: metric(str(client.base_url), "qwen3vl_edge_running") > 0
+                lambda: metric(str(client.base_url), "qwen3vl_edge_requests_running") > 0
             )  # a client that goes earlier begins none
     until(lambda: metric(str(client.base_url), name) == before + 1)
     assert metric(str(client.base_url), 'qwen3vl_edge_tokens_total{kind="generated"}') - tokens < 400

@@ -67,7 +67,7 @@ def extension(answer: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("form", ["pixels", "vllm", "vllm-row", "npy", "safetensors", "medium"])
+@pytest.mark.parametrize("form", ["pixels", "vllm", "vllm-row", "safetensors", "medium"])
 @pytest.mark.parametrize("name", IMAGES)
 def test_answers_are_the_unsplit_models(client: openai.OpenAI, name: str, form: str) -> None:
     question = questions()[name]
@@ -76,7 +76,7 @@ def test_answers_are_the_unsplit_models(client: openai.OpenAI, name: str, form: 
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == question.prompt.input_ids.size
-    proven = form in ("pixels", "npy", "medium")
+    proven = form in ("pixels", "safetensors", "medium")
     said = extension(answer)
     assert (said["model_hash"], said["embeddings_proven"]) == (MODEL_HASH, proven)
     assert [item["sent"] for item in said["media"]] == ["pixels" if form == "pixels" else "tensors"] * len(
@@ -129,7 +129,7 @@ def test_embeddings_by_hash(server: ServerProcess, client: openai.OpenAI) -> Non
 
 def test_another_models_embeddings_are_refused(client: openai.OpenAI) -> None:
     item = questions()["colour"].media[0]
-    for form in ("npy", "medium"):
+    for form in ("safetensors", "medium"):
         chat: Any = [{"role": "user", "content": [part_of(item, form, "ab" * 32)]}]
         with pytest.raises(openai.ConflictError, match="another model"):
             client.chat.completions.create(model=TINY, messages=chat)

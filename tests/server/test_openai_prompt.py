@@ -22,7 +22,7 @@ from qwen3vl_edge.server.openai.prompt import PromptWriter
 from qwen3vl_edge.server.openai.request import parse_chat
 from qwen3vl_edge.server.openai.text_stream import Ending, TextPiece, TextStream
 from qwen3vl_edge.server.openai.tool_calls import parse_calls
-from tests.support.openai_parts import REFERENCE, chat_of, npy, part_of, processor, questions
+from tests.support.openai_parts import REFERENCE, chat_of, part_of, processor, questions, torch_saved
 
 SHAPE = model_shape(open_checkpoint(str(REFERENCE)))
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE)
@@ -181,37 +181,37 @@ class Letters:
         return "\ufffd" if self._half else ""
 
 
-def told(ids: list[int], result_text: str, stops: tuple[str, ...] = (), tools: tuple[str, ...] = ()) -> Any:
+def streamed(ids: list[int], result_text: str, stops: tuple[str, ...] = (), tools: tuple[str, ...] = ()) -> Any:
     """Text, ids of its tokens, and the ending of an answer with end token 0."""
-    telling = TextStream(Letters(), stops, tools, (0,), "r")  # type: ignore[arg-type]
-    said: list[TextPiece | None] = [telling.add(Token(number)) for number in ids]
+    stream = TextStream(Letters(), stops, tools, (0,), "r")  # type: ignore[arg-type]
+    streamed_pieces: list[TextPiece | None] = [stream.add(Token(number)) for number in ids]
     result = GenerateResult(tuple(ids), result_text, "stop", 1, 0, Timings(0, 0, 0))
-    ending: Ending = telling.finish(result)
-    pieces = [piece for piece in (*said, ending.said) if piece is not None]
+    ending: Ending = stream.finish(result)
+    pieces = [piece for piece in (*streamed_pieces, ending.last_piece) if piece is not None]
     return "".join(p.text for p in pieces), [token.id for p in pieces for token in p.tokens], ending
 
 
 def test_each_piece_has_its_tokens() -> None:
     a, b, c = (ord(letter) for letter in "abc")
-    assert told([a, b, 0], "ab")[:2] == ("ab", [a, b])
-    assert told([a, -1, b, 0], "ab")[:2] == ("ab", [a, -1, b])
-    assert told([a, -1], "a\ufffd")[:2] == ("a\ufffd", [a, -1])
-    assert told([a, b, c], "a", stops=("bc",))[:2] == ("a", [a])
-    assert told([a, b, a, 0], "aba", stops=("bc",))[:2] == ("aba", [a, b, a])
-    assert told([a, -1], "a", stops=("\ufffd",))[:2] == ("a", [a])
+    assert streamed([a, b, 0], "ab")[:2] == ("ab", [a, b])
+    assert streamed([a, -1, b, 0], "ab")[:2] == ("ab", [a, -1, b])
+    assert streamed([a, -1], "a\ufffd")[:2] == ("a\ufffd", [a, -1])
+    assert streamed([a, b, c], "a", stops=("bc",))[:2] == ("a", [a])
+    assert streamed([a, b, a, 0], "aba", stops=("bc",))[:2] == ("aba", [a, b, a])
+    assert streamed([a, -1], "a", stops=("\ufffd",))[:2] == ("a", [a])
 
 
 @pytest.mark.parametrize("before", ["", "Let me see.\n"])
 def test_calls_are_held_back_until_they_are_known_to_be_calls(before: str) -> None:
     text = before + BLOCK
-    shown, _, ending = told([*map(ord, text), 0], text, tools=("weather",))
+    shown, _, ending = streamed([*map(ord, text), 0], text, tools=("weather",))
     assert (shown, ending.finish_reason) == (before.rstrip("\n"), "tool_calls")
     assert ending.calls[0]["function"]["name"] == "weather"
     for bad in BAD_CALLS:
-        shown, tokens, ending = told([*map(ord, before + bad), 0], before + bad, tools=("weather",))
+        shown, tokens, ending = streamed([*map(ord, before + bad), 0], before + bad, tools=("weather",))
         assert (shown, ending.calls, ending.finish_reason) == (before + bad, [], "stop")
         assert tokens == [*map(ord, before + bad)]
-    cut = told([*map(ord, text)], text[:-12], stops=("</tool_call",), tools=("weather",))
+    cut = streamed([*map(ord, text)], text[:-12], stops=("</tool_call",), tools=("weather",))
     assert (cut[0], cut[2].calls) == (text[:-12], [])
 
 
@@ -241,8 +241,8 @@ def test_the_daemons_own_parts_are_read_to_the_bit() -> None:
 
 def test_embeddings_are_measured_by_their_grid_before_they_are_decoded() -> None:
     item = questions()["colour"].media[0]
-    part = part_of(item, "npy", SHAPE.model_hash)
-    part["image_embeds"]["image_embeds"] = npy(np.zeros((10_000, 192), np.float32))
+    part = part_of(item, "safetensors", SHAPE.model_hash)
+    part["image_embeds"]["image_embeds"] = torch_saved(np.zeros((10_000, 192), np.float32))
     with pytest.raises(ContractError, match="larger than its grid") as caught:
         ids_of([{"role": "user", "content": [part]}])
     assert caught.value.field == "messages.0.content.0.image_embeds.image_embeds"

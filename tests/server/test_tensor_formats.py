@@ -1,4 +1,4 @@
-"""Tensors as clients send them: what torch and NumPy write is read to the bit, and nothing else runs or allocates."""
+"""Tensors as clients send them: read to the bit as torch and safetensors write them; nothing else runs or allocates."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
-from qwen3vl_edge.contract.formats.torch_file_writer import torch_bytes
-from qwen3vl_edge.server.tensor_formats.tensor_bytes import decode_base64, read_tensor
+from qwen3vl_edge.contract.formats.torch_file import torch_bytes
+from qwen3vl_edge.server.openai.tensor_formats import decode_base64, read_tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.int64)
 SHAPES = ((), (3,), (1, 3), (0, 4), (2, 3), (1, 300), (70_000, 1), (2, 3, 4), (1, 2, 3, 4))
@@ -35,9 +35,10 @@ def saved(value: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def as_npy(array: Any, **options: Any) -> bytes:
+def as_npy(array: Any) -> bytes:
+    """A container that is not accepted; its header is a Python literal, and with objects its data a pickle."""
     buffer = io.BytesIO()
-    np.save(buffer, array, **options)
+    np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()
 
 
@@ -59,8 +60,6 @@ def test_what_is_written_is_read_to_the_bit(dtype: torch.dtype, shape: tuple[int
     assert_read(saved(tensor), tensor)
     assert_read(saved(tensor.clone().requires_grad_() if dtype.is_floating_point else tensor), tensor)
     assert_read(safetensors.torch.save({"embeds": tensor}), tensor)
-    if dtype != torch.bfloat16:
-        assert_read(as_npy(tensor.numpy()), tensor)
     if dtype in (torch.float16, torch.float32, torch.int64):
         assert_read(torch_bytes(tensor.numpy()), tensor)
 
@@ -145,7 +144,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("os.system", lambda: container(pickle.dumps(Reduces(os.system, "true"), 2)), "data.pkl"),
     ("a function", lambda: container(pickle.dumps(Reduces(mark), 2)), "data.pkl"),
     ("a bare pickle of one", lambda: pickle.dumps(Reduces(mark)), "container"),
-    ("npy of one", lambda: as_npy(np.array([Reduces(mark)]), allow_pickle=True), "C order"),
+    ("npy of one", lambda: as_npy(np.array([Reduces(mark)])), "torch.save's ZIP file or safetensors"),
     ("eval", lambda: container(pickle.dumps(Reduces(eval, "1/0"), 2)), "data.pkl"),
     (
         "eval in the tensor's place",
@@ -183,10 +182,8 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("long program", lambda: container(program() + bytes(2000)), "data.pkl"),
     ("empty", lambda: b"", "container"),
     ("text", lambda: b"not a tensor at all", "container"),
-    ("npy in Fortran order", lambda: as_npy(np.asfortranarray(np.zeros((2, 3), np.float32))), "Fortran"),
-    ("npy big-endian", lambda: as_npy(np.zeros(2, ">f4")), "C order"),
-    ("npy cut off", lambda: as_npy(np.zeros(2, np.float32))[:-1], "data"),
-    ("npy of code", lambda: b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').system('id')  \n", "header"),
+    ("npy", lambda: as_npy(np.zeros((2, 3), np.float32)), "torch.save's ZIP file or safetensors"),
+    ("npy of code", lambda: b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').system('id')  \n", "unknown tensor"),
     ("safetensors of two", lambda: safetensors.torch.save({"a": torch.zeros(1), "b": torch.zeros(1)}), "one tensor"),
     ("safetensors of bools", lambda: safetensors.torch.save({"a": torch.zeros(1, dtype=torch.bool)}), "one tensor"),
     ("safetensors cut off", lambda: safetensors.torch.save({"a": torch.zeros(2)})[:-1], "length"),
@@ -211,12 +208,11 @@ def test_anything_else_is_refused_by_name_and_takes_no_memory(make: Callable[[],
 GOOD = [
     saved(torch.arange(6, dtype=torch.float32).reshape(2, 3)),
     torch_bytes(np.arange(6, dtype=np.float16).reshape(2, 3)),
-    as_npy(np.arange(6, dtype=np.float32).reshape(2, 3)),
     safetensors.torch.save({"a": torch.arange(6, dtype=torch.float32).reshape(2, 3)}),
 ]
 
 
-@pytest.mark.parametrize("data", GOOD, ids=["torch", "edge", "npy", "safetensors"])
+@pytest.mark.parametrize("data", GOOD, ids=["torch", "edge", "safetensors"])
 def test_no_byte_changed_brings_another_error(data: bytes) -> None:
     """Every byte, in several ways: it is refused, or it was none that matters to the tensor's size."""
     for place in range(len(data)):

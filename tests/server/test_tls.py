@@ -188,7 +188,7 @@ def test_a_hangup_renews_the_certificate(guarded: Guarded) -> None:
     renewed.cert.write_text("no certificate")
     after = shown()
     guarded.server.process.send_signal(signal.SIGHUP)
-    until(lambda: "the certificates of before stay in use" in log.read_text(), log.read_text)
+    until(lambda: "the previous certificates stay in use" in log.read_text(), log.read_text)
     assert shown() == after != before
     assert generate(url, body(), access=access)["generated_ids"] == oracle().greedy(CASE, 6)
 

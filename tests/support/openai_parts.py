@@ -117,12 +117,6 @@ def torch_saved(value: Any) -> str:
     return b64(buffer.getvalue())
 
 
-def npy(array: Any) -> str:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return b64(buffer.getvalue())
-
-
 def joined(item: MediaEmbeddings) -> Any:
     """Embeddings and DeepStack levels side by side, [n, D·(1 + levels)]."""
     return np.concatenate([item.embeds, *item.deepstack], axis=1)
@@ -131,18 +125,16 @@ def joined(item: MediaEmbeddings) -> Any:
 def part_of(
     item: MediaEmbeddings, form: str, model_hash: str = "", timestamps: list[float] | None = None
 ) -> dict[str, Any]:
-    """A content part: `form` is "vllm", "vllm-row", "npy", "safetensors", "medium" or "hash"."""
+    """A content part: `form` is "vllm", "vllm-row", "safetensors", "medium" or "hash"."""
     name, grid = f"{item.kind}_embeds", item.grid.as_list()
     value: dict[str, Any] = {f"{item.kind}_grid_thw": grid}
     if form in ("vllm", "vllm-row"):
         rows = [grid] if form == "vllm-row" else grid
         value = {name: torch_saved(joined(item)), f"{item.kind}_grid_thw": torch_saved(rows)}
-    elif form == "npy":
-        value |= {name: npy(joined(item)), "model_hash": model_hash}
     elif form == "safetensors":
         from safetensors.numpy import save
 
-        value |= {name: b64(save({"embeds": joined(item)}))}
+        value |= {name: b64(save({"embeds": joined(item)})), "model_hash": model_hash}
     elif form == "medium":
         value = {name: b64(b"".join(encode_medium(item, model_hash)))}
     elif form == "hash":

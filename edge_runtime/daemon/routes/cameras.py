@@ -6,32 +6,31 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.metrics import PREFIX
 
 ROUTES = ("/v1/cameras",)
-_GAUGES = {
-    "connected": "1 while the source delivers",
-    "fps_seen": "Frames a second that the source gives",
-    "frames_seen": "Frames that the source gave since start",
-    "frames_sampled": "Frames taken of them",
-    "last_frame_age_s": "Seconds since the latest frame",
-    "patches": "Temporal patches in the window",
-    "patches_encoded": "Temporal patches encoded since start",
-    "patches_unencoded": "Temporal patches that left the window unencoded",
-    "reconnects": "Attempts to connect after a loss",
-}
+# State, metric and its help; counters end in "_total".
+_METRICS = (
+    ("connected", "connected", "1 while the source delivers frames"),
+    ("fps_seen", "source_fps", "Frames per second of the source"),
+    ("frames_seen", "frames_received_total", "Frames received from the source"),
+    ("frames_sampled", "frames_sampled_total", "Received frames that were sampled"),
+    ("last_frame_age_s", "last_frame_age_seconds", "Seconds since the latest frame"),
+    ("patches", "patches", "Temporal patches in the window"),
+    ("patches_encoded", "patches_encoded_total", "Temporal patches encoded"),
+    ("patches_unencoded", "patches_unencoded_total", "Temporal patches that left the window unencoded"),
+    ("reconnects", "reconnects_total", "Attempts to connect after a loss"),
+)
 
 
 def camera_routes(daemon: Daemon) -> APIRouter:
     """`/v1/cameras`; the metrics are registered with it."""
     router = APIRouter()
-    daemon.metrics.registry.register(
-        CameraCollector(lambda: [] if daemon.started is None else daemon.started.cameras.states())
-    )
+    daemon.metrics.register(CameraCollector(lambda: [] if daemon.started is None else daemon.started.cameras.states()))
 
     @router.get("/v1/cameras")
     async def cameras() -> dict[str, Any]:
@@ -42,16 +41,17 @@ def camera_routes(daemon: Daemon) -> APIRouter:
 
 
 class CameraCollector(Collector):
-    """One gauge per state, labelled by camera, read at each scrape."""
+    """One metric per state, labelled by camera, read at each scrape."""
 
     def __init__(self, states: Callable[[], list[dict[str, Any]]]) -> None:
         self._states = states
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         states = self._states()
-        for name, help_text in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"{PREFIX}_camera_{name}", help_text, labels=["camera"])
+        for key, name, what in _METRICS:
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"{PREFIX}_camera_{name}", what, labels=["camera"])
             for state in states:
-                if state[name] is not None:
-                    gauge.add_metric([state["id"]], float(state[name]))
-            yield gauge
+                if state[key] is not None:
+                    family.add_metric([state["id"]], float(state[key]))
+            yield family

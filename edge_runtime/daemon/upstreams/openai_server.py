@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
-from qwen3vl_edge.contract.formats.torch_file_writer import torch_bytes
+from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess

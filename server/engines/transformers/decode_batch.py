@@ -90,31 +90,31 @@ class DecodeBatch:
         """One row's keys and values without its padding, [1, heads, tokens, width], in memory of their own."""
         assert self._cache is not None
         start = self._width - self.rows[index].length
-        found = layers_of(self._cache)
+        layers = layers_of(self._cache)
         row = slice(index, index + 1)
-        return [(keys[row, :, start:].clone(), values[row, :, start:].clone()) for keys, values in found]
+        return [(keys[row, :, start:].clone(), values[row, :, start:].clone()) for keys, values in layers]
 
     def remove(self, indices: set[int]) -> None:
         """Let rows go, and the padding that only they needed."""
         if not indices:
             return
         width = self._width
-        kept = [index for index in range(len(self.rows)) if index not in indices]
-        self.rows = [self.rows[index] for index in kept]
-        if not kept:
+        remaining = [index for index in range(len(self.rows)) if index not in indices]
+        self.rows = [self.rows[index] for index in remaining]
+        if not remaining:
             self._cache = None
             return
         assert self._cache is not None
         start = width - self._width
         self._cache = DynamicCache(
-            [(keys[kept, :, start:], values[kept, :, start:]) for keys, values in layers_of(self._cache)]
+            [(keys[remaining, :, start:], values[remaining, :, start:]) for keys, values in layers_of(self._cache)]
         )
 
     def clear(self) -> list[Sequence]:
         """Let all go; returns them."""
-        gone = [row.sequence for row in self.rows]
+        sequences = [row.sequence for row in self.rows]
         self.rows, self._cache = [], None
-        return gone
+        return sequences
 
 
 def layers_of(cache: DynamicCache) -> Layers:

@@ -17,14 +17,13 @@ import torch
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
 from qwen3vl_edge.server.engines.detokenize import Detokenizer
 from qwen3vl_edge.server.engines.fair_queue import FairQueue
-from qwen3vl_edge.server.engines.prompt import prepare_prompt
+from qwen3vl_edge.server.engines.prompt import prepare_prompt, warm_up_request
 from qwen3vl_edge.server.engines.protocol import EngineStats, EngineStuckError, GenerateResult, Generation, OnToken
 from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.prefill import prefill
 from qwen3vl_edge.server.engines.transformers.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.sequence import Sequence
-from qwen3vl_edge.server.engines.warm_up import warm_up_request
 from qwen3vl_edge.server.errors import GenerationTimeoutError, OutOfMemoryError, ShuttingDownError
 
 logger = logging.getLogger("server")
@@ -128,7 +127,7 @@ class TransformersEngine:
         )
 
     def warm_up(self) -> GenerateResult:
-        """Generate two tokens from a text and the smallest picture, so that the first request finds all in place."""
+        """Generate two tokens, so that the first request pays for no lazy initialisation."""
         return self.generate(warm_up_request(self.loaded))
 
     def close(self, timeout: float = 10.0) -> None:
@@ -206,12 +205,12 @@ class TransformersEngine:
         if held is not None:
             sequence.reused_tokens = held[0][0].shape[2]
             self._reused_tokens += sequence.reused_tokens
-        found = prefill(sequence.request, self.loaded, held)
-        if sequence.advance(found.logits):
+        computed = prefill(sequence.request, self.loaded, held)
+        if sequence.advance(computed.logits):
             sequence.finish()
-            self._prefixes.keep(sequence.request, sequence.ids, sequence.client, lambda: found.layers)
+            self._prefixes.keep(sequence.request, sequence.ids, sequence.client, lambda: computed.layers)
         else:
-            self._batch.add(sequence, found.layers, found.delta)
+            self._batch.add(sequence, computed.layers, computed.delta)
 
     def _step(self) -> None:
         """One token for every request under way; those that are over leave."""

@@ -67,11 +67,11 @@ def encoder_outputs(items: Sequence[MediaEmbeddings], loaded: LoadedModel) -> di
         Empty without media; else per kind `pooler_output` [medium][n, D] and `deepstack_features`
         [level][medium][n, D], in the model's dtype and on its device.
     """
-    found = {}
+    outputs = {}
     for kind in KINDS:
         if of_kind := [item for item in items if item.kind == kind]:
-            found[kind] = _encoder_output(of_kind, loaded)
-    return {"mm_encoder_outputs": found} if found else {}
+            outputs[kind] = _encoder_output(of_kind, loaded)
+    return {"mm_encoder_outputs": outputs} if outputs else {}
 
 
 def _encoder_output(items: list[MediaEmbeddings], loaded: LoadedModel) -> BaseModelOutputWithDeepstackFeatures:

@@ -58,20 +58,20 @@ def _with_logprobs(chosen: int, scores: torch.Tensor, count: int) -> Token:
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:
     """In the order of `GenerationMixin._get_logits_processor`, transformers/generation/utils.py."""
-    found = LogitsProcessorList()
+    processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if not sampling.do_sample:
-        return found
+        return processors
     if sampling.temperature != 1.0:
-        found.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k != 0:
-        found.append(TopKLogitsWarper(sampling.top_k))
+        processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1.0:
-        found.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p is not None:
-        found.append(MinPLogitsWarper(sampling.min_p))
-    return found
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors
 
 
 def _generator(sampling: Sampling, device: torch.device) -> torch.Generator:

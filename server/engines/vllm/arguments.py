@@ -112,5 +112,5 @@ def _dtype(checkpoint: Checkpoint, options: ServerOptions) -> str:
         return options.dtype
     config = checkpoint.config
     text = config.get("text_config", {})
-    found = [part.get(key) for part in (config, text) for key in ("dtype", "torch_dtype")]
-    return next((str(name) for name in found if name), "auto")
+    names = [part.get(key) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    return next((str(name) for name in names if name), "auto")

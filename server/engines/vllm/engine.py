@@ -27,14 +27,13 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
 from qwen3vl_edge.server.engines.detokenize import Detokenizer
 from qwen3vl_edge.server.engines.fair_queue import FairQueue
 from qwen3vl_edge.server.engines.pending import Pending
-from qwen3vl_edge.server.engines.prompt import prepare_prompt
+from qwen3vl_edge.server.engines.prompt import prepare_prompt, warm_up_request
 from qwen3vl_edge.server.engines.protocol import EngineDiedError, EngineStats, GenerateResult, Generation, OnToken
 from qwen3vl_edge.server.engines.vllm.checks import check_request
 from qwen3vl_edge.server.engines.vllm.inputs import engine_input
 from qwen3vl_edge.server.engines.vllm.model import VllmModel
 from qwen3vl_edge.server.engines.vllm.sampling import sampling_arguments, token_of
 from qwen3vl_edge.server.engines.vllm.stat_logger import StatLogger
-from qwen3vl_edge.server.engines.warm_up import warm_up_request
 from qwen3vl_edge.server.errors import GenerationTimeoutError, PromptChangedError, ShuttingDownError
 
 logger = logging.getLogger("server")
@@ -57,7 +56,7 @@ class VllmEngine:
     Args:
         llm: an `AsyncLLM` that was made in `loop`.
         loop: runs in another thread; `close` stops it.
-        figures: what `llm` writes its counters to.
+        stat_logger: the one that `llm` was made with.
     """
 
     def __init__(
@@ -65,16 +64,16 @@ class VllmEngine:
         llm: Any,
         loop: asyncio.AbstractEventLoop,
         loaded: VllmModel,
-        figures: StatLogger,
+        stat_logger: StatLogger,
         limits: Limits,
         options: QueueOptions,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
-        self._llm, self._loop, self._figures, self._options = llm, loop, figures, options
+        self._llm, self._loop, self._stat_logger, self._options = llm, loop, stat_logger, options
         self._queue: FairQueue[Pending] = FairQueue(options.max_queue, options.max_queue_per_client)
         self._running: dict[Pending, asyncio.Task[None]] = {}  # of the loop's thread
-        self._moved = time.perf_counter()  # when vLLM last gave a sign of life
+        self._moved = time.perf_counter()  # when vLLM last returned an output
         self._reused_tokens = 0
         self._last_seconds = 1.0
         self._closed = threading.Event()
@@ -121,10 +120,10 @@ class VllmEngine:
         return EngineStats(
             waiting=len(self._queue),
             running=running,
-            kv_tokens=self._figures.kv_tokens,
+            kv_tokens=self._stat_logger.kv_tokens,
             reused_tokens=self._reused_tokens,
-            steps=self._figures.steps,
-            step_rows=self._figures.step_rows,
+            steps=self._stat_logger.steps,
+            step_rows=self._stat_logger.step_rows,
             stalled_s=time.perf_counter() - self._moved if running else 0.0,
             dead=bool(self._llm.errored) and not self._closed.is_set(),
         )
@@ -200,7 +199,7 @@ class VllmEngine:
         except asyncio.CancelledError:
             pending.finish()
         except Exception as error:
-            pending.fail(self._told(error))
+            pending.fail(self._client_error(error))
         finally:
             self._running.pop(pending, None)
             self._last_seconds = time.perf_counter() - began
@@ -230,7 +229,7 @@ class VllmEngine:
         self._reused_tokens += max(0, tokens - pending.reused_tokens)
         pending.reused_tokens = max(tokens, pending.reused_tokens)
 
-    def _told(self, error: Exception) -> Exception:
+    def _client_error(self, error: Exception) -> Exception:
         """An error as clients may see it."""
         if isinstance(error, TimeoutError):
             return GenerationTimeoutError(self._options.max_seconds)

@@ -45,5 +45,5 @@ def token_of(token_id: int, logprobs: Mapping[int, Any] | None, count: int | Non
     if logprobs is None or count is None:
         return Token(token_id)
     ranked = sorted((item for item in logprobs.items() if item[1].rank <= count), key=lambda item: item[1].rank)
-    top = tuple((int(other), float(found.logprob)) for other, found in ranked)
+    top = tuple((int(other), float(entry.logprob)) for other, entry in ranked)
     return Token(token_id, float(logprobs[token_id].logprob), top)

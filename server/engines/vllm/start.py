@@ -37,7 +37,7 @@ def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
     from qwen3vl_edge.server.engines.vllm.stat_logger import StatLogger
 
     arguments = engine_arguments(checkpoint, options, [item.name for item in fields(AsyncEngineArgs)])
-    figures = StatLogger()
+    stat_logger = StatLogger()
     loop = asyncio.new_event_loop()
     threading.Thread(target=_run_loop, args=(loop,), name="vllm", daemon=True).start()
     queue = QueueOptions(
@@ -48,16 +48,16 @@ def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
         stall_s=options.stall_s,
     )
     try:
-        llm = _wait(_start_llm(AsyncEngineArgs, arguments, figures), loop)
+        llm = _wait(_start_llm(AsyncEngineArgs, arguments, stat_logger), loop)
     except BaseException as error:
         _stop(loop)
-        raise _told(error, checkpoint, options) from error
+        raise _start_error(error, checkpoint, options) from error
     engine = None
     try:
         loaded = _wait(_loaded_model(llm, checkpoint, options), loop)
         cache = llm.vllm_config.cache_config
-        figures.set_capacity(int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0))
-        engine = VllmEngine(llm, loop, loaded, figures, options.limits, queue)
+        stat_logger.set_capacity(int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0))
+        engine = VllmEngine(llm, loop, loaded, stat_logger, options.limits, queue)
         engine.warm_up()
     except BaseException:
         if engine is not None:
@@ -85,7 +85,7 @@ def _wait(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
     return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
-async def _start_llm(kind: Any, arguments: Mapping[str, Any], figures: Any) -> Any:
+async def _start_llm(kind: Any, arguments: Mapping[str, Any], stat_logger: Any) -> Any:
     """In the loop that it will run in."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -94,11 +94,11 @@ async def _start_llm(kind: Any, arguments: Mapping[str, Any], figures: Any) -> A
     )
 
     worker.register()
-    return AsyncLLM.from_engine_args(kind(**arguments), stat_loggers=[figures])
+    return AsyncLLM.from_engine_args(kind(**arguments), stat_loggers=[stat_logger])
 
 
 async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions) -> Any:
-    """What is served, with what the workers say of themselves.
+    """The served model, with the facts that its workers report.
 
     Raises:
         CheckpointError: a worker runs without DeepStack, so its answers would be another model's.
@@ -146,16 +146,16 @@ def _eos_token_id(checkpoint: Checkpoint) -> int | list[int] | None:
     """As transformers fills `GenerationConfig.eos_token_id`: its own file, or else the model's config."""
     file = checkpoint.path / "generation_config.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        end_ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({type(error).__name__})", field=str(file)) from None
     config = checkpoint.config
-    if found is None:
-        found = config.get("text_config", {}).get("eos_token_id") or config.get("eos_token_id")
-    return found  # type: ignore[no-any-return]
+    if end_ids is None:
+        end_ids = config.get("text_config", {}).get("eos_token_id") or config.get("eos_token_id")
+    return end_ids  # type: ignore[no-any-return]
 
 
-def _told(error: BaseException, checkpoint: Checkpoint, options: ServerOptions) -> BaseException:
+def _start_error(error: BaseException, checkpoint: Checkpoint, options: ServerOptions) -> BaseException:
     """vLLM raises many kinds; all mean that the model cannot be served so."""
     if isinstance(error, ContractError) or not isinstance(error, Exception):
         return error

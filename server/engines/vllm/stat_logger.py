@@ -1,4 +1,4 @@
-"""vLLM's own counters, as far as `EngineStats` shows them."""
+"""vLLM's scheduler statistics, for `EngineStats`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 
 class StatLogger(StatLoggerBase):  # type: ignore[misc]
-    """Written by vLLM after each step of its scheduler, in the engine's event loop; read from any thread.
+    """Called by vLLM after each scheduler step, in the engine's event loop; its attributes are read from any thread.
 
     vLLM calls it as a factory with its configuration; an engine of several data-parallel ranks would make one each.
     """
@@ -23,7 +23,7 @@ class StatLogger(StatLoggerBase):  # type: ignore[misc]
         return self
 
     def set_capacity(self, tokens: int) -> None:
-        """Tokens whose keys and values fit."""
+        """Set how many tokens the KV cache holds."""
         self._capacity = tokens
 
     def record(

@@ -59,18 +59,18 @@ def test_a_chat_over_restarts(daemon: DaemonProcess, reference: Path, samples: P
         assert again == text
         assert second["sent_bytes"] < first["sent_bytes"] / 5
         metrics = httpx.get(f"{server.url}/metrics").text
-        assert "qwen3vl_edge_held_hits 1.0" in metrics
+        assert "qwen3vl_edge_embedding_store_hits_total 1.0" in metrics
         assert "qwen3vl_edge_device_media_by_hash_total 1.0" in httpx.get(f"{daemon.url}/metrics").text
     with running_server(model=str(reference), port=port) as server:  # it remembers nothing
         again, third = ask(daemon, picture, question)
         assert (again, third["media"][0]["sent"]) == (text, "tensors")
-        assert "qwen3vl_edge_held_misses 1.0" in httpx.get(f"{server.url}/metrics").text
+        assert "qwen3vl_edge_embedding_store_misses_total 1.0" in httpx.get(f"{server.url}/metrics").text
         assert ask(daemon, picture, question)[1]["media"][0]["sent"] == "hash"
     with running_server(model=str(reference), port=port, hold_embeddings_mib=0) as server:  # holds nothing at all
         for _ in range(2):
             again, found = ask(daemon, picture, question)
             assert (again, found["media"][0]["sent"]) == (text, "tensors")
-        assert "qwen3vl_edge_held_bytes 0.0" in httpx.get(f"{server.url}/metrics").text
+        assert "qwen3vl_edge_embedding_store_bytes 0.0" in httpx.get(f"{server.url}/metrics").text
 
 
 def test_the_route_and_its_refusals(edge: Edge, server_url: str, samples: Path) -> None:

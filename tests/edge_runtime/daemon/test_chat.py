@@ -136,7 +136,7 @@ def test_a_second_turn_encodes_nothing_again(client: openai.OpenAI, daemon: Daem
     assert second.model_dump()["qwen3vl_edge"]["media"][0]["cached"]
     text = httpx.get(f"{daemon.url}/metrics").text
     assert 'qwen3vl_edge_device_media_total{graph="cache"' in text
-    assert "qwen3vl_edge_device_under_way 0.0" in text
+    assert "qwen3vl_edge_device_requests_in_flight 0.0" in text
 
 
 def test_stop_strings_and_limits(client: openai.OpenAI, samples: Path) -> None:

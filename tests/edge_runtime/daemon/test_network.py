@@ -47,7 +47,9 @@ def ask(daemon: DaemonProcess, timeout: float = 60, **more: Any) -> httpx.Respon
 
 
 def under_way(daemon: DaemonProcess) -> float:
-    found = re.search(r"^qwen3vl_edge_device_under_way (\S+)$", httpx.get(f"{daemon.url}/metrics").text, re.MULTILINE)
+    found = re.search(
+        r"^qwen3vl_edge_device_requests_in_flight (\S+)$", httpx.get(f"{daemon.url}/metrics").text, re.MULTILINE
+    )
     assert found is not None
     return float(found[1])
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from qwen3vl_edge.contract.errors import WireError
-from qwen3vl_edge.contract.formats.torch_file_writer import torch_bytes
+from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from tests.support.daemon_process import DaemonProcess, running_daemon

@@ -45,8 +45,8 @@ def test_logs_are_json_and_keep_prompts_to_themselves(
         answer = httpx.post(f"{running.url}/v1/chat/completions", json=chat, timeout=60).json()
         text = answer["choices"][0]["message"]["content"]
         scraped = httpx.get(f"{running.url}/metrics").text
-    assert "qwen3vl_edge_device_resident_bytes" in scraped
-    assert float(re.findall(r'engine_memory_bytes{place="host"} (\S+)', scraped)[0]) > 2**20
+    assert "qwen3vl_edge_device_resident_memory_bytes" in scraped
+    assert float(re.findall(r'encoder_memory_bytes{place="host"} (\S+)', scraped)[0]) > 2**20
     lines = [json.loads(line) for line in running.log.read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= set(lines[0])
     (request,) = [line for line in lines if "request_id" in line]

@@ -10,6 +10,7 @@ from typing import Any
 from qwen3vl_edge.contract.wire.codec import decode_request
 from qwen3vl_edge.server import app as app_module
 from qwen3vl_edge.server.engines.protocol import Token
+from qwen3vl_edge.server.state import ServerState
 
 
 def install_probe() -> None:
@@ -21,21 +22,21 @@ def install_probe() -> None:
 
     create_app = app_module.create_app
 
-    def with_probe(readiness: Any, *arguments: Any) -> Any:
-        app = create_app(readiness, *arguments)
+    def with_probe(state: ServerState) -> Any:
+        app = create_app(state)
 
         async def logprobs(request: Request, count: int) -> list[dict[str, Any]]:
             body = bytearray(await request.body())
 
             def ask() -> list[Token]:
                 tokens: list[Token] = []
-                engine = readiness.engine
+                engine = state.readiness.engine
                 prepared = engine.prepare(replace(decode_request(body, engine.limits), logprobs=count))
                 engine.submit(prepared, tokens.append).future.result()
                 return tokens
 
-            found = await run_in_threadpool(ask)
-            return [{"id": token.id, "logprob": token.logprob, "top": list(token.top)} for token in found]
+            answer = await run_in_threadpool(ask)
+            return [{"id": token.id, "logprob": token.logprob, "top": list(token.top)} for token in answer]
 
         # `from __future__ import annotations` hides the local name from FastAPI.
         logprobs.__annotations__ = {"request": Request, "count": int}

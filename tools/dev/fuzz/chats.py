@@ -22,7 +22,10 @@ def chat_bodies(image: MediaEmbeddings, clip: MediaEmbeddings, model_hash: str) 
     whole = b"".join(encode_medium(image, model_hash))
     for name, value in (
         ("torch.save", {"image_embeds": _torch(rows), "image_grid_thw": _torch(np.array(grid, np.int64))}),
-        (".npy", {"image_embeds": _npy(rows.astype(np.float32)), "image_grid_thw": grid, "model_hash": model_hash}),
+        (
+            "float32",
+            {"image_embeds": _torch(rows.astype(np.float32)), "image_grid_thw": grid, "model_hash": model_hash},
+        ),
         ("safetensors", {"image_embeds": _b64(save({"x": rows})), "image_grid_thw": [grid], "hash": image.hash}),
         ("container", {"image_embeds": _b64(whole)}),
         ("hash", {"hash": image.hash, "image_grid_thw": grid}),
@@ -30,7 +33,7 @@ def chat_bodies(image: MediaEmbeddings, clip: MediaEmbeddings, model_hash: str) 
         question = {"type": "text", "text": "What?"}
         yield f"chat, {name}", _body([{"type": "image_embeds", "image_embeds": value}, question])
     frames = np.concatenate(clip.arrays, axis=1)
-    moving = {"video_embeds": _npy(frames), "video_grid_thw": clip.grid.as_list(), "timestamps": [0.5, 1.5]}
+    moving = {"video_embeds": _torch(frames), "video_grid_thw": clip.grid.as_list(), "timestamps": [0.5, 1.5]}
     told = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}
     yield "chat, clip, streamed", _body([{"type": "video_embeds", "video_embeds": moving}], **told)
     sampled = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.01, "seed": 1, "n": 1, "stop": ["x"]}
@@ -46,12 +49,6 @@ def _body(content: Any, history: Any = (), **more: Any) -> bytes:
 def _torch(array: Any) -> str:
     buffer = io.BytesIO()
     torch.save(torch.from_numpy(np.ascontiguousarray(array)), buffer)
-    return _b64(buffer.getvalue())
-
-
-def _npy(array: Any) -> str:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
     return _b64(buffer.getvalue())
 
 

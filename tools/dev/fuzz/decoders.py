@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["contract", "server"]):
     from qwen3vl_edge.server.generate_json import decode_json
     from qwen3vl_edge.server.generation.keyed import fingerprint
     from qwen3vl_edge.server.openai.request import parse_chat
-    from qwen3vl_edge.server.tensor_formats.tensor_bytes import read_tensor
+    from qwen3vl_edge.server.openai.tensor_formats import read_tensor
 
 from qwen3vl_edge.contract.wire.basis import Bases, bases_of
 from qwen3vl_edge.contract.wire.request import ModelShape

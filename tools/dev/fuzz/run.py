@@ -43,6 +43,7 @@ from qwen3vl_edge.server.engines.transformers.language_model import load_languag
 from qwen3vl_edge.server.http.tokens import add_token
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
+from qwen3vl_edge.server.state import open_state
 from qwen3vl_edge.tools.dev.fuzz.asgi import Answer, call
 from qwen3vl_edge.tools.dev.fuzz.mutate import Mutant, mutant
 from qwen3vl_edge.tools.dev.fuzz.port import exchange, serving
@@ -246,15 +247,16 @@ def server_under_test(model: str) -> Iterator[Fuzz]:
     with tempfile.TemporaryDirectory(prefix="qwen3vl-fuzz-") as scratch:
         folder = Path(scratch)
         token = add_token(folder / "tokens.toml", "fuzz")
-        apps = [create_app(readiness, _guarded(options, folder, name), bases) for name in ("first", "second")]
+        states = [open_state(readiness, _guarded(options, folder, name), bases) for name in ("first", "second")]
+        apps = [create_app(state) for state in states]
         try:
             with serving(apps[1]) as port:
                 yield Fuzz(apps[0], port, token, targets(engine.loaded.shape), errors)
         finally:
             engine.close()
             logging.getLogger().removeHandler(errors)
-            for app in apps:
-                app.state.store.close()
+            for state in states:
+                state.close()
 
 
 def _guarded(options: ServerOptions, folder: Path, name: str) -> ServerOptions:

@@ -1,4 +1,4 @@
-"""One tensor in whichever container a client sent it, told apart by its first bytes."""
+"""A tensor in a chat: base64 of a `torch.save` file or of safetensors, told apart by their first bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.errors import LimitError, WireError
-from qwen3vl_edge.contract.formats import torch_file as torch_container
+from qwen3vl_edge.contract.formats import torch_file
 from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_length, parse_header
-from qwen3vl_edge.server.tensor_formats import npy_container
 
-CONTAINERS = "torch.save's ZIP file, safetensors or .npy"
+CONTAINERS = "torch.save's ZIP file or safetensors"
 MAX_HEADER_BYTES = 2**16
 _DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I32": "<i4", "I64": "<i8"}
 
@@ -46,12 +45,10 @@ def read_tensor(data: bytes, field: str) -> NDArray[Any]:
         float16, float32, int32 or int64; bfloat16 as float32.
 
     Raises:
-        WireError: not a container that is read here, or not one tensor of such a type; names the part.
+        WireError: an unknown container, or not one tensor of such a dtype; names the part.
     """
-    if data.startswith(torch_container.MAGIC):
-        return torch_container.read_torch(data, field)
-    if data.startswith(npy_container.MAGIC):
-        return npy_container.read_npy(data, field)
+    if data.startswith(torch_file.MAGIC):
+        return torch_file.read_torch(data, field)
     return _read_safetensors(data, safetensors_layout(data, field), field)
 
 
@@ -62,7 +59,7 @@ def safetensors_layout(data: bytes, field: str) -> Layout:
         WireError: not such a file.
     """
     if data[8:9] != b"{":
-        raise WireError("not a container of tensors", field=field, expected=CONTAINERS, got=f"bytes {data[:8]!a} …")
+        raise WireError("unknown tensor container", field=field, expected=CONTAINERS, got=f"bytes {data[:8]!a} …")
     try:
         length = header_length(data, MAX_HEADER_BYTES)
         layout = parse_header(data[8 : 8 + length], 8 + length)
@@ -87,5 +84,5 @@ def _read_safetensors(data: bytes, layout: Layout, field: str) -> NDArray[Any]:
     begin = layout.data_start + entry.begin
     flat = np.frombuffer(memoryview(data)[begin : begin + entry.nbytes], dtype=_DTYPES[entry.dtype])
     if entry.dtype == "BF16":
-        flat = torch_container.widened(flat)
+        flat = torch_file.widened(flat)
     return flat.reshape(entry.shape)

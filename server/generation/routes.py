@@ -1,0 +1,118 @@
+"""`POST /v1/generate`: token ids and embeddings in, generated tokens out; `DELETE` drops a kept answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
+
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.http.idempotency_key import HEADER, idempotency_key
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request
+from qwen3vl_edge.contract.wire.embedding_hash import check_hash
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
+from qwen3vl_edge.server.generate_json import decode_json
+from qwen3vl_edge.server.generation.answer_json import answer, trace_phases
+from qwen3vl_edge.server.generation.keyed import fingerprint
+from qwen3vl_edge.server.generation.lifecycle import admit, respond, start_or_join
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration, start_generation
+from qwen3vl_edge.server.generation.streaming import event_stream
+from qwen3vl_edge.server.http.identity import client_of, request_id_of
+from qwen3vl_edge.server.openapi import FORGET, GENERATE, JSON
+from qwen3vl_edge.server.state import ServerState
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.server.engines.protocol import Engine
+
+PATH = "/v1/generate"
+MAX_REQUEST_ID = 128
+
+
+def generation_routes(state: ServerState) -> APIRouter:
+    """POST and DELETE of `/v1/generate`."""
+    router = APIRouter()
+
+    @router.post(PATH, openapi_extra=GENERATE)
+    async def generate(request: Request) -> Response:
+        """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
+        admitted = admit(request, state)
+        engine, client = admitted.engine, admitted.client
+        prepared = await _read_request(request, engine, state)
+        start = partial(start_generation, engine, prepared, partial(state.metrics.record, client.name), client.turn)
+        generation, detach = await start_or_join(state.keyed, admitted, partial(fingerprint, prepared), start)
+        stream = event_stream(engine, prepared, generation) if prepared.stream else None
+        return await respond(request, generation, detach, stream, partial(_complete, prepared, generation, engine))
+
+    @router.delete(PATH, status_code=204, openapi_extra=FORGET)
+    async def forget(request: Request) -> Response:
+        """The sender of this Idempotency-Key needs its answer no more; 204, whether or not it is known."""
+        key = idempotency_key(request.headers)
+        if key is None:
+            raise HttpError(400, "bad_idempotency_key", f"missing {HEADER} header", field=HEADER)
+        state.keyed.forget(key, client_of(request).name)
+        return Response(status_code=204)
+
+    return router
+
+
+async def _read_request(request: Request, engine: Engine, state: ServerState) -> GenerateRequest:
+    """The checked request of a body in either of the two content types.
+
+    Raises:
+        ContractError: whatever is wrong with it.
+    """
+    kind = content_type(request, CONTENT_TYPE, JSON)
+    limits = engine.limits
+    limit = state.options.most_json_bytes(limits) if kind == JSON else limits.max_body_bytes
+    body = await read_body(request, limit, state.options.body_timeout_s, zstd=True)
+    namespace, request_id = client_of(request).name, request_id_of(request)
+    state.metrics.received_bytes.inc(request.state.received_bytes)
+
+    def decode() -> GenerateRequest:
+        if kind == JSON:
+            return _with_request_id(decode_json(bytes(body), engine.loaded.shape, limits, engine.prepare), request_id)
+        return _with_request_id(_binary_request(body, engine, state, namespace), request_id)
+
+    return await run_in_threadpool(decode)
+
+
+def _binary_request(body: Body, engine: Engine, state: ServerState, namespace: str) -> GenerateRequest:
+    """A checked request; media named by hash come from the store, media sent with a hash are added to it."""
+    looked_up: list[MediaEmbeddings] = []
+
+    def lookup(references: Sequence[MediaReference]) -> list[MediaEmbeddings]:
+        looked_up.extend(state.store.lookup(references, namespace))
+        return looked_up
+
+    prepared = engine.prepare(decode_request(body, engine.limits, lookup, state.bases))
+    for index, item in enumerate(prepared.media):
+        if not any(item is known for known in looked_up):  # the store's were checked when they were added
+            check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
+    state.store.keep_all(prepared, namespace)
+    return prepared
+
+
+def _with_request_id(request: GenerateRequest, otherwise: str) -> GenerateRequest:
+    if len(request.request_id) > MAX_REQUEST_ID:
+        raise WireError(
+            "request_id is too long",
+            field="request_id",
+            expected=f"at most {MAX_REQUEST_ID} characters",
+            got=len(request.request_id),
+        )
+    return request if request.request_id else replace(request, request_id=otherwise)
+
+
+async def _complete(prepared: GenerateRequest, generation: LiveGeneration, engine: Engine) -> dict[str, Any]:
+    """The answer, once the generation has ended."""
+    await generation.log.wait()
+    result = generation.result
+    trace_phases(result)
+    return answer(prepared, result, engine.loaded)

@@ -1,1 +1,0 @@
-"""Tensors as clients send them: safetensors, torch.save, NumPy."""
