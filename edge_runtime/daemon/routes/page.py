@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from qwen3vl_edge.contract.http.errors import HttpError
 
 ROUTES = ("/",)  # its assets are counted as others
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parents[1] / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # No inline script or style, no frame around it, and no address but this daemon's own.
 _POLICY = (
