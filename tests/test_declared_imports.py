@@ -121,7 +121,7 @@ def imported_by(part: str, within: set[str]) -> set[str]:
         seen.add(module)
         imports = imports_of(known[module])
         names |= imports
-        waiting += [name for name in imports if name in known and name.removeprefix(f"{PACKAGE}.").split(".")[0] in within]
+        waiting += [name for name in imports & known.keys() if name.removeprefix(f"{PACKAGE}.").split(".")[0] in within]
     return names
 
 
