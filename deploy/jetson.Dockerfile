@@ -6,7 +6,9 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/qwen3vl-edge
-COPY pyproject.toml README.md ./
+# The parts, and the package with the links to them; the wheel holds the files.
+COPY pyproject.toml README.md LICENSE ./
+COPY qwen3vl_edge qwen3vl_edge
 COPY calibration calibration
 COPY contract contract
 COPY export export

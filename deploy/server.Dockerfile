@@ -2,14 +2,16 @@
 FROM python:3.12-slim
 
 WORKDIR /opt/qwen3vl-edge
-COPY pyproject.toml README.md ./
+# The parts, and the package with the links to them; the wheel holds the files.
+COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY qwen3vl_edge qwen3vl_edge
 COPY calibration calibration
 COPY contract contract
 COPY export export
 COPY edge_runtime edge_runtime
 COPY server server
 COPY tools tools
-RUN pip install --no-cache-dir '.[server]' \
+RUN pip install --no-cache-dir --constraint constraints.txt '.[server]' \
  && useradd --create-home --uid 10001 server
 
 USER server

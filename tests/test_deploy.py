@@ -1,4 +1,4 @@
-"""The files of deploy/ name what is there: packages, options and settings."""
+"""The files of deploy/ name what is there: options and settings. What the images copy: tests/test_package.py."""
 
 from __future__ import annotations
 
@@ -15,19 +15,7 @@ from qwen3vl_edge.edge_runtime.daemon.config import load_config
 from qwen3vl_edge.server.options import load_options
 from tests.support.paths import ROOT
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 UNIT = ROOT / "deploy" / "qwen3vl-edge.service"
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "deploy").rglob("*Dockerfile")), ids=lambda file: file.name)
-def test_images_copy_every_package(file: Path) -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    copied = set(re.findall(r"^COPY (\w+) \1$", file.read_text(), re.M))
-    assert {name.split(".")[0] for name in packages} == copied
 
 
 def test_the_settings_file_loads() -> None:

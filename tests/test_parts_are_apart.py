@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party modules that no file below a folder may import, not even when a function runs.
 FORBIDDEN_LIBRARIES = {
     "contract": {"torch", "transformers", "onnx", "onnxruntime"},
+    "export": {"fastapi", "starlette", "uvicorn", "httpx", "pydantic"},
+    "calibration": {"fastapi", "starlette", "uvicorn", "httpx", "pydantic", "transformers"},
     "server/engines": {"fastapi", "starlette", "uvicorn", "httpx", "pydantic"},
     "edge_runtime/encoder": {"fastapi", "starlette", "uvicorn", "httpx", "pydantic"},
     "edge_runtime/backends": {"fastapi", "starlette", "uvicorn", "httpx", "pydantic"},

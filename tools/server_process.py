@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from qwen3vl_edge.contract.errors import ServerUnavailableError
 
 # The folder from which this very package was imported: a child process imports the same one.
 PACKAGE_PARENT = Path(qwen3vl_edge.__file__).parent.parent
+_INSTALLED = PACKAGE_PARENT in (Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib")))
 _CODE = """
 import json, sys
 from qwen3vl_edge.contract.errors import ContractError
@@ -49,7 +51,10 @@ class ServerProcess:
 
 def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.Popen[bytes]:
     """Start a server that logs to `log`, with at most `threads` threads; options as in `running_server`."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+    environment = dict(os.environ)
+    if not _INSTALLED:  # site-packages on PYTHONPATH would come before the standard library
+        paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("wb") as stream:
