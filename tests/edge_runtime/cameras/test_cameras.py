@@ -15,7 +15,6 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_edge_live import lossless_clip
 
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
@@ -27,6 +26,7 @@ from qwen3vl_edge.edge_runtime.client.sync_client import generate
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.batching import EncoderInput
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompt, open_both
+from tests.support.video_files import lossless_clip
 from tests.support.waiting import until
 
 
