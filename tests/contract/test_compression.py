@@ -12,10 +12,11 @@ import pytest
 import zstandard
 
 from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
-from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
+from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.compression import MAX_WINDOW_BYTES, compress, decompress, is_compressed
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.main import serve
+from tests.support.http_api.generate import post
 from tests.support.server_checkpoint import make_case
 
 LIMIT = 2**20
@@ -61,11 +62,6 @@ def test_what_does_not_decompress_is_named(body: bytes) -> None:
         decompress(body, 64 * LIMIT)
 
 
-def post(url: str, body: bytes, encoding: str) -> httpx.Response:
-    headers = {"Content-Type": CONTENT_TYPE, "Content-Encoding": encoding}
-    return httpx.post(f"{url}/v1/generate", content=body, headers=headers, timeout=60)
-
-
 @pytest.mark.parametrize(
     ("encoding", "body", "status", "field"),
     [
@@ -76,12 +72,12 @@ def post(url: str, body: bytes, encoding: str) -> httpx.Response:
     ],
 )
 def test_a_server_names_what_is_wrong(server_url: str, encoding: str, body: bytes, status: int, field: str) -> None:
-    answer = post(server_url, body, encoding)
+    answer = post(server_url, body, {"Content-Encoding": encoding})
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, field)
 
 
 def test_a_bomb_over_http_is_413(server_url: str) -> None:
-    answer = post(server_url, zstandard.ZstdCompressor().compress(bytes(2**29)), "zstd")
+    answer = post(server_url, zstandard.ZstdCompressor().compress(bytes(2**29)), {"Content-Encoding": "zstd"})
     assert answer.status_code == 413
     assert httpx.get(f"{server_url}/readyz").status_code == 200
 

@@ -25,7 +25,7 @@ from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, check_packed, e4m3_values, pack, unpack
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, pack_media
 from tests.support.server_checkpoint import make_case
-from tests.support.wire_bodies import with_document, with_header
+from tests.support.wire_bodies import body_of, with_document, with_header
 
 # Largest error, in shares of the largest value that shares a scale: half a step, and the rounding of the scale.
 ERRORS = {"bf16": 2**-8, "fp8": 2**-4, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
@@ -40,10 +40,6 @@ def request_of(packing: str, name: str = "image and clip") -> GenerateRequest:
         packed = pack_media(halves, PACKINGS[packing])
         media.append(replace(packed, hash=embedding_hash(packed, str(request.model_hash))))
     return replace(request, media=tuple(media))
-
-
-def body_of(request: GenerateRequest) -> bytes:
-    return b"".join(encode_request(request))
 
 
 @pytest.mark.parametrize("name", PACKINGS)

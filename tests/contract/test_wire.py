@@ -15,45 +15,16 @@ from safetensors.numpy import save as safetensors_save
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
 from qwen3vl_edge.contract.wire.codec import body_size, decode_request, encode_request
-from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, Sampling
-from tests.support.wire_bodies import HeaderEdit, body_of, with_document, with_header
-
-WIDTH, LEVELS = 8, 3
-
-
-def make_media(kind: str, grid: Grid, seed: int = 0, dtype: str = "float16") -> MediaEmbeddings:
-    rng = np.random.default_rng(seed)
-    arrays = [rng.standard_normal((grid.tokens(2), WIDTH)).astype(dtype) for _ in range(LEVELS + 1)]
-    return MediaEmbeddings(kind, grid, arrays[0], tuple(arrays[1:]), {"scale": 1.0})
-
-
-def make_request(**changes: object) -> GenerateRequest:
-    media = (make_media("image", Grid(1, 4, 6)), make_media("video", Grid(2, 4, 4), 1))
-    values: dict[str, object] = {
-        "model_hash": "ab" * 32,
-        "input_ids": np.arange(40, dtype=np.int64),
-        "media": media,
-        "attention_mask": np.ones(40, dtype=np.int64),
-        "sampling": Sampling(max_new_tokens=7, temperature=0.5, do_sample=True, seed=3),
-        "stream": True,
-        "request_id": "request-1",
-    }
-    return GenerateRequest(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def assert_same(left: GenerateRequest, right: GenerateRequest) -> None:
-    assert (left.model_hash, left.sampling, left.stream, left.request_id) == (
-        right.model_hash,
-        right.sampling,
-        right.stream,
-        right.request_id,
-    )
-    np.testing.assert_array_equal(left.input_ids, right.input_ids)
-    for mine, theirs in zip(left.media, right.media, strict=True):
-        assert (mine.kind, mine.grid, mine.origin) == (theirs.kind, theirs.grid, theirs.origin)
-        for a, b in zip((mine.embeds, *mine.deepstack), (theirs.embeds, *theirs.deepstack), strict=True):
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a, b)
+from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
+from tests.support.wire_bodies import (
+    HeaderEdit,
+    assert_same,
+    body_of,
+    make_media,
+    make_request,
+    with_document,
+    with_header,
+)
 
 
 def test_round_trip_keeps_everything() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import gzip
 import threading
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from qwen3vl_edge.contract.http.tracing import HEADER, TraceMiddleware, outgoing_headers
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.daemon_process import running_daemon
+from tests.support.http_api.chat import image, post_chat, user
 from tests.support.waiting import until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -73,11 +72,8 @@ def collecting() -> Iterator[Collector]:
 
 
 def ask(url: str, picture: Path) -> None:
-    uri = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-    content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": QUESTION}]
-    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
-    headers = {HEADER: f"00-{TRACE}-{PARENT}-01"}
-    httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
+    body = {"messages": [user(image(picture), QUESTION)], "max_tokens": 8}
+    post_chat(url, body, **{HEADER: f"00-{TRACE}-{PARENT}-01"}).raise_for_status()
 
 
 def test_one_trace_through_both_machines(

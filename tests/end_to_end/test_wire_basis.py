@@ -24,8 +24,8 @@ from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split
 from qwen3vl_edge.tools.server_process import running_server
-from tests.end_to_end.test_packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job, halves, plain  # noqa: F401
 from tests.support.daemon_process import running_daemon
+from tests.support.packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job
 from tests.support.run_cli import run_here
 
 SHARES = {"basis-int8": 0.31, "basis-int4": 0.24}  # narrow rows: scales and header weigh more
@@ -89,7 +89,7 @@ def test_a_daemon_says_whether_its_server_holds_the_basis(
 
 
 @pytest.mark.parametrize(("name", "changed"), [("basis-int8", 1), ("basis-int4", 4)])
-def test_answers_hold(fitted: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:  # noqa: F811
+def test_answers_hold(fitted: Path, halves: tuple[Split, list[str]], name: str, changed: int) -> None:
     split, expected = halves
     with open_edge(fitted, EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)) as edge:
         answers = answer_all_split(split.with_edge(edge), heldout_questions(QUESTIONS))
@@ -103,7 +103,7 @@ def test_the_daemon_sends_less_and_says_so(
     fitted: Path,
     server_with_basis: str,
     samples: Path,
-    plain: tuple[str, dict[str, Any]],  # noqa: F811
+    plain: tuple[str, dict[str, Any]],
 ) -> None:
     text, told = plain
     found, packed = asked_twice_and_as_a_job(name, tmp_path, fitted, server_with_basis, samples)

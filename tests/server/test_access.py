@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -18,57 +17,22 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_medium, encode_request
-from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
+from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
-from qwen3vl_edge.server.app import create_app
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
-from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.http.access import warn_of_open_doors
 from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_of
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
-from qwen3vl_edge.server.readiness import Readiness
-from qwen3vl_edge.server.state import open_state
+from tests.support.http_api.app import BINARY, BY_HASH, CASE, HASHED, PUT, URL, App, reference_engine
 from tests.support.run_cli import run_here
-from tests.support.server_checkpoint import make_case, oracle
-
-BINARY = {"Content-Type": CONTENT_TYPE}
-CASE = make_case("one image", max_new_tokens=4)
-HASHED = replace(CASE.request.media[0], hash=embedding_hash(CASE.request.media[0], str(CASE.request.model_hash)))
-BY_HASH = b"".join(encode_request(replace(CASE.request, media=(HASHED,)), {str(HASHED.hash)}))
-PUT = b"".join(encode_medium(HASHED, str(CASE.request.model_hash)))
-URL = f"/v1/embeddings/{HASHED.hash}"
+from tests.support.server_checkpoint import oracle
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
-    options = ServerOptions(model="", device_map="cpu")
-    engine = TransformersEngine(load_language_model(oracle().checkpoint, options))
-    yield engine
-    engine.close()
-
-
-class App:
-    """The app without a port; each call is a request of its own."""
-
-    def __init__(self, engine: TransformersEngine, **options: Any) -> None:
-        readiness = Readiness()
-        readiness.set(engine)
-        self.state = open_state(readiness, load_options(None, {"model": "m", **options}, {}))
-        self.app = create_app(self.state)
-
-    def __call__(
-        self, method: str, path: str, token: str = "", address: str = "192.0.2.1", **more: Any
-    ) -> httpx.Response:
-        headers = {**BINARY, **({"Authorization": f"Bearer {token}"} if token else {}), **more.pop("headers", {})}
-
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(address, 1))
-            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-                return await client.request(method, path, headers=headers, **more)
-
-        return asyncio.run(send())
+    with reference_engine() as engine:
+        yield engine
 
 
 def code_of(response: httpx.Response) -> str:

@@ -19,10 +19,9 @@ from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
-from tests.contract.test_wire import make_media
-from tests.server.test_access import BY_HASH, CASE, PUT, URL, App
-from tests.server.test_access import engine as engine  # the module's own fixture
+from tests.support.http_api.app import BY_HASH, CASE, PUT, URL, App, reference_engine
 from tests.support.server_checkpoint import oracle
+from tests.support.wire_bodies import make_media
 
 MODEL = "ab" * 32
 
@@ -30,6 +29,12 @@ MODEL = "ab" * 32
 def hashed(seed: int, model: str = MODEL) -> MediaEmbeddings:
     medium = make_media("image", Grid(1, 4, 6), seed)
     return replace(medium, hash=embedding_hash(medium, model))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TransformersEngine]:
+    with reference_engine() as engine:
+        yield engine
 
 
 class Disks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,15 +20,16 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server, spawn
+from tests.support.http_api.generate import BINARY, events_of, post
+from tests.support.http_api.metrics import metric
+from tests.support.http_api.port import connect
 from tests.support.paths import ROOT
-from tests.support.scraping import metric
 from tests.support.server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
 from tests.support.waiting import until
 from tests.support.wire_bodies import HeaderEdit, body_of, with_document, with_header
 
 LIMITS = {"max_body_mib": 1, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
-BINARY = {"Content-Type": CONTENT_TYPE}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,6 @@ def server() -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
-
-
-def post(client: httpx.Client, request: GenerateRequest) -> httpx.Response:
-    return client.post("/v1/generate", content=body_of(request), headers=BINARY)
-
-
-def events_of(lines: Iterator[str]) -> list[dict[str, Any]]:
-    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    assert data[-1] == "[DONE]"
-    return [json.loads(item) for item in data[:-1]]
 
 
 def as_json(request: GenerateRequest, flat: bool = False) -> dict[str, Any]:
@@ -285,13 +275,8 @@ def test_http_faults_are_openai_errors(client: httpx.Client) -> None:
     assert_error(client.post("/v1/generate", content=b"x", headers=zipped), 415, "Content-Encoding")
 
 
-def connect(server: ServerProcess) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
 def raw(server: ServerProcess, text: bytes) -> bytes:
-    with connect(server) as connection:
+    with connect(server.url) as connection:
         connection.sendall(text)
         return connection.recv(65536)
 
@@ -323,7 +308,7 @@ def test_disconnect_cancels_the_generation(server: ServerProcess, client: httpx.
     request = replace(make_case("text only", max_new_tokens=400).request, stream=stream)
     head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: {CONTENT_TYPE}\r\n"
     body = body_of(request)
-    with connect(server) as connection:
+    with connect(server.url) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         if stream:
             assert b" 200 " in connection.recv(4096)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
+from tests.support.http_api.generate import events_of, key_headers, post
+from tests.support.http_api.metrics import metric
 from tests.support.server_checkpoint import make_case, make_checkpoint
 from tests.support.waiting import until
 from tests.support.wire_bodies import body_of
@@ -46,34 +47,17 @@ def new_key() -> str:
     return uuid.uuid4().hex
 
 
-def headers(key: str) -> dict[str, str]:
-    return {"Content-Type": CONTENT_TYPE, HEADER: key}
-
-
-def post(client: httpx.Client, request: GenerateRequest, key: str) -> httpx.Response:
-    return client.post("/v1/generate", content=body_of(request), headers=headers(key))
-
-
 def answer(client: httpx.Client, request: GenerateRequest, key: str, stream: bool) -> dict[str, Any]:
     """The answer object; of a stream, after its steps were found to join to it."""
-    response = post(client, replace(request, stream=stream), key)
+    response = post(client, replace(request, stream=stream), key_headers(key))
     assert response.status_code == 200, response.text
     if not stream:
         whole: dict[str, Any] = response.json()
         return whole
-    *steps, last, done = [line[6:] for line in response.text.split("\n") if line.startswith("data: ")]
-    assert done == "[DONE]"
-    final: dict[str, Any] = json.loads(last)
-    told = [json.loads(step) for step in steps]
-    assert [step["token_id"] for step in told if step["token_id"] is not None] == final["generated_ids"]
-    assert "".join(step["text"] for step in told) == final["text"]
+    *steps, final = events_of(response.text.split("\n"))
+    assert [step["token_id"] for step in steps if step["token_id"] is not None] == final["generated_ids"]
+    assert "".join(step["text"] for step in steps) == final["text"]
     return final
-
-
-def total(client: httpx.Client, name: str) -> float:
-    """A counter, or the sum of all that have this name with other labels."""
-    found = re.findall(rf"^qwen3vl_edge_{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return sum(map(float, found))
 
 
 def generations(client: httpx.Client, reason: str = "") -> float:
@@ -83,13 +67,13 @@ def generations(client: httpx.Client, reason: str = "") -> float:
 
 
 def outcomes(client: httpx.Client, outcome: str) -> float:
-    return total(client, f'idempotent_requests_total{{outcome="{outcome}"}}')
+    return metric(str(client.base_url), f'qwen3vl_edge_idempotent_requests_total{{outcome="{outcome}"}}')
 
 
 def begin(client: httpx.Client, request: GenerateRequest, key: str) -> None:
     """Read the first tokens of a stream and leave."""
     body = body_of(replace(request, stream=True))
-    with client.stream("POST", "/v1/generate", content=body, headers=headers(key)) as response:
+    with client.stream("POST", "/v1/generate", content=body, headers=key_headers(key)) as response:
         assert response.status_code == 200
         lines = response.iter_lines()
         for _ in range(3):
@@ -136,7 +120,7 @@ def test_the_same_key_with_another_request_is_refused(client: httpx.Client, what
     key = new_key()
     expected = answer(client, SHORT, key, False)
     before = generations(client)
-    refused = post(client, other, key)
+    refused = post(client, other, key_headers(key))
     assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "idempotency_key_reused"
     assert refused.json()["error"]["param"] == HEADER
@@ -192,11 +176,13 @@ def test_one_that_nobody_comes_back_to_is_cancelled(client: httpx.Client) -> Non
     """Four batches wait in line: on a fast machine too the last has not ended by itself before `abandoned_s`."""
     cancelled, keys = generations(client, "cancelled"), [new_key() for _ in range(32)]
     with ThreadPoolExecutor(len(keys)) as pool:
-        gone = [pool.submit(httpx.post, f"{client.base_url}/v1/generate", content=body_of(LONG), headers=headers(key),
-                            timeout=0.5) for key in keys]  # fmt: skip
+        url = f"{client.base_url}/v1/generate"
+        gone = [
+            pool.submit(httpx.post, url, content=body_of(LONG), headers=key_headers(key), timeout=0.5) for key in keys
+        ]
         assert any(isinstance(item.exception(), httpx.TimeoutException) for item in gone)
     until(lambda: generations(client, "cancelled") > cancelled)
-    until(lambda: total(client, "queue_depth") == 0)
+    until(lambda: metric(str(client.base_url), "qwen3vl_edge_queue_depth") == 0)
     assert answer(client, LONG, keys[-1], False)["finish_reason"] != "cancelled"
 
 

@@ -18,7 +18,7 @@ from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.scraping import metric
+from tests.support.http_api.metrics import metric
 from tests.support.server_checkpoint import make_case, make_checkpoint
 from tests.support.waiting import until
 

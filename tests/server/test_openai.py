@@ -21,9 +21,10 @@ from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
-from tests.server.test_openai_prompt import TOOLS, WEATHER
-from tests.support.openai_parts import REFERENCE, SAMPLES, chat_of, part_of, picture, questions
-from tests.support.scraping import metric
+from tests.support.http_api.chat import image
+from tests.support.http_api.metrics import metric
+from tests.support.http_api.tools import TOOLS, WEATHER
+from tests.support.openai_parts import REFERENCE, SAMPLES, chat_of, part_of, questions
 from tests.support.server_checkpoint import make_checkpoint
 from tests.support.waiting import until
 
@@ -315,7 +316,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": user(*[{"type": "image_embeds", "image_embeds": HASHED}] * 3)}, 413, "messages"),
     ({"messages": user("<|image_pad|>")}, 400, "messages"),
     ({"messages": user("x" * 2**20)}, 413, "body"),
-    ({"messages": user("x", picture(SAMPLES / "colour.png"))}, 400, "messages.0.content.1"),
+    ({"messages": user("x", image(SAMPLES / "colour.png"))}, 400, "messages.0.content.1"),
 ]
 
 
@@ -330,7 +331,7 @@ def test_refusals_name_the_fault(random_server: ServerProcess, body: dict[str, A
 
 def test_pixels_are_refused_with_the_way_to_go(endless: openai.OpenAI, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"encoded on the device.*edge daemon.*--allow-pixels"):
-        endless.chat.completions.create(model="random", messages=user("x", picture(SAMPLES / "colour.png")))  # type: ignore[arg-type]
+        endless.chat.completions.create(model="random", messages=user("x", image(SAMPLES / "colour.png")))  # type: ignore[arg-type]
     clip = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
     for who, model in ((endless, "random"), (client, TINY)):
         with pytest.raises(openai.BadRequestError, match=r"encoded on the device.*edge daemon"):
@@ -340,13 +341,7 @@ def test_pixels_are_refused_with_the_way_to_go(endless: openai.OpenAI, client: o
 def bomb() -> str:
     buffer = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(buffer, "PNG")
-    return str(picture_of(buffer.getvalue())["image_url"]["url"])
-
-
-def picture_of(data: bytes) -> dict[str, Any]:
-    import base64
-
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
+    return str(image(buffer.getvalue())["image_url"]["url"])
 
 
 BAD_PICTURES = [
@@ -369,7 +364,7 @@ def test_bad_pictures_are_refused_by_name(client: openai.OpenAI) -> None:
         assert json.loads(caught.value.response.text)["error"]["param"] == "messages.0.content.1.image_url"
     data = (SAMPLES / "number-wide.png").read_bytes()
     with pytest.raises(openai.BadRequestError, match="corrupt"):
-        client.chat.completions.create(model=TINY, messages=user("x", picture_of(data[: len(data) // 2])))  # type: ignore[arg-type]
+        client.chat.completions.create(model=TINY, messages=user("x", image(data[: len(data) // 2])))  # type: ignore[arg-type]
 
 
 def test_the_generate_route_is_as_it_was(client: openai.OpenAI, server: ServerProcess) -> None:

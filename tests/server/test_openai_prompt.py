@@ -22,35 +22,11 @@ from qwen3vl_edge.server.openai.prompt import PromptWriter
 from qwen3vl_edge.server.openai.request import parse_chat
 from qwen3vl_edge.server.openai.text_stream import Ending, TextPiece, TextStream
 from qwen3vl_edge.server.openai.tool_calls import parse_calls
+from tests.support.http_api.tools import TOOLS, WEATHER
 from tests.support.openai_parts import REFERENCE, chat_of, part_of, processor, questions, torch_saved
 
 SHAPE = model_shape(open_checkpoint(str(REFERENCE)))
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE)
-# The part of Qwen3's template that is about tools.
-TOOLS = """{%- if tools %}
-    {{- '<|im_start|>system\\n# Tools' }}
-    {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{%- endfor %}
-    {{- '<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.content is string %}{{- message.content }}
-    {%- else %}
-        {%- for part in message.content %}
-            {{- part.text if part.type == 'text' else '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}
-        {%- endfor %}
-    {%- endif %}
-    {%- for call in message.tool_calls or [] %}
-        {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
-        {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
-    {%- endfor %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{{- '<|im_start|>assistant\\n' }}"""
-WEATHER = {
-    "function": {"name": "weather", "description": "It's", "parameters": {"type": "object"}, "strict": None},
-    "type": "function",
-}
 
 
 def body(messages: list[dict[str, Any]], **options: Any) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -16,11 +15,10 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
+from tests.support.http_api.generate import post
 from tests.support.paths import ROOT
-from tests.support.wire_bodies import body_of
 
 MODEL, SAMPLES = ROOT / "reference" / "qwen3vl-tiny", ROOT / "reference" / "samples"
 TOKENS = 24
@@ -84,11 +82,6 @@ def test_answers_equal_the_unsplit_model(server: ServerProcess, unsplit: Any, dt
             messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         expected = unsplit.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)[0, inputs["input_ids"].shape[1] :]
-        answer = httpx.post(
-            f"{server.url}/v1/generate",
-            content=body_of(request_of(unsplit, inputs, dtype)),
-            headers={"Content-Type": CONTENT_TYPE},
-            timeout=60,
-        ).json()
+        answer = post(server.url, request_of(unsplit, inputs, dtype)).json()
         assert answer["generated_ids"] == expected.tolist()
         assert answer["text"] == processor.tokenizer.decode(expected, skip_special_tokens=True)

@@ -23,6 +23,7 @@ from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, load_processor, prepare_prompt
+from tests.support.http_api.chat import image
 from tests.support.paths import ROOT
 
 REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
@@ -144,10 +145,6 @@ def part_of(
     return {"type": name, name: value}
 
 
-def picture(path: Path) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(path.read_bytes())}"}}
-
-
 def chat_of(question: Question, form: str, model_hash: str = "") -> list[dict[str, Any]]:
     """The question as OpenAI's messages; media as pixels, or as embeddings in a form of `part_of`."""
     media = iter(question.media)
@@ -158,7 +155,7 @@ def chat_of(question: Question, form: str, model_hash: str = "") -> list[dict[st
             if part["type"] == "text":
                 parts.append(part)
             elif form == "pixels":
-                parts.append(picture(Path(part["image"])))
+                parts.append(image(Path(part["image"])))
             else:
                 parts.append(part_of(next(media), form, model_hash, question.timestamps))
         found.append({**message, "content": parts})

@@ -26,7 +26,7 @@ from qwen3vl_edge.edge_runtime.cameras.window import Window
 from qwen3vl_edge.edge_runtime.client.sync_client import generate
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompt, open_both
-from tests.edge_runtime.cameras.test_window import lossless_clip
+from tests.support.video_files import lossless_clip
 from tests.support.waiting import until
 
 

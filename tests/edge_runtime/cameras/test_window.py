@@ -6,10 +6,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
@@ -22,21 +20,9 @@ from qwen3vl_edge.edge_runtime.cameras.source import frames
 from qwen3vl_edge.edge_runtime.cameras.window import Window
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings
+from tests.support.video_files import lossless_clip
 
 CHOICE = BucketChoice(Grid(1, 6, 8), Grid(1, 6, 8), fixed=True, scale=1.0, distortion=0.0)
-
-
-def lossless_clip(path: Path, count: int, height: int = 120, width: int = 160, fps: int = 2) -> list[NDArray[np.uint8]]:
-    """A file whose every reader gives the very pixels that were written."""
-    rng = np.random.default_rng(7)
-    pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264rgb", rate=fps, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return pictures
 
 
 def test_window_is_the_clip_encoded_at_once(edge: Edge, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import uuid
@@ -23,6 +22,7 @@ from qwen3vl_edge.edge_runtime.client.sync_client import Event
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.daemon_process import running_daemon
+from tests.support.http_api.chat import image, user
 from tests.support.stalling_proxy import stalling_proxy
 
 
@@ -91,10 +91,11 @@ def test_a_clients_own_key_through_the_daemon_is_one_answer(
     tmp_path: Path, bundle: Path, samples: Path, server_url: str
 ) -> None:
     """Sampled: who gave up in the middle gets, on asking again, what was generated for the first time."""
-    picture = base64.b64encode((samples / "colour.png").read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
-    message = {"role": "user", "content": [image, {"type": "text", "text": "What is in the picture?"}]}
-    body = {"messages": [message], "max_tokens": 200, "temperature": 2.0}
+    body = {
+        "messages": [user(image(samples / "colour.png"), "What is in the picture?")],
+        "max_tokens": 200,
+        "temperature": 2.0,
+    }
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     with running_daemon(tmp_path, bundle, server_url) as running:
         url = f"{running.url}/v1/chat/completions"

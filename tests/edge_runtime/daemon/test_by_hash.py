@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -23,8 +21,9 @@ from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Qwen3VLServer
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.server_process import running_server
-from tests.edge_runtime.daemon.test_network import free_port
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import ask
+from tests.support.http_api.port import free_port
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +38,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, bundle: Path, port: int) ->
         yield running
 
 
-def ask(daemon: DaemonProcess, picture: Path, question: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 12, **more}
-    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=chat, timeout=60)
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
-    return found["choices"][0]["message"]["content"], found["qwen3vl_edge"]
-
-
 def test_a_chat_over_restarts(daemon: DaemonProcess, reference: Path, samples: Path, port: int) -> None:
     picture, question = samples / "colour.png", "What colour is the cross?"
     with running_server(model=str(reference), port=port) as server:
         assert httpx.get(f"{server.url}/readyz").json()["holds_embeddings"] is True
-        text, first = ask(daemon, picture, question)
-        again, second = ask(daemon, picture, question)
+        text, first = ask(daemon.url, picture, question)
+        again, second = ask(daemon.url, picture, question)
         assert [item["media"][0]["sent"] for item in (first, second)] == ["tensors", "hash"]
         assert again == text
         assert second["sent_bytes"] < first["sent_bytes"] / 5
@@ -62,13 +51,13 @@ def test_a_chat_over_restarts(daemon: DaemonProcess, reference: Path, samples: P
         assert "qwen3vl_edge_embedding_store_hits_total 1.0" in metrics
         assert "qwen3vl_edge_device_media_by_hash_total 1.0" in httpx.get(f"{daemon.url}/metrics").text
     with running_server(model=str(reference), port=port) as server:  # it remembers nothing
-        again, third = ask(daemon, picture, question)
+        again, third = ask(daemon.url, picture, question)
         assert (again, third["media"][0]["sent"]) == (text, "tensors")
         assert "qwen3vl_edge_embedding_store_misses_total 1.0" in httpx.get(f"{server.url}/metrics").text
-        assert ask(daemon, picture, question)[1]["media"][0]["sent"] == "hash"
+        assert ask(daemon.url, picture, question)[1]["media"][0]["sent"] == "hash"
     with running_server(model=str(reference), port=port, hold_embeddings_mib=0) as server:  # holds nothing at all
         for _ in range(2):
-            again, found = ask(daemon, picture, question)
+            again, found = ask(daemon.url, picture, question)
             assert (again, found["media"][0]["sent"]) == (text, "tensors")
         assert "qwen3vl_edge_embedding_store_bytes 0.0" in httpx.get(f"{server.url}/metrics").text
 

@@ -14,12 +14,12 @@ import pytest
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.daemon.config import load_config
 from tests.support.daemon_process import running_daemon
+from tests.support.http_api.chat import user
 from tests.support.waiting import until
 
 
 def chat(url: str, kind: str = "video_url") -> dict[str, Any]:
-    part = {"type": kind, kind: {"url": url}}
-    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "Which way?"}]}], "max_tokens": 16}
+    return {"messages": [user({"type": kind, kind: {"url": url}}, "Which way?")], "max_tokens": 16}
 
 
 def test_camera_answers_through_the_daemon(tmp_path: Path, bundle: Path, server_url: str, samples: Path) -> None:

@@ -24,6 +24,7 @@ from qwen3vl_edge.edge_runtime.ask import ask, build_messages
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import data_uri, image, user
 
 TINY = "qwen3vl-tiny"
 
@@ -47,20 +48,6 @@ def daemon(folder: Path, bundle: Path, server_url: str, samples: Path) -> Iterat
 def client(daemon: DaemonProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def data_uri(path: Path) -> str:
-    kind = "video/mp4" if path.suffix == ".mp4" else "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def user(*parts: Any) -> dict[str, Any]:
-    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    return {"role": "user", "content": content}
 
 
 def questions(samples: Path) -> list[dict[str, Any]]:

@@ -18,15 +18,14 @@ import httpx
 import pytest
 
 from qwen3vl_edge.tools.server_process import running_server
-from tests.edge_runtime.daemon.test_network import free_port
 from tests.support.daemon_process import DaemonProcess, running_daemon
-from tests.support.scraping import metric
-from tests.support.waiting import until
+from tests.support.http_api.chat import post_chat, text_of
+from tests.support.http_api.jobs import PICTURE, chat, ended, plain, post_job, show
+from tests.support.http_api.metrics import metric
+from tests.support.http_api.port import free_port
 
 BROKEN = {"type": "image_url", "image_url": "data:image/png;base64,AA"}
 LONG = {"messages": [{"role": "user", "content": "Count from one to one thousand."}], "max_tokens": 200}
-ENDED = ("done", "failed", "expired")
-PICTURE = "colour.png"
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +43,8 @@ def picture(samples: Path) -> str:
     return base64.b64encode((samples / PICTURE).read_bytes()).decode()
 
 
-def chat(samples: Path, text: str = "What colour is the cross?", **more: Any) -> dict[str, Any]:
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture(samples)}"}}
-    content = [image, {"type": "text", "text": text}]
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **more}
-
-
-def plain(number: int, tokens: int = 8) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"What is {number}?"}], "max_tokens": tokens}
-
-
-def post(daemon: DaemonProcess, body: dict[str, Any], key: str = "") -> httpx.Response:
-    headers = {"Idempotency-Key": key} if key else {}
-    return httpx.post(f"{daemon.url}/v1/jobs", json=body, headers=headers, timeout=60)
-
-
-def show(daemon: DaemonProcess, job_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{daemon.url}/v1/jobs/{job_id}", timeout=10).json()
-    return found
-
-
-def ended(daemon: DaemonProcess, job_id: str, within: float = 90) -> dict[str, Any]:
-    def told() -> str:
-        return f"{show(daemon, job_id)}; {daemon.log.read_text()[-1000:]}"
-
-    until(lambda: show(daemon, job_id)["status"] in ENDED, told, within)
-    return show(daemon, job_id)
-
-
-def text_of(answer: dict[str, Any]) -> str:
-    text: str = answer["choices"][0]["message"]["content"]
-    return text
-
-
 def asked(daemon: DaemonProcess, body: dict[str, Any]) -> str:
-    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=60)
+    answer = post_chat(daemon.url, body)
     assert answer.status_code == 200, answer.text
     return text_of(answer.json())
 
@@ -90,14 +56,14 @@ def started(url: str) -> float:
 
 def test_without_a_spool_the_remedy_is_named(tmp_path: Path, bundle: Path, server_url: str) -> None:
     with running_daemon(tmp_path, bundle, server_url) as off:
-        for answer in (post(off, plain(1)), httpx.get(f"{off.url}/v1/jobs"), httpx.get(f"{off.url}/v1/jobs/x")):
+        for answer in (post_job(off, plain(1)), httpx.get(f"{off.url}/v1/jobs"), httpx.get(f"{off.url}/v1/jobs/x")):
             assert answer.status_code == 404
             assert answer.json()["error"]["code"] == "jobs_off"
             assert "spool" in answer.json()["error"]["message"]
 
 
 def test_a_job_is_accepted_and_answered_as_a_chat_is(daemon: DaemonProcess, samples: Path) -> None:
-    accepted = post(daemon, chat(samples))
+    accepted = post_job(daemon, chat(samples))
     assert accepted.status_code == 202
     assert accepted.json()["status"] == "accepted"
     job = ended(daemon, accepted.json()["id"])
@@ -108,7 +74,7 @@ def test_a_job_is_accepted_and_answered_as_a_chat_is(daemon: DaemonProcess, samp
 
 def test_no_pixels_lie_on_the_disk(daemon: DaemonProcess, folder: Path, samples: Path) -> None:
     body = chat(samples, max_tokens=64)
-    assert post(daemon, body).status_code == 202
+    assert post_job(daemon, body).status_code == 202
     kept = b"".join(path.read_bytes() for path in folder.glob("spool.db*"))
     assert b"about:blank" in kept  # a conversation is in it, and stands without its picture
     raw = (samples / PICTURE).read_bytes()
@@ -119,14 +85,14 @@ def test_no_pixels_lie_on_the_disk(daemon: DaemonProcess, folder: Path, samples:
 
 
 def test_the_same_key_gives_the_same_job(daemon: DaemonProcess, samples: Path) -> None:
-    first, second = (post(daemon, chat(samples), "one") for _ in range(2))
+    first, second = (post_job(daemon, chat(samples), "one") for _ in range(2))
     assert first.json()["id"] == second.json()["id"]
     assert second.status_code == 202
-    refused = post(daemon, chat(samples, "Another?"), "one")
+    refused = post_job(daemon, chat(samples, "Another?"), "one")
     assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "idempotency_key_reused"
     ended(daemon, first.json()["id"])
-    assert post(daemon, chat(samples), "one").json()["id"] == first.json()["id"]
+    assert post_job(daemon, chat(samples), "one").json()["id"] == first.json()["id"]
 
 
 @pytest.mark.parametrize(
@@ -141,18 +107,18 @@ def test_the_same_key_gives_the_same_job(daemon: DaemonProcess, samples: Path) -
 )  # fmt: skip
 def test_a_bad_request_is_refused_at_once(daemon: DaemonProcess, body: dict[str, Any], status: int) -> None:
     before = len(httpx.get(f"{daemon.url}/v1/jobs?limit=1000").json()["data"])
-    refused = post(daemon, body)
+    refused = post_job(daemon, body)
     assert refused.status_code == status, refused.text
     assert refused.json()["error"]["message"]
     assert len(httpx.get(f"{daemon.url}/v1/jobs?limit=1000").json()["data"]) == before
 
 
 def test_a_removed_job_is_gone(daemon: DaemonProcess) -> None:
-    job_id = post(daemon, plain(1, 200)).json()["id"]
+    job_id = post_job(daemon, plain(1, 200)).json()["id"]
     assert httpx.delete(f"{daemon.url}/v1/jobs/{job_id}").json()["deleted"] is True
     assert httpx.get(f"{daemon.url}/v1/jobs/{job_id}").status_code == 404
     assert httpx.delete(f"{daemon.url}/v1/jobs/{job_id}").status_code == 404
-    assert ended(daemon, post(daemon, plain(2)).json()["id"])["status"] == "done"
+    assert ended(daemon, post_job(daemon, plain(2)).json()["id"])["status"] == "done"
 
 
 def test_a_full_disk_is_told_and_survived(daemon: DaemonProcess, folder: Path, samples: Path) -> None:
@@ -162,7 +128,7 @@ def test_a_full_disk_is_told_and_survived(daemon: DaemonProcess, folder: Path, s
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, free[1]))
     try:
         for number in range(200):
-            answer = post(daemon, chat(samples, f"Number {number}?"))
+            answer = post_job(daemon, chat(samples, f"Number {number}?"))
             if answer.status_code != 202:
                 refused = answer
                 break
@@ -172,7 +138,7 @@ def test_a_full_disk_is_told_and_survived(daemon: DaemonProcess, folder: Path, s
     assert refused is not None
     assert refused.status_code == 507
     assert refused.json()["error"]["code"] == "spool_disk"
-    accepted.append(post(daemon, chat(samples, "Afterwards?")).json()["id"])
+    accepted.append(post_job(daemon, chat(samples, "Afterwards?")).json()["id"])
     assert {ended(daemon, job_id)["status"] for job_id in accepted} == {"done"}
 
 
@@ -186,7 +152,7 @@ def test_killed_right_after_accepting(tmp_path: Path, bundle: Path, server_url: 
         with running_daemon(tmp_path, bundle, server_url, settings) as running:
             for _ in range(chance.randint(1, 3)):
                 body = chat(samples, f"What is {len(jobs)}?") if len(jobs) % 2 else plain(len(jobs), 60)
-                jobs[post(running, body).json()["id"]] = body
+                jobs[post_job(running, body).json()["id"]] = body
             time.sleep(chance.choice((0, chance.uniform(0, 0.5))))
             running.process.kill()
             running.process.wait()
@@ -202,7 +168,7 @@ def test_killed_right_after_accepting(tmp_path: Path, bundle: Path, server_url: 
 def frozen_under_a_job(daemon: DaemonProcess, server: subprocess.Popen[bytes]) -> str:
     """A job that a stopped server has under way; one that was answered before the server stopped is another try."""
     for _ in range(50):
-        job_id: str = post(daemon, LONG).json()["id"]
+        job_id: str = post_job(daemon, LONG).json()["id"]
         while show(daemon, job_id)["status"] == "waiting":
             pass
         server.send_signal(signal.SIGSTOP)
@@ -216,7 +182,7 @@ def frozen_under_a_job(daemon: DaemonProcess, server: subprocess.Popen[bytes]) -
 def test_a_server_that_is_away_and_one_killed_under_a_job(tmp_path: Path, bundle: Path, reference: Path) -> None:
     port = free_port()
     with running_daemon(tmp_path, bundle, f"http://127.0.0.1:{port}", f'spool = "{tmp_path / "s.db"}"\n') as running:
-        waiting = [post(running, plain(number)).json()["id"] for number in range(2)]
+        waiting = [post_job(running, plain(number)).json()["id"] for number in range(2)]
         time.sleep(0.5)
         assert {show(running, job_id)["status"] for job_id in waiting} == {"waiting"}
         with running_server(model=str(reference), dtype="float32", port=port) as server:
@@ -233,8 +199,8 @@ def test_a_server_that_is_away_and_one_killed_under_a_job(tmp_path: Path, bundle
 def test_full_spool_expiry_and_a_clean_stop(tmp_path: Path, bundle: Path) -> None:
     settings = f'spool = "{tmp_path / "s.db"}"\nspool_jobs = 1\njob_deadline_s = 2\ndrain_s = 5\n'
     with running_daemon(tmp_path, bundle, f"http://127.0.0.1:{free_port()}", settings) as running:
-        job_id = post(running, plain(1)).json()["id"]
-        refused = post(running, plain(2))
+        job_id = post_job(running, plain(1)).json()["id"]
+        refused = post_job(running, plain(2))
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "spool_full"
         assert int(refused.headers["retry-after"]) > 0
@@ -242,7 +208,7 @@ def test_full_spool_expiry_and_a_clean_stop(tmp_path: Path, bundle: Path) -> Non
         assert job["status"] == "expired"
         assert job["answer"] is None
         assert "job_deadline_s" in str(job["error"])
-        assert post(running, plain(3)).status_code == 202
+        assert post_job(running, plain(3)).status_code == 202
         running.process.terminate()
         assert running.process.wait(20) == 0
         assert "Traceback" not in running.log.read_text()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +14,12 @@ import pytest
 
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import post_chat
+from tests.support.http_api.metrics import metric
+from tests.support.http_api.port import free_port
 from tests.support.waiting import until
 
 TEXT = {"messages": [{"role": "user", "content": "What is in the picture?"}], "max_tokens": 8}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +37,11 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, bundle: Path, port: int) ->
 
 
 def ask(daemon: DaemonProcess, timeout: float = 60, **more: Any) -> httpx.Response:
-    return httpx.post(f"{daemon.url}/v1/chat/completions", json={**TEXT, **more}, timeout=timeout)
+    return post_chat(daemon.url, {**TEXT, **more}, timeout)
 
 
 def under_way(daemon: DaemonProcess) -> float:
-    found = re.search(
-        r"^qwen3vl_edge_device_requests_in_flight (\S+)$", httpx.get(f"{daemon.url}/metrics").text, re.MULTILINE
-    )
-    assert found is not None
-    return float(found[1])
+    return metric(daemon.url, "qwen3vl_edge_device_requests_in_flight")
 
 
 def wait_for(daemon: DaemonProcess, count: int) -> None:

@@ -21,6 +21,7 @@ from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import image, post_chat, user
 
 KEY = "a-key-that-must-not-be-logged"
 
@@ -84,15 +85,8 @@ def daemon(foreign: ForeignServer, bundle: Path, tmp_path_factory: pytest.TempPa
         yield running
 
 
-def picture(path: Path) -> dict[str, Any]:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
 def ask(daemon: DaemonProcess, *parts: dict[str, Any], **options: Any) -> httpx.Response:
-    content = [*parts, {"type": "text", "text": "What?"}]
-    body = {"messages": [{"role": "user", "content": content}], **options}
-    return httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=60)
+    return post_chat(daemon.url, {"messages": [user(*parts, "What?")], **options})
 
 
 def read_tensor(text: str) -> torch.Tensor:
@@ -106,7 +100,7 @@ def test_each_image_is_a_part_with_its_tensors(
     daemon: DaemonProcess, foreign: ForeignServer, bundle: Path, samples: Path, names: tuple[str, ...]
 ) -> None:
     paths = [samples / f"{name}.png" for name in names]
-    answer = ask(daemon, *(picture(path) for path in paths))
+    answer = ask(daemon, *(image(path) for path in paths))
     assert answer.status_code == 200, answer.text
     content = foreign.bodies[-1]["messages"][0]["content"]
     assert content[-1] == {"type": "text", "text": "What?"}

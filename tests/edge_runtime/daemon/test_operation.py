@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
-from tests.edge_runtime.daemon.test_chat import data_uri, image, user
 from tests.support.daemon_process import running_daemon
+from tests.support.http_api.chat import data_uri, image, post_chat, text_of, user
 
 
 def write(folder: Path, **files: str) -> None:
@@ -42,8 +42,8 @@ def test_logs_are_json_and_keep_prompts_to_themselves(
     question = "What colour is the cross?"
     with running_daemon(tmp_path, bundle, server_url, settings) as running:
         chat = {"messages": [user(image(picture), question)], "max_tokens": 8}
-        answer = httpx.post(f"{running.url}/v1/chat/completions", json=chat, timeout=60).json()
-        text = answer["choices"][0]["message"]["content"]
+        answer = post_chat(running.url, chat).json()
+        text = text_of(answer)
         scraped = httpx.get(f"{running.url}/metrics").text
     assert "qwen3vl_edge_device_resident_memory_bytes" in scraped
     assert float(re.findall(r'encoder_memory_bytes{place="host"} (\S+)', scraped)[0]) > 2**20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tests.support.chromium import CHROMIUM, Tab, running_chromium
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import data_uri, post_chat, user
 
 WITH_BROWSER = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium; any machine with one runs this (apt install chromium)"
@@ -75,11 +75,8 @@ def text_of(page: Tab, selector: str) -> str:
 
 
 def by_api(daemon: DaemonProcess, path: Path, kind: str, text: str) -> dict[str, Any]:
-    mime = "video/mp4" if kind == "video" else "image/png"
-    url = f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    content = [{"type": f"{kind}_url", f"{kind}_url": {"url": url}}, {"type": "text", "text": text}]
-    asked = {"messages": [{"role": "user", "content": content}]}
-    answer: dict[str, Any] = httpx.post(f"{daemon.url}/v1/chat/completions", json=asked, timeout=60).json()
+    part = {"type": f"{kind}_url", f"{kind}_url": {"url": data_uri(path)}}
+    answer: dict[str, Any] = post_chat(daemon.url, {"messages": [user(part, text)]}).json()
     return answer
 
 

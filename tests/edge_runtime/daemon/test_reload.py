@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.edge_runtime.daemon.test_chat import data_uri, image, user
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import image, post_chat, user
+from tests.support.http_api.metrics import metric_sum
 from tests.support.waiting import until
 
 
@@ -41,10 +42,7 @@ def reload(daemon: DaemonProcess) -> dict[str, Any]:
     """SIGHUP, and how it ended."""
 
     def count() -> float:
-        found = re.findall(
-            r"^qwen3vl_edge_device_reloads_total{.*} (\S+)$", httpx.get(f"{daemon.url}/metrics").text, re.M
-        )
-        return sum(map(float, found))
+        return metric_sum(daemon.url, "qwen3vl_edge_device_reloads_total")
 
     before = count()
     daemon.process.send_signal(signal.SIGHUP)
@@ -54,8 +52,8 @@ def reload(daemon: DaemonProcess) -> dict[str, Any]:
 
 
 def ask(daemon: DaemonProcess, samples: Path) -> httpx.Response:
-    chat = {"messages": [user(image(data_uri(samples / "colour.png")), "What colour is the cross?")], "max_tokens": 8}
-    return httpx.post(f"{daemon.url}/v1/chat/completions", json=chat, timeout=60)
+    chat = {"messages": [user(image(samples / "colour.png"), "What colour is the cross?")], "max_tokens": 8}
+    return post_chat(daemon.url, chat)
 
 
 def test_a_new_bundle_takes_over_under_load(

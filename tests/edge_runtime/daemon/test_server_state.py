@@ -9,8 +9,8 @@ import httpx
 
 from qwen3vl_edge.server.http.tokens import add_token
 from qwen3vl_edge.tools.server_process import running_server
-from tests.edge_runtime.daemon.test_jobs import ENDED, ended, plain, post, show
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.jobs import ENDED, ended, plain, post_job, show
 from tests.support.server_checkpoint import make_checkpoint
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ def test_a_job_waits_until_its_token_is_let_in(tmp_path: Path, bundle: Path, ref
         running_daemon(tmp_path, bundle, server.url, settings) as daemon,
     ):
         assert state(daemon) == "ready"  # nothing was asked of it yet
-        job_id = post(daemon, plain(1)).json()["id"]
+        job_id = post_job(daemon, plain(1)).json()["id"]
         until(lambda: "does not let this device in" in state(daemon), daemon.log.read_text)
         assert show(daemon, job_id)["status"] not in ENDED
         assert f"job {job_id} waits" in daemon.log.read_text()

@@ -148,7 +148,7 @@ def test_a_full_disk_refuses_the_job_and_nothing_else(tmp_path: Path) -> None:
     """A file system of 2 MiB, as a root of a Linux machine can make one."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], check=False)
     if mounted.returncode:
-        pytest.skip("needs to mount a small tmpfs: root on Linux; test_daemon_jobs has a limit on the file's size")
+        pytest.skip("needs to mount a small tmpfs: root on Linux; test_jobs has a limit on the file's size")
 
     async def work(spool: Spool) -> list[str]:
         kept: list[str] = []

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.daemon_process import running_daemon
+from tests.support.http_api.chat import post_chat, user
 from tests.support.paths import ROOT
 
 BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "av", "torchcodec")
@@ -43,10 +44,7 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
 
 
 def asked(url: str, part: dict[str, object]) -> httpx.Response:
-    content = [part, {"type": "text", "text": "What colour is it?"}]
-    return httpx.post(
-        f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]}, timeout=120
-    )
+    return post_chat(url, {"messages": [user(part, "What colour is it?")]}, timeout=120)
 
 
 def test_the_daemon_answers_about_pictures_as_with_torch_and_refuses_clips(

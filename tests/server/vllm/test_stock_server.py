@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from qwen3vl_edge.contract.bundle.open import open_model_of
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 from tests.support.daemon_process import DaemonProcess, running_daemon
+from tests.support.http_api.chat import image, post_chat
 from tests.support.vllm.stock_server import needs_vllm, running_vllm
 
 TOKENS = 24
@@ -54,10 +54,7 @@ def conversations(samples: Path) -> list[list[dict[str, Any]]]:
 
 def as_openai(messages: list[dict[str, Any]], samples: Path) -> list[dict[str, Any]]:
     def part(item: dict[str, Any]) -> dict[str, Any]:
-        if item["type"] == "text":
-            return item
-        data = base64.b64encode((samples / item["image"]).read_bytes()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        return item if item["type"] == "text" else image(samples / item["image"])
 
     return [{**message, "content": [part(item) for item in message["content"]]} for message in messages]
 
@@ -73,7 +70,7 @@ def test_answers_are_the_unsplit_models(daemon: DaemonProcess, edge: Edge, unspl
     images = []
     for messages in conversations(samples):
         body = {"messages": as_openai(messages, samples), "max_tokens": TOKENS}
-        answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=120)
+        answer = post_chat(daemon.url, body, timeout=120)
         assert answer.status_code == 200, answer.text
         found = answer.json()
         inputs = unsplit.inputs(as_files(messages, samples), edge.policy)
@@ -91,7 +88,7 @@ def test_answers_are_the_unsplit_models(daemon: DaemonProcess, edge: Edge, unspl
 def test_a_model_it_does_not_serve_is_named(vllm_url: str, bundle: Path, tmp_path: Path) -> None:
     with running_daemon(tmp_path, bundle, vllm_url, 'server_kind = "openai"\nserver_model = "other"\n') as running:
         body = {"messages": [{"role": "user", "content": "Hello!"}]}
-        answer = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=60)
+        answer = post_chat(running.url, body)
         assert answer.status_code == 404
         assert "other" in answer.json()["error"]["message"]
         assert httpx.get(f"{running.url}/readyz").json()["server"] != "ready"

@@ -25,6 +25,7 @@ from qwen3vl_edge.tools.dev.train_reference.heldout import (
 from qwen3vl_edge.tools.dev.train_reference.scenes import draw_scene, object_scene
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 from qwen3vl_edge.tools.parity.prompts import read_prompts
+from tests.support.http_api.chat import user
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,6 @@ def test_layout(reference: Path, processor: Any) -> None:
     for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"):
         assert len(processor.tokenizer.encode(token)) == 1
     assert processor.tokenizer.tokenize("4721") == ["4", "7", "2", "1"]
-
-
-def user(*parts: Any) -> dict[str, Any]:
-    return {
-        "role": "user",
-        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
-    }
 
 
 IMAGE, VIDEO = {"type": "image", "image": "a"}, {"type": "video", "video": "a"}

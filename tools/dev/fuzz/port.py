@@ -5,34 +5,12 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from typing import Any, Literal
 from urllib.parse import quote
 
-from qwen3vl_edge.contract.http.listener import http_server, listen
-from qwen3vl_edge.contract.http.tls import ServerTls
 from qwen3vl_edge.tools.dev.fuzz.mutate import Mutant
 
 TIMEOUT_SECONDS = 20.0
 NO_HTTP_SECONDS = 0.5  # for a head that has no end, or that ends in a length of its own
-
-
-@contextlib.contextmanager
-def serving(app: Any, tls: ServerTls | None = None, loop: Literal["auto", "asyncio"] = "auto") -> Iterator[int]:
-    """The port of a server that runs in a thread of this process."""
-    with listen("127.0.0.1", 0) as listener:
-        server = http_server(app, 2, tls, loop)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        try:
-            yield int(listener.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join(10)
 
 
 def exchange(port: int, mutant: Mutant, seed: int, index: int) -> tuple[int, bytes]:

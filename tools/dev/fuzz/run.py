@@ -16,7 +16,6 @@ import base64
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import statistics
 import sys
@@ -37,6 +36,7 @@ from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.contract.wire.basis import bases_of
+from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.server.app import create_app
 from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
@@ -46,8 +46,9 @@ from qwen3vl_edge.server.readiness import Readiness
 from qwen3vl_edge.server.state import open_state
 from qwen3vl_edge.tools.dev.fuzz.asgi import Answer, call
 from qwen3vl_edge.tools.dev.fuzz.mutate import Mutant, mutant
-from qwen3vl_edge.tools.dev.fuzz.port import exchange, serving
+from qwen3vl_edge.tools.dev.fuzz.port import exchange
 from qwen3vl_edge.tools.dev.fuzz.targets import CHAT, Target, drawn_basis, targets
+from qwen3vl_edge.tools.dev.server_thread import serving
 
 logger = logging.getLogger("fuzz")
 WARM_UP = 0.2  # of the bodies: what is kept fills up, allocators settle
@@ -223,12 +224,6 @@ def _memory(samples: list[int]) -> dict[str, Any]:
         "memory_most": max(samples),
         "memory_growth": round(last / first, 4),
     }
-
-
-def resident_bytes() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

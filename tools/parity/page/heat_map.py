@@ -65,8 +65,8 @@ def gradient() -> str:
 
 def _over(rgb: NDArray[np.uint8], share: NDArray[np.float64]) -> NDArray[np.uint8]:
     """The colours of `share` [rows, columns], 0 to 1, darkened where the picture is dark."""
-    places = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(share, places, COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    stops = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(share, stops, COLOURS[:, channel]) for channel in range(3)], axis=-1)
     blocks = rgb.shape[0] // share.shape[0], rgb.shape[1] // share.shape[1]
     colours = colours.repeat(blocks[0], axis=0).repeat(blocks[1], axis=1)
     grey = (rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114]))[..., None]

@@ -1,96 +1,103 @@
-"""One self-contained HTML page of a parity run: no script, nothing fetched, readable in light and dark."""
+"""One self-contained HTML page of a parity run: no script, nothing fetched, readable in light and dark.
+
+The page is `page.html.jinja`; every value in it is escaped but the plots' SVG.
+"""
 
 from __future__ import annotations
 
-from string import Template
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from qwen3vl_edge.tools.parity.findings import Findings
-from qwen3vl_edge.tools.parity.page.html import Html, element, join, text
-from qwen3vl_edge.tools.parity.page.sections import (
-    anchors,
-    answer_section,
-    distribution_section,
-    encoder_section,
-    facts_section,
-    first_module,
-    gate_section,
-    layer_section,
-    picture_section,
-)
-from qwen3vl_edge.tools.parity.page.style import AGAINST, CSS, SUBJECT
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Parity: $title</title>
-<style>$css</style>
-</head>
-<body>
-<main>
-$body
-</main>
-</body>
-</html>
-""")
+from qwen3vl_edge.tools.parity.encoder import EncoderRow
+from qwen3vl_edge.tools.parity.end_to_end import PromptResult
+from qwen3vl_edge.tools.parity.findings import Findings, LayerFindings
+from qwen3vl_edge.tools.parity.layers.drift import first_drift
+from qwen3vl_edge.tools.parity.layers.names import MEANING, module_of, part_of
+from qwen3vl_edge.tools.parity.page import plots, values
+from qwen3vl_edge.tools.parity.page.heat_map import gradient
 
 
 def page_of(findings: Findings) -> str:
-    """The whole page."""
-    sections = [gate_section(findings), encoder_section(findings)]
-    if findings.layers is not None:
-        sections.append(layer_section(findings, findings.layers))
-    sections += [picture_section(findings), answer_section(findings), distribution_section(findings)]
-    body = join([_header(findings), _cards(findings), *sections, facts_section(findings)])
-    return PAGE.substitute(title=text(findings.candidate), css=CSS, body=body.markup)
+    """The whole page.
+
+    Raises:
+        jinja2.UndefinedError: a template names a value that is not there.
+    """
+    environment = Environment(
+        autoescape=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        report=findings.report,
+        gate=findings.gate,
+        candidate=findings.candidate,
+        candidate_colour=plots.CANDIDATE,
+        against=findings.against,
+        against_colour=plots.AGAINST,
+        model=findings.facts["bundle"]["model"],
+        facts=list(values.fact_groups(findings.facts)),
+        pictures=list(values.worst_pictures(findings)),
+        gradient=gradient(),
+        **_encoder_values(findings),
+        **_layer_values(findings, findings.layers),
+        **_answer_values(findings),
+        **_distribution_values(findings),
+    )
 
 
-def _header(findings: Findings) -> Html:
+def _encoder_values(findings: Findings) -> dict[str, Any]:
     report = findings.report
-    verdict = element(
-        "span",
-        "Parity holds" if report.passed else "Parity is broken",
-        class_=f"verdict {'pass' if report.passed else 'fail'}",
-    )
-    links = join(element("a", name, href=f"#{anchor}") for anchor, name in anchors(findings))
-    return join(
-        [
-            element("h1", "Parity report"),
-            element("p", _sides(findings), class_="soft"),
-            verdict,
-            element("nav", links),
-        ]
-    )
+    sides: list[tuple[str, Sequence[EncoderRow]]] = [(findings.candidate, report.encoder)]
+    if report.against is not None:
+        sides.append((report.against.label, report.against.encoder))
+    return {
+        "worst_row": values.worst_row(report.encoder),
+        "encoder_rows": list(values.encoder_rows(report)),
+        "cosine_figure": plots.cosine_figure(sides),
+    }
 
 
-def _sides(findings: Findings) -> Html:
-    model = findings.facts["bundle"]["model"]
-    parts = [element("span", "", class_="dot", style=f"background: {SUBJECT}"), findings.candidate]
-    if findings.against is not None:
-        parts += [" beside ", element("span", "", class_="dot", style=f"background: {AGAINST}"), findings.against]
-    return Html("".join(text(part) for part in [*parts, f", against PyTorch in fp32; model {model}"]))
+def _layer_values(findings: Findings, layers: LayerFindings | None) -> dict[str, Any]:
+    if layers is None:
+        return {"layers": None}
+    drift = first_drift(layers.rows, layers.tolerance)
+    return {
+        "layers": layers,
+        "drift": drift,
+        "drift_meaning": None if drift is None else MEANING.get(part_of(drift.layer)),
+        "first_module": "none" if drift is None else module_of(drift.layer),
+        "worst_layer": max(layers.rows, key=lambda row: row.candidate.relative_l2),
+        "layer_figure": plots.layer_figure(layers, findings.candidate, findings.against),
+        "activation_figure": plots.activation_figure(layers),
+        "outliers": values.outliers(layers.rows),
+    }
 
 
-def _cards(findings: Findings) -> Html:
+def _answer_values(findings: Findings) -> dict[str, Any]:
     report = findings.report
-    exact = report.exact_prompts
-    worst = min(report.encoder, key=lambda row: (row.distance.cosine == row.distance.cosine, row.distance.cosine))
-    cards = [
-        (f"{worst.distance.cosine:.7f}", f"least cosine, {worst.output} at {worst.bucket}"),
-        (f"{max(row.distance.relative_l2 for row in report.encoder):.1e}", "largest relative L2 of an output"),
-    ]
-    if exact:
-        same = sum(item.agrees for item in exact)
-        cards += [
-            (f"{same} of {len(exact)}", "identical answers at native grids"),
-            (f"{report.max_kl:.1e}", "largest KL, nats"),
-        ]
-    else:
-        cards.append(("—", "answers not measured"))
-    if findings.layers is not None:
-        cards.append((first_module(findings.layers), "first module to drift"))
-    inner = join(
-        Html(f'<div class="card"><b>{text(figure)}</b><span>{text(meaning)}</span></div>') for figure, meaning in cards
-    )
-    return element("div", inner, class_="cards")
+    if not report.prompts:
+        return {}
+    sides: list[tuple[str, Sequence[PromptResult]]] = [(findings.candidate, report.prompts)]
+    if report.against is not None:
+        sides.append((report.against.label, report.against.prompts))
+    return {
+        "agreement": [values.agreement(label, results) for label, results in sides],
+        "answer_figure": plots.answer_figure(sides),
+        "different_answers": values.different_answers(sides),
+    }
+
+
+def _distribution_values(findings: Findings) -> dict[str, Any]:
+    measurements = findings.measured.measurements
+    return {
+        "error_figure": plots.error_figure(measurements, findings.candidate, findings.against),
+        "quantile_headings": [(heading, "number") for heading in values.QUANTILE_HEADINGS],
+        "quantiles": list(values.quantiles(findings)),
+    }

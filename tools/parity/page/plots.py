@@ -9,14 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from markupsafe import Markup
 
 from qwen3vl_edge.tools.parity.encoder import EncoderRow, Measurement
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.findings import LayerFindings
 from qwen3vl_edge.tools.parity.layers.names import module_of, part_of
 from qwen3vl_edge.tools.parity.output_error import HISTOGRAM_EDGES
-from qwen3vl_edge.tools.parity.page.style import AGAINST, BAD, NEUTRAL, OUTPUT_COLOURS, SUBJECT
 
+# The two sides' colours, of equal weight on white and on black.
+CANDIDATE, AGAINST = "#3f83d6", "#e0862c"
+BAD, NEUTRAL = "#d64545", "#808080"
+OUTPUT_COLOURS = ("#3f83d6", "#2e9e5b", "#a860c9", "#c9a227", "#3aa6a6", "#c96f8b")
 INK = "#010203"  # replaced by the page's text colour
 LEGEND_LETTERS = 118  # that fit on one line of a figure, counting 8 for a line and the space around it
 FLOOR = 1e-16  # drawn in place of zero on a logarithmic axis
@@ -40,14 +44,14 @@ STYLE = {
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
 }
-Figure = TypeVar("Figure", bound=Callable[..., str])
+Figure = TypeVar("Figure", bound=Callable[..., Markup])
 
 
 def styled(draw: Figure) -> Figure:
     """Draw with `STYLE`, leaving the settings of whoever imports this as they are."""
 
     @functools.wraps(draw)
-    def drawn(*arguments: Any, **options: Any) -> str:
+    def drawn(*arguments: Any, **options: Any) -> Markup:
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
@@ -57,7 +61,7 @@ def styled(draw: Figure) -> Figure:
 
 
 @styled
-def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> str:
+def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> Markup:
     """1 - cosine by bucket, a mark per output; one panel per side. Lower is better."""
     figure, axes = _panels(len(sides), 3.3)
     buckets = list(dict.fromkeys(row.bucket for _, rows in sides for row in rows))
@@ -65,9 +69,9 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> str:
     for axis, (label, rows) in zip(axes, sides, strict=True):
         for index, output in enumerate(outputs):
             mine = [row for row in rows if row.output == output]
-            places = [buckets.index(row.bucket) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
-            values = [max(1 - row.distance.cosine, FLOOR) for row in mine]
-            axis.plot(places, values, "o", ms=6, color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], label=output)
+            xs = [buckets.index(row.bucket) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
+            ys = [max(1 - row.distance.cosine, FLOOR) for row in mine]
+            axis.plot(xs, ys, "o", ms=6, color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], label=output)
         axis.axhline(max(1 - max(row.limit for row in rows), FLOOR), color=BAD, lw=1, ls="--", label="limit")
         axis.set(yscale="log", title=label, xticks=range(len(buckets)), xlim=(-0.6, len(buckets) - 0.4))
         axis.set_xticklabels(buckets, rotation=30 if len(buckets) > 5 else 0)
@@ -77,12 +81,12 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> str:
 
 
 @styled
-def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> str:
+def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> Markup:
     """Relative L2 by layer, a line per bucket; mergers, which leave the stream, as diamonds."""
     figure, axes = _panels(1, 3.6)
     axis = axes[0]
     names = list(dict.fromkeys(row.layer for row in layers.rows))
-    for label, colour, field in ((candidate, SUBJECT, "candidate"), (against, AGAINST, "against")):
+    for label, colour, field in ((candidate, CANDIDATE, "candidate"), (against, AGAINST, "against")):
         if label is None:
             continue
         for index, bucket in enumerate(dict.fromkeys(row.bucket for row in layers.rows)):
@@ -90,10 +94,10 @@ def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> 
             points = [(names.index(row.layer), max(getattr(row, field).relative_l2, FLOOR), row.layer) for row in rows]
             stream = [(x, y) for x, y, name in points if not _is_merger(name)]
             mergers = [(x, y) for x, y, name in points if _is_merger(name)]
-            for found, form in ((stream, "-"), (mergers, "D")):
-                places, values = [x for x, _ in found], [y for _, y in found]
-                named = label if form == "-" and index == 0 else ""
-                axis.plot(places, values, form, color=colour, lw=1.3, ms=4.5, alpha=0.85, label=named)
+            for line, form in ((stream, "-"), (mergers, "D")):
+                legend = label if form == "-" and index == 0 else ""
+                xs, ys = [x for x, _ in line], [y for _, y in line]
+                axis.plot(xs, ys, form, color=colour, lw=1.3, ms=4.5, alpha=0.85, label=legend)
     axis.axhline(layers.tolerance, color=BAD, lw=1, ls="--", label=f"tolerance {layers.tolerance:g}")
     ticks = [index for index, name in enumerate(names) if part_of(name) != "attn.residual"]
     shown = ticks[:: max(1, len(ticks) // 28)]
@@ -104,7 +108,7 @@ def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> 
 
 
 @styled
-def activation_figure(layers: LayerFindings) -> str:
+def activation_figure(layers: LayerFindings) -> Markup:
     """How large the oracle's layers are, and how far the largest channel stands out; worst over the buckets."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -113,14 +117,14 @@ def activation_figure(layers: LayerFindings) -> str:
     stream = [name for name in names if not _is_merger(name)]
     by_name = {name: [row.activation for row in layers.rows if row.layer == name] for name in stream}
     for field, colour, label in (
-        ("largest", BAD, "largest"), ("p999", AGAINST, "99.9 %"), ("rms", SUBJECT, "root mean square"),
+        ("largest", BAD, "largest"), ("p999", AGAINST, "99.9 %"), ("rms", CANDIDATE, "root mean square"),
     ):  # fmt: skip
         axes[0].plot(
             [max(getattr(item, field) for item in by_name[name]) for name in stream], color=colour, label=label
         )
     axes[0].set(yscale="log", title="|activation| of the residual stream")
     axes[1].bar(
-        range(len(stream)), [max(item.channel_peak for item in by_name[name]) for name in stream], color=SUBJECT
+        range(len(stream)), [max(item.channel_peak for item in by_name[name]) for name in stream], color=CANDIDATE
     )
     axes[1].set(title="largest channel over the median channel")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -135,15 +139,15 @@ def activation_figure(layers: LayerFindings) -> str:
 
 
 @styled
-def error_figure(measurements: Sequence[Measurement], candidate: str, against: str | None) -> str:
+def error_figure(measurements: Sequence[Measurement], candidate: str, against: str | None) -> Markup:
     """How many values are off by how much, all pictures together, one panel per output."""
     outputs = list(measurements[0].candidate)
     figure, axes = _panels(len(outputs), 2.6)
     for axis, output in zip(axes, outputs, strict=True):
-        for label, colour, field in ((candidate, SUBJECT, "candidate"), (against, AGAINST, "against")):
-            found = [getattr(item, field)[output].histogram for item in measurements if getattr(item, field)]
-            if label is not None and found:
-                share = 100 * np.sum(found, axis=0) / max(np.sum(found), 1)
+        for label, colour, field in ((candidate, CANDIDATE, "candidate"), (against, AGAINST, "against")):
+            counts = [getattr(item, field)[output].histogram for item in measurements if getattr(item, field)]
+            if label is not None and counts:
+                share = 100 * np.sum(counts, axis=0) / max(np.sum(counts), 1)
                 axis.stairs(share, HISTOGRAM_EDGES, color=colour, fill=True, alpha=0.25)
                 axis.stairs(share, HISTOGRAM_EDGES, color=colour, lw=1.2, label=label)
         axis.set(title=output, xlim=_used(measurements))
@@ -155,15 +159,15 @@ def error_figure(measurements: Sequence[Measurement], candidate: str, against: s
 
 
 @styled
-def answer_figure(sides: Sequence[tuple[str, Sequence[PromptResult]]]) -> str:
+def answer_figure(sides: Sequence[tuple[str, Sequence[PromptResult]]]) -> Markup:
     """First token that differs, and KL of the logits at each step, over prompts at native grids."""
     figure, axes = _panels(2, 3.0, share=False)
     steps = max((len(item.kl) for _, results in sides for item in results), default=0)
     wide = 0.8 / len(sides)
-    for index, ((label, results), colour) in enumerate(zip(sides, (SUBJECT, AGAINST), strict=False)):
+    for index, ((label, results), colour) in enumerate(zip(sides, (CANDIDATE, AGAINST), strict=False)):
         exact = [item for item in results if item.exact]
-        places = [item.first_divergence for item in exact if item.first_divergence is not None]
-        counts = np.bincount(places, minlength=max(steps, 1)) if places else np.zeros(max(steps, 1), int)
+        tokens = [item.first_divergence for item in exact if item.first_divergence is not None]
+        counts = np.bincount(tokens, minlength=max(steps, 1)) if tokens else np.zeros(max(steps, 1), int)
         axes[0].bar(
             np.arange(len(counts)) + wide * (index - (len(sides) - 1) / 2), counts, wide, color=colour, label=label
         )
@@ -199,8 +203,11 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), frameon=False)
 
 
-def _svg(figure: Any, name: str) -> str:
-    """The figure as an `<svg>` element; `name` keeps ids apart from those of other figures on the page."""
+def _svg(figure: Any, name: str) -> Markup:
+    """The figure as an `<svg>` element; `name` keeps ids apart from those of other figures on the page.
+
+    Only here a text becomes markup that the page does not escape: matplotlib escapes the labels in it.
+    """
     import matplotlib
 
     stream = io.StringIO()
@@ -210,7 +217,7 @@ def _svg(figure: Any, name: str) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z.]+2?d?_\d+"', "", text)  # group names, the same in every figure
-    return text.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1))
 
 
 def _used(measurements: Sequence[Measurement]) -> tuple[float, float]:
