@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3vl_edge.edge_runtime.backends.cpu_features import int8_products_saturate
 
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.backends.availability import list_availability
+from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturate
 from qwen3vl_edge.edge_runtime.backends.openvino import OpenvinoBackend, cpu_settings, load, openvino_core
 from qwen3vl_edge.edge_runtime.backends.openvino_norms import quantize_in_norms
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
