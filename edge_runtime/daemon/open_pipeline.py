@@ -10,25 +10,6 @@ from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
-# What a reload applies; all else needs a restart.
-RELOADED = (
-    "bundle",
-    "backend",
-    "provider",
-    "target",
-    "precision",
-    "threads",
-    "model",
-    "cache",
-    "cache_mib",
-    "media_folders",
-    "allow_private_urls",
-    "max_media_mib",
-    "stack",
-    "preprocess",
-    "cameras",
-)
-
 
 def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
     """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
