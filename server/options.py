@@ -112,7 +112,7 @@ class ServerOptions:
         3600.0, "Seconds since their last use that they are held.", within=(0.001, 366 * 86_400)
     )
     wire_basis: tuple[Path, ...] = setting(
-        (), "Basis that devices may send embeddings in (`fit-basis`); may be several.", option="--wire-basis"
+        (), "Bases that devices may send embeddings in (`fit-basis`).", option="--wire-basis"
     )
     allow_pixels: bool = setting(
         False,
