@@ -1,19 +1,124 @@
-"""Settings of a long-running program: a TOML file, the environment over it, the command line over both."""
+"""Settings of a long-running program: declared once, read from a TOML file, the environment and the command line.
+
+A program's settings are the fields of a frozen dataclass, each declared with `setting`. From that declaration come the
+check of the TOML file, the environment variable, the option of the command line with its help, the range check, what a
+reload applies, and the page docs/reference/settings.md.
+
+Dataclass fields and not pydantic-settings: the command line builds its options from these declarations, and `--help`
+must load nothing heavy; an error must stay one line that names where the value came from; and a lean device has one
+dependency less.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from qwen3vl_edge.contract.errors import InputError
 
+T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
 """A setting's value and where it came from, to the value of its field."""
+REQUIRED: Any = MISSING
+"""In place of a default: the setting has none."""
+_KEY = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The declaration of a setting, beside its field's name, type and default.
+
+    Attributes:
+        help: one or a few sentences, for `--help` and for the settings page.
+        option: of the command line, such as "--port"; None for a setting without one.
+        within: lowest and highest value.
+        choices: the only values, or a function that returns them where their module is heavy.
+        pattern: regular expression that the text, or each text of a tuple, matches as a whole.
+        form: what a value looks like, where the type does not say it; an error gives it as what was expected.
+        reloadable: a reload (SIGHUP) applies it.
+        file_only: neither the environment nor the command line can set it.
+        read: reads the value of a field of a type that `typed` does not know.
+    """
+
+    help: str
+    option: str | None = None
+    within: tuple[float, float] | None = None
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+    pattern: str = ""
+    form: str = ""
+    reloadable: bool = False
+    file_only: bool = False
+    read: Reader | None = None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The only values; empty where any is allowed."""
+        return self.choices() if callable(self.choices) else self.choices
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    option: str | None = None,
+    within: tuple[float, float] | None = None,
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (),
+    pattern: str = "",
+    form: str = "",
+    reloadable: bool = False,
+    file_only: bool = False,
+    secret: bool = False,
+    read: Reader | None = None,
+) -> T:
+    """A dataclass field with its `Setting`; the arguments are its attributes.
+
+    Args:
+        default: REQUIRED for none; a dict is copied for each object.
+        secret: the object's text leaves it out.
+    """
+    text = " ".join(help.split())
+    declared = {_KEY: Setting(text, option, within, choices, pattern, form, reloadable, file_only, read)}
+    if isinstance(default, dict):
+        return cast(T, field(default_factory=default.copy, repr=not secret, metadata=declared))
+    return field(default=default, repr=not secret, metadata=declared)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A field of a settings dataclass.
+
+    Attributes:
+        type: its annotation, without "| None".
+        default: None for REQUIRED too.
+    """
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    setting: Setting
+
+
+def settings_of(kind: type) -> dict[str, Declared]:
+    """The settings that a dataclass declares, by name and in its order."""
+    declared = {}
+    for item in fields(kind):
+        if _KEY in item.metadata:
+            default = item.default_factory() if item.default_factory is not MISSING else item.default
+            declared[item.name] = Declared(
+                item.name,
+                str(item.type).removesuffix(" | None"),
+                None if default is MISSING else default,
+                default is MISSING,
+                item.metadata[_KEY],
+            )
+    return declared
 
 
 def gather_settings(
@@ -22,36 +127,40 @@ def gather_settings(
     options: Mapping[str, Any],
     environment: Mapping[str, str] | None,
     prefix: str,
-    readers: Mapping[str, Reader] | None = None,
 ) -> dict[str, Any]:
     """Values for the fields of a dataclass.
 
     Args:
-        kind: the dataclass; one field per setting, of type str, int, float, bool, Path, or a tuple of str or Path.
+        kind: the dataclass; its settings are of type str, int, float, bool, Path, a tuple of str or Path, or have a
+            reader.
         path: TOML file, or None.
         options: of the command line, None where not given; they win.
         environment: os.environ where None; with the prefix QWEN3VL_EDGE_, QWEN3VL_EDGE_PORT=8081 sets `port`.
-        readers: of settings of other types, by name.
 
     Raises:
-        InputError: the file cannot be read, or a setting is unknown or of the wrong type; names it and where it
-            came from.
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or in a place that cannot set
+            it; names it and where it came from.
     """
-    kinds = {item.name: str(item.type) for item in fields(kind)}
-    readers = readers or {}
+    declared = settings_of(kind)
     values: dict[str, Any] = {}
-    for source, found in (
+    for source, entries in (
         (str(path), read_toml(path) if path is not None else {}),
         ("the environment", _from_environment(os.environ if environment is None else environment, prefix)),
         ("the command line", {name: value for name, value in options.items() if value is not None}),
     ):
-        for name, value in found.items():
-            if name not in kinds:
-                close = difflib.get_close_matches(name, kinds, 1)
-                hint = f"Did you mean {close[0]}?" if close else f"Known are: {', '.join(kinds)}."
+        for name, value in entries.items():
+            if name not in declared:
+                close = difflib.get_close_matches(name, declared, 1)
+                hint = f"Did you mean {close[0]}?" if close else f"Known are: {', '.join(declared)}."
                 raise InputError(f"unknown setting in {source}", field=name, got=name, remedy=hint)
-            read = readers.get(name)
-            values[name] = read(value, source) if read is not None else typed(name, value, kinds[name], source)
+            item = declared[name]
+            if item.setting.file_only and source != str(path):
+                remedy = "Set it in the file that --config names."
+                raise InputError(
+                    f"{name} cannot be set in {source}", field=name, expected=item.setting.form or None, remedy=remedy
+                )
+            read = item.setting.read
+            values[name] = read(value, source) if read is not None else typed(name, value, item.type, source)
     return values
 
 
@@ -81,12 +190,11 @@ def typed(name: str, value: Any, kind: str, source: str) -> Any:
     """The value in its field's type; text, as the environment has it, is read as that type.
 
     Args:
-        kind: the field's annotation, such as "int" or "tuple[Path, ...]".
+        kind: as `Declared.type`, such as "int" or "tuple[Path, ...]".
 
     Raises:
         InputError: it is not of that type.
     """
-    kind = kind.removesuffix(" | None")
     try:
         if kind in _READ:
             return _READ[kind](value)
@@ -119,13 +227,25 @@ _READ: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_ranges(settings: Any, ranges: tuple[tuple[str, float, float], ...]) -> None:
-    """Hold fields against their lowest and highest value.
+def check_settings(settings: Any, where: str = "") -> None:
+    """Hold the fields of a settings object against their choices, ranges and patterns.
+
+    Args:
+        where: prefix of the field that an error names, such as "cameras.door.".
 
     Raises:
-        InputError: one is out of range.
+        InputError: a value is none of the choices, out of range, or of another form.
     """
-    for name, low, high in ranges:
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise InputError(f"{name} is out of range", field=name, expected=f"{low:g} to {high:g}", got=value)
+    for name, item in settings_of(type(settings)).items():
+        value, declared = getattr(settings, name), item.setting
+        if (known := declared.known) and value not in known:
+            named = f"{where}{name}" if where else declared.option or name
+            expected = " or ".join(filter(None, known))
+            raise InputError(f"no such {name}", field=named, expected=expected, got=repr(value)[:80])
+        if declared.within is not None and not declared.within[0] <= value <= declared.within[1]:
+            expected = "{:g} to {:g}".format(*declared.within)
+            raise InputError(f"{name} is out of range", field=f"{where}{name}", expected=expected, got=value)
+        for text in (value if isinstance(value, tuple) else (value,)) if declared.pattern else ():
+            if not re.fullmatch(declared.pattern, text):
+                got = repr(text)[:80]
+                raise InputError(f"bad {name}", field=f"{where}{name}", expected=declared.form or None, got=got)

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from qwen3vl_edge.contract.errors import InputError
-
-ENCODE = ("on-demand", "always")
+from qwen3vl_edge.contract.formats.settings import REQUIRED, check_settings, setting
 
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """One `[cameras.NAME]` table.
-
-    Attributes:
-        source: what PyAV opens (rtsp://, http://, a file, …), `/dev/video0`, or `gst:` and a GStreamer pipeline.
-        fps: frames taken per second. seconds: length of the window.
-        size: HEIGHTxWIDTH in pixels that frames are encoded at; empty for the size that the bucket choice gives.
-        encode: "on-demand" encodes at a request what the window lacks, "always" as frames come.
-        loop: a file begins again at its end.
-        options: FFmpeg's options for the source, such as rtsp_transport.
+    """One `[cameras.NAME]` table of the settings file; `name` is the table's name, each other field a setting.
 
     Raises:
         InputError: a value out of range.
     """
 
     name: str
-    source: str
-    fps: float = 2.0
-    seconds: float = 8.0
-    size: str = ""
-    encode: str = "on-demand"
-    loop: bool = True
-    options: Mapping[str, str] = field(default_factory=dict)
+    source: str = setting(
+        REQUIRED, "What PyAV opens (rtsp://, http://, a file, …), `/dev/video0`, or `gst:` and a GStreamer pipeline."
+    )
+    fps: float = setting(2.0, "Frames taken per second.", within=(0.01, 60))
+    seconds: float = setting(8.0, "Length of the window of frames, in seconds.", within=(0.1, 3600))
+    size: str = setting(
+        "",
+        "Size in pixels at which frames are encoded; empty for the size that the bucket choice gives.",
+        pattern=r"(\d+x\d+)?",
+        form="HEIGHTxWIDTH",
+    )
+    encode: str = setting(
+        "on-demand",
+        "on-demand encodes at a request the frames that are not encoded yet; always encodes frames as they come.",
+        choices=("on-demand", "always"),
+    )
+    loop: bool = setting(True, "A file begins again at its end.")
+    options: Mapping[str, str] = setting({}, "FFmpeg's options for the source, such as rtsp_transport.", form="a table")
 
     def __post_init__(self) -> None:
         where = f"cameras.{self.name}"
@@ -43,16 +45,7 @@ class CameraConfig:
             raise InputError("bad camera name", field=where[:80], expected="letters, digits, - and _")
         if not self.source or self.source == "gst:":
             raise InputError("camera without a source", field=f"{where}.source")
-        if self.encode not in ENCODE:
-            raise InputError("bad setting", field=f"{where}.encode", expected=" or ".join(ENCODE), got=self.encode)
-        for name, low, high in (("fps", 0.01, 60), ("seconds", 0.1, 3600)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(
-                    f"{name} is out of range", field=f"{where}.{name}", expected=f"{low:g} to {high:g}", got=value
-                )
-        if self.size and not re.fullmatch(r"\d+x\d+", self.size):
-            raise InputError("bad size", field=f"{where}.size", expected="HEIGHTxWIDTH", got=self.size)
+        check_settings(self, f"{where}.")
 
     @property
     def shown_source(self) -> str:

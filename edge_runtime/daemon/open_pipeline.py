@@ -10,25 +10,6 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
 
-# What a reload applies; all else needs a restart.
-RELOADED = (
-    "bundle",
-    "backend",
-    "provider",
-    "target",
-    "precision",
-    "threads",
-    "model",
-    "cache",
-    "cache_mib",
-    "media_folders",
-    "allow_private_urls",
-    "max_media_mib",
-    "stack",
-    "preprocess",
-    "cameras",
-)
-
 
 def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
     """Open the bundle, load the encoder, and run its self-test.

@@ -11,14 +11,13 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
 
 from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.formats.settings import settings_of
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
-from qwen3vl_edge.edge_runtime.daemon.open_pipeline import RELOADED, open_pipeline
+from qwen3vl_edge.edge_runtime.daemon.open_pipeline import open_pipeline
 from qwen3vl_edge.edge_runtime.daemon.systemd import notify
 
 logger = logging.getLogger("edge")
@@ -69,7 +68,7 @@ class Reloader:
         # A V4L2 device cannot be opened twice. Until the new cameras have frames they answer 503 with Retry-After.
         await asyncio.to_thread(old.cameras.close)
         new.cameras.start()
-        self._say_what_waits_for_a_restart(config)
+        self._warn_of_settings_that_need_a_restart(config)
         self._report("ok", new)
         logger.info("reloaded %s in %.1f s", config.bundle, time.monotonic() - started)
         closing = asyncio.create_task(old.close_when_idle())
@@ -91,8 +90,12 @@ class Reloader:
         model = pipeline.edge.bundle.manifest.model
         self._daemon.last_reload = {"result": result, "at": int(time.time()), "model_hash": model.model_hash}
 
-    def _say_what_waits_for_a_restart(self, config: DaemonConfig) -> None:
-        before: dict[str, Any] = {item.name: getattr(self._daemon.config, item.name) for item in fields(DaemonConfig)}
-        waits = [name for name, value in before.items() if name not in RELOADED and getattr(config, name) != value]
-        if waits:
-            logger.warning("changed settings that need a restart: %s", ", ".join(waits))
+    def _warn_of_settings_that_need_a_restart(self, config: DaemonConfig) -> None:
+        before = self._daemon.config
+        changed = [
+            name
+            for name, item in settings_of(DaemonConfig).items()
+            if not item.setting.reloadable and getattr(config, name) != getattr(before, name)
+        ]
+        if changed:
+            logger.warning("changed settings that need a restart: %s", ", ".join(changed))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from qwen3vl_edge.tools.cli.main import app
 from tests.support.paths import ROOT
+from tests.support.run_cli import run_here
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,10 +89,62 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+# The options are a part of the interface: scripts and units name them.
+EDGE_OPTIONS = """--config --bundle --server --server-kind --server-model --host --port --unix-socket --backend
+--provider --precision --preprocess --cache --media-folder"""
+SERVER_OPTIONS = """--config --model --host --port --device-map --dtype --attention --max-batch --tokens-file --tls-cert
+--tls-key --allow-pixels --wire-basis --engine --tensor-parallel --pipeline-parallel"""
+
+
+@pytest.mark.parametrize(("command", "options"), [("edge", EDGE_OPTIONS), ("server", SERVER_OPTIONS)])
+def test_options_of_the_long_running_programs(command: str, options: str) -> None:
+    params = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert {name for item in params for name in (*item.opts, *item.secondary_opts)} == set(options.split())
+    # None is "not given": a default of the option would win over the settings file.
+    assert {item.default for item in params} == {None}
+
+
+def test_help_shows_the_defaults_of_the_settings() -> None:
+    shown = " ".join(run_here("server", "--help").stdout.split())
+    assert "(8000)" in shown
+    assert "(127.0.0.1)" in shown
+
+
+def test_options_win_over_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text(f'bundle = "{tmp_path}/of-the-file"\nport = 70000\n')
+    assert "0 to 65535, got 70000" in run_here("edge", "--config", file).stderr
+    monkeypatch.setenv("QWEN3VL_EDGE_PORT", "70001")
+    assert "0 to 65535, got 70001" in run_here("edge", "--config", file).stderr
+    assert "0 to 65535, got 70002" in run_here("edge", "--config", file, "--port", 70002).stderr
+    done = run_here("edge", "--config", file, "--port", 0)
+    assert (done.returncode, "of-the-file" in done.stderr) == (2, True)
+    done = run_here("edge", "--config", file, "--port", 0, "--bundle", tmp_path / "of-the-option")
+    assert (done.returncode, "of-the-option" in done.stderr) == (2, True)
+
+
+def test_bench_without_the_workshop_says_so_in_one_line(tmp_path: Path) -> None:
+    """As installed from a wheel, which holds no tools/dev."""
+    ignored = shutil.ignore_patterns("dev", "__pycache__")
+    shutil.copytree(ROOT / "qwen3vl_edge", tmp_path / "qwen3vl_edge", ignore=ignored)
+    # An editable install would find the missing package in its checkout.
+    code = (
+        "import sys, runpy\n"
+        "sys.meta_path[:] = [item for item in sys.meta_path if 'editable' not in repr(item).lower()]\n"
+        "sys.argv = ['qwen3vl-edge', 'bench', 'wire']; runpy.run_module('qwen3vl_edge', run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("qwen3vl-edge: the benchmarks are not installed. ")
+    assert "checkout of the repository" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_bundle_of_another_model_is_refused(server_url: str, bundle: Path, samples: Path, tmp_path: Path) -> None:
     """A server refuses embeddings whose model hash is not its own."""
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(bundle, other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -100,8 +157,6 @@ def test_bundle_of_another_model_is_refused(server_url: str, bundle: Path, sampl
 
 
 def test_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(bundle, other)
     weights = other / "fp32" / "weights.bin"

@@ -6,37 +6,72 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.wire.request import Sampling
-from qwen3vl_edge.edge_runtime.ask import Answer, ask, build_messages
-from qwen3vl_edge.edge_runtime.client.server_access import access_from_environment
-from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.tools.cli.options import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    PreprocessOption,
+    ProviderOption,
+    TargetOption,
+    ThreadsOption,
+    WireOption,
+)
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.edge_runtime.ask import Answer
 
 
-def run(
-    question: str,
-    bundle: Path,
-    server: str,
-    images: list[str],
-    videos: list[str],
-    conversation: Path | None,
-    max_new_tokens: int,
-    options: EdgeOptions,
-    as_json: bool,
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    bundle: BundleOption,
+    server: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    image: Annotated[list[str] | None, typer.Option(help="Picture: path, URL or data URI. May repeat.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="Clip: path or URL. May repeat.")] = None,
+    messages: Annotated[Path | None, typer.Option(help="A conversation in Qwen's format (JSON), before it.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    backend: BackendOption = "onnxruntime",
+    precision: PrecisionOption = None,
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
+    model: ModelOption = None,
+    wire_dtype: WireOption = "fp16",
+    wire_zstd: Annotated[bool, typer.Option(help="Compress what is sent, without loss.")] = False,
+    preprocess: PreprocessOption = "auto",
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Ask one question; the server's token and certificates come from the environment, not from a process list.
+    """Ask about pictures and clips: encode here, answer there, and print where the time went."""
+    from qwen3vl_edge.contract.wire.request import Sampling
+    from qwen3vl_edge.edge_runtime.ask import ask as ask_server
+    from qwen3vl_edge.edge_runtime.ask import build_messages
+    from qwen3vl_edge.edge_runtime.client.server_access import access_from_environment
+    from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+    from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
-    Raises:
-        ContractError: any input, bundle or server error.
-    """
-    history = _read_messages(conversation) if conversation else []
-    messages = history + build_messages(question, images, videos)
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=model, provider=provider, target=target
+    )
+    options = EdgeOptions(
+        backend=backend,
+        backend_options=backend_options,
+        wire_dtype=wire_dtype,
+        wire_zstd=wire_zstd,
+        preprocess=preprocess,
+    )
+    history = _read_messages(messages) if messages else []
+    conversation = history + build_messages(question, image or [], video or [])
     with open_edge(bundle, options) as edge:
         show = (lambda text: None) if as_json else _print_text
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        answer = ask(edge, server, messages, sampling, show, access_from_environment())
+        # The server's token and certificates come from the environment: other users see a process's arguments.
+        answer = ask_server(edge, server, conversation, sampling, show, access_from_environment())
     if as_json:
         sys.stdout.write(json.dumps(asdict(answer), ensure_ascii=False, indent=1) + "\n")
     else:

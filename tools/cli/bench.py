@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import sys
+from typing import Annotated
+
+import typer
 
 from qwen3vl_edge.contract.errors import InputError
 
+WORKSHOP = "qwen3vl_edge.tools.dev"
 BENCHES = {
-    "encoder": "qwen3vl_edge.tools.dev.bench.encoder",
-    "wire": "qwen3vl_edge.tools.dev.bench.wire",
-    "packing": "qwen3vl_edge.tools.dev.bench.packing",
-    "smaller": "qwen3vl_edge.tools.dev.bench.smaller",
-    "server": "qwen3vl_edge.tools.dev.load.run",
-    "concurrency": "qwen3vl_edge.tools.dev.bench.concurrency",
-    "e2e": "qwen3vl_edge.tools.dev.bench.end_to_end",
-    "growth": "qwen3vl_edge.tools.dev.bench.growth",
-    "hot-paths": "qwen3vl_edge.tools.dev.bench.hot_paths",
-    "startup": "qwen3vl_edge.tools.dev.bench.startup",
-    "engines": "qwen3vl_edge.tools.dev.bench.engines",
+    "encoder": "bench.encoder",
+    "wire": "bench.wire",
+    "packing": "bench.packing",
+    "smaller": "bench.smaller",
+    "server": "load.run",
+    "concurrency": "bench.concurrency",
+    "e2e": "bench.end_to_end",
+    "growth": "bench.growth",
+    "hot-paths": "bench.hot_paths",
+    "startup": "bench.startup",
+    "engines": "bench.engines",
 }
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Run one with its own arguments.
-
-    Raises:
-        InputError: no such bench, or the packages of its peers are missing.
-    """
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="encoder, wire, packing, server, concurrency, e2e, growth, …")],
+) -> None:
+    """Measure one part against its peers and its floor; `bench NAME --help` shows its options."""
     if name not in BENCHES:
         raise InputError("no such bench", field="NAME", expected=", ".join(BENCHES), got=name[:40])
-    module = BENCHES[name]
-    sys.argv = [module, *arguments]
+    if importlib.util.find_spec(WORKSHOP) is None:  # it is not part of the wheel
+        remedy = "Run it in a checkout of the repository: pip install -e '.[export,edge,server,bench]'"
+        raise InputError("the benchmarks are not installed", field="NAME", remedy=remedy)
+    module = f"{WORKSHOP}.{BENCHES[name]}"
+    sys.argv = [module, *context.args]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in ("tools", "contract", "edge_runtime", "server", "export"):
+        if error.name is None or error.name.split(".")[0] == "qwen3vl_edge":
             raise
         remedy = "pip install 'qwen3vl-edge[bench]'"
         raise InputError(f"{error.name} is not installed", field=name, remedy=remedy) from None

@@ -1,67 +1,84 @@
-"""`qwen3vl-edge build`."""
+"""`qwen3vl-edge build`: TensorRT and TensorRT-RTX engines of a bundle."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_video_buckets
-from qwen3vl_edge.contract.bundle.manifest import Manifest
-from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.export.tensorrt.build import BuildResult, build_engines, engine_json
-from qwen3vl_edge.export.tensorrt.build_job import BuildRequest, buildable_here
-from qwen3vl_edge.export.tensorrt.targets import TARGETS
+from qwen3vl_edge.tools.cli.options import JsonOption
+from qwen3vl_edge.tools.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.contract.bundle.grid import Grid
+    from qwen3vl_edge.contract.bundle.manifest import Manifest
+    from qwen3vl_edge.export.tensorrt.build import BuildResult
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def run(
-    bundle: Path,
-    request: BuildRequest,
-    buckets: str,
-    video: str,
-    workspace: str,
-    as_json: bool,
+def build(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder made by `export`.")] = None,
+    target: Annotated[str, typer.Option(help="Where the engine will run; see --list.")] = "this-gpu",
+    precision: Annotated[str | None, typer.Option(help="Of the bundle; fp16 by default where it has it.")] = None,
+    buckets: Annotated[str, typer.Option(help="Image buckets, HEIGHTxWIDTH in pixels; all of the bundle's.")] = "",
+    video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH; all of the bundle's.")] = "",
+    layout: Annotated[str, typer.Option(help="profiles: one plan for all buckets; per-bucket: one each.")] = "profiles",
+    workspace: Annotated[str, typer.Option(help="Scratch memory for the builder, as 2GiB; the target's.")] = "",
+    timing_cache: Annotated[Path | None, typer.Option(help="Timing cache file (tensorrt).")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="0 fastest build, 5 best engine.")
+    ] = None,
+    strip_weights: Annotated[bool, typer.Option(help="Plans without weights, refitted when loaded.")] = False,
+    list_targets: Annotated[bool, typer.Option("--list", help="Show the targets and stop.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Build the engines of a target, with a progress bar on stderr.
+    """Build TensorRT or TensorRT-RTX engines from a bundle, into it."""
+    from qwen3vl_edge.contract.bundle.open import open_bundle
+    from qwen3vl_edge.export.tensorrt.build import build_engines, engine_json
+    from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 
-    Raises:
-        ContractError: what was asked for cannot be built, or not here; the bundle stays as it was.
-    """
-    request = replace(
-        request,
+    if list_targets:
+        print_targets(as_json)
+        return
+    if bundle is None:
+        raise InputError(
+            "no bundle given", field="BUNDLE", remedy="Make one with: qwen3vl-edge export MODEL --out BUNDLE"
+        )
+    request = BuildRequest(
+        target=target,
+        precision=precision,
+        layout=layout,
+        timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        strip_weights=strip_weights,
         buckets=parse_buckets(open_bundle(bundle, verify=False).manifest, buckets, video),
         workspace=parse_size(workspace) if workspace else None,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=1.0)
-        try:
-            result = build_engines(
-                bundle, request, lambda what, done: progress.update(task, description=what, completed=done)
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            sys.stderr.write("qwen3vl-edge: interrupted; the bundle is as it was\n")
-            raise SystemExit(130) from None
+    try:
+        with progress_bar() as progress:
+            result = build_engines(bundle, request, progress)
+    except KeyboardInterrupt:
+        sys.stderr.write("qwen3vl-edge: interrupted; the bundle is as it was\n")
+        raise SystemExit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(engine_json(result), indent=1) + "\n")
-        return
-    _print(bundle, result)
+    else:
+        _print(bundle, result)
 
 
 def parse_buckets(manifest: Manifest, images: str, video: str) -> tuple[Grid, ...] | None:
     """Buckets in pixels, as `export` takes them; None for all of the bundle."""
     if not images and not video:
         return None
+    from qwen3vl_edge.contract.bundle.grid import parse_image_buckets, parse_video_buckets
+
     geometry = manifest.vision.geometry
     return tuple(dict.fromkeys([*parse_image_buckets(images, geometry), *parse_video_buckets(video, geometry)]))
 
@@ -80,10 +97,16 @@ def parse_size(text: str) -> int:
 
 def print_targets(as_json: bool) -> None:
     """The table of targets and whether this machine can build for them."""
-    answers = buildable_here()
+    from rich.console import Console
+    from rich.table import Table
+
+    from qwen3vl_edge.export.tensorrt.build_job import buildable_here
+    from qwen3vl_edge.export.tensorrt.targets import TARGETS
+
+    reasons = buildable_here()
     if as_json:
         rows = [
-            asdict(target) | {"target": target.name, "built_here": not answers[target.name]}
+            asdict(target) | {"target": target.name, "built_here": not reasons[target.name]}
             for target in TARGETS.values()
         ]
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
@@ -98,12 +121,15 @@ def print_targets(as_json: bool) -> None:
             ", ".join(target.compute_capabilities) or "this GPU's",
             ", ".join(target.precisions),
             target.devices,
-            "no" if answers[target.name] else "yes",
+            "no" if reasons[target.name] else "yes",
         )
     Console().print(table)
 
 
 def _print(bundle: Path, result: BuildResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     record = result.record
     console = Console()
     table = Table()

@@ -1,4 +1,4 @@
-"""`qwen3vl-edge calibrate`."""
+"""`qwen3vl-edge calibrate`: the encoder quantized on the pictures that it will see."""
 
 from __future__ import annotations
 
@@ -7,51 +7,77 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+from qwen3vl_edge.tools.cli.options import BundleArgument, DataOption, JsonOption, SeedOption, ThreadsOption
+from qwen3vl_edge.tools.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from qwen3vl_edge.calibration.calibrate import CalibrationRequest, CalibrationResult
+    from rich.console import Console
+
+    from qwen3vl_edge.calibration.calibrate import CalibrationResult
 
 _SHOWN = 10  # skipped files and sensitive products printed one by one
 
 
-def run(bundle: Path, request: CalibrationRequest, as_json: bool) -> None:
-    """Calibrate, with a progress bar on stderr, and print what was made and what it costs.
+def calibrate(
+    bundle: BundleArgument,
+    data: DataOption,
+    precision: Annotated[str, typer.Option(help="int8 or fp8 (e4m3).")] = "int8",
+    samples: Annotated[int, typer.Option(help="Pictures and clips to observe.")] = 256,
+    method: Annotated[str, typer.Option(help="How ranges are chosen: max, entropy, percentile or mse.")] = "max",
+    smooth: Annotated[float, typer.Option(help="SmoothQuant's alpha, 0 to 1; 0 for none.")] = 0.5,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Products to leave unquantized, as blocks.0.* ; may repeat.")
+    ] = None,
+    auto_exclude: Annotated[
+        float | None, typer.Option(help="Cosine to hold: the products that suffer most are left out until it does.")
+    ] = None,
+    rest: Annotated[
+        str | None, typer.Option(help="fp32 or fp16 for all else; fp32 for int8 (CPUs), fp16 for fp8 (GPUs).")
+    ] = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a bundle's encoder on your own pictures, into the bundle, and measure what it costs."""
+    from qwen3vl_edge.calibration.calibrate import CalibrationRequest, calibrate_bundle
 
-    Raises:
-        ContractError: options or data that cannot be used; then the bundle is as it was.
-    """
-    from qwen3vl_edge.calibration.calibrate import calibrate_bundle
-
+    patterns = tuple(item.strip() for entry in exclude or () for item in entry.split(",") if item.strip())
+    request = CalibrationRequest(
+        precision=precision,
+        data=data,
+        samples=samples,
+        method=method,
+        smooth=smooth,
+        exclude=patterns,
+        auto_exclude=auto_exclude,
+        rest=rest,
+        seed=seed,
+        threads=threads,
+    )
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=1.0)
-        result = calibrate_bundle(
-            bundle, request, lambda what, done: progress.update(task, description=what, completed=done)
-        )
+    with progress_bar() as progress:
+        result = calibrate_bundle(bundle, request, progress)
     seconds = time.perf_counter() - started
-    if as_json:
-        document = asdict(result.graphs) | {
-            "skipped": result.skipped,
-            "unreadable": result.selection.skipped,
-            "thin_buckets": result.thin_buckets,
-            "seconds": seconds,
-        }
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    if not as_json:
+        _print(result, seconds)
         return
-    _print(result, seconds)
+    document = asdict(result.graphs) | {
+        "skipped": result.skipped,
+        "unreadable": result.selection.skipped,
+        "thin_buckets": result.thin_buckets,
+        "seconds": seconds,
+    }
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
 
 def _print(result: CalibrationResult, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console, errors = Console(), Console(stderr=True)
     _warn(result, errors)
     record = result.record
@@ -82,6 +108,8 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     """The set is kept, for parity to judge on real pictures; but nobody should learn only there that it lost much."""
+    from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+
     limit = PRECISIONS[result.graphs.precision].min_cosine
     worst = min(row.cosine for graph in result.graphs.graphs for row in graph.parity)
     if worst < limit:
@@ -100,6 +128,8 @@ def _warn(result: CalibrationResult, errors: Console) -> None:
 
 def warn_of_skipped(skipped: Sequence[tuple[str, str]], errors: Console) -> None:
     """Name what could not be read of the data, and why."""
+    from rich.markup import escape
+
     if skipped:
         errors.print(f"[yellow]{len(skipped)} of the data could not be used:[/]")
         for name, reason in skipped[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""`qwen3vl-edge dump`: what a device's engine makes of pictures, as a file for a workstation to judge."""
+"""`qwen3vl-edge dump`: embeddings of pictures by a device's engine, in a file for a workstation to judge."""
 
 from __future__ import annotations
 
@@ -6,30 +6,53 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
-from qwen3vl_edge.tools.parity.dump.dump import dump_edge
-from qwen3vl_edge.tools.parity.dump.dump_format import read_dump
-from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
-from qwen3vl_edge.tools.parity.pictures import pictures_of
+from qwen3vl_edge.tools.cli.options import (
+    BackendOption,
+    BundleOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    ProviderOption,
+    TargetOption,
+    ThreadsOption,
+)
 
 
-def run(
-    bundle: Path,
-    out: Path,
-    images: Path | None,
-    options: EdgeOptions,
-    layers: bool,
-    polygraphy: Path | None,
-    as_json: bool,
+def dump(
+    bundle: BundleOption,
+    out: Annotated[Path, typer.Option("--out", help="Dump file to write (.npz).")],
+    images: ImagesOption = None,
+    backend: BackendOption = "onnxruntime",
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
+    model: ModelOption = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also intermediate outputs (onnxruntime, pytorch).")] = False,
+    polygraphy: Annotated[
+        Path | None, typer.Option(help="Folder for polygraphy's files: BUCKET.inputs.json and .outputs.json.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write the dump, and polygraphy's files of the same where asked for.
+    """Write what this device's engine makes of pictures, for `parity --dump` on a workstation."""
+    from rich.console import Console
 
-    Raises:
-        ContractError: an input that cannot be used, or a file that cannot be written.
-    """
+    from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+    from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+    from qwen3vl_edge.tools.parity.dump.dump import dump_edge
+    from qwen3vl_edge.tools.parity.dump.dump_format import read_dump
+    from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
+    from qwen3vl_edge.tools.parity.pictures import pictures_of
+
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=model, provider=provider, target=target
+    )
+    options = EdgeOptions(backend=backend, backend_options=backend_options)
     console = Console(stderr=True)
     pictures = pictures_of(images)
     with open_edge(bundle, options) as edge, console.status("dump") as status:

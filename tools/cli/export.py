@@ -1,4 +1,4 @@
-"""`qwen3vl-edge export`."""
+"""`qwen3vl-edge export`: the vision encoder of a checkpoint as a bundle."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+import typer
+
+from qwen3vl_edge.tools.cli.options import JsonOption
+from qwen3vl_edge.tools.cli.progress import progress_bar
 
 
-def run(model: str, out: Path, buckets: str, video: str, precision: str, dynamic: bool, as_json: bool) -> None:
-    """Export, with a progress bar on stderr, and print what was written and measured.
-
-    Raises:
-        ContractError: any input, bucket, checkpoint or parity error; then `out` is as it was before.
-    """
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct.")],
+    out: Annotated[Path, typer.Option("--out", help="Bundle folder to write; replaced only when complete.")],
+    buckets: Annotated[str, typer.Option(help="Image buckets, HEIGHTxWIDTH in pixels, comma separated.")] = "448x448",
+    video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH, comma separated.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or fp32,fp16.")] = "fp32",
+    dynamic: Annotated[bool, typer.Option(help="Also write the dynamic-shape graph.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
     from qwen3vl_edge.export.bundle import export_bundle
 
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=1.0)
+    with progress_bar() as progress:
         manifest = export_bundle(
             model,
             out,
@@ -31,12 +36,14 @@ def run(model: str, out: Path, buckets: str, video: str, precision: str, dynamic
             video_buckets=video or None,
             precisions=[item.strip() for item in precision.split(",") if item.strip()],
             dynamic=dynamic,
-            progress=lambda what, done: progress.update(task, description=what, completed=done),
+            progress=progress,
         )
     seconds = time.perf_counter() - started
     if as_json:
         sys.stdout.write(json.dumps(asdict(manifest) | {"seconds": seconds}, indent=1) + "\n")
         return
+    from rich.console import Console
+
     from qwen3vl_edge.tools.cli.inspect import print_manifest
 
     print_manifest(manifest, out)

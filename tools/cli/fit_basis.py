@@ -1,4 +1,4 @@
-"""`qwen3vl-edge fit-basis`."""
+"""`qwen3vl-edge fit-basis`: directions in which the encoder's embeddings vary, to send fewer of them."""
 
 from __future__ import annotations
 
@@ -6,47 +6,68 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS
 from qwen3vl_edge.tools.cli.calibrate import warn_of_skipped
+from qwen3vl_edge.tools.cli.options import (
+    BundleArgument,
+    DataOption,
+    JsonOption,
+    PrecisionOption,
+    SeedOption,
+    ThreadsOption,
+)
+from qwen3vl_edge.tools.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from qwen3vl_edge.calibration.wire_basis import BasisRequest, BasisResult
+    from qwen3vl_edge.calibration.wire_basis import BasisResult
 
 
-def run(bundle: Path, request: BasisRequest, as_json: bool) -> None:
-    """Fit, with a progress bar on stderr, and print what was kept and what it saves.
+def fit_basis(
+    bundle: BundleArgument,
+    data: DataOption,
+    samples: Annotated[int, typer.Option(help="Pictures and clips to encode.")] = 256,
+    cosine: Annotated[float, typer.Option(help="Mean cosine that held-out embeddings shall keep.")] = 0.999,
+    rank: Annotated[int, typer.Option(help="Directions of every tensor, in place of --cosine; 0 for none.")] = 0,
+    precision: PrecisionOption = None,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a basis to the encoder's embeddings, for --wire-dtype basis-int8 and basis-int4, into the bundle."""
+    from qwen3vl_edge.calibration.wire_basis import BasisRequest
+    from qwen3vl_edge.calibration.wire_basis import fit_basis as fit
+    from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS
 
-    Raises:
-        ContractError: options or data that cannot be used; then the bundle is as it was.
-    """
-    from qwen3vl_edge.calibration.wire_basis import fit_basis
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=1.0)
-        result = fit_basis(bundle, request, lambda what, done: progress.update(task, description=what, completed=done))
-    if as_json:
-        shares = {name: round(_share(name, result), 4) for name in BASIS_PACKINGS}
-        document = asdict(result.record) | {"sha256": result.sha256, "shares_of_fp16": shares}
-        sys.stdout.write(json.dumps(document | {"unreadable": result.selection.skipped}, indent=1) + "\n")
+    with progress_bar() as progress:
+        result = fit(bundle, BasisRequest(data, samples, cosine, rank, precision, seed, threads), progress)
+    shares = {name: _share(name, result) for name in BASIS_PACKINGS}
+    if not as_json:
+        _print(bundle, result, shares)
         return
-    _print(bundle, result)
+    document = asdict(result.record) | {
+        "sha256": result.sha256,
+        "shares_of_fp16": {name: round(share, 4) for name, share in shares.items()},
+        "unreadable": result.selection.skipped,
+    }
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
 
 def _share(name: str, result: BasisResult) -> float:
-    """Of the bytes of float16."""
+    """Bytes of a packing in the basis, as a part of those of float16."""
+    from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS
+
     ranks = result.record.ranks
     packing = BASIS_PACKINGS[name]
     return sum(rank * packing.bytes_per_value(rank) for rank in ranks) / (2 * result.columns * len(ranks))
 
 
-def _print(bundle: Path, result: BasisResult) -> None:
+def _print(bundle: Path, result: BasisResult, shares: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console, record = Console(), result.record
     warn_of_skipped(result.selection.skipped, Console(stderr=True))
     console.print(
@@ -61,5 +82,5 @@ def _print(bundle: Path, result: BasisResult) -> None:
         cosines = f"{record.mean_cosines[index]:.6f}", f"{record.least_cosines[index]:.6f}"
         table.add_row(tensor, str(rank), str(result.columns), *cosines)
     console.print(table)
-    console.print("of the bytes of fp16: " + ", ".join(f"{name} {_share(name, result):.3f}" for name in BASIS_PACKINGS))
+    console.print("of the bytes of fp16: " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
     console.print(f"the server needs it too: qwen3vl-edge server … --wire-basis {bundle / record.path}")

@@ -6,44 +6,52 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
-from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
-from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
+from qwen3vl_edge.tools.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
+    from qwen3vl_edge.contract.bundle.open import Bundle
+    from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+    from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
 
 
-def run(path: Path, as_json: bool) -> None:
-    """Check a bundle and print it.
+def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], as_json: JsonOption = False) -> None:
+    """Check a bundle and show its buckets, sizes and measured parity."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-    Raises:
-        BundleError: missing, truncated or altered.
-    """
+    from qwen3vl_edge.contract.bundle.open import open_bundle
     from qwen3vl_edge.edge_runtime.backends.availability import list_availability
 
-    bundle = open_bundle(path)
-    runnable = list_availability(bundle)
+    opened = open_bundle(bundle)
+    backends = list_availability(opened)
     if as_json:
-        here = [asdict(item) for item in runnable]
-        sys.stdout.write(json.dumps(asdict(bundle.manifest) | {"runnable_here": here}, indent=1) + "\n")
+        here = [asdict(item) for item in backends]
+        sys.stdout.write(json.dumps(asdict(opened.manifest) | {"runnable_here": here}, indent=1) + "\n")
         return
-    print_manifest(bundle.manifest, path)
+    print_manifest(opened.manifest, bundle)
     console = Console()
-    print_engines(bundle, console)
+    print_engines(opened, console)
     table = Table(title="On this machine", title_justify="left")
     for name in ("backend", "runs", "why not, or what with"):
         table.add_column(name)
-    for item in runnable:
+    for item in backends:
         table.add_row(item.backend, "yes" if item.runs else "no", escape(item.detail))
     console.print(table)
 
 
 def print_manifest(manifest: Manifest, path: Path) -> None:
     """Tables of the graphs: tokens, size, worst figures against PyTorch; and of their tensors."""
+    from rich.console import Console
+    from rich.table import Table
+
     sizes = {record.path: record.bytes for record in manifest.files}
     vision = manifest.vision
     console = Console()
@@ -71,6 +79,8 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
 
 def print_engines(bundle: Bundle, console: Console) -> None:
     """A table of the engines built so far, or the command that builds one."""
+    from rich.table import Table
+
     if not bundle.manifest.engines:
         console.print(f"no engines; build some with: qwen3vl-edge build {bundle.path} --target … (--list shows them)")
         return

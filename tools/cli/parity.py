@@ -7,24 +7,97 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.tools.parity.candidate import Candidate
-from qwen3vl_edge.tools.parity.layers.bisect import Bisection, bisect, earliest
-from qwen3vl_edge.tools.parity.layers.names import MEANING, LayerSource, part_of
-from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
-from qwen3vl_edge.tools.parity.limits import limits_of
-from qwen3vl_edge.tools.parity.pictures import pictures_of
-from qwen3vl_edge.tools.parity.report import print_report
-from qwen3vl_edge.tools.parity.run import ParityRequest, open_against, open_candidate, open_reference, run_parity
+from qwen3vl_edge.tools.cli.options import (
+    BackendOption,
+    BundleOption,
+    ImagesOption,
+    JsonOption,
+    PrecisionOption,
+    PreprocessOption,
+    ProviderOption,
+    TargetOption,
+    ThreadsOption,
+    WireOption,
+)
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.tools.parity.candidate import Candidate
+    from qwen3vl_edge.tools.parity.layers.bisect import Bisection
+    from qwen3vl_edge.tools.parity.layers.names import LayerSource
+    from qwen3vl_edge.tools.parity.run import ParityRequest
 
 
-def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
+def parity(
+    bundle: BundleOption,
+    model: Annotated[str, typer.Option(help="The checkpoint that the bundle was exported from.")],
+    images: ImagesOption = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with `messages`; questions about the pictures.")
+    ] = None,
+    backend: BackendOption = "onnxruntime",
+    provider: ProviderOption = "cpu",
+    target: TargetOption = None,
+    precision: PrecisionOption = None,
+    wire_dtype: WireOption = "fp16",
+    preprocess: PreprocessOption = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    threads: ThreadsOption = 0,
+    report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="TOML file with the release's thresholds.")] = None,
+    dump: Annotated[Path | None, typer.Option(help="A device's dump, in place of an engine that runs here.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Bundle of the other side; this one by default.")] = None,
+    against_backend: Annotated[str | None, typer.Option(help="Backend of the other side.")] = None,
+    against_provider: Annotated[str | None, typer.Option(help="Provider of the other side.")] = None,
+    against_precision: Annotated[str | None, typer.Option(help="Precision of the other side.")] = None,
+    against_target: Annotated[str | None, typer.Option(help="Engine of the other side.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Only name the first layer at which both sides part.")
+    ] = False,
+    tolerance: Annotated[float | None, typer.Option(help="Relative L2 of a layer, for --bisect.", min=0.0)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
+
+    With any --against option a second side is measured beside the first, on the same pixels.
+    """
+    from qwen3vl_edge.edge_runtime.edge import EdgeOptions
+    from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+    from qwen3vl_edge.tools.parity.run import ParityRequest
+
+    backend_options = BackendOptions(
+        precision=precision, threads=threads, model=Path(model), provider=provider, target=target
+    )
+    options = EdgeOptions(
+        backend=backend, backend_options=backend_options, wire_dtype=wire_dtype, preprocess=preprocess
+    )
+    other = None
+    if any(
+        item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
+    ):
+        backend_options = BackendOptions(
+            against_precision, threads, Path(model), against_provider or "cpu", against_target
+        )
+        other = (
+            against or bundle,
+            EdgeOptions(against_backend or "onnxruntime", backend_options, wire_dtype, preprocess="reference"),
+        )
+    request = ParityRequest(
+        bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None
+    )
+    if not bisect:
+        _measure(request, report, as_json)
+    elif report is not None or gate is not None:
+        raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
+    else:
+        _bisect(request, tolerance, as_json)
+
+
+def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
     """Measure, print, write the page, and exit with code 1 if the split does not hold.
 
     Args:
@@ -33,6 +106,11 @@ def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
     Raises:
         ContractError: an input that cannot be used.
     """
+    from rich.console import Console
+
+    from qwen3vl_edge.tools.parity.report import print_report
+    from qwen3vl_edge.tools.parity.run import run_parity
+
     _quiet()
     if page is not None:
         _check_plotting()
@@ -55,7 +133,7 @@ def run(request: ParityRequest, page: Path | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> None:
+def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> None:
     """Name the first layer at which both sides part, and exit with code 1 if there is one.
 
     Args:
@@ -64,7 +142,14 @@ def run_bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -
     Raises:
         ContractError: an input that cannot be used, or a side that shows no layers.
     """
+    from rich.console import Console
+
+    from qwen3vl_edge.tools.parity.layers.bisect import bisect, earliest
+    from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
     from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
+    from qwen3vl_edge.tools.parity.limits import limits_of
+    from qwen3vl_edge.tools.parity.pictures import pictures_of
+    from qwen3vl_edge.tools.parity.run import open_against, open_candidate, open_reference
 
     _quiet()
     with ExitStack() as stack, Console(stderr=True).status("bisecting") as status:
@@ -118,6 +203,11 @@ def _bisection_json(
 def _print_bisection(
     found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qwen3vl_edge.tools.parity.layers.names import MEANING, part_of
+
     console = Console()
     console.print(
         f"{labels[0]} against {labels[1]}, {len(found)} comparisons (pictures times buckets)",
@@ -164,6 +254,8 @@ def _check_plotting() -> None:
 
 
 def _write(page: Path, text: str) -> None:
+    from qwen3vl_edge.contract.formats import atomic
+
     try:
         atomic.write_bytes(page, text.encode())
     except OSError as error:

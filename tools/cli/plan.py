@@ -6,73 +6,74 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
-from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+import typer
+
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.tools.plan.paths import SPLIT_TYPES, Pictures, Prediction, Speeds, break_even_mbit, predict
-from qwen3vl_edge.tools.plan.transfer import LinkSpeed
+from qwen3vl_edge.tools.cli.options import BundleOption, JsonOption
+
+if TYPE_CHECKING:
+    from qwen3vl_edge.contract.bundle.grid import Grid
+    from qwen3vl_edge.contract.bundle.open import Bundle
+    from qwen3vl_edge.tools.plan.paths import Pictures, Prediction, Speeds
+    from qwen3vl_edge.tools.plan.transfer import LinkSpeed
 
 MEASURED_RUNS = 3
 
 
-@dataclass(frozen=True)
-class StageTimes:
-    """Milliseconds as the command line has them; see `Speeds` of tools/plan/paths.py. None: to be measured here for the
-    encoder, and no such way for the device's prefill."""
-
-    device_encode: float | None
-    server_encode: float
-    server_prefill: float
-    device_prefill: float | None
-    pack: float
-
-
-def run(
-    path: Path,
-    size: str,
-    images: int,
-    jpeg_kb: float,
-    link: LinkSpeed,
-    stages: StageTimes,
-    as_json: bool,
+def plan(
+    bundle: BundleOption,
+    link_mbit: Annotated[float, typer.Option(min=0.01, help="Link to the server, million bits per second.")],
+    rtt_ms: Annotated[float, typer.Option(min=0.0, help="To the server and back.")],
+    server_encode_ms: Annotated[float, typer.Option(min=0.0, help="Preprocessing and encoder on an unsplit server.")],
+    server_prefill_ms: Annotated[float, typer.Option(min=0.0, help="The prompt on the server: `server.*` of `ask`.")],
+    device_encode_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="The same on the device, all pictures; measured here by default.")
+    ] = None,
+    device_prefill_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="The prompt on the device, where the language model fits there.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels; the bundle's first bucket by default.")] = "",
+    images: Annotated[int, typer.Option(min=1, help="Pictures in the question.")] = 1,
+    jpeg_kb: Annotated[float, typer.Option(min=0.0, help="Kilobytes of one picture's file.")] = 60.0,
+    pack_ms: Annotated[float, typer.Option(min=0.0, help="To pack and unpack, for int8 and int4.")] = 0.0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Predict and print.
+    """Predict which answers first over a link: the split, an unsplit server, or everything on the device."""
+    from qwen3vl_edge.contract.bundle.open import open_bundle
+    from qwen3vl_edge.tools.plan.paths import SPLIT_TYPES, Pictures, Speeds, break_even_mbit, predict
+    from qwen3vl_edge.tools.plan.transfer import LinkSpeed
 
-    Raises:
-        BundleError: the bundle cannot be opened.
-        InputError: a figure that is none.
-    """
-    bundle = open_bundle(path)
-    vision = bundle.manifest.vision
-    grid = _grid(bundle, size)
+    link = LinkSpeed(link_mbit, rtt_ms / 1e3)
+    opened = open_bundle(bundle)
+    vision = opened.manifest.vision
+    grid = _grid(opened, image)
     tokens = images * grid.tokens(vision.merge_size)
     levels = len(vision.deepstack_visual_indexes)
     pictures = Pictures(tokens, vision.out_hidden_size, levels, int(images * jpeg_kb * 1e3))
-    given, device_prefill = stages.device_encode, stages.device_prefill
-    measured = given is None
+    measured = device_encode_ms is None
     speeds = Speeds(
-        device_encode=images * _measure(bundle, grid) if given is None else given / 1e3,
-        server_encode=stages.server_encode / 1e3,
-        server_prefill=stages.server_prefill / 1e3,
-        device_prefill=None if device_prefill is None else device_prefill / 1e3,
-        pack=stages.pack / 1e3,
+        device_encode=images * _measure(opened, grid) if device_encode_ms is None else device_encode_ms / 1e3,
+        server_encode=server_encode_ms / 1e3,
+        server_prefill=server_prefill_ms / 1e3,
+        device_prefill=None if device_prefill_ms is None else device_prefill_ms / 1e3,
+        pack=pack_ms / 1e3,
     )
-    ways = predict(pictures, speeds, link)
+    predictions = predict(pictures, speeds, link)
     even = {name: break_even_mbit(pictures, speeds, link.rtt_s, name) for name in SPLIT_TYPES}
-    if as_json:
-        found = {
-            "pictures": asdict(pictures),
-            "speeds": asdict(speeds),
-            "device_encode_measured_here": measured,
-            "ways": [asdict(way) | {"seconds": way.seconds} for way in ways],
-            "as_fast_as_the_unsplit_server_from_mbit": even,
-        }
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    if not as_json:
+        _print(pictures, speeds, predictions, even, link, measured)
         return
-    _print(pictures, speeds, ways, even, link, measured)
+    document = {
+        "pictures": asdict(pictures),
+        "speeds": asdict(speeds),
+        "device_encode_measured_here": measured,
+        "ways": [asdict(item) | {"seconds": item.seconds} for item in predictions],
+        "as_fast_as_the_unsplit_server_from_mbit": even,
+    }
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
 
 def _grid(bundle: Bundle, size: str) -> Grid:
@@ -111,7 +112,7 @@ def _measure(bundle: Bundle, grid: Grid) -> float:
 def _print(
     pictures: Pictures,
     speeds: Speeds,
-    ways: list[Prediction],
+    predictions: list[Prediction],
     even: dict[str, float | None],
     link: LinkSpeed,
     measured: bool,
@@ -127,13 +128,13 @@ def _print(
     stages = ("encode", "pack", "link", "prefill")
     for name in ("way", "seconds", *stages, "bytes sent"):
         table.add_column(name, justify="left" if name == "way" else "right")
-    for way in ways:
-        cells = [f"{way.stages.get(stage, 0.0):.3f}" for stage in stages]
-        table.add_row(way.name, f"{way.seconds:.3f}", *cells, f"{way.sent_bytes:,}")
+    for item in predictions:
+        cells = [f"{item.stages.get(stage, 0.0):.3f}" for stage in stages]
+        table.add_row(item.name, f"{item.seconds:.3f}", *cells, f"{item.sent_bytes:,}")
     console.print(table)
     for name, mbit in even.items():
-        told = "on no link" if mbit is None else "on any link" if mbit == 0 else f"from {mbit:,.0f} Mbit/s on"
-        console.print(f"split {name} is as fast as the unsplit server {told}")
+        where = "on no link" if mbit is None else "on any link" if mbit == 0 else f"from {mbit:,.0f} Mbit/s on"
+        console.print(f"split {name} is as fast as the unsplit server {where}")
     source = "measured here with ONNX Runtime on the CPU" if measured else "as given"
     console.print(
         f"encoding on the device: {speeds.device_encode * 1e3:,.0f} ms, {source}. See docs/guides/when-to-split.md."

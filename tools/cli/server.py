@@ -1,15 +1,16 @@
-"""`qwen3vl-edge server`."""
+"""`qwen3vl-edge server`: the language model on a server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.server.options import ServerOptions, load_options
+from qwen3vl_edge.tools.cli.options import ConfigOption, with_settings
 
-def run(config: Path | None, options: Mapping[str, Any]) -> None:
-    """Serve until stopped."""
+
+@with_settings(ServerOptions)
+def server(config: ConfigOption = None, **settings: Any) -> None:
+    """Serve the language model alone: embeddings in, answers out."""
     from qwen3vl_edge.server.main import serve
-    from qwen3vl_edge.server.options import load_options
 
-    serve(load_options(config, options))
+    serve(load_options(config, {name: value for name, value in settings.items() if value not in (None, [])}))

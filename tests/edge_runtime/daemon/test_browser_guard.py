@@ -91,7 +91,7 @@ def test_settings() -> None:
     found = load_config(None, {"bundle": Path("b")}, environment)
     assert (found.allowed_origins, found.page) == (("https://a.org", "http://b:80"), False)
     for bad in ("*", "example.org", "https://*.example.org", "https://example.org/"):
-        with pytest.raises(InputError, match="bad origin"):
+        with pytest.raises(InputError, match="bad allowed_origins"):
             DaemonConfig(Path("b"), allowed_origins=(bad,))
     with pytest.raises(InputError, match="host"):
         DaemonConfig(Path("b"), allowed_hosts=("http://edge.lan",))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.daemon.config import load_config
+from qwen3vl_edge.contract.formats.settings import settings_of, typed
+from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig, load_config
+from qwen3vl_edge.server.options import ServerOptions
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -70,6 +74,53 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, words: str) -> None:
 def test_where_it_came_from_is_said(environment: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_config(None, {"bundle": Path("b")}, environment)
+
+
+def test_cameras_come_from_the_file_alone() -> None:
+    with pytest.raises(InputError, match="cannot be set in the environment") as refused:
+        load_config(None, {"bundle": Path("b")}, {"QWEN3VL_EDGE_CAMERAS": "front"})
+    assert (refused.value.field, refused.value.expected) == ("cameras", "tables [cameras.NAME]")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"log_format": "xml"}, "log_format", "text or json"),
+        ({"server_kind": "x"}, "--server-kind", "qwen3vl or openai"),
+        ({"allowed_origins": ("https://*",)}, "allowed_origins", "scheme and host, such as https://example.org"),
+        ({"deadline_s": float("nan")}, "deadline_s", "0.1 to 86400"),
+    ],
+)
+def test_an_error_names_field_and_what_was_expected(changes: dict[str, Any], field: str, expected: str) -> None:
+    with pytest.raises(InputError) as refused:
+        DaemonConfig(bundle=Path("b"), **changes)
+    assert (refused.value.field, refused.value.expected) == (field, expected)
+
+
+@pytest.mark.parametrize("kind", [DaemonConfig, CameraConfig, ServerOptions])
+def test_declarations_are_sound(kind: type) -> None:
+    """Each field is a setting with help; its default is of its type, in its range and one of its choices."""
+    declared = settings_of(kind)
+    assert {item.name for item in fields(kind)} - {"name"} == set(declared)
+    for name, item in declared.items():
+        assert item.setting.help.endswith((".", "…")), name
+        if item.setting.read is None and item.default is not None:
+            assert typed(name, item.default, item.type, "the declaration") == item.default
+        if item.setting.within is not None:
+            assert item.setting.within[0] <= item.default <= item.setting.within[1], name
+        assert not item.setting.known or item.default in item.setting.known, name
+
+
+def test_what_a_reload_applies() -> None:
+    reloadable = {name for name, item in settings_of(DaemonConfig).items() if item.setting.reloadable}
+    assert reloadable == {
+        "bundle", "backend", "provider", "target", "precision", "threads", "model", "cache", "cache_mib",
+        "media_folders", "allow_private_urls", "max_media_mib", "stack", "preprocess", "cameras",
+    }  # fmt: skip
+
+
+def test_a_secret_is_not_in_the_text_of_the_settings() -> None:
+    assert "hunter2" not in repr(DaemonConfig(bundle=Path("b"), server_api_key="hunter2"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
