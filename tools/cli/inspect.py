@@ -13,8 +13,7 @@ from rich.table import Table
 
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
-from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec
 
 
 def run(path: Path, as_json: bool) -> None:
