@@ -1,4 +1,4 @@
-"""A bundle gets a quantized set of graphs: data observed, ranges chosen, weights and graphs written, all measured."""
+"""Add a quantized set to a bundle: observe data, choose ranges, write weights and graphs, measure them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from qwen3vl_edge.calibration.stage_runner import StageRunner
 from qwen3vl_edge.calibration.statistics import Statistics, gather
 from qwen3vl_edge.calibration.validation import validation_samples
 from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
+from qwen3vl_edge.contract.bundle.edit import check_writable
 from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
@@ -33,13 +34,13 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What to make.
+    """What to calibrate, and how.
 
     Attributes:
         precision: "int8" or "fp8" (e4m3).
         data: a folder of pictures and clips, or messages as JSON lines.
         samples: pictures and clips to observe.
-        method: how ranges are chosen, see qwen3vl_edge.calibration.ranges.
+        method: how ranges are chosen, see `calibration/ranges.py`.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
         auto_exclude: cosine that every output must hold; the products that suffer most are left out until it does.
@@ -63,7 +64,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """The set that the manifest now holds, what became of the data, and each product's effect where asked for."""
+    """The set as the manifest records it, which data was used, and each product's effect with `auto_exclude`."""
 
     graphs: PrecisionSet
     record: CalibrationRecord
@@ -78,12 +79,12 @@ def calibrate_bundle(
 ) -> CalibrationResult:
     """Add a quantized set to a bundle, or replace the one that it has; skipped where nothing changed.
 
-    The manifest is switched last: whatever goes wrong, the bundle stays as it was. Statistics already gathered
-    are kept, so that a second run goes on from there.
+    The manifest is replaced last: whatever goes wrong, the bundle stays as it was. Statistics already gathered
+    stay in the bundle, and a second run continues from them.
 
     Raises:
         InputError: options or data that cannot be used.
-        BundleError: the bundle is missing or altered, or has no set to start from.
+        BundleError: the bundle is missing, altered or not writable, or has no set to start from.
     """
     name = _check(request)
     bundle = open_bundle(path)
@@ -97,16 +98,17 @@ def calibrate_bundle(
 
         def runner() -> StageRunner:
             if not opened:
-                made = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads)
-                opened.append(stack.enter_context(made))
+                check_writable(path)
+                stages = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads)
+                opened.append(stack.enter_context(stages))
             return opened[0]
 
         statistics = gather(bundle, runner, sources, policy, request.samples, _part(progress, 0.0, 0.5))
         key = _key(bundle, base, name, products, request, statistics.key)
-        found = next((item for item in bundle.manifest.precisions if item.precision == name), None)
+        existing = next((item for item in bundle.manifest.precisions if item.precision == name), None)
         thin = tuple(statistics.selection.thin_buckets(bundle.manifest.buckets(base.precision)))
-        if found is not None and found.calibration is not None and found.calibration.key == key:
-            return CalibrationResult(found, found.calibration, statistics.selection, thin, None, skipped=True)
+        if existing is not None and existing.calibration is not None and existing.calibration.key == key:
+            return CalibrationResult(existing, existing.calibration, statistics.selection, thin, None, skipped=True)
         quantization, smoothing = choose(bundle, products, weights, statistics, request, _part(progress, 0.5, 0.1))
         samples = validation_samples(bundle, base, runner(), sources, policy)
         sensitivity = None
@@ -144,15 +146,15 @@ def _check(request: CalibrationRequest) -> str:
 
 def _base(manifest: Manifest, rest: str) -> PrecisionSet:
     """The set that is quantized: fp32 where there is one."""
-    held = {item.precision: item for item in manifest.precisions}
+    sets = {item.precision: item for item in manifest.precisions}
     for name in ("fp32", "fp16"):
-        if name in held:
-            return held[name]
+        if name in sets:
+            return sets[name]
     raise BundleError(
         "the bundle has no set to calibrate",
         field="precisions",
         expected="fp32 or fp16",
-        got=", ".join(held),
+        got=", ".join(sets),
         remedy="Export it again with --precision fp32.",
     )
 
@@ -193,9 +195,9 @@ def choose(
         progress(f"range of {product}", index / len(wanted))
         histogram = statistics.histograms[product]
         factors: Vector = np.ones(len(histogram.largest), np.float32)
-        if request.smooth > 0 and (found := _smoothing(bundle, product, weights, histogram, request.smooth)):
-            smoothing.append(found)
-            factors = np.reciprocal(found.factors)
+        if request.smooth > 0 and (item := _smoothing(bundle, product, weights, histogram, request.smooth)):
+            smoothing.append(item)
+            factors = np.reciprocal(item.factors)
         limit = activation_range(histogram, factors, request.method, request.precision)
         scales[product] = scale_of(limit, request.precision)
     return Quantization(request.precision, scales), smoothing

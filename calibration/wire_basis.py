@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.calibration.samples import Selection, bucket_policy, list_sources, stream_samples
-from qwen3vl_edge.contract.bundle.manifest import BasisRecord
+from qwen3vl_edge.contract.bundle.edit import check_writable, edit
+from qwen3vl_edge.contract.bundle.manifest import BasisRecord, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle, record_file
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats import atomic
@@ -86,14 +87,15 @@ class Covariance:
 
 
 def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda what, done: None) -> BasisResult:
-    """Give a bundle a basis, or another in place of the one that it has; the manifest is switched last.
+    """Fit a basis and write it into the bundle, in place of the one that it has; the manifest is replaced last.
 
     Raises:
-        InputError: options or data that cannot be used, or embeddings that do not lie in fewer directions.
-        BundleError: the bundle is missing or altered, or has no such precision.
+        InputError: options or data that cannot be used, or embeddings that need as many directions as columns.
+        BundleError: the bundle is missing, altered or not writable, or has no such precision.
     """
     _check(request)
     bundle = open_bundle(path)
+    check_writable(path)
     graphs = bundle.manifest.precision(request.precision)
     selection = Selection()
     columns = bundle.manifest.vision.out_hidden_size
@@ -121,7 +123,7 @@ def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda wha
         mean_cosines=tuple(round(float(cosines.mean()), 6) for _, cosines in fitted),
         least_cosines=tuple(round(float(cosines.min()), 6) for _, cosines in fitted),
     )
-    _switch(path, record, content)
+    _record(bundle, graphs, record, content)
     return BasisResult(record, basis.sha256, columns, selection)
 
 
@@ -196,12 +198,10 @@ def _basis(mean: NDArray[np.float64], spreads: NDArray[np.float64], vectors: Row
     return TensorBasis(mean.astype(np.float32), codes, exponent)
 
 
-def _switch(path: Path, record: BasisRecord, content: bytes) -> None:
-    atomic.write_bytes(path / record.path, content)
-    manifest = open_bundle(path, verify=False).manifest  # read again: encoding takes minutes
-    old = None if manifest.basis is None else manifest.basis.path
-    files = tuple(item for item in manifest.files if item.path not in (old, record.path))
-    files = (*files, record_file(path, path / record.path))
-    replace(manifest, files=files, basis=record).write(path)
-    if old is not None and old != record.path:
-        (path / old).unlink(missing_ok=True)
+def _record(bundle: Bundle, graphs: PrecisionSet, record: BasisRecord, content: bytes) -> None:
+    """Write the basis and add it to the manifest, in place of the one that it has."""
+    file = bundle.path / record.path
+    atomic.write_bytes(file, content)
+    written = (record_file(bundle.path, file),)
+    with edit(bundle.path, unchanged=[bundle.manifest.file(path) for path in graphs.files]) as change:
+        change.manifest, change.written = replace(change.manifest, basis=record), written

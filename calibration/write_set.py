@@ -1,4 +1,4 @@
-"""A quantized set into its bundle: one weights file, a graph per bucket, each measured; the manifest last."""
+"""Write a quantized set into its bundle: one weights file, a graph per bucket, each measured; the manifest last."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quantized_weights
 from qwen3vl_edge.calibration.sensitivity import Sensitivity
 from qwen3vl_edge.calibration.smoothing import Smoothing
+from qwen3vl_edge.contract.bundle.edit import edit
 from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, PrecisionSet
-from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle, record_file
+from qwen3vl_edge.contract.bundle.open import Bundle, record_file
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.export.onnx.check import CheckCase, measure_graph
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
@@ -25,10 +27,10 @@ SENSITIVITY_NAME = "sensitivity.json"
 
 @dataclass(frozen=True)
 class QuantizedSet:
-    """All that decides a quantized set.
+    """All inputs of a quantized set.
 
     Attributes:
-        precision: its name, a key of qwen3vl_edge.contract.bundle.precision.PRECISIONS.
+        precision: name of the set, a key of `PRECISIONS` in `contract/bundle/precision.py`.
     """
 
     precision: str
@@ -46,9 +48,10 @@ def write_set(
     cases: Sequence[CheckCase],
     progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> PrecisionSet:
-    """Write the same graphs as `base` has, quantized, measured on `cases`, and record them.
+    """Write the graphs of `base` quantized, measure them on `cases`, and add them to the manifest.
 
     Raises:
+        BundleError: the bundle cannot be written, or its base set was replaced meanwhile.
         CheckpointError: a tensor does not fit float16.
         ParityError: a graph is not valid ONNX.
     """
@@ -65,7 +68,15 @@ def write_set(
         for index, graph in enumerate(base.graphs):
             progress(f"measuring {Path(graph.path).name}", 0.1 + 0.9 * index / len(base.graphs))
             records.append(_write_graph(bundle, graph, quantized, stored, staging, folder.name, cases))
-    return _switch(bundle, folder, quantized, tuple(records))
+    sensitivity = None if quantized.sensitivity is None else f"{folder.name}/{SENSITIVITY_NAME}"
+    calibration = replace(quantized.record, sensitivity=sensitivity)
+    graphs = PrecisionSet(quantized.precision, f"{folder.name}/{WEIGHTS_NAME}", tuple(records), calibration)
+    try:
+        _record(bundle, base, folder, graphs)
+    except BundleError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return graphs
 
 
 def _write_graph(
@@ -104,29 +115,13 @@ def _graph(
     return fixed_graph(vision, source.grid, rest, stored, WEIGHTS_NAME, quantized.quantization)
 
 
-def _switch(bundle: Bundle, folder: Path, quantized: QuantizedSet, graphs: tuple[GraphRecord, ...]) -> PrecisionSet:
-    """Point the manifest at the new set, then delete the one that it replaces, with its engines."""
-    manifest = open_bundle(bundle.path, verify=False).manifest  # read again: calibration takes minutes
-    sensitivity = None if quantized.sensitivity is None else f"{folder.name}/{SENSITIVITY_NAME}"
-    made = PrecisionSet(
-        quantized.precision,
-        f"{folder.name}/{WEIGHTS_NAME}",
-        graphs,
-        replace(quantized.record, sensitivity=sensitivity),
-    )
-    replaced = next((item for item in manifest.precisions if item.precision == quantized.precision), None)
-    old = None if replaced is None else replaced.weights.split("/")[0]
-    gone = {folder.name, old}
-    files = [record for record in manifest.files if record.path.split("/")[0] not in gone]
-    files += [record_file(bundle.path, file) for file in sorted(folder.iterdir())]
-    others = tuple(item for item in manifest.precisions if item is not replaced)
-    # Engines of the old graphs would be refused when loaded.
-    stale = {file for engine in manifest.engines if engine.precision == quantized.precision for file in engine.files}
-    engines = tuple(engine for engine in manifest.engines if engine.precision != quantized.precision)
-    files = [record for record in files if record.path not in stale]
-    replace(manifest, precisions=(*others, made), files=tuple(files), engines=engines).write(bundle.path)
-    for path in stale:
-        (bundle.path / path).unlink(missing_ok=True)
-    if old is not None and old != folder.name:
-        shutil.rmtree(bundle.path / old, ignore_errors=True)
-    return made
+def _record(bundle: Bundle, base: PrecisionSet, folder: Path, graphs: PrecisionSet) -> None:
+    """Add the set to the manifest, in place of the one of the same precision and without that one's engines."""
+    written = tuple(record_file(bundle.path, file) for file in sorted(folder.iterdir()))
+    with edit(bundle.path, unchanged=[bundle.manifest.file(path) for path in base.files]) as change:
+        manifest = change.manifest
+        others = tuple(item for item in manifest.precisions if item.precision != graphs.precision)
+        # Engines of the replaced graphs would be refused when loaded.
+        engines = tuple(engine for engine in manifest.engines if engine.precision != graphs.precision)
+        change.manifest = replace(manifest, precisions=(*others, graphs), engines=engines)
+        change.written = written

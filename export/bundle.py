@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
+from qwen3vl_edge.contract.bundle.edit import locked
 from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_video_buckets
 from qwen3vl_edge.contract.bundle.manifest import (
     MANIFEST_NAME,
@@ -117,7 +118,7 @@ def export_bundle(
         [*plan.grids, *extra],
         lambda done: progress("running PyTorch", 0.3 * done),
     )
-    with atomic.new_folder(out) as staging:
+    with atomic.new_folder(out, lock=locked) as staging:
         sets = []
         share = 0.7 / len(plan.precisions)
         for index, precision in enumerate(plan.precisions):

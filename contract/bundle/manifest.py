@@ -6,10 +6,11 @@ BUNDLE/
   fp32/weights.bin    one set of weights, shared by every graph of this precision
   fp32/1x28x28.onnx   one graph per bucket
   fp32/dynamic.onnx   the dynamic-shape graph
-  int8-9f3c21ab/      a set made by `qwen3vl-edge calibrate`, named after what decided it
+  int8-9f3c21ab/      a set written by `qwen3vl-edge calibrate`, named after its key
   calibration/        statistics of the activations, for another calibration; not a part of the bundle
-  wire/basis-9f3c21ab.safetensors   made by `qwen3vl-edge fit-basis`, see contract/wire/basis.py
+  wire/basis-9f3c21ab.safetensors   written by `qwen3vl-edge fit-basis`, see contract/wire/basis.py
   engines/            built by `qwen3vl-edge build`, see contract/bundle/trt_plans.py
+  .edit.lock          empty; locked while the manifest is replaced, see contract/bundle/edit.py
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
-from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, check_engine_record
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec, check_engine_record
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
@@ -79,11 +79,11 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How a quantized set was made.
+    """How a quantized set was calibrated.
 
     Attributes:
-        key: sha256 of all that decided it.
-        base: the set that it was made from.
+        key: sha256 of all inputs of the calibration.
+        base: the set that was quantized.
         samples: pictures and clips observed; per_bucket counts them by grid.
         smooth: SmoothQuant's alpha, None without.
         quantized: products in int8 or float8, linears and attention scores; excluded: those left in the set's
@@ -132,6 +132,13 @@ class PrecisionSet:
     weights: str
     graphs: tuple[GraphRecord, ...]
     calibration: CalibrationRecord | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the set's files: weights, graphs, and the measured sensitivity where there is one."""
+        sensitivity = None if self.calibration is None else self.calibration.sensitivity
+        paths = (self.weights, *(graph.path for graph in self.graphs), sensitivity)
+        return tuple(path for path in paths if path is not None)
 
 
 @dataclass(frozen=True)
@@ -240,8 +247,20 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
+    @property
+    def named_files(self) -> tuple[str, ...]:
+        """Paths of all files that the manifest's parts refer to, relative to the bundle."""
+        paths = [*self.processor]
+        for item in self.precisions:
+            paths += item.files
+        for engine in self.engines:
+            paths += engine.files
+        if self.basis is not None:
+            paths.append(self.basis.path)
+        return tuple(paths)
+
     def write(self, bundle: Path) -> None:
-        """Write `manifest.json` atomically."""
+        """Write `manifest.json` atomically. A bundle that others may open is changed by `contract.bundle.edit`."""
         atomic.write_bytes(bundle / MANIFEST_NAME, self.to_json().encode())
 
 
@@ -265,27 +284,27 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
             remedy="Export the bundle again with this release.",
         )
     manifest = from_json(Manifest, document | {"schema_version": SCHEMA_VERSION}, source)
-    _check_consistent(manifest, source)
+    check_consistent(manifest, source)
     return manifest
 
 
-def _check_consistent(manifest: Manifest, source: str) -> None:
+def check_consistent(manifest: Manifest, source: str = MANIFEST_NAME) -> None:
+    """Check that the parts of a manifest fit each other, and that each file they name has a record.
+
+    Raises:
+        BundleError, BucketError: names the key at fault.
+    """
     known = {record.path for record in manifest.files}
     for record in manifest.files:
         if record.path.startswith(("/", "\\")) or ".." in Path(record.path).parts:
             raise BundleError(f"{source} names a file outside the bundle", field="files", got=record.path)
-    named = list(manifest.processor)
     names = [item.precision for item in manifest.precisions]
     if not names or len(set(names)) != len(names) or not set(names) <= set(PRECISIONS):
         raise BundleError(
             f"{source} has bad precisions", field="precisions", expected=" or ".join(PRECISIONS), got=names
         )
     for item in manifest.precisions:
-        named.append(item.weights)
-        if item.calibration is not None and item.calibration.sensitivity is not None:
-            named.append(item.calibration.sensitivity)
         for graph in item.graphs:
-            named.append(graph.path)
             if graph.kind not in GRAPH_KINDS or (graph.kind == "dynamic") != (graph.bucket is None):
                 raise BundleError(f"{source}: graph {graph.path} has a bad kind", field="kind", got=graph.kind)
             if graph.bucket is not None:
@@ -300,9 +319,6 @@ def _check_consistent(manifest: Manifest, source: str) -> None:
                 )
     for engine in manifest.engines:
         check_engine_record(engine, source)
-        named.extend(engine.files)
-    if manifest.basis is not None:
-        named.append(manifest.basis.path)
-    for path in named:
+    for path in manifest.named_files:
         if path not in known:
             raise BundleError(f"{source} does not record {path}", field="files")

@@ -1,4 +1,4 @@
-"""Opening a bundle: the manifest read, and every file it records checked by size and sha256."""
+"""Open a bundle: read the manifest, and check every file that it records by size and sha256."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COPY_AGAIN = "Copy the bundle again, or export it again."
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle folder and its manifest."""
+    """A bundle folder and the manifest that it had when it was opened."""
 
     path: Path
     manifest: Manifest
@@ -32,16 +32,35 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Open and check a bundle.
+    """Open and check a bundle. Takes no lock: a manifest that is replaced meanwhile is read and checked again.
 
     Args:
         path: the bundle folder.
         verify: also hash every file; sizes are always checked.
 
     Raises:
-        BundleError: no bundle there, another schema, or a file that is missing, truncated or altered.
+        BundleError: no bundle there, an unknown schema, or a file that is missing, truncated or altered.
     """
     folder = Path(path)
+    manifest = read_manifest(folder)
+    while True:
+        try:
+            _check_files(manifest, path, folder, verify=verify)
+        except BundleError:
+            replaced_by = read_manifest(folder)
+            if replaced_by == manifest:
+                raise
+            manifest = replaced_by
+        else:
+            return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and parse a bundle's manifest; the files that it records are not looked at.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that cannot be read or is not valid.
+    """
     file = folder / MANIFEST_NAME
     try:
         text = file.read_text(encoding="utf-8")
@@ -54,23 +73,25 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} cannot be read ({type(error).__name__})", field="bundle") from None
-    manifest = parse_manifest(text, str(file))
+    return parse_manifest(text, str(file))
+
+
+def _check_files(manifest: Manifest, path: str | Path, folder: Path, *, verify: bool) -> None:
     rebuild = _rebuild_commands(manifest, path)
     for record in manifest.files:
         check_file(folder, record, verify=verify, remedy=rebuild.get(record.path, COPY_AGAIN))
-    return Bundle(folder, manifest)
 
 
 def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:
-    """The checkpoint that a bundle was exported from, and no other.
+    """Open the checkpoint that a bundle was exported from; refuse any other.
 
     Args:
         model: folder or hub id, as `open_checkpoint` takes it, from the option `--model`.
         patterns: as `open_checkpoint` takes them.
 
     Raises:
-        CheckpointError: it is missing.
-        ModelMismatchError: it is another model.
+        CheckpointError: the checkpoint is missing.
+        ModelMismatchError: its model hash is not the bundle's.
     """
     checkpoint = open_checkpoint(model, patterns=patterns)
     if checkpoint.model_hash != bundle.manifest.model.model_hash:
@@ -90,7 +111,7 @@ def record_file(folder: Path, file: Path) -> FileRecord:
 
 
 def _rebuild_commands(manifest: Manifest, path: str | Path) -> dict[str, str]:
-    """Per file of an engine, what to do when it is damaged: engines are built again without a new export."""
+    """The remedy for each damaged file of an engine: engines are built again without a new export."""
     return {
         file: f"Copy it again, or rebuild it: qwen3vl-edge build {path} --target {engine.target} "
         f"--precision {engine.precision}"
@@ -100,7 +121,7 @@ def _rebuild_commands(manifest: Manifest, path: str | Path) -> dict[str, str]:
 
 
 def check_file(folder: Path, record: FileRecord, *, verify: bool, remedy: str = COPY_AGAIN) -> None:
-    """Hold a file against its record.
+    """Compare a file with its record.
 
     Raises:
         BundleError: missing, of another size, or (with `verify`) of another hash.

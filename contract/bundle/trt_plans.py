@@ -1,4 +1,6 @@
-"""What the manifest says of built engines: which plans, for which library and GPU, from which graphs.
+"""TensorRT plans of a bundle: which files, for which library and GPU, built from which graphs.
+
+A plan is one serialized TensorRT engine; an engine record lists the plans of one target and precision.
 
 BUNDLE/engines/<target>/<precision>/profiles-<key>.plan   one profile per bucket, weights once
 BUNDLE/engines/<target>/<precision>/1x28x28-<key>.plan    or one plan per bucket
@@ -9,12 +11,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
 from qwen3vl_edge.contract.errors import BundleError
 
 LAYOUTS = ("profiles", "per-bucket")
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 ENGINE_FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph or a plan: a symbolic dimension is a string, dtype as numpy names it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def shape_for(self, patches: int, frame_patches: int) -> tuple[int, ...]:
+        """The shape for a picture of `patches` patches, `frame_patches` of them in each frame."""
+        sizes = {"patches": patches, "frame_patches": frame_patches}
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class PlanRecord:
         graph_sha256: of that graph when it was built.
         buckets: optimization profile i serves `buckets[i]`.
         inputs, outputs: the plan's I/O table; a dimension that differs between profiles is a string.
-        layers: what the engine inspector said, as JSON; None where no GPU could load the plan.
+        layers: file with the engine inspector's JSON, relative to the bundle; None where no GPU could load the plan.
     """
 
     path: str
@@ -49,8 +64,8 @@ class EngineRecord:
         compute_capabilities: GPUs that it runs on, as "8.7"; "8.0+" is that one and all later ones.
         weights_sha256: of the weights file of that precision when it was built.
         stripped: the plans hold no weights and are refitted from the bundle's when loaded.
-        key: what the build depended on; the same key means nothing to do.
-        seconds: how long the build took.
+        key: sha256 of the build's inputs; an equal key makes a new build unnecessary.
+        seconds: duration of the build.
     """
 
     target: str
@@ -71,7 +86,7 @@ class EngineRecord:
         return tuple(path for plan in self.plans for path in (plan.path, plan.layers) if path is not None)
 
     def runs_on(self, compute_capability: str) -> bool:
-        """Whether a GPU of that capability ("8.9") is among those it was built for."""
+        """Whether the plans run on a GPU of that compute capability ("8.9")."""
         return any(_covers(item, compute_capability) for item in self.compute_capabilities)
 
 
@@ -86,15 +101,16 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def check_engine_record(record: EngineRecord, source: str) -> None:
-    """Check what types alone do not.
+    """Check values that the types leave open.
 
     Raises:
-        BundleError: an unknown library or layout, a bad bucket, or no plans.
+        BundleError: unknown library or layout, or no plans.
+        BucketError: a bucket is not a grid.
     """
     for name, value, allowed in (("library", record.library, LIBRARIES), ("layout", record.layout, LAYOUTS)):
         if value not in allowed:
             raise BundleError(
-                f"{source}: engine has a bad {name}", field=name, expected=" or ".join(allowed), got=value
+                f"{source}: engine has an unknown {name}", field=name, expected=" or ".join(allowed), got=value
             )
     if not record.plans:
         raise BundleError(f"{source}: engine {record.target} has no plans", field="plans")

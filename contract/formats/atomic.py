@@ -1,12 +1,12 @@
-"""Files and folders appear whole or not at all: written under a temporary name, then renamed."""
+"""Write files and folders whole or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 
@@ -14,8 +14,8 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o644, sync: b
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
     Args:
-        mode: of the file; mkstemp makes it private, and most are meant to be read by others.
-        sync: wait until it is on the disk; without, a power cut may leave a part after all.
+        mode: permissions of the file; mkstemp's own are private, and most files are meant to be read by others.
+        sync: wait until the data is on the disk; without it a power cut may leave a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -33,10 +33,15 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o644, sync: b
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(
+    path: Path, lock: Callable[[Path], AbstractContextManager[None]] = lambda path: nullcontext()
+) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it takes `path`'s place, on error it is removed.
 
     An existing folder at `path` is replaced only after the new one is complete.
+
+    Args:
+        lock: called with an existing `path`; its context is held while the new folder takes its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -45,8 +50,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.chmod(staging, 0o755)
         if path.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, retired / path.name)
-            os.replace(staging, path)
+            with lock(path):
+                os.replace(path, retired / path.name)
+                os.replace(staging, path)
             shutil.rmtree(retired)
         else:
             os.replace(staging, path)

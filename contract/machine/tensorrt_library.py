@@ -1,20 +1,27 @@
-"""`tensorrt` or `tensorrt_rtx`, imported when a build needs it; both have one API.
+"""`tensorrt` or `tensorrt_rtx`, imported at the first use; both have one API.
 
-Functions that use it import `tensorrt as trt` for the type checker alone, so that every attribute is checked
-against the bindings of each supported version (tests/export/test_tensorrt_api.py), and get the module from here.
+`trt` is that library, as a module that is imported lazily; `using` chooses which of the two:
+
+    with using("tensorrt_rtx"):
+        builder = trt.Builder(logger_into(log))
+
+To the type checker `trt` is the module `tensorrt`: each attribute is checked against the bindings of every
+supported version (tests/export/test_tensorrt_api.py).
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from qwen3vl_edge.contract.errors import EngineError
 
-if TYPE_CHECKING:
-    import tensorrt as trt
+__all__ = ["CollectedLog", "dimensions", "import_library", "installed", "logger_into", "trt", "using"]
 
 INSTALL = {
     "tensorrt": "On a Jetson it comes with JetPack; elsewhere: pip install 'qwen3vl-edge[tensorrt]'",
@@ -34,6 +41,40 @@ def import_library(name: str) -> Any:
         raise EngineError(f"{name} cannot be imported ({error})", field="--target", remedy=INSTALL[name]) from None
 
 
+_library: ContextVar[str] = ContextVar("tensorrt_library")
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Inside the block, in this thread, `trt` is the library `name`.
+
+    Raises:
+        EngineError: as `import_library`.
+    """
+    import_library(name)
+    token = _library.set(name)
+    try:
+        yield
+    finally:
+        _library.reset(token)
+
+
+class _LazyLibrary:
+    """Attributes of the library that `using` has chosen."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        name = _library.get(None)
+        if name is None:
+            raise RuntimeError(f"trt.{attribute} is used outside of `using`")
+        return getattr(import_library(name), attribute)
+
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = _LazyLibrary()
+
+
 def installed(name: str) -> bool:
     """Whether the module imports here."""
     try:
@@ -50,45 +91,44 @@ def dimensions(shape: Any) -> tuple[int | str, ...]:
 
 
 class CollectedLog:
-    """What the library logged while it parsed and built, for the error that names the reason."""
+    """Errors and warnings that the library logged while it parsed and built."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
     def reason(self) -> str:
-        """The first error, which is the cause; those after it are usually its consequences."""
+        """The first error: it is the cause, and those after it are usually its consequences."""
         return self.errors[0] if self.errors else "the library gave no reason"
 
 
-def logger_into(library: Any, log: CollectedLog) -> Any:
-    """The process's logger for the library, which from now on also collects into `log` for as long as that lives.
+def logger_into(log: CollectedLog) -> Any:
+    """The process's logger for the library in use; it also collects into `log` for as long as `log` lives.
 
-    There is one, and it is never freed: the library keeps a bare pointer to the first logger that it is given,
-    for as long as any of its objects lives, and only warns about the later ones.
+    There is one per library, and it is never freed: the library keeps a bare pointer to the first logger that it
+    gets, for as long as any of its objects lives, and only warns about later ones.
     """
-    logger = _logger(library)
+    logger = _logger(trt.ILogger)
     logger.logs.add(log)
     return logger
 
 
 @cache
-def _logger(library: Any) -> Any:
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
+def _logger(base: Any) -> Any:
+    """The one logger of the library whose `ILogger` is `base`."""
+    # Bound here: the library logs from threads of its own, outside of `using`.
+    error, warning = trt.ILogger.Severity.ERROR, trt.ILogger.Severity.WARNING
 
-    class Logger(module.ILogger):
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            trt.ILogger.__init__(self)
             self.logs: WeakSet[CollectedLog] = WeakSet()
 
         def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-            if int(severity) <= int(module.ILogger.Severity.ERROR):
+            if int(severity) <= int(error):
                 for log in list(self.logs):
                     log.errors.append(message)
-            elif severity == module.ILogger.Severity.WARNING:
+            elif severity == warning:
                 for log in list(self.logs):
                     log.warnings.append(message)
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from qwen3vl_edge.contract.bundle.open import Bundle
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
-from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
+from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord, TensorSpec
 from qwen3vl_edge.contract.errors import EngineError
-from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, logger_into
+from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, logger_into, trt
 from qwen3vl_edge.edge_runtime.backends.selection import rebuild_command
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 
 @dataclass(frozen=True)
@@ -28,28 +24,24 @@ class LoadedPlan:
     engine: trt.ICudaEngine
 
 
-def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanRecord) -> LoadedPlan:
-    """Deserialize a plan and hold its tensors against its record.
+def load_plan(bundle: Bundle, record: EngineRecord, plan: PlanRecord) -> LoadedPlan:
+    """Deserialize a plan with the library in use and compare its tensors with its record.
 
     Raises:
         EngineError: the library refuses it, its tensors or profiles are other than recorded, or its weights
             cannot be refitted; names the command that rebuilds it.
     """
     log = CollectedLog()
-    logger = logger_into(library, log)
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
-    runtime = module.Runtime(logger)
+    logger = logger_into(log)
+    runtime = trt.Runtime(logger)
     with (bundle.path / plan.path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)  # mapped: a Jetson has not the memory to hold it twice
     remedy = f"Rebuild it with: {rebuild_command(bundle, record)}"
     if engine is None:
         raise EngineError(f"plan {plan.path} cannot be loaded ({log.reason()})", field=plan.path, remedy=remedy)
     if record.stripped:
-        _refit(library, logger, log, engine, bundle, plan, remedy)
-    tensors = {spec.name: spec for spec in engine_tensors(library, engine)}
+        _refit(logger, log, engine, bundle, plan, remedy)
+    tensors = {spec.name: spec for spec in engine_tensors(engine)}
     for want in (*plan.inputs, *plan.outputs):
         have = tensors.get(want.name)
         if have is None or have.dtype != want.dtype or not _fits(want, have):
@@ -65,17 +57,13 @@ def load_plan(library: Any, bundle: Bundle, record: EngineRecord, plan: PlanReco
     return LoadedPlan(plan, runtime, engine)
 
 
-def engine_tensors(library: Any, engine: trt.ICudaEngine) -> list[TensorSpec]:
+def engine_tensors(engine: trt.ICudaEngine) -> list[TensorSpec]:
     """The I/O table of an engine; a dimension that differs between profiles is "any"."""
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return [
         TensorSpec(
             name,
-            np.dtype(module.nptype(engine.get_tensor_dtype(name))).name,
+            np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name,
             dimensions(engine.get_tensor_shape(name)),
         )
         for name in names
@@ -90,15 +78,11 @@ def _fits(want: TensorSpec, have: TensorSpec) -> bool:
 
 
 def _refit(
-    library: Any, logger: Any, log: CollectedLog, engine: trt.ICudaEngine, bundle: Bundle, plan: PlanRecord, remedy: str
+    logger: Any, log: CollectedLog, engine: trt.ICudaEngine, bundle: Bundle, plan: PlanRecord, remedy: str
 ) -> None:
     """Give a stripped engine the weights of the bundle, by way of the graph that refers to them."""
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
-    refitter = module.Refitter(engine, logger)
-    parser = module.OnnxParserRefitter(refitter, logger)
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(bundle.path / plan.graph)) or not refitter.refit_cuda_engine():
         raise EngineError(
             f"plan {plan.path} cannot be refitted from {plan.graph} ({log.reason()})", field=plan.path, remedy=remedy

@@ -4,25 +4,17 @@ CUDA graphs."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen3vl_edge.contract.formats import atomic
-
-if TYPE_CHECKING:
-    import tensorrt as trt  # both libraries under one name; this file is checked against tensorrt_rtx alone
+from qwen3vl_edge.contract.machine.tensorrt_library import trt  # type-checked against tensorrt_rtx alone
 
 
-def runtime_config(
-    library: Any, engine: trt.ICudaEngine, cache_file: Path
-) -> tuple[trt.IRuntimeConfig, trt.IRuntimeCache]:
+def runtime_config(engine: trt.ICudaEngine, cache_file: Path) -> tuple[trt.IRuntimeConfig, trt.IRuntimeCache]:
     """Contexts that capture their own graphs, share a block of memory, and start from the kernels of last time."""
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
     config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
-    config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     cache = config.create_runtime_cache()
     if cache_file.is_file():
         cache.deserialize(cache_file.read_bytes())  # it refuses one of another GPU or version by itself

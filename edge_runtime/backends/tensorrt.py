@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,11 @@ from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, PlanRecord
 from qwen3vl_edge.contract.errors import BucketError, EngineError
 from qwen3vl_edge.contract.machine.gpu import find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library
+from qwen3vl_edge.contract.machine.tensorrt_library import trt, using
 from qwen3vl_edge.edge_runtime.backends.cuda import CapturedGraph, DeviceBuffer, EventTimer, PinnedBuffer, Stream
 from qwen3vl_edge.edge_runtime.backends.plan_loader import LoadedPlan, load_plan
 from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, rebuild_command
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, ServedGrids
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 PIXELS = "pixel_values"
 SCRATCH_ALIGNMENT = 256
@@ -55,7 +52,6 @@ class TensorRTBackend:
 
     def __init__(self, library_name: str, bundle: Bundle, record: EngineRecord) -> None:
         self.name, self.precision = library_name, record.precision
-        self._library = import_library(library_name)
         self._bundle, self._record = bundle, record
         self._vision = bundle.manifest.vision
         self._lock = threading.Lock()
@@ -63,7 +59,8 @@ class TensorRTBackend:
         self._owned: list[Any] = []  # freed in close(), last first
         self.device_bytes = sum((bundle.path / plan.path).stat().st_size for plan in record.plans)
         try:
-            self._load()
+            with using(library_name):
+                self._load()
         except BaseException:
             self.close()
             raise
@@ -120,7 +117,7 @@ class TensorRTBackend:
         self._stream = Stream()
         self._owned.append(self._stream.destroy)
         plans = self._record.plans
-        self._plans = [load_plan(self._library, self._bundle, self._record, plan) for plan in plans]
+        self._plans = [load_plan(self._bundle, self._record, plan) for plan in plans]
         scratch_size = max(int(plan.engine.device_memory_size_v2) for plan in self._plans)
         self._scratch = self._device(max(scratch_size, SCRATCH_ALIGNMENT))
         self._allocate(max(self._patches(plan) for plan in plans))
@@ -161,13 +158,9 @@ class TensorRTBackend:
             from qwen3vl_edge.edge_runtime.backends.rtx_context import runtime_config, save_runtime_cache
 
             file = self._cache_file(plan.record)
-            config, cache = runtime_config(self._library, plan.engine, file)
+            config, cache = runtime_config(plan.engine, file)
             return lambda: plan.engine.create_execution_context(config), lambda: save_runtime_cache(cache, file)
-        if TYPE_CHECKING:
-            library = trt
-        else:
-            library = self._library
-        strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return lambda: plan.engine.create_execution_context(strategy), lambda: None
 
     def _cache_file(self, plan: PlanRecord) -> Path:
@@ -240,8 +233,7 @@ def load(library_name: str, bundle: Bundle, options: BackendOptions) -> EncoderB
     Raises:
         EngineError: the library is not installed, the bundle has no engine for it, or none that fits.
     """
-    library = import_library(library_name)
-    record = choose_engine(
-        bundle, library_name, str(library.__version__), find_gpu(), options.precision, options.target
-    )
+    with using(library_name):
+        version = trt.__version__
+    record = choose_engine(bundle, library_name, version, find_gpu(), options.precision, options.target)
     return TensorRTBackend(library_name, bundle, record)

@@ -17,7 +17,7 @@ import onnx
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import patch_rows_columns, position_interpolation, rotary_table
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter, Value
 from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization
 from qwen3vl_edge.export.onnx.weights import StoredTensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter, Value
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, EncoderWriter
 from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization, is_scores

@@ -1,4 +1,4 @@
-"""A bundle's graphs to engines for one target: built, written beside the graphs, recorded in the manifest."""
+"""Build the engines of one target from a bundle's graphs, write them into the bundle, add them to the manifest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.edit import check_writable, edit
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.bundle.manifest import FileRecord, GraphRecord, Manifest
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
 from qwen3vl_edge.contract.bundle.open import open_bundle, record_file
 from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER, EngineRecord, PlanRecord
 from qwen3vl_edge.contract.formats import atomic
@@ -23,9 +24,8 @@ from qwen3vl_edge.export.tensorrt.build_job import (
     workspace_of,
 )
 from qwen3vl_edge.export.tensorrt.build_progress import run_cancellable, stop_if
-from qwen3vl_edge.export.tensorrt.layer_report import layer_report
 from qwen3vl_edge.export.tensorrt.network import parse_graph
-from qwen3vl_edge.export.tensorrt.plan import PlanSettings, bucket_shapes, build_plan
+from qwen3vl_edge.export.tensorrt.plan import PlanSettings, bucket_shapes, build_plan, layer_report
 
 Progress = Callable[[str, float], None]
 TIMING_CACHE = "timing.cache"
@@ -33,20 +33,20 @@ TIMING_CACHE = "timing.cache"
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The record that the manifest now holds; `skipped` where it held it before."""
+    """The engine's record in the manifest; `skipped` where the manifest had it before."""
 
     record: EngineRecord
     skipped: bool
 
 
 def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda what, done: None) -> BuildResult:
-    """Build the engines of one target, or find that nothing changed since they were built.
+    """Build the engines of one target; skipped where nothing changed since they were built.
 
-    Plans get names of their own and the manifest is switched last: whatever goes wrong, the bundle and the
+    Plans get names of their own and the manifest is replaced last: whatever goes wrong, the bundle and the
     engines that it had stay as they were.
 
     Raises:
-        BundleError: the bundle is missing or altered.
+        BundleError: the bundle is missing, altered, not writable, or got other graphs during the build.
         EngineError: the target cannot be built here (with the command to run on the device), or the builder
             refuses a graph (with node, op and reason).
         BucketError, InputError: options that the bundle or the target cannot serve.
@@ -61,6 +61,7 @@ def _build(path: Path, request: BuildRequest, progress: Progress, cancelled: thr
     existing = _existing(job.bundle.manifest, job)
     if existing is not None and existing.key == key:
         return BuildResult(existing, skipped=True)
+    check_writable(path)
     started = time.perf_counter()
     written: list[Path] = []
     try:
@@ -166,17 +167,14 @@ def _write_plan(
 
 
 def _record(job: BuildJob, record: EngineRecord) -> None:
-    """Switch the manifest to the new engine, then delete the plans that it replaces."""
+    """Add the engine to the manifest, in place of the one of the same target and precision."""
     folder = job.bundle.path
-    manifest = open_bundle(folder, verify=False).manifest  # read again: a build takes minutes
-    replaced = _existing(manifest, job)
-    old = set(replaced.files if replaced else ()) - set(record.files)
-    new: list[FileRecord] = [record_file(folder, folder / path) for path in record.files]
-    kept = [item for item in manifest.files if item.path not in old and item.path not in record.files]
-    engines = tuple(item for item in manifest.engines if item is not replaced)
-    replace(manifest, engines=(*engines, record), files=(*kept, *new)).write(folder)
-    for path in old:
-        (folder / path).unlink(missing_ok=True)
+    written = tuple(record_file(folder, folder / path) for path in record.files)
+    with edit(folder, unchanged=[job.bundle.manifest.file(path) for path in job.graphs.files]) as change:
+        replaced = _existing(change.manifest, job)
+        others = tuple(item for item in change.manifest.engines if item is not replaced)
+        change.manifest = replace(change.manifest, engines=(*others, record))
+        change.written = written
 
 
 def engine_json(result: BuildResult) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.trt_plans import LAYOUTS
 from qwen3vl_edge.contract.errors import BucketError, EngineError, InputError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library, installed
+from qwen3vl_edge.contract.machine.tensorrt_library import import_library, installed, trt, using
 from qwen3vl_edge.export.tensorrt.targets import TARGETS, Target, find_target
 
 
@@ -82,7 +82,8 @@ def plan_build(bundle: Bundle, request: BuildRequest) -> BuildJob:
             remedy="Leave it out.",
         )
     capabilities = target.compute_capabilities or (gpu.compute_capability if gpu else "",)
-    version = str(import_library(library).__version__)
+    with using(library):
+        version = trt.__version__
     buckets = _buckets(bundle.manifest, graphs, request)
     return BuildJob(bundle, request, target, library, version, capabilities, graphs, buckets)
 

@@ -1,4 +1,4 @@
-"""How far a TensorRT build is, from IProgressMonitor; and Ctrl-C, which stops it at its next step."""
+"""Progress of a TensorRT build, from IProgressMonitor; Ctrl-C stops the build at its next step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    import tensorrt as trt
+from qwen3vl_edge.contract.machine.tensorrt_library import trt
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
@@ -37,13 +36,13 @@ class BuildProgress:
             self._phases[name] = _Phase(max(steps, 1), parent)
             if parent in self._phases:
                 self._phases[parent].children[name] = None
-            self._tell(name)
+            self._report_share(name)
 
     def step(self, name: str, index: int) -> None:
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = index + 1
-                self._tell(name)
+                self._report_share(name)
 
     def finish(self, name: str) -> None:
         with self._lock:
@@ -51,7 +50,7 @@ class BuildProgress:
             if phase is not None and phase.parent in self._phases:
                 self._phases[phase.parent].children.pop(name, None)
 
-    def _tell(self, name: str) -> None:
+    def _report_share(self, name: str) -> None:
         roots = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
         self._share = max(self._share, max((self._done(root) for root in roots), default=0.0))
         self._report(name.lower(), self._share)
@@ -62,17 +61,12 @@ class BuildProgress:
         return min(1.0, (phase.done + inner) / phase.steps)
 
 
-def progress_monitor(library: Any, progress: BuildProgress, cancelled: threading.Event) -> Any:
-    """An IProgressMonitor of the library that reports to `progress` and stops the build once `cancelled`."""
+def progress_monitor(progress: BuildProgress, cancelled: threading.Event) -> Any:
+    """An IProgressMonitor of the library in use: reports to `progress`, and stops the build once `cancelled`."""
 
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
-
-    class Monitor(module.IProgressMonitor):
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
+            trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             progress.start(phase_name, parent_phase, num_steps)

@@ -1,20 +1,16 @@
-"""An ONNX graph of the bundle as a strongly typed TensorRT network, every node native, I/O as the manifest says."""
+"""Parse an ONNX graph of the bundle into a strongly typed TensorRT network: no plugins, I/O as in the manifest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.contract.errors import EngineError
-from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, import_library, logger_into
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, dimensions, logger_into, trt, using
 
 
 @dataclass(frozen=True)
@@ -28,71 +24,59 @@ class ParsedGraph:
 
 
 def parse_graph(library: str, path: Path, graph: GraphRecord) -> ParsedGraph:
-    """Parse a graph and hold its inputs and outputs against the manifest.
+    """Parse a graph and compare its inputs and outputs with the manifest's.
 
     Raises:
         EngineError: the parser refuses a node (named with op and reason), a node would run in a plugin, or a
             tensor is not what the manifest records.
     """
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = import_library(library)
-    log = CollectedLog()
-    logger = logger_into(module, log)
-    builder = module.Builder(logger)
-    # Strongly typed: dtypes are the graph's; no builder flag may change one.
-    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = module.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise EngineError(f"{library} cannot parse {graph.path}: {_parser_errors(parser)}", field=graph.path)
-    parsed = ParsedGraph(builder, network, parser, log)
-    _refuse_plugins(module, network, graph)
-    check_tensors(graph.inputs, _inputs(module, network), graph.path)
-    check_tensors(graph.outputs, _outputs(module, network), graph.path)
-    return parsed
+    with using(library):
+        log = CollectedLog()
+        logger = logger_into(log)
+        builder = trt.Builder(logger)
+        # Strongly typed: dtypes are the graph's; no builder flag may change one.
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(path)):
+            raise EngineError(f"{library} cannot parse {graph.path}: {_parser_errors(parser)}", field=graph.path)
+        _refuse_plugins(network, graph)
+        check_tensors(graph.inputs, _inputs(network), graph.path)
+        check_tensors(graph.outputs, _outputs(network), graph.path)
+        return ParsedGraph(builder, network, parser, log)
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
-    found = []
+    reasons = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-        found.append(f"{where}{error.desc()}")
-    return "; ".join(found) or "no reason given"
+        reasons.append(f"{where}{error.desc()}")
+    return "; ".join(reasons) or "no reason given"
 
 
-def _refuse_plugins(library: Any, network: trt.INetworkDefinition, graph: GraphRecord) -> None:
-    """A plugin is code that the device may not have, and runs in a precision of its own."""
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
-    plugins = {kind for name, kind in module.LayerType.__members__.items() if name.startswith("PLUGIN")}
+def _refuse_plugins(network: trt.INetworkDefinition, graph: GraphRecord) -> None:
+    """A plugin is code that the device may lack, and runs in a precision of its own."""
+    plugins = {kind for name, kind in trt.LayerType.__members__.items() if name.startswith("PLUGIN")}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type in plugins:
             raise EngineError(f"{graph.path}: node {layer.name} would run in a plugin", field=graph.path)
 
 
-def _inputs(library: Any, network: trt.INetworkDefinition) -> list[TensorSpec]:
-    return [_spec(library, network.get_input(index)) for index in range(network.num_inputs)]
+def _inputs(network: trt.INetworkDefinition) -> list[TensorSpec]:
+    return [_spec(network.get_input(index)) for index in range(network.num_inputs)]
 
 
-def _outputs(library: Any, network: trt.INetworkDefinition) -> list[TensorSpec]:
-    return [_spec(library, network.get_output(index)) for index in range(network.num_outputs)]
+def _outputs(network: trt.INetworkDefinition) -> list[TensorSpec]:
+    return [_spec(network.get_output(index)) for index in range(network.num_outputs)]
 
 
-def _spec(library: Any, tensor: trt.ITensor) -> TensorSpec:
-    if TYPE_CHECKING:
-        module = trt
-    else:
-        module = library
-    return TensorSpec(tensor.name, np.dtype(module.nptype(tensor.dtype)).name, dimensions(tensor.shape))
+def _spec(tensor: trt.ITensor) -> TensorSpec:
+    return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, dimensions(tensor.shape))
 
 
 def check_tensors(expected: tuple[TensorSpec, ...], actual: list[TensorSpec], source: str) -> None:
-    """Hold the I/O of a network or an engine against the manifest; symbolic dimensions match any other.
+    """Compare the I/O of a network or an engine with the manifest's; symbolic dimensions match any size.
 
     Raises:
         EngineError: names the tensor that differs.
@@ -104,9 +88,9 @@ def check_tensors(expected: tuple[TensorSpec, ...], actual: list[TensorSpec], so
             expected=", ".join(spec.name for spec in expected),
             got=", ".join(spec.name for spec in actual),
         )
-    for want, have in zip(expected, actual, strict=True):
-        if want.dtype != have.dtype or fixed_shape(want) != fixed_shape(have):
-            raise EngineError(f"{source}: tensor {want.name} differs", field=want.name, expected=want, got=have)
+    for wanted, got in zip(expected, actual, strict=True):
+        if wanted.dtype != got.dtype or fixed_shape(wanted) != fixed_shape(got):
+            raise EngineError(f"{source}: tensor {wanted.name} differs", field=wanted.name, expected=wanted, got=got)
 
 
 def fixed_shape(spec: TensorSpec) -> tuple[int, ...]:

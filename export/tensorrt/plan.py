@@ -1,4 +1,4 @@
-"""One plan: profiles, builder configuration and the build itself, through polygraphy where it has what is needed."""
+"""Build one plan: profiles, builder configuration, the build through polygraphy, and a report of the layers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.contract.errors import EngineError
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library
+from qwen3vl_edge.contract.machine.gpu import find_gpu
+from qwen3vl_edge.contract.machine.tensorrt_library import CollectedLog, logger_into, trt, using
 from qwen3vl_edge.export.tensorrt.build_progress import BuildProgress, Progress, progress_monitor, stop_if
 from qwen3vl_edge.export.tensorrt.network import ParsedGraph
 from qwen3vl_edge.export.tensorrt.polygraphy_backend import create_config_rtx, polygraphy_error, use_polygraphy
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -68,17 +66,18 @@ def build_plan(
         KeyboardInterrupt: `cancelled`, once the builder has stopped.
     """
     polygraphy = use_polygraphy(settings.library)
-    monitor = progress_monitor(import_library(settings.library), BuildProgress(report), cancelled)
+    with using(settings.library):
+        monitor = progress_monitor(BuildProgress(report), cancelled)
     cache = settings.timing_cache
     fresh_cache = None if cache is None else cache.with_name(f".{cache.name}.new")
 
     network = (parsed.builder, parsed.network, parsed.parser)
-    keep = None if fresh_cache is None else str(fresh_cache)
+    cache_out = None if fresh_cache is None else str(fresh_cache)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy asks tensorrt_rtx for a timing cache
             config = builder_config(parsed, profiles, settings, monitor)
-            plan = polygraphy.EngineBytesFromNetwork(network, config=lambda *_: config, save_timing_cache=keep)()
+            plan = polygraphy.EngineBytesFromNetwork(network, config=lambda *_: config, save_timing_cache=cache_out)()
     except polygraphy_error():
         stop_if(cancelled)
         reason = parsed.log.reason()
@@ -94,31 +93,28 @@ def builder_config(
 ) -> trt.IBuilderConfig:
     """The builder configuration, without a flag that changes a dtype."""
     polygraphy = use_polygraphy(settings.library)
-    if TYPE_CHECKING:
-        library = trt
-    else:
-        library = import_library(settings.library)
-    arguments: dict[str, Any] = {
-        "profiles": [_profile(polygraphy, shapes) for shapes in profiles],
-        "memory_pool_limits": {library.MemoryPoolType.WORKSPACE: settings.workspace},
-        "builder_optimization_level": settings.optimization_level,
-        "profiling_verbosity": library.ProfilingVerbosity.DETAILED,  # what the inspector can tell later
-        "strip_plan": settings.strip_weights,
-        "progress_monitor": monitor,
-    }
-    if settings.timing_cache is not None and settings.timing_cache.exists():
-        arguments["load_timing_cache"] = str(settings.timing_cache)
-    if settings.library == "tensorrt_rtx":
-        capabilities = settings.compute_capabilities
-        arguments["use_gpu"] = capabilities is None
-        arguments["compute_capabilities"] = list(capabilities) if capabilities else None
-        create = create_config_rtx()(**arguments)
-    else:
-        create = polygraphy.CreateConfig(**arguments)
-    config: trt.IBuilderConfig = create(parsed.builder, parsed.network)
-    # On by default, and a matrix product of fp32 would silently keep 10 bits of mantissa.
-    config.clear_flag(library.BuilderFlag.TF32)
-    return config
+    with using(settings.library):
+        arguments: dict[str, Any] = {
+            "profiles": [_profile(polygraphy, shapes) for shapes in profiles],
+            "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: settings.workspace},
+            "builder_optimization_level": settings.optimization_level,
+            "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # for the engine inspector
+            "strip_plan": settings.strip_weights,
+            "progress_monitor": monitor,
+        }
+        if settings.timing_cache is not None and settings.timing_cache.exists():
+            arguments["load_timing_cache"] = str(settings.timing_cache)
+        if settings.library == "tensorrt_rtx":
+            capabilities = settings.compute_capabilities
+            arguments["use_gpu"] = capabilities is None
+            arguments["compute_capabilities"] = list(capabilities) if capabilities else None
+            create = create_config_rtx()(**arguments)
+        else:
+            create = polygraphy.CreateConfig(**arguments)
+        config: trt.IBuilderConfig = create(parsed.builder, parsed.network)
+        # On by default, and a matrix product of fp32 would silently keep 10 bits of mantissa.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        return config
 
 
 def _profile(polygraphy: Any, shapes: Shapes) -> Any:
@@ -126,3 +122,18 @@ def _profile(polygraphy: Any, shapes: Shapes) -> Any:
     for name, shape in shapes.items():
         profile.add(name, min=shape, opt=shape, max=shape)
     return profile
+
+
+def layer_report(library: str, plan: Any) -> str | None:
+    """The engine inspector's JSON: kernels, precisions and fusions of a plan's layers.
+
+    None where this machine has no GPU, or one that the plan is not for.
+    """
+    if find_gpu() is None:
+        return None
+    with using(library):
+        engine = trt.Runtime(logger_into(CollectedLog())).deserialize_cuda_engine(plan)
+        if engine is None:
+            return None
+        text: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        return text

@@ -21,7 +21,7 @@ from qwen3vl_edge.contract.bundle.manifest import (
     parse_manifest,
 )
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 

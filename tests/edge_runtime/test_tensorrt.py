@@ -19,6 +19,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
 from qwen3vl_edge.contract.errors import BucketError, EngineError
+from qwen3vl_edge.contract.machine import tensorrt_library
 from qwen3vl_edge.contract.machine.gpu import Gpu
 from qwen3vl_edge.edge_runtime.backends import cuda, tensorrt
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
@@ -60,7 +61,7 @@ def make(built: Bundle, emulated: EmulatedCuda, monkeypatch: pytest.MonkeyPatch)
     def engine(precision: str, library: str = "tensorrt") -> TensorRTBackend:
         record = record_of(built, precision)
         module = EmulatedLibrary(built, emulated, record.library_version)
-        monkeypatch.setattr(tensorrt, "import_library", lambda name: module)
+        monkeypatch.setattr(tensorrt_library, "import_library", lambda name: module)
         return TensorRTBackend(library, built, record)
 
     return engine
@@ -190,7 +191,7 @@ def test_a_plan_with_other_tensors_than_recorded_is_refused(
 ) -> None:
     record = record_of(built, "fp16")
     module = EmulatedLibrary(built, emulated, record.library_version)
-    monkeypatch.setattr(tensorrt, "import_library", lambda name: module)
+    monkeypatch.setattr(tensorrt_library, "import_library", lambda name: module)
     plan = record.plans[0]
     fewer = replace(record, plans=(replace(plan, buckets=plan.buckets[:1]),))
     with pytest.raises(EngineError, match=r"other profiles.*qwen3vl-edge build"):
@@ -214,7 +215,7 @@ def test_the_edge_buckets_pictures_for_the_engine_and_not_for_the_bundle(
 ) -> None:
     record = record_of(built, "fp16")
     module = EmulatedLibrary(built, emulated, record.library_version)
-    monkeypatch.setattr(tensorrt, "import_library", lambda name: module)
+    monkeypatch.setattr(tensorrt_library, "import_library", lambda name: module)
     options = EdgeOptions(backend="tensorrt_rtx", backend_options=BackendOptions(precision="fp16"))
     with open_edge(built.path, options) as edge:
         assert edge.policy.buckets == (IMAGE, CLIP, OTHER)

@@ -20,10 +20,11 @@ from tests.support.paths import ROOT
 
 STUBS = ROOT / "tests" / "support" / "tensorrt_api"
 VERSIONS = sorted(path.name for path in STUBS.iterdir() if path.is_dir())
+LIBRARY = "contract/machine/tensorrt_library.py"
 SHARED = [
-    "contract/machine/tensorrt_library.py",
+    LIBRARY,
+    "export/tensorrt/build_job.py",
     "export/tensorrt/build_progress.py",
-    "export/tensorrt/layer_report.py",
     "export/tensorrt/network.py",
     "export/tensorrt/plan.py",
     "edge_runtime/backends/plan_loader.py",
@@ -63,15 +64,16 @@ def test_the_versions_that_matter_are_here() -> None:
 
 
 def test_every_file_that_uses_tensorrt_is_checked() -> None:
-    users = [
-        str(file.relative_to(ROOT))
-        for part in ("contract", "export", "edge_runtime")
-        for file in (ROOT / part).rglob("*.py")
-        if "import tensorrt as trt" in file.read_text(encoding="utf-8")
-    ]
-    assert set(users) - {"contract/machine/tensorrt_library.py"} == {*SHARED, RTX_ONLY} - {
-        "contract/machine/tensorrt_library.py"
-    }
+    users, importers = set(), set()
+    for file in (file for part in ("contract", "export", "edge_runtime") for file in (ROOT / part).rglob("*.py")):
+        name = str(file.relative_to(ROOT))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and "trt" in {alias.name for alias in node.names}:
+                users.add(name)
+            if isinstance(node, ast.Import) and {alias.name for alias in node.names} & {"tensorrt", "tensorrt_rtx"}:
+                importers.add(name)
+    assert importers == {LIBRARY}  # others get it from there, and no other way
+    assert users | importers == {*SHARED, RTX_ONLY}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
     from qwen3vl_edge.contract.bundle.open import Bundle
-    from qwen3vl_edge.contract.bundle.tensor_spec import TensorSpec
-    from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
+    from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], as_json: JsonOption = False) -> None:

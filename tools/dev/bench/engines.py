@@ -102,15 +102,14 @@ def _export(size: str, buckets: str, video: str, work: Path) -> Path:
 
 
 def forget_engines(bundle: Path) -> None:
-    """Delete what was built, from disk and manifest: plans of full-size encoders fill a disk."""
+    """Delete all engines from disk and manifest: plans of full-size encoders fill a disk."""
     from dataclasses import replace
 
-    from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, parse_manifest
+    from qwen3vl_edge.contract.bundle.edit import edit
     from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER
 
-    manifest = parse_manifest((bundle / MANIFEST_NAME).read_text())
-    files = tuple(record for record in manifest.files if not record.path.startswith(f"{ENGINE_FOLDER}/"))
-    replace(manifest, engines=(), files=files).write(bundle)
+    with edit(bundle) as change:
+        change.manifest = replace(change.manifest, engines=())
     shutil.rmtree(bundle / ENGINE_FOLDER)
 
 

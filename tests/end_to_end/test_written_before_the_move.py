@@ -1,0 +1,55 @@
+"""A bundle, a request body and a spool written by an earlier release: today's code reads each as it was meant."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.wire.codec import decode_request
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from tests.support.paths import ROOT
+
+WRITTEN = ROOT / "tests" / "support" / "written_before_the_move"
+BODY = (WRITTEN / "request.bin").read_bytes()
+
+
+def test_the_bundle_opens() -> None:
+    manifest = open_bundle(WRITTEN / "bundle").manifest  # hashes every file
+    assert manifest.buckets()
+    assert manifest.has_dynamic()
+
+
+def test_the_bundle_encodes_the_same_request() -> None:
+    expected = decode_request(BODY)
+    picture = {"type": "image", "image": str(WRITTEN / "picture.png")}
+    messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What colour is it?"}]}]
+    engine = BackendOptions(precision="fp16", threads=1)
+    with open_edge(WRITTEN / "bundle", EdgeOptions(engine=engine, wire_dtype="fp32", preprocess="lean")) as edge:
+        request = edge.encode(messages).request
+    assert request.model_hash == expected.model_hash
+    assert request.input_ids.tolist() == expected.input_ids.tolist()
+    assert [item.grid for item in request.media] == [item.grid for item in expected.media]
+    for item, other in zip(request.media, expected.media, strict=True):
+        for array, written in zip(item.arrays, other.arrays, strict=True):
+            assert array.shape == written.shape
+            assert distance(array, written).cosine >= 1 - 1e-6  # other CPUs round differently
+
+
+def test_the_spool_has_its_jobs(tmp_path: Path) -> None:
+    path = Path(shutil.copy(WRITTEN / "spool.sqlite3", tmp_path / "spool.sqlite3"))
+    spool = Spool(path, 2**30, 100)
+    try:
+        done = asyncio.run(spool.get("a" * 32))
+        assert done is not None
+        assert (done.status, done.answer) == ("done", {"text": "red"})
+        waiting = asyncio.run(spool.claim())
+        assert waiting is not None
+        assert (waiting.job.id, waiting.body, waiting.intact) == ("b" * 32, BODY, True)
+        assert asyncio.run(spool.claim()) is None
+    finally:
+        spool.close()
