@@ -25,6 +25,7 @@ from qwen3vl_edge.server.app import create_app
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.http.access import warn_of_open_doors
+from qwen3vl_edge.server.http.audit import AuditLog
 from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_of
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
@@ -306,23 +307,48 @@ def test_the_audit_log_tells_who_and_what_but_no_content(
         assert secret not in caplog.text
 
 
-def test_the_audit_log_is_opened_anew_and_a_full_disk_stops_nobody(
+def test_the_audit_log_follows_logrotate_and_a_full_disk_stops_nobody(
     engine: TransformersEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "audit.jsonl"
     app = App(engine, audit_log=path)
     app("GET", "/healthz")
-    path.rename(tmp_path / "audit.1")
     app("GET", "/healthz")
-    app.app.state.guard.on_hangup()
+    path.rename(tmp_path / "audit.1")
     app("GET", "/healthz")
     assert len((tmp_path / "audit.1").read_text().splitlines()) == 2
     assert len(path.read_text().splitlines()) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    app.app.state.guard.on_hangup()
+    app("GET", "/healthz")
+    assert len(path.read_text().splitlines()) == 1
     full = App(engine, audit_log=Path("/dev/full"))
     assert full("GET", "/healthz").status_code == 200
-    assert "/dev/full" in caplog.text
+    assert "/dev/full cannot be written (No space left on device)" in caplog.text
     with pytest.raises(InputError, match=r"absent.*cannot be written"):
         App(engine, audit_log=tmp_path / "absent" / "audit.jsonl")
+
+
+def test_lines_are_written_again_once_the_audit_logs_folder_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = AuditLog(folder / "audit.jsonl")
+    log.write({"number": 1})
+    folder.rename(tmp_path / "moved")
+    for number in (2, 3):
+        log.write({"number": number})
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        f"audit log {folder}/audit.jsonl cannot be written"
+    ] * 2
+    folder.mkdir()
+    for number in (4, 5):
+        log.write({"number": number})
+    assert (tmp_path / "moved" / "audit.jsonl").read_text() == '{"number": 1}\n'
+    assert (folder / "audit.jsonl").read_text() == '{"number": 4}\n{"number": 5}\n'
+    assert len(caplog.messages) == 2
 
 
 def test_the_command_makes_a_token(tokens: Path) -> None:
