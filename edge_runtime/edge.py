@@ -91,7 +91,7 @@ class Edge:
 
     Attributes:
         lean: serves all but clips; None where the reference serves everything.
-        link: what is known of the way to the server, for `wire_dtype="auto"`.
+        bandwidth: to the server, for `wire_dtype="auto"`.
         basis: what embeddings are sent in, None where their rows are sent.
     """
 
@@ -101,13 +101,13 @@ class Edge:
         options: EdgeOptions,
         engine: EncoderBackend,
         lean: LeanProcessor | None,
-        link: BandwidthEstimate | None = None,
+        bandwidth: BandwidthEstimate | None = None,
         basis: Basis | None = None,
     ) -> None:
         self.bundle = bundle
         self.options = options
         self.basis = basis
-        self.link = link or BandwidthEstimate()
+        self.bandwidth = bandwidth or BandwidthEstimate()
         self.engine = engine
         self.lean = lean
         self.policy = BucketPolicy(
@@ -251,7 +251,7 @@ class Edge:
         name = self.options.wire_dtype
         if name == AUTO:
             columns = self.bundle.manifest.vision.out_hidden_size
-            name = self.link.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
+            name = self.bandwidth.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
         packing = BASIS_PACKINGS[name] if self.basis is not None else PACKINGS.get(name)
         return media if packing is None else tuple(pack_media(item, packing, self.basis) for item in media)
 
@@ -283,18 +283,20 @@ class Edge:
         }
 
 
-def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: BandwidthEstimate | None = None) -> Edge:
+def open_edge(
+    bundle: str | Path, options: EdgeOptions | None = None, bandwidth: BandwidthEstimate | None = None
+) -> Edge:
     """Open and check a bundle, and load its processor and engine.
 
     Args:
-        link: what learns how fast the server is reached; `wire_dtype="auto"` needs one.
+        bandwidth: to the server, as the clients' bodies measure it; `wire_dtype="auto"` needs one.
 
     Raises:
         BundleError: the bundle is missing, truncated or altered.
         InputError: the backend or its options cannot be used.
     """
     options = options or EdgeOptions()
-    if options.wire_dtype == AUTO and link is None:
+    if options.wire_dtype == AUTO and bandwidth is None:
         remedy = "Name one, or let the daemon choose (wire_dtype in its settings)."
         raise InputError("only the daemon knows its link", field="--wire-dtype", got=AUTO, remedy=remedy)
     if options.wire_dtype not in (AUTO, *WIRE_DTYPES):
@@ -304,7 +306,7 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Band
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     engine = load_backend(options.backend, opened, options.engine)
-    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), link, basis)
+    edge = Edge(opened, options, engine, choose_lean(options.preprocess, opened, engine), bandwidth, basis)
     if edge.lean is None:
         _ = edge.processor  # what is wrong with it is told now
     return edge

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -74,6 +76,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
     try:
+        collecting: Coroutine[Any, Any, bytearray | memoryview]
         collecting = _collect_chunks(request, limit) if length is None else _collect_announced(request, int(length))
         body = await asyncio.wait_for(collecting, timeout_s)
     except asyncio.TimeoutError:

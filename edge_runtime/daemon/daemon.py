@@ -17,7 +17,7 @@ from qwen3vl_edge.edge_runtime.daemon.request_history import RecentRequests
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.daemon.jobs.runner import JobRunner
-    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 
 
 class Daemon:
@@ -27,7 +27,7 @@ class Daemon:
         upstream: the server that answers.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
-        link: how fast the server is reached; outlives a reload.
+        bandwidth: to the server; outlives a reload.
         places: of requests under way.
         last_reload: how the last reload ended, None before the first.
         recent: the last requests and what they cost.
@@ -39,13 +39,13 @@ class Daemon:
         config: DaemonConfig,
         upstream: Upstream,
         spool: Spool | None = None,
-        link: BandwidthEstimate | None = None,
+        bandwidth: BandwidthEstimate | None = None,
     ) -> None:
         self.config = config
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
-        self.link = link or BandwidthEstimate()
+        self.bandwidth = bandwidth or BandwidthEstimate()
         self.places = ConcurrencyLimit(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.places)

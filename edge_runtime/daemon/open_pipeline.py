@@ -30,11 +30,11 @@ RELOADED = (
 )
 
 
-def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
+def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) -> EncodePipeline:
     """Open, load, and encode a drawn picture. Its cameras are not started: they may be in use by another pipeline.
 
     Args:
-        link: what is known of the way to the server.
+        bandwidth: to the server.
 
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
@@ -53,7 +53,7 @@ def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -
     access = MediaAccess(config.media_folders, config.allow_private_urls, config.max_media_mib * 2**20)
     before = resident_bytes()
     # Graphs are loaded when first needed: a link that is moved before the reload must not lead into another bundle.
-    edge = open_edge(config.bundle.resolve(), options, link or BandwidthEstimate())
+    edge = open_edge(config.bundle.resolve(), options, bandwidth or BandwidthEstimate())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

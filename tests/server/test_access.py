@@ -36,8 +36,8 @@ from tests.support.server_checkpoint import make_case, oracle
 BINARY = {"Content-Type": CONTENT_TYPE}
 CASE = make_case("one image", max_new_tokens=4)
 HASHED = replace(CASE.request.media[0], hash=embedding_hash(CASE.request.media[0], str(CASE.request.model_hash)))
-BY_HASH = b"".join(encode_request(replace(CASE.request, media=(HASHED,)), {str(HASHED.hash)}))
-PUT = b"".join(encode_medium(HASHED, str(CASE.request.model_hash)))
+BY_HASH = bytes(encode_request(replace(CASE.request, media=(HASHED,)), {str(HASHED.hash)}))
+PUT = bytes(encode_medium(HASHED, str(CASE.request.model_hash)))
 URL = f"/v1/embeddings/{HASHED.hash}"
 
 
@@ -84,7 +84,7 @@ def tokens(tmp_path: Path) -> Path:
 def test_only_those_with_a_token_are_let_in(engine: TransformersEngine, tokens: Path) -> None:
     token = add_token(tokens, "camera-3")
     app = App(engine, tokens_file=tokens)
-    body = b"".join(encode_request(CASE.request))
+    body = bytes(encode_request(CASE.request))
     for path in ("/healthz", "/readyz", "/metrics"):
         assert app("GET", path).status_code == 200
     for path in ("/v1/models", "/openapi.json", URL, "/nothing", "/healthz/", "//healthz"):
@@ -233,7 +233,7 @@ def test_every_answer_carries_an_id(engine: TransformersEngine, tokens: Path) ->
     assert app is not None
     own = App(engine)
     request = replace(CASE.request, request_id="", sampling=Sampling(max_new_tokens=1))
-    body = b"".join(encode_request(request))
+    body = bytes(encode_request(request))
     answer = own("POST", "/v1/generate", content=body, headers={"X-Request-Id": "trace:1/a-b.c_d"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "trace:1/a-b.c_d"
     for found in (app("GET", "/v1/models"), own("GET", "/nothing"), own("PATCH", "/v1/models"), own("GET", "/readyz")):
@@ -267,9 +267,9 @@ def test_the_audit_log_tells_who_and_what_but_no_content(
     path = tmp_path / "audit.jsonl"
     token = add_token(tokens, "camera-3")
     app = App(engine, tokens_file=tokens, audit_log=path)
-    body = b"".join(encode_request(CASE.request))
+    body = bytes(encode_request(CASE.request))
     answer = app("POST", "/v1/generate?token=hidden", token, content=body, headers={"X-Request-Id": "r1"}).json()
-    streamed = b"".join(encode_request(replace(CASE.request, stream=True)))
+    streamed = bytes(encode_request(replace(CASE.request, stream=True)))
     app("POST", "/v1/generate", token, content=streamed)
     app("POST", "/v1/generate", token, content=body[:-1])
     app("POST", "/v1/generate", "wrong-token", content=body)

@@ -14,7 +14,7 @@ HeaderEdit = Callable[[dict[str, Any]], object]
 
 def body_of(request: GenerateRequest) -> bytes:
     """The request's body in one piece."""
-    return b"".join(encode_request(request))
+    return bytes(encode_request(request))
 
 
 def with_header(body: bytes, edit: HeaderEdit) -> bytes:

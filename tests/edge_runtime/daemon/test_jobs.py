@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
-from test_daemon_network import free_port
 
 from qwen3vl_edge.tools.server_process import running_server
+from tests.edge_runtime.daemon.test_network import free_port
 from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.scraping import metric
 from tests.support.waiting import until
