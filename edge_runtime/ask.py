@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3vl_edge.contract.wire.codec import body_size, encode_request
+from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.compression import compress
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
@@ -152,7 +152,7 @@ class _Asked:
             generated_ids=tuple(final.get("generated_ids", ())),
             finish_reason=final.get("finish_reason", ""),
             seconds=seconds,
-            sent_bytes=body_size(self.body),
+            sent_bytes=self.body.size,
             media=tuple(_describe(self._encoded)),
             usage=final.get("usage", {}),
         )

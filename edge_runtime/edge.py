@@ -102,7 +102,7 @@ class Edge:
     Attributes:
         encoder: the loaded backend.
         lean: serves all but clips; None where the reference serves everything.
-        link: the bandwidth estimate of the server, for `wire_dtype="auto"`.
+        bandwidth: the estimate of that to the server, for `wire_dtype="auto"`.
         basis: whose coefficients are sent, None where the embeddings' rows are sent.
     """
 
@@ -112,13 +112,13 @@ class Edge:
         options: EdgeOptions,
         encoder: EncoderBackend,
         lean: LeanProcessor | None,
-        link: BandwidthEstimate | None = None,
+        bandwidth: BandwidthEstimate | None = None,
         basis: Basis | None = None,
     ) -> None:
         self.bundle = bundle
         self.options = options
         self.basis = basis
-        self.link = link or BandwidthEstimate()
+        self.bandwidth = bandwidth or BandwidthEstimate()
         self.encoder = encoder
         self.lean = lean
         self.policy = BucketPolicy(
@@ -266,7 +266,7 @@ class Edge:
         name = self.options.wire_dtype
         if name == AUTO:
             columns = self.bundle.manifest.vision.out_hidden_size
-            name = self.link.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
+            name = self.bandwidth.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
         packing = BASIS_PACKINGS[name] if self.basis is not None else PACKINGS.get(name)
         return media if packing is None else tuple(pack_media(item, packing, self.basis) for item in media)
 
@@ -298,18 +298,20 @@ class Edge:
         }
 
 
-def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: BandwidthEstimate | None = None) -> Edge:
+def open_edge(
+    bundle: str | Path, options: EdgeOptions | None = None, bandwidth: BandwidthEstimate | None = None
+) -> Edge:
     """Open and check a bundle, and load its processor and encoder.
 
     Args:
-        link: the bandwidth estimate of the server, which `wire_dtype="auto"` needs.
+        bandwidth: the estimate of that to the server, which `wire_dtype="auto"` needs.
 
     Raises:
         BundleError: the bundle is missing, truncated or altered.
         InputError: the backend or its options cannot be used.
     """
     options = options or EdgeOptions()
-    if options.wire_dtype == AUTO and link is None:
+    if options.wire_dtype == AUTO and bandwidth is None:
         remedy = "Name one, or let the daemon choose (wire_dtype in its settings)."
         raise InputError("only the daemon knows its link", field="--wire-dtype", got=AUTO, remedy=remedy)
     if options.wire_dtype not in (AUTO, *WIRE_DTYPES):
@@ -319,7 +321,7 @@ def open_edge(bundle: str | Path, options: EdgeOptions | None = None, link: Band
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     encoder = load_backend(options.backend, opened, options.backend_options)
-    edge = Edge(opened, options, encoder, choose_lean(options.preprocess, opened, encoder), link, basis)
+    edge = Edge(opened, options, encoder, choose_lean(options.preprocess, opened, encoder), bandwidth, basis)
     if edge.lean is None:
         _ = edge.processor  # loaded now, so that its errors are raised here
     return edge

@@ -1,10 +1,13 @@
-"""Reading a request body no further than the limit, compressed or not."""
+"""Request bodies, read no further than the limit, compressed or not."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
+import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
@@ -12,8 +15,6 @@ from qwen3vl_edge.contract.errors import ContractError, LimitError
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.wire.compression import ZSTD, decompress
 
-DIRECT_BODY = "qwen3vl_edge.direct_body"
-"""Where the scope has what brings a long body sooner (contract/http/direct_body.py), under this project's servers."""
 Body = bytearray | bytes | memoryview
 _MAX_DIGITS = 19  # of a length; Python reads no number of thousands
 
@@ -29,7 +30,7 @@ def content_type(request: Request, *known: str) -> str:
         raise HttpError(
             415,
             "unsupported_content_type",
-            "content type is not spoken here",
+            "unsupported Content-Type",
             field="Content-Type",
             expected=" or ".join(known),
             got=repr(kind)[:80],
@@ -38,18 +39,19 @@ def content_type(request: Request, *known: str) -> str:
 
 
 async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> Body:
-    """The whole body, as it comes; no memory is set aside for what Content-Length only claims.
+    """The whole body. Where Content-Length announces it, it is collected in one buffer of that length; a claim alone
+    costs addresses and no memory, because the system gives pages only to what is written.
 
-    How many seconds it took to come is left in `request.state.receive_s`, for `received_header`, and how many bytes
-    came in `request.state.received_bytes`.
+    The seconds that it took stand in `request.state.receive_s`, for `received_header`, and its bytes as sent in
+    `request.state.received_bytes`.
 
     Args:
         limit: bytes, as sent and, where it is compressed, decompressed.
         zstd: a body may be compressed (`Content-Encoding: zstd`).
 
     Raises:
-        HttpError: 411 without a length or chunks, 400 for a length that is no number or a client that left,
-            408 when it takes longer than `timeout_s`, 415 for a content encoding.
+        HttpError: 411 without a length or chunks, 400 for a length that is no number or is exceeded, or a client that
+            left, 408 when it takes longer than `timeout_s`, 415 for a content encoding.
         LimitError: more than `limit` bytes, claimed, sent or decompressed.
         WireError: it does not decompress.
     """
@@ -74,7 +76,9 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
     try:
-        body = await asyncio.wait_for(_collect(request, limit, length is not None), timeout_s)
+        collecting: Coroutine[Any, Any, bytearray | memoryview]
+        collecting = _collect_chunks(request, limit) if length is None else _collect_announced(request, int(length))
+        body: bytes | bytearray | memoryview = await asyncio.wait_for(collecting, timeout_s)
     except asyncio.TimeoutError:
         raise HttpError(
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
@@ -83,29 +87,44 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
     request.state.receive_s = time.perf_counter() - started
     request.state.received_bytes = len(body)
-    return await run_in_threadpool(decompress, body, limit) if encoding else body
+    if not encoding:
+        return body
+    return await run_in_threadpool(decompress, body, limit)
 
 
 def received_header(request: Request) -> dict[str, str]:
-    """How long the body took to come, as `Server-Timing` tells it (W3C Server Timing), in milliseconds."""
+    """Milliseconds in which the body was received, as a `Server-Timing` header (W3C Server Timing)."""
     seconds = getattr(request.state, "receive_s", None)
     return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
 
 
-async def _collect(request: Request, limit: int, has_length: bool) -> bytearray | memoryview:
-    """The body; where it comes directly, its stream has its end alone to tell.
+async def _collect_announced(request: Request, length: int) -> memoryview:
+    """A body of a known length, within the limit; each byte is copied once."""
+    buffer = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+    filled = 0
+    async for chunk in request.stream():
+        end = filled + len(chunk)
+        if end > length:
+            raise HttpError(
+                400, "bad_length", "the body is longer than announced", field="Content-Length", expected=length, got=end
+            )
+        buffer[filled:end] = chunk
+        filled = end
+    return buffer[:filled]
 
-    Args:
-        has_length: there is a Content-Length, and it is within the limit.
+
+async def _collect_chunks(request: Request, limit: int) -> bytearray:
+    """A body of unknown length.
+
+    Raises:
+        LimitError: more than `limit` bytes.
     """
-    direct = request.scope.get(DIRECT_BODY) if has_length else None
-    whole: memoryview | None = None if direct is None else await direct.receive()
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > limit:
             raise _too_large(limit, "more")
         body += chunk
-    return body if whole is None else whole
+    return body
 
 
 def _too_large(limit: int, got: str) -> ContractError:

@@ -1,4 +1,4 @@
-"""Clients that go before their answer is there: what was under way for them ends."""
+"""Clients that disconnect before their answer is complete: the work for them is cancelled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it but the metrics
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the metrics see it
 T = TypeVar("T")
 
 
 class Disconnected(Enum):
-    """What stands for an answer where the client has gone."""
+    """In place of an answer where the client has disconnected."""
 
     DISCONNECTED = "left"
 
@@ -25,24 +25,25 @@ DISCONNECTED: Final = Disconnected.DISCONNECTED
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T | Literal[Disconnected.DISCONNECTED]:
-    """The result of `work`, or DISCONNECTED, and the work cancelled, once the client has closed the connection."""
-    answer, left = asyncio.ensure_future(work), asyncio.ensure_future(_client_left(request))
+    """The result of `work`; DISCONNECTED, and `work` cancelled, where the client closes the connection before."""
+    answer, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else DISCONNECTED
     finally:
         answer.cancel()
-        left.cancel()
-        await asyncio.gather(answer, left, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(answer, disconnect, return_exceptions=True)
 
 
-async def _client_left(request: Request) -> None:
+async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class ClosingStream(StreamingResponse):
-    """Events of which `end` is told once they are over: sent, failed, or left by the client, even before the first."""
+    """Server-sent events; `end` is awaited after the last one, after a failure and after a disconnect, also where
+    that comes before the first event."""
 
     def __init__(
         self,

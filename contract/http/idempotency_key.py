@@ -19,17 +19,17 @@ def idempotency_key(headers: Headers) -> str | None:
     Raises:
         HttpError: 400: sent twice, empty, too long, or with characters that do not print.
     """
-    found = headers.getlist(HEADER)
-    if not found:
+    values = headers.getlist(HEADER)
+    if not values:
         return None
-    key = found[0]
-    if len(found) > 1 or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
+    key = values[0]
+    if len(values) > 1 or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
         raise HttpError(
             400,
             "bad_idempotency_key",
             "bad idempotency key",
             field=HEADER,
             expected=f"one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters",
-            got=f"{len(found)}, the first {key[:40]!a}",
+            got=f"{len(values)}, the first {key[:40]!a}",
         )
     return key

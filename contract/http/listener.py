@@ -44,12 +44,10 @@ def http_server(
     """
     import uvicorn
 
-    from qwen3vl_edge.contract.http.direct_body import DirectBodies
-
     asks = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
         app,
-        http=DirectBodies,
+        http="h11",  # also where another parser is installed: the fuzzer tests this one
         loop=loop,
         log_config=None,
         log_level="warning",

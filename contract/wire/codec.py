@@ -34,6 +34,7 @@ from qwen3vl_edge.contract.wire.media_codec import (
     take,
 )
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, MediaReference, Sampling
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 WIRE_VERSION = 1
 REFERENCE_VERSION = 2  # of a body that names embeddings without sending them
@@ -45,8 +46,8 @@ Lookup = Callable[[Sequence[MediaReference]], Sequence[MediaEmbeddings]]
 """Finds the embeddings of references, in order; raises where it does not hold them."""
 
 
-def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> list[memoryview]:
-    """The body as buffers to send one after another: the header, then each tensor's own memory.
+def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> WireBody:
+    """The body: the header, then each tensor's own memory.
 
     Args:
         by_hash: media with one of these hashes are named and not sent.
@@ -78,7 +79,7 @@ def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> l
     return _container(tensors, document)
 
 
-def encode_medium(item: MediaEmbeddings, model_hash: str) -> list[memoryview]:
+def encode_medium(item: MediaEmbeddings, model_hash: str) -> WireBody:
     """The body of `PUT /v1/embeddings/{sha256}`: the same container with one picture or clip and no prompt."""
     grids = np.array([item.grid.as_list()], dtype=np.int32)
     tensors: list[Named] = [("grid_thw", grids, None), *medium_tensors(0, item)]
@@ -96,15 +97,10 @@ def _version(sent: Sequence[MediaEmbeddings], named: bool) -> int:
     return REFERENCE_VERSION if named else WIRE_VERSION
 
 
-def _container(tensors: list[Named], document: dict[str, Any]) -> list[memoryview]:
+def _container(tensors: list[Named], document: dict[str, Any]) -> WireBody:
     entries = [(name, dtype or _dtype_name(name, array), array.shape) for name, array, dtype in tensors]
     header = build_header(entries, {"request": json.dumps(document, separators=(",", ":"))})
-    return [memoryview(header), *(_bytes_of(array) for _, array, _ in tensors)]
-
-
-def body_size(buffers: list[memoryview]) -> int:
-    """Bytes of an encoded body, for Content-Length."""
-    return sum(buffer.nbytes for buffer in buffers)
+    return WireBody((memoryview(header), *(_bytes_of(array) for _, array, _ in tensors)), CONTENT_TYPE)
 
 
 def decode_request(
@@ -278,6 +274,6 @@ def _resolve(
         field = f"media.{references[0].index}.by_hash"
         raise WireError("this wire version has no media by hash", field=field, expected=f"version {REFERENCE_VERSION}")
     if references and lookup is None:
-        raise WireError("media by hash are not taken here", field=f"media.{references[0].index}.by_hash")
+        raise WireError("media by hash are not supported here", field=f"media.{references[0].index}.by_hash")
     found = iter(lookup(references)) if references and lookup is not None else iter(())
     return tuple(next(found) if isinstance(item, MediaReference) else item for item in items)

@@ -6,25 +6,26 @@ The library is optional on both sides: a server without it refuses such a body, 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 ZSTD = "zstd"
 LEVEL = 1  # more costs a device more time than it saves on any link where it pays
 MAX_WINDOW_BYTES = 8 * 2**20  # what RFC 9659 lets a sender ask of a receiver
-_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-def compress(buffers: list[memoryview]) -> list[memoryview]:
+def compress(body: WireBody) -> WireBody:
     """The same body compressed, as one buffer.
 
     Raises:
         InputError: the library is not installed.
     """
     compressor = _library("compress").ZstdCompressor(level=LEVEL).compressobj()
-    parts = [compressor.compress(buffer) for buffer in buffers]
-    return [memoryview(b"".join([*parts, compressor.flush()]))]
+    parts = [compressor.compress(buffer) for buffer in body.buffers]
+    return replace(body, buffers=(memoryview(b"".join([*parts, compressor.flush()])),), encoding=ZSTD)
 
 
 def require_zstd() -> None:
@@ -32,13 +33,8 @@ def require_zstd() -> None:
     _library("compress")
 
 
-def is_compressed(buffers: list[memoryview]) -> bool:
-    """Whether `compress` made it: a container begins with its header's length, which is never so large."""
-    return bool(buffers) and bytes(buffers[0][:4]) == _MAGIC
-
-
 def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
-    """What was compressed; no more than `limit` bytes and the window are ever held of it.
+    """The decompressed body; no more than `limit` bytes of it and the window are in memory at any time.
 
     Raises:
         LimitError: it is longer than `limit`.
@@ -49,14 +45,14 @@ def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
     decompressor = library.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     try:
         with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
-            found: bytes = reader.read(limit + 1)
+            content: bytes = reader.read(limit + 1)
     except library.ZstdError as error:
         raise WireError("body does not decompress", field="body", expected="zstd", got=str(error)[:120]) from None
-    if len(found) > limit:
+    if len(content) > limit:
         raise LimitError(
             "body is too large once decompressed", field="body", expected=f"at most {limit} bytes", got="more"
         )
-    return found
+    return content
 
 
 def _library(job: str) -> Any:

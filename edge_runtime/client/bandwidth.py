@@ -1,4 +1,4 @@
-"""How fast the link to the server is, as far as the bodies that were sent have shown, and what to send over it."""
+"""The bandwidth to the server, estimated from the bodies that were sent, and the wire dtype that suits it."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ AUTO = "auto"
 # From the encoder's float16 to ever fewer bytes; fp8 has int8's bytes and is further off (docs/reports/benchmarks.md).
 LADDER = ("fp16", "int8", "int4")
 WEIGHT = 0.5  # of the newest body
-LEAST_BYTES = 256 * 2**10  # a smaller body arrives with the headers, and shows nothing
+LEAST_BYTES = 256 * 2**10  # a smaller body arrives with the headers: its time measures nothing
 _RECEIVE = re.compile(r"(?:^|,)\s*receive;dur=(\d+(?:\.\d+)?)")
 
 
 @dataclass
 class BandwidthEstimate:
-    """Bytes per second, an exponentially weighted mean; None until a body of some size has been received."""
+    """Bytes per second, an exponentially weighted mean; None until a body of LEAST_BYTES has been received."""
 
     bytes_per_second: float | None = None
 
-    def heard(self, size: int, server_timing: str) -> None:
-        """Learn from one body.
+    def observe(self, size: int, server_timing: str) -> None:
+        """Update the estimate from one body.
 
         Args:
             size: bytes that were sent.
-            server_timing: the answer's header of that name, where the server says how long they took to come.
+            server_timing: the answer's `Server-Timing` header, with the milliseconds in which the server received them.
         """
-        found = _RECEIVE.search(server_timing)
-        if found is None or size < LEAST_BYTES or not (seconds := float(found[1]) / 1e3):
+        match = _RECEIVE.search(server_timing)
+        if match is None or size < LEAST_BYTES or not (seconds := float(match[1]) / 1e3):
             return
         rate = size / seconds
         old = self.bytes_per_second
         self.bytes_per_second = rate if old is None else WEIGHT * rate + (1 - WEIGHT) * old
 
     def choose(self, size: int, columns: int, target_s: float) -> str:
-        """The wire dtype for embeddings of `size` bytes in float16, in rows of `columns`: the one that moves them least
-        and is there within `target_s`, the smallest where none is; float16 as long as nothing is known of the link."""
+        """The wire dtype for embeddings of `size` bytes in float16, in rows of `columns`: the most precise that arrives
+        within `target_s`, the smallest where none does; float16 as long as there is no estimate."""
         if self.bytes_per_second is None:
             return LADDER[0]
         for name in LADDER:

@@ -1,4 +1,4 @@
-"""How this device shows a server who it is, and checks which server it talks to."""
+"""The token and certificates with which this device and its server prove who they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device's end of the wire: one POST per encoded request, its tensors handed over from where they lie."""
+"""The device's end of the wire: one POST per encoded request, its tensors sent from their own memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import httpx
+from httpx_sse import EventSource, SSEError
 
 from qwen3vl_edge.contract.errors import ContractError, ServerUnavailableError
-from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, body_size
-from qwen3vl_edge.contract.wire.compression import ZSTD, is_compressed
-from qwen3vl_edge.edge_runtime.client.event_lines import lines_of
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 ANYBODY = ServerAccess()
-DATA, DONE = "data: ", "data: [DONE]"
+DONE = "[DONE]"
 
 
 class RefusedError(ContractError):
-    """The server answered with an error object; its own words are passed on.
+    """The server answered with an error object, whose message is passed on.
 
     Attributes:
-        missing: hashes of embeddings that it does not hold, where that is why.
+        missing: hashes of embeddings that it does not hold, where that is the reason.
     """
 
     code = "refused_by_server"
@@ -44,17 +43,7 @@ class Event:
     final: dict[str, Any] | None = None
 
 
-Body = list[memoryview]
-"""What `encode_request` in `contract/wire/codec.py` returns, compressed or not."""
-
-
-def content_headers(body: Body, content_type: str) -> dict[str, str]:
-    """What a request says of its body."""
-    found = {"Content-Type": content_type, "Content-Length": str(body_size(body))}
-    return found | ({"Content-Encoding": ZSTD} if is_compressed(body) else {})
-
-
-def generate(server: str, body: Body, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> dict[str, Any]:
+def generate(server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> dict[str, Any]:
     """Send a request and wait for the whole answer.
 
     Args:
@@ -71,7 +60,7 @@ def generate(server: str, body: Body, *, timeout: float = 600.0, access: ServerA
         return answer
 
 
-def stream(server: str, body: Body, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> Iterator[Event]:
+def stream(server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> Iterator[Event]:
     """Send a request that was encoded with `stream` set, and yield its events as they come.
 
     Raises:
@@ -79,23 +68,23 @@ def stream(server: str, body: Body, *, timeout: float = 600.0, access: ServerAcc
     """
     with _post(server, body, timeout, access) as response:
         try:
-            for line in lines_of(response.iter_bytes()):
-                if line == DONE:
+            for event in EventSource(response).iter_sse():
+                if event.data == DONE:
                     return
-                if line.startswith(DATA):
-                    yield event_of(line, response.status_code)
+                if event.data:
+                    yield event_of(event.data, response.status_code)
         except httpx.HTTPError as error:
             raise broken_off(server, error) from None
     raise broken_off(server, None)
 
 
-def event_of(line: str, status: int) -> Event:
-    """What one `data:` line of a stream says.
+def event_of(data: str, status: int) -> Event:
+    """One server-sent event of an answer, from its data.
 
     Raises:
         RefusedError, ServerUnavailableError: it is an error.
     """
-    event = json.loads(line[len(DATA) :])
+    event = json.loads(data)
     if "error" in event:
         raise refused(event, status)
     last = "finish_reason" in event  # its text is the whole answer, not an addition to it
@@ -104,6 +93,8 @@ def event_of(line: str, status: int) -> Event:
 
 def broken_off(server: str, error: httpx.HTTPError | None) -> ServerUnavailableError:
     """A stream that ended before its last event."""
+    if isinstance(error, SSEError):
+        return ServerUnavailableError(f"server {server} sent no server-sent events ({error})"[:300], field="--server")
     how = f"broke off the answer ({type(error).__name__})" if error is not None else "ended the answer early"
     return ServerUnavailableError(f"server {server} {how}", field="--server")
 
@@ -126,7 +117,7 @@ def _why(error: Exception) -> str:
 class _post:
     """Context of one POST: the open response, or the error it stands for."""
 
-    def __init__(self, server: str, body: Body, timeout: float, access: ServerAccess) -> None:
+    def __init__(self, server: str, body: WireBody, timeout: float, access: ServerAccess) -> None:
         self._server = server
         self._body = body
         self._client = httpx.Client(
@@ -136,13 +127,12 @@ class _post:
         )
 
     def __enter__(self) -> httpx.Response:
-        headers = content_headers(self._body, CONTENT_TYPE)
         try:
             message = self._client.build_request(
                 "POST",
                 f"{self._server.rstrip('/')}/v1/generate",
-                content=cast("Iterable[bytes]", iter(self._body)),  # a memoryview is as good, and no copy
-                headers=headers,
+                content=cast("Iterable[bytes]", iter(self._body.buffers)),  # a memoryview is as good, and no copy
+                headers=self._body.headers,
             )
             response = self._client.send(message, stream=True)
             if response.status_code >= 400:
@@ -161,7 +151,7 @@ class _post:
 
 
 def error_body(response: httpx.Response) -> dict[str, Any]:
-    """The error object of a read response, or one that says what came in its place."""
+    """The error object of a read response, or one with the status and text that came in its place."""
     try:
         body = response.json()
     except ValueError:
@@ -172,12 +162,12 @@ def error_body(response: httpx.Response) -> dict[str, Any]:
 
 
 def refused(body: dict[str, Any], status: int) -> ContractError:
-    """The server's own words as an error of the contract."""
+    """The server's error object as an error of the contract."""
     error = body["error"]
     kind = ServerUnavailableError if status == 503 else RefusedError
-    found = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
-    found.code = error.get("code") or found.code
-    if isinstance(found, RefusedError) and isinstance(missing := error.get("missing"), list):
-        found.missing = tuple(str(name) for name in missing)
-    found.status = status if status >= 400 else 502  # 200: the error came in the middle of a stream
-    return found
+    failure = kind(f"the server refused the request: {error.get('message')}", field=error.get("param"))
+    failure.code = error.get("code") or failure.code
+    if isinstance(failure, RefusedError) and isinstance(missing := error.get("missing"), list):
+        failure.missing = tuple(str(name) for name in missing)
+    failure.status = status if status >= 400 else 502  # 200: the error came in the middle of a stream
+    return failure

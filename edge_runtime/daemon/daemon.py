@@ -17,7 +17,7 @@ from qwen3vl_edge.edge_runtime.daemon.request_history import RequestHistory
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.daemon.jobs.runner import JobRunner
-    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 
 
 class Daemon:
@@ -27,7 +27,7 @@ class Daemon:
         upstream: the server that generates.
         started: None until the bundle is open and has passed its self-test.
         failure: why the start failed; the process ends with it.
-        link: bandwidth to the server; outlives a reload.
+        bandwidth: to the server; outlives a reload.
         concurrency: the limit on requests in flight.
         last_reload: result of the last reload, None before the first.
         history: the last requests and their cost.
@@ -40,13 +40,13 @@ class Daemon:
         config: DaemonConfig,
         upstream: Upstream,
         spool: Spool | None = None,
-        link: BandwidthEstimate | None = None,
+        bandwidth: BandwidthEstimate | None = None,
     ) -> None:
         self.config = config
         self.upstream = upstream
         self.started: EncodePipeline | None = None
         self.failure: BaseException | None = None
-        self.link = link or BandwidthEstimate()
+        self.bandwidth = bandwidth or BandwidthEstimate()
         self.concurrency = ConcurrencyLimit(config.max_waiting)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.concurrency)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
     from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
-    from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+    from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 
 logger = logging.getLogger("edge")
 
@@ -95,8 +95,8 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     log_to_stderr(config.log_format)
     start_tracing("qwen3vl-edge")
     spool = Spool(config.spool, config.spool_mib * 2**20, config.spool_jobs) if config.spool is not None else None
-    link = BandwidthEstimate()
-    daemon = Daemon(config, _upstream(config, link), spool, link)
+    bandwidth = BandwidthEstimate()
+    daemon = Daemon(config, _upstream(config, bandwidth), spool, bandwidth)
     reloader = Reloader(daemon, reread)
     server = http_server(create_app(daemon, reloader), config.drain_s, loop="asyncio")
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
@@ -114,7 +114,7 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     logger.info("stopped")
 
 
-def _upstream(config: DaemonConfig, link: BandwidthEstimate | None = None) -> Upstream:
+def _upstream(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) -> Upstream:
     from qwen3vl_edge.edge_runtime.daemon.upstreams.openai_server import OpenAIServer
     from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Qwen3VLServer
 
@@ -125,7 +125,7 @@ def _upstream(config: DaemonConfig, link: BandwidthEstimate | None = None) -> Up
         return OpenAIServer(config.server, config.server_model, access)
     if config.wire_zstd:
         require_zstd()  # missing, it is an error now and not at the first request
-    return Qwen3VLServer(config.server, config.send_by_hash, access, config.wire_zstd, link)
+    return Qwen3VLServer(config.server, config.send_by_hash, access, config.wire_zstd, bandwidth)
 
 
 def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
@@ -134,7 +134,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     try:
         from qwen3vl_edge.edge_runtime.daemon.open_pipeline import open_pipeline
 
-        pipeline = open_pipeline(config, daemon.link)
+        pipeline = open_pipeline(config, daemon.bandwidth)
     except BaseException as error:
         daemon.failure = error
         server.should_exit = True

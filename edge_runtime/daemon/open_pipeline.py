@@ -11,13 +11,13 @@ from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
 
 
-def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -> EncodePipeline:
+def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) -> EncodePipeline:
     """Open the bundle, load the encoder, and run its self-test.
 
     The cameras are not started: their devices may be in use by the pipeline that this one replaces.
 
     Args:
-        link: bandwidth to the server, measured so far.
+        bandwidth: to the server, measured so far.
 
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
@@ -40,7 +40,7 @@ def open_pipeline(config: DaemonConfig, link: BandwidthEstimate | None = None) -
     )
     before = resident_bytes()
     # Graphs are loaded lazily: a symbolic link that moves before the reload must not lead into another bundle.
-    edge = open_edge(config.bundle.resolve(), options, link or BandwidthEstimate())
+    edge = open_edge(config.bundle.resolve(), options, bandwidth or BandwidthEstimate())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
     except BaseException:  # a camera that the engine cannot serve

@@ -58,7 +58,7 @@ class Reloader:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             old, config = self._daemon.pipeline, self._read()
-            new = await asyncio.to_thread(open_pipeline, config, self._daemon.link)
+            new = await asyncio.to_thread(open_pipeline, config, self._daemon.bandwidth)
         except Exception as error:
             self._failed(error)
             return False

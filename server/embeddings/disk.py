@@ -22,7 +22,7 @@ from pathlib import Path
 
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.contract.wire.codec import body_size, decode_medium, encode_medium
+from qwen3vl_edge.contract.wire.codec import decode_medium, encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash, is_hash
 from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
 from qwen3vl_edge.server.options import ServerOptions
@@ -86,8 +86,8 @@ class EmbeddingDisk:
         """Hold checked embeddings under their `hash`. A full or broken disk costs the entry, not the request."""
         if media.hash is None or self._touch(key := (_folder_of(namespace), media.hash)):
             return
-        parts = encode_medium(media, self._model_hash())
-        size = body_size(parts)
+        body = encode_medium(media, self._model_hash())
+        size = body.size
         if size > self.max_bytes:
             return
         path = self._path(key)
@@ -95,7 +95,7 @@ class EmbeddingDisk:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._lock:
                 self._make_room(size)
-            atomic.write_bytes(path, b"".join(parts), 0o600, sync=False)
+            atomic.write_bytes(path, bytes(body), 0o600, sync=False)
         except OSError as error:
             logger.warning("embeddings cannot be held in %s (%s)", self._folder, error.strerror)
             return

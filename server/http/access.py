@@ -76,15 +76,13 @@ class Guard:
 
     @property
     def rereads(self) -> bool:
-        """Whether there is a file to look at again."""
+        """Whether SIGHUP is handled: also with an audit log alone, because logrotate may send it with a moved file."""
         return self.tokens is not None or self.audit is not None
 
     def on_hangup(self) -> None:
-        """Look at the files again; may be called in a signal handler."""
+        """Look at the tokens again; may be called in a signal handler."""
         if self.tokens is not None:
             self.tokens.check_soon()
-        if self.audit is not None:
-            self.audit.reopen_soon()
 
     def admit(self, scope: Scope) -> TokenEntry | None:
         """Let a request in, with the entry of its token where tokens are asked for.

@@ -1,11 +1,12 @@
-"""Who asked what of the server, one JSON line per request: never a prompt, an answer, a token or an embedding.
+"""The audit log, one JSON line per request: never a prompt, an answer, a token or an embedding.
 
     {"time": "2026-11-23T10:00:00.000Z", "request_id": …, "client": …, "address": …, "method": …, "path": …,
      "status": 200, "bytes_in": …, "prompt_tokens": …, "visual_tokens": …, "generated_tokens": …, "seconds": …,
      "error": null}
 
 A line is written when the answer has ended, and the generation with it: after a client has left, that may be later.
-Tokens are null where nothing was generated. A request that is sent again under its Idempotency-Key tells the tokens of
+`bytes_in` counts the bytes of the body that were read, as they were sent: 0 where a request is refused by its headers.
+Tokens are null where nothing was generated. A request that is sent again under its Idempotency-Key has the tokens of
 the one generation again.
 """
 
@@ -16,14 +17,15 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 import uuid
 from concurrent.futures import CancelledError
+from functools import partial
+from io import TextIOWrapper
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from h11 import LocalProtocolError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,9 +43,10 @@ _CLOSING_SECONDS = 1.0
 
 
 class AuditLog:
-    """An append-only file of this user alone; safe to use from several threads.
+    """An append-only file that only this user can read; safe to use from several threads.
 
-    A disk that is full costs lines, not requests: it is logged, and tried again with the next line.
+    A file that was moved or deleted is created again before the next line. A full disk costs lines, not requests: the
+    failure is logged, and the next line is tried again.
 
     Raises:
         InputError: the file cannot be opened at the start.
@@ -51,33 +54,26 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
-        self._reopen = False
         try:
-            self._file = self._open()
+            self._file = _PrivateFile(path, encoding="ascii")
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})", field="audit_log") from None
 
     def write(self, line: dict[str, Any]) -> None:
-        with self._lock:
-            try:
-                if self._reopen or self._file.closed:
-                    self._file.close()
-                    self._file = self._open()
-                    self._reopen = False
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
-            except OSError as error:
-                logger.error("audit log %s cannot be written (%s)", self._path, error.strerror)
+        try:
+            self._file.handle(logging.makeLogRecord({"msg": json.dumps(line)}))
+        except OSError as error:
+            logger.error("audit log %s cannot be written (%s)", self._path, error.strerror)
 
-    def reopen_soon(self) -> None:
-        """Open the path anew before the next line, after logrotate has moved the file; may be called in a signal
-        handler."""
-        self._reopen = True
 
-    def _open(self) -> TextIO:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        return os.fdopen(descriptor, "w", encoding="ascii")
+class _PrivateFile(WatchedFileHandler):
+    """The stdlib's handler with a file of mode 0600, and errors for whoever writes a line."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=partial(os.open, mode=0o600))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # noqa: PLE0704  (called within the handler of what was raised)
 
 
 class RequestRecord:
@@ -112,10 +108,10 @@ class RequestRecord:
                 MutableHeaders(scope=message)[HEADER] = name
             try:
                 await send(message)
-            except LocalProtocolError:
+            except Exception:  # the server's: each HTTP parser has its own, for an answer that it does not send
                 if not await _has_left(receive):
                     raise
-                state["error_code"] = "client_left"  # it broke HTTP within its body, and the parser has told it so
+                state["error_code"] = "client_left"  # it broke HTTP within its body, and the parser has answered 400
 
         try:
             await self._app(scope, counting, naming)

@@ -98,7 +98,7 @@ def test_both_ends_hold_the_same(basis: Basis, name: str) -> None:
         assert came.origin["basis"] == basis.sha256
         assert came.hash == embedding_hash(came, str(request.model_hash))
         assert (came.packed, came.basis) == ((), None)
-        medium, _ = decode_medium(b"".join(encode_medium(sent, str(request.model_hash))), bases=bases_of(basis))
+        medium, _ = decode_medium(bytes(encode_medium(sent, str(request.model_hash))), bases=bases_of(basis))
         np.testing.assert_array_equal(medium.embeds, sent.embeds)
     again = decode_request(body, bases=bases_of(basis), keep_packed=True)
     assert body_of(again) == body
@@ -183,7 +183,7 @@ def test_a_file_that_is_none_is_refused(basis: Basis, tmp_path: Path) -> None:
     bad.append(basis_file([replace(basis.tensors[0], mean=np.full(HIDDEN, np.nan, np.float32))], "a"))
     bad.append(basis_file([replace(basis.tensors[0], mean=np.zeros(HIDDEN + 1, np.float32))], "a"))
     bad.append(basis_file([replace(basis.tensors[0], exponent=99)], "a"))
-    bad.append(b"".join(map(bytes, encode_request(make_case("image and clip").request))))
+    bad.append(bytes(encode_request(make_case("image and clip").request)))
     for index, content in enumerate(bad):
         path = tmp_path / f"{index}"
         path.write_bytes(content)

@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
-from qwen3vl_edge.contract.wire.codec import encode_request
-from qwen3vl_edge.contract.wire.compression import MAX_WINDOW_BYTES, compress, decompress, is_compressed
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
+from qwen3vl_edge.contract.wire.compression import MAX_WINDOW_BYTES, ZSTD, compress, decompress
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.main import serve
 from tests.support.http_api.generate import post
@@ -25,9 +25,10 @@ LIMIT = 2**20
 def test_what_was_compressed_comes_back() -> None:
     body = encode_request(make_case("image and clip").request)
     small = compress(body)
-    assert is_compressed(small)
-    assert not is_compressed(body)
-    assert decompress(bytes(small[0]), LIMIT) == b"".join(body)
+    assert small.headers == {**body.headers, "Content-Length": str(len(bytes(small))), "Content-Encoding": ZSTD}
+    assert body.headers == {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(bytes(body)))}
+    assert (small.size, body.size) == (len(bytes(small)), len(bytes(body)))
+    assert decompress(bytes(small), LIMIT) == bytes(body)
 
 
 def test_a_bomb_is_refused_before_it_is_large() -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save as safetensors_save
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
-from qwen3vl_edge.contract.wire.codec import body_size, decode_request, encode_request
+from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
 from tests.support.wire_bodies import (
     HeaderEdit,
@@ -53,12 +53,12 @@ def test_text_only_round_trip() -> None:
 
 def test_encode_and_decode_share_memory() -> None:
     request = make_request()
-    buffers = encode_request(request)
-    assert any(np.shares_memory(np.frombuffer(buffer, np.uint8), request.media[0].embeds) for buffer in buffers)
-    body = bytearray(b"".join(buffers))
+    sent = encode_request(request)
+    assert any(np.shares_memory(np.frombuffer(buffer, np.uint8), request.media[0].embeds) for buffer in sent.buffers)
+    body = bytearray(bytes(sent))
     decoded = decode_request(body)
     assert np.shares_memory(decoded.media[0].embeds, np.frombuffer(body, np.uint8))
-    assert body_size(buffers) == len(body)
+    assert sent.size == len(body)
 
 
 def test_overhead_is_under_one_percent_for_a_real_picture() -> None:

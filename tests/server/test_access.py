@@ -21,6 +21,7 @@ from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.http.access import warn_of_open_doors
+from qwen3vl_edge.server.http.audit import AuditLog
 from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_of
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
@@ -49,7 +50,7 @@ def tokens(tmp_path: Path) -> Path:
 def test_only_those_with_a_token_are_let_in(engine: TransformersEngine, tokens: Path) -> None:
     token = add_token(tokens, "camera-3")
     app = App(engine, tokens_file=tokens)
-    body = b"".join(encode_request(CASE.request))
+    body = bytes(encode_request(CASE.request))
     for path in ("/healthz", "/readyz", "/metrics"):
         assert app("GET", path).status_code == 200
     for path in ("/v1/models", "/openapi.json", URL, "/nothing", "/healthz/", "//healthz"):
@@ -198,7 +199,7 @@ def test_every_answer_carries_an_id(engine: TransformersEngine, tokens: Path) ->
     assert app is not None
     own = App(engine)
     request = replace(CASE.request, request_id="", sampling=Sampling(max_new_tokens=1))
-    body = b"".join(encode_request(request))
+    body = bytes(encode_request(request))
     answer = own("POST", "/v1/generate", content=body, headers={"X-Request-Id": "trace:1/a-b.c_d"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "trace:1/a-b.c_d"
     for found in (app("GET", "/v1/models"), own("GET", "/nothing"), own("PATCH", "/v1/models"), own("GET", "/readyz")):
@@ -232,9 +233,9 @@ def test_the_audit_log_tells_who_and_what_but_no_content(
     path = tmp_path / "audit.jsonl"
     token = add_token(tokens, "camera-3")
     app = App(engine, tokens_file=tokens, audit_log=path)
-    body = b"".join(encode_request(CASE.request))
+    body = bytes(encode_request(CASE.request))
     answer = app("POST", "/v1/generate?token=hidden", token, content=body, headers={"X-Request-Id": "r1"}).json()
-    streamed = b"".join(encode_request(replace(CASE.request, stream=True)))
+    streamed = bytes(encode_request(replace(CASE.request, stream=True)))
     app("POST", "/v1/generate", token, content=streamed)
     app("POST", "/v1/generate", token, content=body[:-1])
     app("POST", "/v1/generate", "wrong-token", content=body)
@@ -272,23 +273,48 @@ def test_the_audit_log_tells_who_and_what_but_no_content(
         assert secret not in caplog.text
 
 
-def test_the_audit_log_is_opened_anew_and_a_full_disk_stops_nobody(
+def test_the_audit_log_follows_logrotate_and_a_full_disk_stops_nobody(
     engine: TransformersEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "audit.jsonl"
     app = App(engine, audit_log=path)
     app("GET", "/healthz")
-    path.rename(tmp_path / "audit.1")
     app("GET", "/healthz")
-    app.state.guard.on_hangup()
+    path.rename(tmp_path / "audit.1")
     app("GET", "/healthz")
     assert len((tmp_path / "audit.1").read_text().splitlines()) == 2
     assert len(path.read_text().splitlines()) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    app.state.guard.on_hangup()
+    app("GET", "/healthz")
+    assert len(path.read_text().splitlines()) == 1
     full = App(engine, audit_log=Path("/dev/full"))
     assert full("GET", "/healthz").status_code == 200
-    assert "/dev/full" in caplog.text
+    assert "/dev/full cannot be written (No space left on device)" in caplog.text
     with pytest.raises(InputError, match=r"absent.*cannot be written"):
         App(engine, audit_log=tmp_path / "absent" / "audit.jsonl")
+
+
+def test_lines_are_written_again_once_the_audit_logs_folder_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = AuditLog(folder / "audit.jsonl")
+    log.write({"number": 1})
+    folder.rename(tmp_path / "moved")
+    for number in (2, 3):
+        log.write({"number": number})
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        f"audit log {folder}/audit.jsonl cannot be written"
+    ] * 2
+    folder.mkdir()
+    for number in (4, 5):
+        log.write({"number": number})
+    assert (tmp_path / "moved" / "audit.jsonl").read_text() == '{"number": 1}\n'
+    assert (folder / "audit.jsonl").read_text() == '{"number": 4}\n{"number": 5}\n'
+    assert len(caplog.messages) == 2
 
 
 def test_the_command_makes_a_token(tokens: Path) -> None:

@@ -49,7 +49,7 @@ def post(engine: TransformersEngine | None, content: Any, headers: dict[str, str
 
 
 def body(stream: bool = False) -> bytes:
-    return b"".join(encode_request(replace(make_case("one image").request, stream=stream)))
+    return bytes(encode_request(replace(make_case("one image").request, stream=stream)))
 
 
 def break_model(engine: TransformersEngine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.wire.codec import body_size, encode_medium
+from qwen3vl_edge.contract.wire.codec import encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
@@ -98,10 +98,10 @@ def damage(how: str, content: bytearray) -> bytes:
     if how == "pickle":
         return b"\x80\x04\x95cos\nsystem\n."
     if how == "another's":
-        return b"".join(encode_medium(hashed(9), MODEL))
+        return bytes(encode_medium(hashed(9), MODEL))
     if how == "same name, other tensors":
         other = replace(hashed(9), hash=hashed(0).hash)
-        return b"".join(encode_medium(other, MODEL))
+        return bytes(encode_medium(other, MODEL))
     content[len(content) // 2] ^= 1
     return bytes(content)
 
@@ -131,7 +131,7 @@ def test_another_models_are_never_found(disks: Disks) -> None:
 
 def test_its_size_and_age_are_bounded_through_restarts(disks: Disks) -> None:
     media = [hashed(seed) for seed in range(6)]
-    size = body_size(encode_medium(media[0], MODEL))
+    size = encode_medium(media[0], MODEL).size
     disk = disks(3 * size, 60)
     for medium in media[:4]:
         disks.now += 1
@@ -185,7 +185,7 @@ def test_a_disk_that_fails_costs_no_request(disks: Disks, caplog: pytest.LogCapt
 
 def test_threads_share_it(disks: Disks) -> None:
     media = [hashed(seed) for seed in range(6)]
-    disk = disks(3 * body_size(encode_medium(media[0], MODEL)), 60)
+    disk = disks(3 * encode_medium(media[0], MODEL).size, 60)
     failures: list[BaseException] = []
 
     def work(order: list[MediaEmbeddings]) -> None:

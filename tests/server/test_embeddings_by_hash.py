@@ -45,7 +45,7 @@ def test_what_is_named_comes_back_as_what_was_held(named: set[int], dtype: str, 
     store = EmbeddingStore(2**20, 60)
     store.keep_all(request)
     names = {str(media[index].hash) for index in named}
-    body = b"".join(encode_request(request, names))
+    body = bytes(encode_request(request, names))
     assert_same(decode_request(body, lookup=store.lookup), request)
     assert (b"by_hash" in body) == bool(named)
     if named:
@@ -63,7 +63,7 @@ def test_damaged_bodies_by_hash_never_crash(data: st.DataObject) -> None:
     request = hashed_request()
     store = EmbeddingStore(2**20, 60)
     store.keep_all(request)
-    body = bytearray(b"".join(encode_request(request, {str(request.media[0].hash)})))
+    body = bytearray(bytes(encode_request(request, {str(request.media[0].hash)})))
     body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ContractError):
         decode_request(body, lookup=store.lookup)
@@ -88,17 +88,17 @@ def test_the_hash_is_of_all_that_is_held() -> None:
 
 def test_one_medium_alone() -> None:
     medium = hashed(make_media("video", Grid(2, 4, 4)))
-    found, model_hash = decode_medium(b"".join(encode_medium(medium, MODEL)))
+    found, model_hash = decode_medium(bytes(encode_medium(medium, MODEL)))
     assert (found.hash, model_hash, embedding_hash(found, MODEL)) == (medium.hash, MODEL, medium.hash)
     with pytest.raises(WireError):
-        decode_medium(b"".join(encode_request(hashed_request())))
+        decode_medium(bytes(encode_request(hashed_request())))
 
 
 def test_the_store_holds_no_more_than_allowed_and_no_body() -> None:
     media = [hashed(make_media("image", Grid(1, 4, 6), seed)) for seed in range(20)]
     size = media[0].nbytes
     store = EmbeddingStore(3 * size + 1, 60)
-    body = bytearray(b"".join(encode_request(make_request(media=tuple(media)))))
+    body = bytearray(bytes(encode_request(make_request(media=tuple(media)))))
     store.keep_all(decode_request(body))
     body.clear()  # raises BufferError while anything is a view of it
     held = [found for item in media if (found := store.find(str(item.hash))) is not None]

@@ -46,7 +46,7 @@ def moe_engine() -> Iterator[TransformersEngine]:
 
 
 def through_the_wire(request: GenerateRequest) -> GenerateRequest:
-    return decode_request(bytearray(b"".join(encode_request(request))))
+    return decode_request(bytearray(bytes(encode_request(request))))
 
 
 def expected(name: str, moe: bool = False) -> list[int]:

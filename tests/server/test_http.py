@@ -294,7 +294,7 @@ def test_chunked_body_is_cut_at_the_limit(client: httpx.Client) -> None:
 
     assert_error(client.post("/v1/generate", content=chunks(), headers=BINARY), 413, "body")
     request = make_case("one image").request
-    parts = (bytes(buffer) for buffer in encode_request(request))
+    parts = (bytes(buffer) for buffer in encode_request(request).buffers)
     assert client.post("/v1/generate", content=parts, headers=BINARY).status_code == 200
 
 

@@ -107,7 +107,7 @@ def test_embeddings_by_hash(server: ServerProcess, client: openai.OpenAI) -> Non
     assert missing.value.body["missing"] == [name]  # type: ignore[index]
     assert missing.value.param == "messages.0.content.0.image_embeds"
     hashed = type(item)(item.kind, item.grid, item.embeds, item.deepstack, hash=name)
-    content = b"".join(encode_medium(hashed, MODEL_HASH))
+    content = bytes(encode_medium(hashed, MODEL_HASH))
     url = f"{server.url}/v1/embeddings/{name}"
     assert httpx.put(url, content=content, headers={"Content-Type": CONTENT_TYPE}).status_code == 201
     answer = client.chat.completions.create(model=TINY, messages=chat, max_tokens=24)

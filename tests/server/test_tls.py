@@ -19,6 +19,7 @@ import pytest
 from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
 from qwen3vl_edge.contract.http.tls import client_context, server_tls
 from qwen3vl_edge.contract.wire.codec import encode_request
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess, access_from_environment
 from qwen3vl_edge.edge_runtime.client.sync_client import RefusedError, generate, stream
@@ -69,7 +70,7 @@ def guarded(folder: Path) -> Iterator[Guarded]:
         yield Guarded(server, ServerAccess(token, ca.cert, client.cert, client.key), folder, ca, client)
 
 
-def body(streamed: bool = False) -> list[memoryview]:
+def body(streamed: bool = False) -> WireBody:
     return encode_request(replace(CASE.request, stream=streamed))
 
 
@@ -159,6 +160,7 @@ def test_a_hangup_has_the_files_looked_at_again(guarded: Guarded) -> None:
     until(lambda: '"second"' in audit.read_text(), audit.read_text)  # its line follows its answer
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert {line["client"] for line in lines} == {"camera-3", "second"}
+    assert {line["bytes_in"] for line in lines} == {body().size}
     assert guarded.server.process.poll() is None
     verify = access.verify()
     assert httpx.get(f"{guarded.server.url}/healthz", verify=verify).status_code == 200

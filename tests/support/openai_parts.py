@@ -137,7 +137,7 @@ def part_of(
 
         value |= {name: b64(save({"embeds": joined(item)})), "model_hash": model_hash}
     elif form == "medium":
-        value = {name: b64(b"".join(encode_medium(item, model_hash)))}
+        value = {name: b64(bytes(encode_medium(item, model_hash)))}
     elif form == "hash":
         value |= {"hash": embedding_hash(item, model_hash)}
     if item.kind == "video":

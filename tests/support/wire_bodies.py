@@ -53,7 +53,7 @@ def assert_same(left: GenerateRequest, right: GenerateRequest) -> None:
 
 def body_of(request: GenerateRequest) -> bytes:
     """The request's body in one piece."""
-    return b"".join(encode_request(request))
+    return bytes(encode_request(request))
 
 
 def with_header(body: bytes, edit: HeaderEdit) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.wire.codec import body_size, encode_request
+from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.packing import PACKINGS
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, pack_media
 from qwen3vl_edge.tools.cli.main import app, main
@@ -45,7 +45,7 @@ def test_bytes_are_those_of_a_real_request(name: str) -> None:
     item = MediaEmbeddings("image", Grid(1, 28, 28), arrays[0], tuple(arrays[1:]))
     item = item if name == "fp16" else pack_media(item, PACKINGS[name])
     request = GenerateRequest(None, np.zeros(220, np.int64), (item,))
-    sent = body_size(encode_request(request))
+    sent = encode_request(request).size
     assert embedding_bytes(PICTURES, name) == pytest.approx(sent, abs=HEADER_BYTES + 2_000)
 
 

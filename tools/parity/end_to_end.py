@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.open import open_model_of
 from qwen3vl_edge.contract.wire.basis import bases_of
-from qwen3vl_edge.contract.wire.codec import body_size, decode_request, encode_request
+from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.request import Limits, Sampling
 from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.edge_runtime.edge import Edge
@@ -95,11 +95,11 @@ class Split:
         from qwen3vl_edge.server.engines.transformers.model_inputs import generation_inputs
 
         encoded = self.edge.encode(messages, sampling)
-        buffers = encode_request(encoded.request)
-        decoded = decode_request(b"".join(buffers), bases=bases_of(self.edge.basis))
+        body = encode_request(encoded.request)
+        decoded = decode_request(bytes(body), bases=bases_of(self.edge.basis))
         validate_request(decoded, self.loaded.shape, Limits())
         inputs = generation_inputs(drop_masked_tokens(decoded), self.loaded)
-        return inputs, all(item.choice.exact for item in encoded.media), body_size(buffers)
+        return inputs, all(item.choice.exact for item in encoded.media), body.size
 
 
 def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:

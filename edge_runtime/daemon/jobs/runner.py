@@ -11,15 +11,14 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-from qwen3vl_edge.contract.errors import ContractError, WireError
-from qwen3vl_edge.contract.http.errors import HttpError, as_contract_error
+from qwen3vl_edge.contract.errors import ContractError, InternalError, WireError
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.edge_runtime.client.async_client import NOT_LET_IN
 from qwen3vl_edge.edge_runtime.daemon.chat import Progress, completion, generate
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Claimed, Spool
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Claimed, Spool, SpoolDiskError
 from qwen3vl_edge.edge_runtime.daemon.jobs.spooled_prompt import from_disk
-from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Upstream
+from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 LONGEST_LOOK_SECONDS = 10.0  # between looks whether the server is back
@@ -67,7 +66,7 @@ class JobRunner:
 
     async def _work(self) -> None:
         while True:
-            woken = self._wake  # taken before the look, so that what comes during it is not slept over
+            woken = self._wake  # taken before the query, so that a job that comes during it wakes this worker
             try:
                 due = await self._spool.next_due()
                 if due is None or due > 0:
@@ -78,7 +77,7 @@ class JobRunner:
                     await self._run(claimed)
                 else:
                     await self._sleep(0.1, woken)  # expired, or another worker was faster
-            except HttpError as error:  # the disk; what was accepted is still there
+            except SpoolDiskError as error:  # what was accepted is still there
                 logger.warning("%s", error)
                 await asyncio.sleep(random.uniform(1, 10))
 
@@ -96,8 +95,8 @@ class JobRunner:
             await self._record(job.id, answer=attempt.result())
             self._upstream.forget(job.id)  # only now: until here the server's copy is the spare one
             return
-        error = as_contract_error(failure, job.id)
-        if isinstance(failure, ContractError) and (error.status >= 500 or error.status in _LATER):
+        error = failure if isinstance(failure, ContractError) else _logged(failure, job.id)
+        if error is failure and (error.status >= 500 or error.status in _LATER):
             longest = min(FIRST_WAIT_SECONDS * 2 ** min(job.attempts, 20), LONGEST_WAIT_SECONDS)
             wait = max(random.uniform(0, longest), getattr(error, "retry_after", 0))
             if error.status in NOT_LET_IN:
@@ -129,7 +128,7 @@ class JobRunner:
             try:
                 await change()
                 return
-            except HttpError as error:
+            except SpoolDiskError as error:
                 logger.warning("job %s cannot be recorded yet: %s", job_id, error)
                 await asyncio.sleep(random.uniform(1, 10))
 
@@ -145,7 +144,7 @@ class JobRunner:
             woken = self._wake
             try:
                 await self._sleep(await self._spool.sweep(self._config.job_keep_s), woken)
-            except HttpError as error:
+            except SpoolDiskError as error:
                 logger.warning("%s", error)
                 await asyncio.sleep(NOTHING_TO_DO_SECONDS)
 
@@ -154,3 +153,9 @@ class JobRunner:
         limit = NOTHING_TO_DO_SECONDS if seconds is None else min(seconds + 0.01, NOTHING_TO_DO_SECONDS)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(woken.wait(), limit)
+
+
+def _logged(failure: BaseException, job_id: str) -> InternalError:
+    """A fault of this program: its stack trace goes to the log alone."""
+    logger.error("job %s failed", job_id, exc_info=failure)
+    return InternalError("the server failed on this request", got=f"request {job_id}")

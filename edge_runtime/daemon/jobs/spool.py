@@ -19,8 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen3vl_edge.contract.errors import InputError, KeyReusedError, LimitError, ServerUnavailableError
-from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.errors import (
+    ContractError,
+    InputError,
+    KeyReusedError,
+    LimitError,
+    ServerUnavailableError,
+)
 
 T = TypeVar("T")
 STATUSES = ("waiting", "running", "done", "failed", "expired")
@@ -62,14 +67,21 @@ class SpoolFullError(LimitError):
     retry_after = RETRY_AFTER_SECONDS
 
 
+class SpoolDiskError(ContractError):
+    """The disk refused a read or a write, and nothing was changed."""
+
+    status = 507
+    code = "spool_disk"
+
+
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be kept.
+    """A job to be stored.
 
     Attributes:
         key: the client's Idempotency-Key. request_hash: sha256 of what the client sent.
         prompt: all that the answer needs beside the body, as JSON; no pixels.
-        body: what goes to the server (`contract/wire/codec.py`).
+        body: the request as `encode_request` has it, never compressed.
         lifetime_s: seconds from now until it expires.
     """
 
@@ -147,7 +159,7 @@ class Spool:
 
         Raises:
             KeyReusedError, SpoolFullError: nothing was written.
-            HttpError: 507: the disk refused it, and nothing was written.
+            SpoolDiskError: nothing was written.
         """
         return await self._call(lambda: self._add(new))
 
@@ -181,13 +193,13 @@ class Spool:
         self, job_id: str, *, answer: dict[str, Any] | None = None, error: dict[str, Any] | None = None
     ) -> bool:
         """Record how a running job ended; False if it is no longer running, and nothing was recorded."""
-        kept = json.dumps(answer if answer is not None else error, ensure_ascii=False)
+        result = json.dumps(answer if answer is not None else error, ensure_ascii=False)
         query = (
             f"UPDATE jobs SET status = ?, {'answer' if answer is not None else 'error'} = ?, finished = ?, bytes = ?, "
             "body = NULL, prompt = '{}' WHERE id = ? AND status = 'running'"
         )
         status = "done" if answer is not None else "failed"
-        values = (status, kept, time.time(), len(kept.encode()), job_id)
+        values = (status, result, time.time(), len(result.encode()), job_id)
         return await self._call(lambda: self._write(query, *values) > 0)
 
     async def sweep(self, keep_s: float) -> float | None:
@@ -204,21 +216,19 @@ class Spool:
         self._thread.shutdown()
 
     async def _call(self, work: Callable[[], T]) -> T:
-        """`work` in the spool's thread. It is shielded: who stops waiting does not stop a commit half-way."""
+        """`work` in the spool's thread. It is shielded: a caller that stops waiting does not stop a commit half-way."""
 
-        def told() -> T:
+        def run() -> T:
             try:
                 return work()
             except sqlite3.Error as error:
-                raise HttpError(
-                    507,
-                    "spool_disk",
+                raise SpoolDiskError(
                     f"the spool cannot be written or read ({error})",
                     field="spool",
                     remedy="Free space on its disk.",
                 ) from None
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, told))
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, run))
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -249,9 +259,9 @@ class Spool:
         database.execute("PRAGMA synchronous = FULL")
         database.execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
         database.execute("PRAGMA secure_delete = OFF")
-        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise self._damaged(found)
+        check = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if check != "ok":
+            raise self._damaged(check)
         version = database.execute("PRAGMA user_version").fetchone()[0]
         database.execute("BEGIN IMMEDIATE")
         if version == 0 and not database.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -284,8 +294,8 @@ class Spool:
         size = len(new.body) + len(prompt.encode())
         now = time.time()
         with self._transaction():
-            if new.key is not None and (found := self._find(new.key, new.request_hash)) is not None:
-                return found
+            if new.key is not None and (known := self._find(new.key, new.request_hash)) is not None:
+                return known
             self._room(_counts(self._database), size)
             self._database.execute(
                 "INSERT INTO jobs (id, key, request_hash, status, created, deadline, due, attempts, bytes, prompt, "
@@ -341,8 +351,8 @@ class Spool:
         return self._seconds_until("deadline")
 
     def _seconds_until(self, column: str) -> float | None:
-        found = self._database.execute(f"SELECT MIN({column}) FROM jobs WHERE status = 'waiting'").fetchone()[0]
-        return None if found is None else max(0.0, found - time.time())
+        earliest = self._database.execute(f"SELECT MIN({column}) FROM jobs WHERE status = 'waiting'").fetchone()[0]
+        return None if earliest is None else max(0.0, earliest - time.time())
 
     def _one(self, query: str, *values: object) -> Job | None:
         row = self._database.execute(query, values).fetchone()

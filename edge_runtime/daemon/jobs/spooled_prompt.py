@@ -25,15 +25,15 @@ class SpooledPrompt:
 
 
 def to_disk(chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], bytes]:
-    """JSON and body. The JSON has the conversation's text and no media."""
-    kept = chat.model_copy(update={"messages": [_without_media(message) for message in chat.messages]})
+    """JSON and body. The JSON has the conversation's text and no media; the body is never compressed."""
+    stored = chat.model_copy(update={"messages": [_without_media(message) for message in chat.messages]})
     timings = {"preprocess": encoded.timings.preprocess, "encode": list(encoded.timings.encode)}
-    document = {"model": encoded.model, "chat": kept.model_dump(mode="json", exclude_unset=True), "timings": timings}
-    return document, b"".join(encode_request(encoded.request))
+    document = {"model": encoded.model, "chat": stored.model_dump(mode="json", exclude_unset=True), "timings": timings}
+    return document, bytes(encode_request(encoded.request))
 
 
 def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) -> SpooledPrompt:
-    """The same again.
+    """What `to_disk` stored. The upstream encodes it anew, and so names its content type and compresses it.
 
     Raises:
         WireError: the body is of another release.

@@ -45,7 +45,7 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         with daemon.history.entry("encode") as entry, daemon.slot():
             chat = await read_chat(request, daemon)
             encoded = entry.encoded = await encode_chat(chat, daemon)
-            return Response(b"".join(encode_request(encoded.request)), media_type=CONTENT_TYPE)
+            return Response(bytes(encode_request(encoded.request)), media_type=CONTENT_TYPE)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:

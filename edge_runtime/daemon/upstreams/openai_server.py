@@ -11,6 +11,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
@@ -19,11 +20,12 @@ import numpy as np
 from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
 from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, DATA, Event, refused
+from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, refused
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
-from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import OnSent
+from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 logger = logging.getLogger("edge")
@@ -81,16 +83,13 @@ class OpenAIServer:
     ) -> AsyncGenerator[Event, None]:
         self.check(chat)
         model = self._model or await self._find_model(min(deadline_s, 10.0))
-        body = json.dumps(openai_body(model, encoded, chat)).encode()
-        on_sent(len(body))
+        body = WireBody((memoryview(json.dumps(openai_body(model, encoded, chat)).encode()),), "application/json")
+        on_sent(body.size)
         answer = _Answer({**(self.evidence or {}), "model": model}, len(encoded.request.input_ids))
-        lines = self._client.lines("/v1/chat/completions", [memoryview(body)], "application/json", deadline_s)
-        try:
-            async for line in lines:
-                if text := answer.add(line):
+        async with aclosing(self._client.event_data("/v1/chat/completions", body, deadline_s)) as events:
+            async for data in events:  # the server stops generating when they are closed
+                if text := answer.add(data):
                     yield Event(text)
-        finally:
-            await lines.aclose()  # the server stops with it
         yield Event("", answer.final())
 
     async def _find_model(self, timeout: float) -> str:
@@ -126,13 +125,13 @@ class _Answer:
         self._usage: dict[str, Any] = {}
         self._reason: str | None = None
 
-    def add(self, line: str) -> str:
-        """The text that a `data:` line adds.
+    def add(self, data: str) -> str:
+        """The text that an event adds.
 
         Raises:
             RefusedError, ServerUnavailableError: it is an error.
         """
-        chunk = json.loads(line[len(DATA) :])
+        chunk = json.loads(data)
         if "error" in chunk:
             raise refused(chunk, 200)
         self._usage = chunk.get("usage") or self._usage

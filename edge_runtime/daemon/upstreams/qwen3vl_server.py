@@ -1,100 +1,38 @@
-"""The server that answers, as the daemon sees it: one protocol, one file per kind of server."""
+"""This project's own server: token ids and embeddings in one binary body."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from qwen3vl_edge.contract.wire.codec import body_size, encode_request
+from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.compression import compress
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Body, Event, RefusedError
+from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, RefusedError
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
+from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.daemon.upstreams.sent_hashes import SentHashes
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 
-class OnSent(Protocol):
-    """Told of each body that went out."""
-
-    def __call__(self, size: int, by_hash: Collection[int] = ()) -> None:
-        """`size` in bytes; `by_hash`: which of the request's media were named and not sent."""
-        ...
-
-
-class Upstream(Protocol):
-    """An async context manager that answers encoded conversations."""
-
-    @property
-    def evidence(self) -> dict[str, Any] | None:
-        """What every answer is to say of the server, None where its model is proven by its hash."""
-        ...
-
-    @property
-    def let_in(self) -> bool:
-        """False once the server has refused this device's token, until it lets a request in."""
-        ...
-
-    async def __aenter__(self) -> Upstream: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    async def ready(self) -> dict[str, Any] | None:
-        """What the server says of itself, None while it cannot be reached or is not ready."""
-        ...
-
-    def check(self, chat: ChatRequest) -> None:
-        """Called before anything is encoded.
-
-        Raises:
-            InputError: this kind of server cannot answer the request.
-        """
-        ...
-
-    def stream(
-        self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
-    ) -> AsyncGenerator[Event, None]:
-        """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`, and `server` where the
-        evidence is to say more of it.
-
-        Requests with the same `encoded.request.request_id` are one request that is sent again; where the server
-        knows Idempotency-Key, that is it. It may go on generating when this is closed early: see `forget`.
-
-        Args:
-            chat: the conversation as the client sent it; its media are `encoded.request.media`, in order.
-            deadline_s: seconds for everything, retries and answer.
-            on_sent: called for each body that went out.
-
-        Raises:
-            ServerUnavailableError: not reached, or the answer not complete, within the deadline.
-            RefusedError: the server refused the request.
-        """
-        ...
-
-    def forget(self, request_id: str) -> None:
-        """The answer to this request is needed no more. Returns at once, from within the event loop; raises nothing."""
-        ...
-
-
 class Qwen3VLServer:
-    """This project's own server: token ids and embeddings in one binary body.
+    """An `Upstream` of this project.
 
-    Embeddings that it was sent before are named by their hash. Where it does not hold them any longer, or was replaced
+    Embeddings that were sent before are sent by hash. Where the server does not hold them any longer, or was replaced
     by a release that holds none, they are sent in full at once.
     """
 
     evidence: dict[str, Any] | None = None
-    """Nothing: it refuses embeddings of another model than its own."""
+    """None: the server refuses embeddings of another model than its own."""
 
     def __init__(
         self,
@@ -102,12 +40,12 @@ class Qwen3VLServer:
         send_by_hash: bool = True,
         access: ServerAccess = ANYBODY,
         zstd: bool = False,
-        link: BandwidthEstimate | None = None,
+        bandwidth: BandwidthEstimate | None = None,
     ) -> None:
-        self._client = AsyncClient(url, access, link=link)
+        self._client = AsyncClient(url, access, bandwidth=bandwidth)
         self._zstd = zstd
         self._sent = SentHashes() if send_by_hash else None
-        self._holds: bool | None = None  # not asked yet
+        self._holds: bool | None = None  # unknown
 
     @property
     def let_in(self) -> bool:
@@ -138,14 +76,13 @@ class Qwen3VLServer:
         names = [item.hash for item in request.media if item.hash is not None]
         named = sent.known(names) if sent is not None else set()
 
-        def body() -> Body:
-            made = encode_request(request, named)
-            if self._zstd:
-                made = compress(made)
-            on_sent(body_size(made), [index for index, item in enumerate(request.media) if item.hash in named])
-            return made
+        def body() -> WireBody:
+            plain = encode_request(request, named)
+            wire = compress(plain) if self._zstd else plain
+            on_sent(wire.size, [index for index, item in enumerate(request.media) if item.hash in named])
+            return wire
 
-        def instead(error: RefusedError) -> Body | None:
+        def instead(error: RefusedError) -> WireBody | None:
             """With the tensors that the server does not hold; it may be another one than began the answer."""
             nonlocal named
             if sent is None or not named or not _may_hold_no_longer(error):
@@ -167,9 +104,9 @@ class Qwen3VLServer:
                 yield event
 
     async def _server_holds(self) -> bool:
-        """Whether it says so; asked once, and again when it turned out otherwise."""
-        if self._holds is None and (found := await self._client.ready()) is not None:
-            self._holds = found.get("holds_embeddings") is True
+        """Whether `/readyz` says so; looked up once, and again when it turned out otherwise."""
+        if self._holds is None and (ready := await self._client.ready()) is not None:
+            self._holds = ready.get("holds_embeddings") is True
         return bool(self._holds)
 
     def forget(self, request_id: str) -> None:

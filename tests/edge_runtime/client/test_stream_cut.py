@@ -87,7 +87,7 @@ async def told(url: str, request: GenerateRequest) -> list[Event]:
 
 
 async def told_through(server: str, request: GenerateRequest, chance: random.Random, answer: int) -> list[Event]:
-    body = sum(len(chunk) for chunk in encode_request(request))
+    body = encode_request(request).size
     proxy = CuttingProxy(server, chance, CUTS, body, answer)
     listening = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]

@@ -78,24 +78,24 @@ def test_the_route_and_its_refusals(edge: Edge, server_url: str, samples: Path) 
         return httpx.put(to, content=body, headers=headers)
 
     assert httpx.head(url).status_code == 404
-    refused = generate(b"".join(encode_request(request, {name})))
+    refused = generate(bytes(encode_request(request, {name})))
     assert refused.status_code == 404
     error = refused.json()["error"]
     assert (error["code"], error["param"], error["missing"]) == ("embeddings_not_held", "media.0", [name])
-    whole = b"".join(encode_medium(medium, model))
+    whole = bytes(encode_medium(medium, model))
     changed = replace(medium, embeds=medium.embeds + np.float32(1))
-    assert put(b"".join(encode_medium(changed, model))).json()["error"]["param"] == "media.0.hash"
-    assert put(b"".join(encode_medium(medium, "0" * 64))).status_code == 409
+    assert put(bytes(encode_medium(changed, model))).json()["error"]["param"] == "media.0.hash"
+    assert put(bytes(encode_medium(medium, "0" * 64))).status_code == 409
     assert put(whole, f"{server_url}/v1/embeddings/{'0' * 64}").status_code == 400
     assert put(whole, f"{server_url}/v1/embeddings/short").status_code == 400
-    wrong = generate(b"".join(encode_request(replace(request, media=(changed,)))))
+    wrong = generate(bytes(encode_request(replace(request, media=(changed,)))))
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "media.0.hash")
     assert httpx.get(url).status_code == 404
     assert [put(whole).status_code for _ in range(2)] == [201, 200]
     assert httpx.head(url).status_code == 200
     assert httpx.get(url).json()["bytes"] == medium.nbytes
-    by_hash = generate(b"".join(encode_request(request, {name}))).json()
-    by_value = generate(b"".join(encode_request(replace(request, media=(replace(medium, hash=None),))))).json()
+    by_hash = generate(bytes(encode_request(request, {name}))).json()
+    by_value = generate(bytes(encode_request(replace(request, media=(replace(medium, hash=None),))))).json()
     assert by_hash["generated_ids"] == by_value["generated_ids"]
 
 

@@ -57,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         chunks: list[Any] = [{"choices": [{"delta": {"content": text}}]} for text in ("", "The", " end")]
         chunks += [{"choices": [{"delta": {}, "finish_reason": "length"}]}, {"choices": [], "usage": usage}]
         self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.end_headers()
         self.wfile.write("".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks).encode() + b"data: [DONE]\n\n")
 

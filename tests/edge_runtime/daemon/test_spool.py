@@ -18,9 +18,11 @@ from typing import TypeVar
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError, KeyReusedError
-from qwen3vl_edge.contract.http.errors import HttpError
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import NewJob, Spool, SpoolFullError
+from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request, encode_request
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import NewJob, Spool, SpoolDiskError, SpoolFullError
 from tests.support.paths import ROOT
+
+WRITTEN_BEFORE = ROOT / "tests" / "support" / "written_before_the_move"
 
 T = TypeVar("T")
 
@@ -73,6 +75,27 @@ def test_jobs_come_in_order_and_are_answered_once(tmp_path: Path) -> None:
         assert spool.counts.jobs == {"done": 1, "waiting": 1, "failed": 1}
         assert await spool.remove("a")
         assert not await spool.remove("a")
+
+    with_spool(tmp_path / "jobs.db", work)
+
+
+def test_a_spool_of_an_earlier_release_opens_and_its_job_can_be_sent(tmp_path: Path) -> None:
+    shutil.copy(WRITTEN_BEFORE / "spool.sqlite3", tmp_path / "jobs.db")
+    written = (WRITTEN_BEFORE / "request.bin").read_bytes()
+
+    async def work(spool: Spool) -> None:
+        assert spool.counts.jobs == {"done": 1, "waiting": 1}
+        done = await spool.get("a" * 32)
+        assert done is not None
+        assert done.answer == {"text": "red"}
+        claimed = await spool.claim()
+        assert claimed is not None
+        assert (claimed.job.id, claimed.prompt, claimed.intact) == ("b" * 32, {"model": "m", "n": 2}, True)
+        assert claimed.body == written
+        body = encode_request(decode_request(claimed.body, keep_packed=True))
+        assert bytes(body) == written
+        assert body.headers == {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(written))}
+        assert await spool.finish(claimed.job.id, answer={"text": "blue"})
 
     with_spool(tmp_path / "jobs.db", work)
 
@@ -157,7 +180,7 @@ def test_a_full_disk_refuses_the_job_and_nothing_else(tmp_path: Path) -> None:
             while len(kept) < 100:
                 kept.append((await spool.add(new(f"{len(kept):03}", size=30_000))).id)
 
-        with pytest.raises(HttpError) as refused:
+        with pytest.raises(SpoolDiskError) as refused:
             await fill()
         assert (refused.value.status, refused.value.code) == (507, "spool_disk")
         assert 3 < len(kept) < 100

@@ -23,8 +23,8 @@ from tests.support.server_checkpoint import make_case, oracle
 
 CASE = make_case("one image", max_new_tokens=4)
 HASHED = replace(CASE.request.media[0], hash=embedding_hash(CASE.request.media[0], str(CASE.request.model_hash)))
-BY_HASH = b"".join(encode_request(replace(CASE.request, media=(HASHED,)), {str(HASHED.hash)}))
-PUT = b"".join(encode_medium(HASHED, str(CASE.request.model_hash)))
+BY_HASH = bytes(encode_request(replace(CASE.request, media=(HASHED,)), {str(HASHED.hash)}))
+PUT = bytes(encode_medium(HASHED, str(CASE.request.model_hash)))
 URL = f"/v1/embeddings/{HASHED.hash}"
 
 

@@ -37,7 +37,7 @@ def hot_paths() -> dict[str, tuple[Callable[[], object], int]]:
     arrays = pictures(IMAGES)
     request = request_of(arrays)
     size = sum(array.nbytes for array in arrays)
-    body = b"".join(encode_request(request))
+    body = bytes(encode_request(request))
     int8 = pack(arrays[0], PACKINGS["int8"])
     limits = Limits()
     return {

@@ -24,7 +24,7 @@ import numpy as np
 
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.wire.basis import MULTIPLE, Basis, TensorBasis, bases_of, basis_file, parse_basis
-from qwen3vl_edge.contract.wire.codec import body_size, decode_medium, encode_medium
+from qwen3vl_edge.contract.wire.codec import decode_medium, encode_medium
 from qwen3vl_edge.contract.wire.compression import compress, decompress
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling, pack_media
@@ -145,23 +145,23 @@ def _times(
         for name in rotated(names, number):
             started = time.perf_counter()
             sent = _packed(item if name in FROM_FP32 else halves, name, basis)
-            buffers = encode_medium(sent, "0" * 64)
+            wire = encode_medium(sent, "0" * 64)
             encoded = time.perf_counter()
-            body = b"".join(buffers)
+            body = bytes(wire)
             joined = time.perf_counter()
             decode_medium(body, bases=held)
             ended = time.perf_counter()
             bodies[name] = body
             for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
                 kept.append(value)
-            assert body_size(buffers) == len(body)
+            assert wire.size == len(body)
             started = time.perf_counter()
-            small = compress(buffers)
+            small = compress(wire)
             compressed = time.perf_counter()
-            assert decompress(bytes(small[0]), len(body)) == body
+            assert decompress(bytes(small), len(body)) == body
             for kept, value in zip(zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True):
                 kept.append(value)
-            sizes[name] = body_size(small)
+            sizes[name] = small.size
     plain = len(bodies["fp16"])
     found = {}
     for name in names:

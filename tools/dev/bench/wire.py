@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, body_size, decode_request, encode_request
-from qwen3vl_edge.edge_runtime.client.sync_client import content_headers
+from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.tools.dev.bench.document import write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import ANY, FORMATS, Arrays, pictures, request_of, tensors_of
 
@@ -167,10 +167,10 @@ def _receive(pipe: Any, name: str) -> None:
             connection.sendall(_said(decode(body), bool(check)).encode())
 
 
-def _http_request(arrays: Arrays, check: bool) -> tuple[list[memoryview], dict[str, str]]:
+def _http_request(arrays: Arrays, check: bool) -> tuple[WireBody, dict[str, str]]:
     """Body and headers."""
     body = encode_request(request_of(arrays))
-    return body, content_headers(body, CONTENT_TYPE) | {"X-Check": str(int(check))}
+    return body, body.headers | {"X-Check": str(int(check))}
 
 
 @contextmanager
@@ -181,8 +181,8 @@ def _over_http() -> Iterator[Send]:
 
         def send(arrays: Arrays, check: bool) -> tuple[int, str]:
             body, headers = _http_request(arrays, check)
-            answer = client.post(f"http://127.0.0.1:{port}/", content=iter(body), headers=headers)  # type: ignore[arg-type]
-            return body_size(body), answer.text
+            answer = client.post(f"http://127.0.0.1:{port}/", content=iter(body.buffers), headers=headers)  # type: ignore[arg-type]
+            return body.size, answer.text
 
         yield send
 
@@ -199,11 +199,11 @@ def _over_http_of_the_daemon() -> Iterator[Send]:
             body, headers = _http_request(arrays, check)
 
             async def chunks() -> AsyncIterator[Any]:
-                for chunk in body:
+                for chunk in body.buffers:
                     yield chunk
 
             answer = await client.post(f"http://127.0.0.1:{port}/", content=chunks(), headers=headers)
-            return body_size(body), answer.text
+            return body.size, answer.text
 
         yield lambda arrays, check: loop.run_until_complete(post(arrays, check))
         loop.run_until_complete(client.aclose())

@@ -129,7 +129,8 @@ FORMATS = {
     # What nothing can beat by much: the bytes copied once, and sent.
     "memcpy and send": Format(lambda arrays: [np.concatenate(arrays).view(np.uint8).data.cast("B")], _raw_decode),
     "ours": Format(
-        lambda arrays: encode_request(request_of(arrays)), lambda body: tensors_of(decode_request(body, ANY))
+        lambda arrays: list(encode_request(request_of(arrays)).buffers),
+        lambda body: tensors_of(decode_request(body, ANY)),
     ),
     "msgpack": Format(_msgpack_encode, _msgpack_decode),
     "torch.save": Format(_torch_encode, _torch_decode),

@@ -19,7 +19,7 @@ from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 def chat_bodies(image: MediaEmbeddings, clip: MediaEmbeddings, model_hash: str) -> Iterator[tuple[str, bytes]]:
     """(name, body) of each kind; those with a hash bring it along, so that it is held for the last."""
     grid, rows = image.grid.as_list(), np.concatenate(image.arrays, axis=1)
-    whole = b"".join(encode_medium(image, model_hash))
+    whole = bytes(encode_medium(image, model_hash))
     for name, value in (
         ("torch.save", {"image_embeds": _torch(rows), "image_grid_thw": _torch(np.array(grid, np.int64))}),
         (

@@ -69,7 +69,7 @@ def targets(shape: ModelShape) -> list[Target]:
         Target("generate, image", "POST", "/v1/generate", (binary,), _body(one), 12),
         Target("generate, image and clip", "POST", "/v1/generate", (binary,), _body(sampled), 12),
         Target("generate, streamed", "POST", "/v1/generate", (binary,), _body(replace(one, stream=True)), 6),
-        Target("put", "PUT", put, (binary,), b"".join(encode_medium(wide, shape.model_hash)), 12),
+        Target("put", "PUT", put, (binary,), bytes(encode_medium(wide, shape.model_hash)), 12),
         Target("generate, by hash", "POST", "/v1/generate", (binary,), _body(two, str(wide.hash), str(clip.hash)), 12),
         *(
             Target(f"generate, {name}", "POST", "/v1/generate", (binary,), _body(_packed(two, name, shape)), 4)
@@ -125,7 +125,7 @@ def _ones(request: GenerateRequest) -> Any:
 
 
 def _body(request: GenerateRequest, *by_hash: str) -> bytes:
-    return b"".join(encode_request(request, by_hash))
+    return bytes(encode_request(request, by_hash))
 
 
 def _json(request: GenerateRequest) -> bytes:

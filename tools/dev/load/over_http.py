@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
+from httpx_sse import EventSource
 
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest
-from qwen3vl_edge.edge_runtime.client.event_lines import async_lines_of
 from qwen3vl_edge.tools.dev.load.figures import Run, Sample
 
 CONTENT_TYPES = {"binary": CONTENT_TYPE, "json": "application/json"}
@@ -58,7 +58,7 @@ def json_body(request: GenerateRequest) -> bytes:
 
 def binary_body(request: GenerateRequest) -> bytes:
     """The wire format of this project."""
-    return b"".join(encode_request(request))
+    return bytes(encode_request(request))
 
 
 def closed_loop(url: str, bodies: Sequence[bytes], kind: str, devices: int, network: Network | None = None) -> Run:
@@ -113,9 +113,9 @@ async def _ask(
         if answer.status_code != 200:
             error = json.loads(await answer.aread())["error"]
             return Sample(due, (), f"{answer.status_code} {error['code']}")
-        async for line in async_lines_of(answer.aiter_bytes()):
-            if line.startswith('data: {"token_id": '):
+        async for event in EventSource(answer).aiter_sse():
+            if event.data.startswith('{"token_id": '):
                 tokens.append(time.perf_counter() - began)
-            elif line.startswith('data: {"error"'):
-                return Sample(due, (), str(json.loads(line[6:])["error"]["code"]))
+            elif event.data.startswith('{"error"'):
+                return Sample(due, (), str(event.json()["error"]["code"]))
     return Sample(due, tuple(tokens))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
-from qwen3vl_edge.edge_runtime.client.event_lines import async_lines_of
 from qwen3vl_edge.tools.dev.soak.prompts import SoakPrompt
 
 KINDS = {"chat": 40, "stream": 30, "job": 12, "encode": 8, "leave": 6, "bad": 4}
@@ -86,13 +86,13 @@ class Asker:
                 self._accepted("stream", answer)
                 return
             pieces, error, done = [], None, False
-            async for line in async_lines_of(answer.aiter_bytes()):
-                if line == "data: [DONE]":
+            async for event in EventSource(answer).aiter_sse():
+                if event.data == "[DONE]":
                     done = True
-                elif line.startswith("data: "):
-                    event = json.loads(line[6:])
-                    error = event.get("error") or error
-                    pieces += [choice["delta"].get("content") or "" for choice in event.get("choices", ())]
+                elif event.data:
+                    chunk = event.json()
+                    error = chunk.get("error") or error
+                    pieces += [choice["delta"].get("content") or "" for choice in chunk.get("choices", ())]
             if error is not None:
                 self.tally.refuse(f"stream {error['code']}")
             elif done:
