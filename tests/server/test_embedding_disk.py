@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_contract_wire import make_media
-from test_server_access import BY_HASH, CASE, PUT, URL, App
-from test_server_access import engine as engine  # the module's own fixture
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError
@@ -22,6 +19,9 @@ from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+from tests.contract.test_wire import make_media
+from tests.server.test_access import BY_HASH, CASE, PUT, URL, App
+from tests.server.test_access import engine as engine  # the module's own fixture
 from tests.support.server_checkpoint import oracle
 
 MODEL = "ab" * 32

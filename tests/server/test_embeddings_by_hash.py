@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract_wire import assert_same, make_media, make_request
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, WireError
@@ -20,6 +19,7 @@ from qwen3vl_edge.contract.wire.embedding_hash import check_hash, embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.errors import EmbeddingsNotHeldError
+from tests.contract.test_wire import assert_same, make_media, make_request
 
 MODEL = "ab" * 32
 

@@ -16,12 +16,12 @@ import httpx
 import openai
 import pytest
 from PIL import Image
-from test_server_openai_prompt import TOOLS, WEATHER
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
+from tests.server.test_openai_prompt import TOOLS, WEATHER
 from tests.support.openai_parts import REFERENCE, SAMPLES, chat_of, part_of, picture, questions
 from tests.support.scraping import metric
 from tests.support.server_checkpoint import make_checkpoint
