@@ -1,4 +1,4 @@
-"""Errors that only a server answers with, beside those of the contract."""
+"""The server's own errors, beside those of the contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BodySchemaError(WireError):
 
 
 class ShuttingDownError(ServerUnavailableError):
-    """No more requests are taken; those that wait go elsewhere."""
+    """The server stops and takes no more requests."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
@@ -26,7 +26,7 @@ class OutOfMemoryError(ServerUnavailableError):
 
 
 class GenerationTimeoutError(ContractError):
-    """A generation that took longer than this server allows; it is given up."""
+    """A generation that took longer than this server allows, and was cancelled."""
 
     status = 504
     code = "generation_timeout"

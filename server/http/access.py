@@ -1,4 +1,4 @@
-"""Who may use the server, and how often: checked before a byte of a body is read."""
+"""Access control and rate limits, checked before a byte of a body is read."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ class Guard:
             return None
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         if not values:
-            raise UnauthorizedError("this server asks for a token", "Bearer")
+            raise UnauthorizedError("this server requires a token", "Bearer")
         scheme, _, token = values[0].strip().partition(b" ")
         entry = self.tokens.find(token.strip()) if len(values) == 1 and scheme.lower() == b"bearer" else None
         if entry is None:
-            raise UnauthorizedError("the token is not known here", 'Bearer error="invalid_token"')
+            raise UnauthorizedError("unknown token", 'Bearer error="invalid_token"')
         if entry.expires is not None and entry.expires <= time.time():
             raise UnauthorizedError("the token has expired", 'Bearer error="invalid_token"')
         return entry
@@ -135,7 +135,7 @@ class Guard:
         most = entry.max_concurrent
         if most is not None and self._under_way[entry.name] >= most and scope["method"] not in _FREE:
             expected = f"at most {most}"
-            raise TooOftenError("too_many_concurrent", "too many requests under way at once", expected, 1)
+            raise TooOftenError("too_many_concurrent", "too many concurrent requests", expected, 1)
         self._under_way[entry.name] += 1
 
     def leave(self, entry: TokenEntry) -> None:
@@ -178,8 +178,8 @@ def warn_of_open_doors(options: ServerOptions) -> None:
         return
     if options.tokens_file is None and options.tls_client_ca is None:
         logger.warning(
-            "%s is not this machine alone, and no token is asked for: whoever reaches it may use it. "
-            "Set tokens_file, or let a proxy ask.",
+            "%s is reachable from other machines, and no token is required: whoever reaches it may use it. "
+            "Set tokens_file, or let a proxy authenticate.",
             options.host,
         )
     if options.tls_cert is None:

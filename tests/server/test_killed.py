@@ -16,6 +16,7 @@ import openai
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.wire.codec import encode_request
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.http_api.metrics import metric

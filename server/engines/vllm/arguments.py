@@ -84,11 +84,11 @@ def check_names(arguments: Mapping[str, Any], known: Collection[str]) -> None:
     """
     for name in arguments:
         if name in RESERVED:
-            raise InputError("an argument of vLLM that the server sets itself", field=f"vllm_args.{name}", got=name)
+            raise InputError("the server sets this argument of vLLM itself", field=f"vllm_args.{name}", got=name)
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean {close[0]}?" if close else "vLLM's engine arguments list them."
-            raise InputError("vLLM knows no such argument", field=f"vllm_args.{name}", got=name, remedy=hint)
+            raise InputError("vLLM has no such argument", field=f"vllm_args.{name}", got=name, remedy=hint)
 
 
 def _check_other_settings(options: ServerOptions) -> None:
