@@ -60,7 +60,7 @@ CHOSEN = {
     "tensorrt": "tensorrt",
     "vllm": "vllm",
 }
-VLLM_BRINGS = {"h11", "huggingface-hub", "torch", "transformers"}  # in the versions that it pins
+VLLM_BRINGS = {"huggingface-hub", "torch", "transformers"}  # in the versions that it pins
 
 
 @cache

@@ -122,7 +122,7 @@ def test_no_name_of_a_basis(basis: Basis, name: Any) -> None:
     media = [
         {"kind": item.kind, "levels": len(item.deepstack), "packing": "int8", "basis": name} for item in request.media
     ]
-    with pytest.raises(WireError, match="no name of a basis"):
+    with pytest.raises(WireError, match="invalid basis name"):
         decode_request(with_document(body_of(request), media=media), bases=bases_of(basis))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["contract", "server"]):
+with atheris.instrument_imports(include=["qwen3vl_edge.contract", "qwen3vl_edge.server"]):
     from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
     from qwen3vl_edge.contract.errors import ContractError
     from qwen3vl_edge.contract.wire.codec import decode_medium, decode_request, encode_request
