@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -76,9 +74,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
     try:
-        collecting: Coroutine[Any, Any, bytearray | memoryview]
-        collecting = _collect_chunks(request, limit) if length is None else _collect_announced(request, int(length))
-        body: bytes | bytearray | memoryview = await asyncio.wait_for(collecting, timeout_s)
+        body = await asyncio.wait_for(_collect(request, limit, None if length is None else int(length)), timeout_s)
     except asyncio.TimeoutError:
         raise HttpError(
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
@@ -96,6 +92,12 @@ def received_header(request: Request) -> dict[str, str]:
     """Milliseconds in which the body was received, as a `Server-Timing` header (W3C Server Timing)."""
     seconds = getattr(request.state, "receive_s", None)
     return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
+
+
+async def _collect(request: Request, limit: int, length: int | None) -> bytearray | memoryview:
+    if length is None:
+        return await _collect_chunks(request, limit)
+    return await _collect_announced(request, length)
 
 
 async def _collect_announced(request: Request, length: int) -> memoryview:
