@@ -1,4 +1,4 @@
-"""What a quantized encoder is measured on: real samples, and a drawn picture at every bucket."""
+"""Samples that a quantized encoder is measured with: real ones, and a drawn picture at every bucket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ValidationSample:
     frames: NDArray[np.uint8] | None = None
 
     def check_case(self, spec: VisionSpec) -> CheckCase:
-        """The same for a graph's check."""
+        """This sample as a case of a graph's check."""
         outputs = [self.trace.outputs[name] for name in spec.output_names]
         return CheckCase(self.grid, self.frames, self.pixel_values, outputs)
 
@@ -39,10 +39,10 @@ def validation_samples(
     bundle: Bundle, base: PrecisionSet, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
 ) -> list[ValidationSample]:
     """Real samples from the end of the data (with more data than samples, none of it was observed), then drawn ones."""
-    found = []
+    validation = []
     for _, samples in stream_samples(sources[::-1], bundle, policy, Selection(), REAL_SAMPLES):
         for item in samples:
-            found.append(ValidationSample(item.grid, item.pixel_values, runner.run(item.grid, item.pixel_values)))
+            validation.append(ValidationSample(item.grid, item.pixel_values, runner.run(item.grid, item.pixel_values)))
     manifest = bundle.manifest
     grids = manifest.buckets(base.precision)
     if manifest.has_dynamic(base.precision):
@@ -50,5 +50,5 @@ def validation_samples(
     for index, grid in enumerate(grids):
         frames = draw_frames(grid, manifest.vision, seed=index)
         pixels = patch_values(frames, grid, manifest.vision, manifest.preprocessing)
-        found.append(ValidationSample(grid, pixels, runner.run(grid, pixels), frames))
-    return found
+        validation.append(ValidationSample(grid, pixels, runner.run(grid, pixels), frames))
+    return validation
