@@ -131,7 +131,7 @@ def _check(request: CalibrationRequest) -> str:
             "cannot be calibrated", field="--precision", expected=" or ".join(QUANTIZED_TYPES), got=request.precision
         )
     if request.samples < 1:
-        raise InputError("no samples asked for", field="--samples", expected="at least 1", got=request.samples)
+        raise InputError("no samples", field="--samples", expected="at least 1", got=request.samples)
     if request.auto_exclude is not None and not 0.0 < request.auto_exclude < 1.0:
         raise InputError(
             "bad target cosine", field="--auto-exclude", expected="between 0 and 1", got=request.auto_exclude

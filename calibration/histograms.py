@@ -1,4 +1,4 @@
-"""What calibration keeps of an activation: how often each magnitude came, channel by channel.
+"""Histograms of an activation's magnitudes, one per channel, for calibration.
 
 Bins are logarithmic and the same for all tensors, so that batches add up without rescaling, and scaling a
 channel (SmoothQuant) moves its counts instead of asking for a second pass over the data.
@@ -56,8 +56,8 @@ class ChannelHistogram:
             np.maximum(self.largest, magnitude.max(axis=0), out=self.largest)
             index = (np.ascontiguousarray(magnitude).view(np.uint32) >> _SHIFT).view(np.int32)
             index = np.clip(index - _FIRST, 0, BINS - 1) + offsets
-            found = np.bincount(index.reshape(-1), minlength=channels * BINS)
-            self.counts += found.astype(np.uint32).reshape(channels, BINS)
+            counted = np.bincount(index.reshape(-1), minlength=channels * BINS)
+            self.counts += counted.astype(np.uint32).reshape(channels, BINS)
         self.rows += len(values)
 
     def rescaled(self, factor: NDArray[np.float32], bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

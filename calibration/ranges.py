@@ -1,4 +1,4 @@
-"""The range that an activation is quantized to: by its maximum, or cutting off what costs less than it blurs.
+"""The range that an activation is quantized to: its maximum, or less where clipping costs less than rounding.
 
 `percentile` and `entropy` are ONNX Runtime's own (`onnxruntime.quantization.calibrate.HistogramCollector`);
 it has no `mse`, which is here.
@@ -44,8 +44,8 @@ def activation_range(histogram: ChannelHistogram, factor: NDArray[np.float32], m
         return top
     # ONNX Runtime searches the entropy in Python, bin by bin: fewer bins there.
     counts, edges = histogram.rescaled(factor, _BINS // 4 if method == "entropy" else _BINS)
-    found = _mse(counts, edges) if method == "mse" else _collector(method, counts, edges)
-    return min(max(found, top * 1e-3), top)
+    limit = _mse(counts, edges) if method == "mse" else _collector(method, counts, edges)
+    return min(max(limit, top * 1e-3), top)
 
 
 def scale_of(limit: float, kind: str) -> float:
@@ -66,8 +66,8 @@ def _collector(method: str, counts: NDArray[np.float64], edges: NDArray[np.float
         both = np.concatenate([-edges[::-2], edges[2::2]]).astype(np.float32)
         collector.histogram_dict = {"x": (np.concatenate([half[::-1], half]), both, -top, top, top)}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-        found = collector.compute_collection_result()["x"]
-    return float(max(abs(float(found[0])), abs(float(found[1]))))
+        limits = collector.compute_collection_result()["x"]
+    return float(max(abs(float(limits[0])), abs(float(limits[1]))))
 
 
 def _mse(counts: NDArray[np.float64], edges: NDArray[np.float64]) -> float:

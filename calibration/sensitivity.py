@@ -1,4 +1,4 @@
-"""Which products suffer from quantization, and the fewest to leave out so that the encoder holds a cosine."""
+"""Measure each product's loss by quantization, and exclude the fewest that bring the encoder to a target cosine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RANKED_ON = 3  # samples that each product's effect is measured on: those that s
 
 @dataclass(frozen=True)
 class Effect:
-    """What quantizing one product alone does to the encoder's outputs, worst over outputs and samples.
+    """Loss of the encoder's outputs with one product quantized alone, worst over outputs and samples.
 
     Attributes:
         cosine: to the outputs without quantization.
@@ -36,9 +36,9 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Products by effect, worst first; `excluded` of them are left out, and `cosine` is what then holds.
+    """Products by effect, worst first; `cosine` is reached with `excluded` left out.
 
-    `effects` is empty where the target holds with every product quantized.
+    `effects` is empty where the target is reached with every product quantized.
     """
 
     effects: tuple[Effect, ...]
@@ -51,7 +51,7 @@ class Sensitivity:
 
 
 class Evaluator:
-    """The encoder with any subset of its products quantized, by stages; sessions that do not change are kept."""
+    """The encoder with any subset of its products quantized, by stages; unchanged sessions are reused."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Evaluator:
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
         replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
-        found = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
-        self._last = dict(enumerate(found))
-        return min(found)
+        cosines = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
+        self._last = dict(enumerate(cosines))
+        return min(cosines)
 
     def _worst_samples(self) -> list[ValidationSample]:
         """RANKED_ON of the samples, by their cosine when `cosine` was last measured."""
@@ -101,8 +101,8 @@ class Evaluator:
 
     def _compare(self, first: str, replaced: dict[str, Any], sample: ValidationSample) -> tuple[float, float]:
         """Worst cosine and relative L2 over the outputs."""
-        found = self._runner.resume(sample.input.grid, first, sample.trace.entered[first], replaced=replaced)
-        apart = [distance(actual, sample.trace.outputs[name]) for name, actual in found.outputs.items()]
+        trace = self._runner.resume(sample.input.grid, first, sample.trace.entered[first], replaced=replaced)
+        apart = [distance(actual, sample.trace.outputs[name]) for name, actual in trace.outputs.items()]
         # numpy's minimum and maximum let NaN through, so that it fails whoever compares it.
         return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))
 

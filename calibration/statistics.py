@@ -1,4 +1,4 @@
-"""What every product of the encoder read over the calibration data: gathered once, kept, reused for any method."""
+"""Histograms of every product's input over the calibration data: gathered once, stored, reused for any method."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SAVE_EVERY = 30.0  # seconds of work that a crash may cost
 
 @dataclass
 class Statistics:
-    """Histograms by product, and what they are of.
+    """Histograms by product, and the data that they count.
 
     Attributes:
         key: of the model, the data, its order and the number of samples.
         samples: pictures and clips counted.
-        complete: False for a pass that was interrupted; `done` sources are in it.
+        complete: False for a pass that was interrupted after `done` sources.
     """
 
     key: str
@@ -80,15 +80,15 @@ def load_statistics(path: Path) -> Statistics | None:
             }
         selection = Selection(about["used"], [tuple(item) for item in about["skipped"]])
         selection.per_bucket.update(about["per_bucket"])
-        found = Statistics(about["key"], histograms, selection, about["samples"], about["done"], about["complete"])
+        statistics = Statistics(about["key"], histograms, selection, about["samples"], about["done"], about["complete"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
-    fits = all(histogram.counts.shape[1:] == (BINS,) for histogram in found.histograms.values())
-    return found if fits else None
+    fits = all(histogram.counts.shape[1:] == (BINS,) for histogram in statistics.histograms.values())
+    return statistics if fits else None
 
 
 def statistics_key(bundle: Bundle, sources: Sequence[Source], policy: BucketPolicy, samples: int) -> str:
-    """sha256 of all that decides what the statistics are."""
+    """sha256 of all inputs of the statistics."""
     parts = [bundle.manifest.model.model_hash, repr(policy), str(samples), str(BINS)]
     parts += quantizable(bundle.manifest.vision)
     parts += [f"{source.name} {source.digest}" for source in sources]
@@ -103,7 +103,7 @@ def gather(
     samples: int,
     progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> Statistics:
-    """Run the encoder over the data, or go on where an interrupted pass stopped, or take what is there.
+    """Run the encoder over the data, continue an interrupted pass, or load the statistics of a complete one.
 
     The statistics are in the bundle, at STATISTICS_NAME; they are not a part of it: a device needs none.
 

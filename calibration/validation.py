@@ -1,4 +1,4 @@
-"""What a quantized encoder is measured on: real samples, and a drawn picture at every bucket."""
+"""Samples that a quantized encoder is measured with: real ones, and a drawn picture at every bucket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ValidationSample:
     trace: Trace
 
     def check_case(self, spec: VisionSpec) -> CheckCase:
-        """The same for a graph's check."""
+        """This sample as a case of a graph's check."""
         return CheckCase(self.input, [self.trace.outputs[name] for name in spec.output_names])
 
 

@@ -34,13 +34,13 @@ STRONGEST_SPREAD = 4.0  # of its coefficients; their steps and their largest are
 
 @dataclass(frozen=True)
 class BasisRequest:
-    """What to fit.
+    """Options of a fit.
 
     Attributes:
         data: a folder of pictures and clips, or messages as JSON lines.
         samples: pictures and clips to encode.
-        cosine: that a tensor's held-out rows shall have, in the mean, with what its directions leave of them.
-        rank: directions of every tensor, in place of `cosine`; 0 for none.
+        cosine: least mean cosine of a tensor's held-out rows with their projection on its directions.
+        rank: directions of every tensor, in place of `cosine`; 0 to choose by `cosine`.
         precision: of the bundle's sets, None for its first.
         seed: of the choice among the data.
         threads: of ONNX Runtime, 0 for its choice.
@@ -57,7 +57,7 @@ class BasisRequest:
 
 @dataclass(frozen=True)
 class BasisResult:
-    """What the manifest now holds, and what became of the data."""
+    """The basis as the manifest records it, and which data was used."""
 
     record: BasisRecord
     sha256: str
@@ -109,7 +109,7 @@ def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda wha
                 sums[tensor].add(rows)
     if not held[0]:
         seen = sum(selection.per_bucket.values())
-        raise InputError("too little of the data can be used", field="--data", expected="2 samples", got=seen)
+        raise InputError("too few usable samples in the data", field="--data", expected="at least 2", got=seen)
     fitted = [_fit(one, np.concatenate(rows), request) for one, rows in zip(sums, held, strict=True)]
     content = basis_file([basis for basis, _ in fitted], bundle.manifest.model.model_hash)
     basis = parse_basis(content)
@@ -129,7 +129,7 @@ def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda wha
 
 def _check(request: BasisRequest) -> None:
     if request.samples < 2:
-        raise InputError("too few samples asked for", field="--samples", expected="at least 2", got=request.samples)
+        raise InputError("too few samples", field="--samples", expected="at least 2", got=request.samples)
     if not 0.0 < request.cosine < 1.0:
         raise InputError("bad target cosine", field="--cosine", expected="between 0 and 1", got=request.cosine)
     if not 0 <= request.rank <= MAX_RANK or request.rank % MULTIPLE:
@@ -157,7 +157,7 @@ def _embeddings(
 
 
 def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> tuple[TensorBasis, Rows]:
-    """The basis of one tensor, and the cosine of each held-out row with what is left of it."""
+    """The basis of one tensor, and the cosine of each held-out row with its projection."""
     mean, spreads, vectors = covariance.principal()
     ranks, cosines = _cosines(held.astype(np.float64), mean, vectors)
     means = cosines.mean(axis=0)
@@ -172,7 +172,7 @@ def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> t
             f"the embeddings do not lie in fewer directions than their {len(mean)} columns",
             field=wanted,
             got=f"cosine {means[-1]:.6f} in {ranks[-1]} directions" if ranks else f"{len(mean)} columns",
-            remedy="Ask for less, give more data, or send int8 or int4 (wire_dtype).",
+            remedy="Lower the target, give more data, or send int8 or int4 (wire_dtype).",
         )
     return _basis(mean, spreads, vectors, ranks[chosen]), cosines[:, chosen]
 

@@ -1,4 +1,4 @@
-"""A checkpoint's encoder to a bundle: weights once per precision, a graph per bucket, all checked, then renamed."""
+"""Export a checkpoint's encoder to a bundle: weights once per precision, a graph per bucket, each graph checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOOLS = ("torch", "transformers", "onnx", "numpy")
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export, checked against the checkpoint."""
+    """An export's options, checked against the checkpoint."""
 
     checkpoint: Checkpoint
     spec: VisionSpec
@@ -57,10 +57,10 @@ def plan_export(
     dynamic: bool = True,
     image_uint8: bool = True,
 ) -> ExportPlan:
-    """Read the checkpoint's configuration and check what was asked for.
+    """Read the checkpoint's configuration and check the options against it.
 
     Raises:
-        CheckpointError, BucketError, InputError: names what cannot be exported and the remedy.
+        CheckpointError, BucketError, InputError: names what cannot be exported, and the remedy.
     """
     checkpoint = open_checkpoint(model)
     spec = read_vision_spec(checkpoint)
@@ -71,7 +71,10 @@ def plan_export(
     unknown = [item for item in precisions if item not in EXPORTED]
     if unknown or not precisions or len(set(precisions)) != len(precisions):
         raise InputError(
-            "bad precisions", field="--precision", expected=" or ".join(EXPORTED), got=",".join(precisions) or "none"
+            "unknown or repeated precisions",
+            field="--precision",
+            expected=" or ".join(EXPORTED),
+            got=",".join(precisions) or "none",
         )
     preprocessing = read_preprocessing(checkpoint)
     check_processor_geometry(checkpoint, spec)
@@ -101,7 +104,7 @@ def export_bundle(
         precisions: of "fp32", "fp16"; each gets a weights file of its own.
         dynamic: also write the graph that takes any grid.
         image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
-        progress: called with what is being done and the share done, 0 to 1.
+        progress: called with the current step and the share done, 0 to 1.
 
     Raises:
         CheckpointError, BucketError, InputError: as `plan_export`.
@@ -182,16 +185,16 @@ def _graphs(
     plan: ExportPlan, precision: str, weights: dict[str, StoredTensor]
 ) -> list[tuple[str, Grid | None, str, EncoderGraph]]:
     spec = plan.spec
-    found: list[tuple[str, Grid | None, str, EncoderGraph]] = []
+    graphs: list[tuple[str, Grid | None, str, EncoderGraph]] = []
     for grid in plan.grids:
         graph = fixed_graph(spec, grid, precision, weights, WEIGHTS_NAME)
-        found.append(("fixed", grid, f"{grid}.onnx", graph))
+        graphs.append(("fixed", grid, f"{grid}.onnx", graph))
         if plan.image_uint8 and grid.t == 1:
             graph = image_graph(spec, plan.preprocessing, grid, precision, weights, WEIGHTS_NAME)
-            found.append(("image_uint8", grid, f"{grid}.uint8.onnx", graph))
+            graphs.append(("image_uint8", grid, f"{grid}.uint8.onnx", graph))
     if plan.dynamic:
-        found.append(("dynamic", None, "dynamic.onnx", dynamic_graph(spec, precision, weights, WEIGHTS_NAME)))
-    return found
+        graphs.append(("dynamic", None, "dynamic.onnx", dynamic_graph(spec, precision, weights, WEIGHTS_NAME)))
+    return graphs
 
 
 def _manifest(plan: ExportPlan, staging: Path, sets: tuple[PrecisionSet, ...]) -> Manifest:

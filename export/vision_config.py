@@ -64,7 +64,7 @@ def _vision_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     written = checkpoint.config.get("vision_config") or {}
-    # Looked at as written: transformers' own check of another rope type fails over keys that it lacks.
+    # Checked as written: transformers' own check of another rope type fails on missing keys.
     rope = written.get("rope_parameters") or written.get("rope_scaling") or {}
     kind = rope.get("rope_type", "axial")
     if kind != "axial":
@@ -101,10 +101,10 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 
 def check_processor_geometry(checkpoint: Checkpoint, spec: VisionSpec) -> None:
-    """Hold the image processor's patch geometry against the encoder's.
+    """Compare the image processor's patch geometry with the encoder's.
 
     Raises:
-        CheckpointError: they differ, so pixels would be cut into patches that the encoder does not read.
+        CheckpointError: they differ, so that pixels would be cut into patches of another size.
     """
     values = _image_processor(checkpoint)
     for name in ("patch_size", "merge_size", "temporal_patch_size"):

@@ -51,6 +51,7 @@ EXTRAS = {
 # What is imported only where it is chosen, and the extra that brings it.
 CHOSEN = {
     "cuda-bindings": "tensorrt",
+    "markupsafe": "report",
     "matplotlib": "report",
     "opentelemetry-api": "trace",
     "opentelemetry-exporter-otlp-proto-http": "trace",

@@ -1,4 +1,4 @@
-"""Which bucket a picture goes to, and what that costs in pixels and aspect."""
+"""Choose the bucket of a picture or clip, and measure the loss of pixels and aspect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qwen3vl_edge.contract.errors import BucketError
 
 @dataclass(frozen=True)
 class BucketChoice:
-    """Where a picture or clip goes, recorded in the request.
+    """The grid chosen for a picture or clip, as the request records it.
 
     Attributes:
-        native: the grid that `smart_resize` would give.
+        native: the grid that `smart_resize` gives.
         grid: the grid that is encoded.
         fixed: True if a fixed-bucket graph serves it, False for the dynamic-shape graph.
         scale: linear scale from native to encoded pixels, sqrt of the area ratio; 1.0 is unchanged.
@@ -59,14 +59,14 @@ def split_frames(frames: int, lengths: Collection[int]) -> tuple[int, ...] | Non
     best: list[tuple[int, ...] | None] = [()]
     for total in range(1, frames + 1):
         shorter = [(best[total - length], length) for length in lengths if 0 < length <= total]
-        found = [(*runs, length) for runs, length in shorter if runs is not None]
-        best.append(min(found, key=len, default=None))
+        candidates = [(*runs, length) for runs, length in shorter if runs is not None]
+        best.append(min(candidates, key=len, default=None))
     last = best[frames]
     return None if last is None else tuple(sorted(last, reverse=True))
 
 
 def _split_candidates(native: Grid, buckets: Sequence[Grid]) -> list[Grid]:
-    """Grids as long as `native` that several runs of the buckets make up."""
+    """Grids as long as `native` that several runs of the buckets cover."""
     sizes = dict.fromkeys((bucket.h, bucket.w) for bucket in buckets)
     return [
         Grid(native.t, h, w)
@@ -87,10 +87,10 @@ def choose_bucket(
     """The bucket with the least loss of pixels and aspect among those with the same number of frames.
 
     An equal grid always wins. A bucket that would distort by more than `max_distortion` or shrink
-    below `min_scale` is passed over where a dynamic-shape graph exists, which then serves the native
-    grid; without one, it is refused rather than answered with a picture the model was never shown.
+    below `min_scale` is not used: a dynamic-shape graph, where there is one, then serves the native grid, and
+    without one the picture is refused.
 
-    With `split` a clip may also be made up of several runs of shorter buckets: where they have its very size, or
+    With `split` a clip may also be encoded in several runs of shorter buckets: where they have its exact size, or
     where nothing else serves it.
 
     Raises:

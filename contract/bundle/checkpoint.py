@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder read without loading it: its config, its tensors, its identity."""
+"""Read a Hugging Face checkpoint folder without loading the model: its config, tensors and identity."""
 
 from __future__ import annotations
 
@@ -104,27 +104,27 @@ class Checkpoint:
         """Tensors of the encoder by name without prefix (`"blocks.0.attn.qkv.weight"`), in name order.
 
         Raises:
-            CheckpointError: a shard is truncated or malformed, or holds no encoder.
+            CheckpointError: a shard is truncated or malformed, or has no encoder tensors.
         """
-        found: dict[str, CheckpointTensor] = {}
+        tensors: dict[str, CheckpointTensor] = {}
         for shard in self.shards:
             layout = read_layout(shard)
             for name, entry in layout.tensors.items():
                 prefix = next((prefix for prefix in VISUAL_PREFIXES if name.startswith(prefix)), None)
                 if prefix is not None:
-                    found[name.removeprefix(prefix)] = CheckpointTensor(shard, entry, layout.data_start)
-        if not found:
-            raise CheckpointError(f"{self.path} holds no visual.* tensors", field=str(self.path))
-        return dict(sorted(found.items()))
+                    tensors[name.removeprefix(prefix)] = CheckpointTensor(shard, entry, layout.data_start)
+        if not tensors:
+            raise CheckpointError(f"{self.path} has no visual.* tensors", field=str(self.path))
+        return dict(sorted(tensors.items()))
 
     @cached_property
     def model_hash(self) -> str:
-        """Identity of what makes embeddings and token ids: sha256 hex.
+        """Identity of everything that decides embeddings and token ids: sha256 hex.
 
         Covers config.json, the tokenizer, the chat template, and for each encoder tensor its name,
-        dtype, shape and first 256 bytes: enough to tell any retrained or merged encoder apart, while a
+        dtype, shape and first 256 bytes: enough to distinguish any retrained or merged encoder, while a
         server can compute it without loading an encoder. A fine-tuned language model on an unchanged
-        encoder and tokenizer keeps the hash, because the embeddings are still its own.
+        encoder and tokenizer has the same hash, because it takes the same embeddings.
         """
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
@@ -175,7 +175,7 @@ def open_checkpoint(model: str, *, patterns: Iterable[str] | None = None) -> Che
             visual tensors, which for a sharded model leaves the language model on the hub.
 
     Raises:
-        CheckpointError: no such folder, and not an id that can be had.
+        CheckpointError: no such folder, and not an id that can be downloaded.
     """
     path = Path(model)
     if path.is_dir():
@@ -209,7 +209,7 @@ def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
         return Path(snapshot_download(model, allow_patterns=[*(p.name for p in shards.processor_files()), *names]))
     except CheckpointError:
         raise
-    except Exception as error:  # huggingface_hub raises many kinds; all mean that the files cannot be had
+    except Exception as error:  # huggingface_hub raises many kinds; all mean that the files cannot be downloaded
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(
             f"{model} is neither a local folder nor a hub model that can be downloaded ({reason})", field="model"

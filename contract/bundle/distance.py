@@ -1,4 +1,4 @@
-"""Distance between what two implementations of the same network return: the one formula of every parity figure."""
+"""Distance between the outputs of two implementations of one network: the formula of every parity figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle's `manifest.json`: what is in the folder, for which model, and what was measured.
+"""The bundle's `manifest.json`: files of the folder, their model, and the measurements taken of them.
 
 BUNDLE/
   manifest.json
@@ -46,7 +46,7 @@ class FileRecord:
 class OutputParity:
     """One graph output against the PyTorch encoder in fp32, worst over the checked pictures.
 
-    A quantized graph is held against the bundle's own fp32 (or fp16) graph, which was held against PyTorch.
+    A quantized graph is compared with the bundle's own fp32 (or fp16) graph, which was compared with PyTorch.
     """
 
     output: str
@@ -104,14 +104,14 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class BasisRecord:
-    """A basis for embeddings on the wire, and how it was fitted.
+    """A basis for embeddings on the wire, and the fit that gave it.
 
     Attributes:
         path: its file; the file's sha256 is the basis's name on the wire.
         precision: the set whose embeddings it was fitted to.
         samples: pictures and clips; rows of theirs that were fitted, and held out to be measured on.
         ranks: directions of each tensor: the embeddings, then each DeepStack level.
-        mean_cosines, least_cosines: of each tensor's held-out rows with what is left of them in so many directions.
+        mean_cosines, least_cosines: of each tensor's held-out rows with their projection on its directions.
     """
 
     path: str
@@ -277,7 +277,7 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version not in READABLE_SCHEMAS:
         raise BundleError(
-            f"{source} has another schema",
+            f"{source} has an unsupported schema",
             field="schema_version",
             expected=" or ".join(map(str, READABLE_SCHEMAS)),
             got=version,
@@ -301,18 +301,21 @@ def check_consistent(manifest: Manifest, source: str = MANIFEST_NAME) -> None:
     names = [item.precision for item in manifest.precisions]
     if not names or len(set(names)) != len(names) or not set(names) <= set(PRECISIONS):
         raise BundleError(
-            f"{source} has bad precisions", field="precisions", expected=" or ".join(PRECISIONS), got=names
+            f"{source} has unknown or repeated precisions",
+            field="precisions",
+            expected=" or ".join(PRECISIONS),
+            got=names,
         )
     for item in manifest.precisions:
         for graph in item.graphs:
             if graph.kind not in GRAPH_KINDS or (graph.kind == "dynamic") != (graph.bucket is None):
-                raise BundleError(f"{source}: graph {graph.path} has a bad kind", field="kind", got=graph.kind)
+                raise BundleError(f"{source}: graph {graph.path} has an unknown kind", field="kind", got=graph.kind)
             if graph.bucket is not None:
                 Grid.parse(graph.bucket)
             outputs = tuple(spec.name for spec in graph.outputs)
             if outputs != manifest.vision.output_names:
                 raise BundleError(
-                    f"{source}: graph {graph.path} has other outputs",
+                    f"{source}: graph {graph.path} has unexpected outputs",
                     field="outputs",
                     expected=manifest.vision.output_names,
                     got=outputs,

@@ -1,4 +1,4 @@
-"""The precisions that a bundle's graphs come in: one line each, read by whoever writes, builds or runs them."""
+"""The precisions of a bundle's graphs, one row each: for export, calibration, engine builds and backends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Precision:
     Attributes:
         rest: "fp32" or "fp16": the type of weights and products that are not quantized, and of the outputs.
         quantized: "int8" or "fp8" for products behind Q/DQ pairs, None where there are none.
-        min_cosine: what every encoder output must hold against PyTorch in fp32 when parity is measured.
-        min_agreement: share of prompts whose greedy tokens must be the unsplit model's.
+        min_cosine: least cosine of every encoder output to PyTorch in fp32, when parity is measured.
+        min_agreement: least share of prompts whose greedy tokens equal the unsplit model's.
     """
 
     name: str
@@ -28,7 +28,7 @@ PRECISIONS = {
     for item in (
         Precision("fp32", "fp32", None, 0.99999, 1.0),
         Precision("fp16", "fp16", None, 0.9999, 0.99),
-        # Made by `qwen3vl-edge calibrate`.
+        # Written by `qwen3vl-edge calibrate`.
         Precision("int8", "fp32", "int8", 0.999, 0.98),
         Precision("int8-fp16", "fp16", "int8", 0.999, 0.98),
         Precision("fp8", "fp16", "fp8", 0.998, 0.98),
@@ -38,7 +38,7 @@ PRECISIONS = {
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
 # Optimizers of ONNX Runtime to switch off, by the type that products are quantized to. The first turns a product
-# and its bias into a Gemm, of which no integer product is made; the second moves quantization before transposes,
+# and its bias into a Gemm, which becomes no integer product; the second moves quantization before transposes,
 # which take no float8.
 ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
     None: frozenset(),

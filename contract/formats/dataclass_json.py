@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON, strictly: every key known, every type as annotated."""
+"""Build frozen dataclasses from JSON strictly: every key known, every type as annotated."""
 
 from __future__ import annotations
 

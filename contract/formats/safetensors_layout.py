@@ -1,6 +1,6 @@
 """The safetensors container: an 8-byte length, a JSON table of tensors, then their bytes.
 
-Strict on purpose: both the checkpoint reader and the wire decoder trust offsets that this file checked.
+Strict on purpose: the checkpoint reader and the wire decoder rely on the offsets that this file has checked.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -31,7 +31,7 @@ DTYPE_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-_MAX_ELEMENTS = 2**59  # no array holds more
+_MAX_ELEMENTS = 2**59  # of one numpy array
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
@@ -113,8 +113,8 @@ def _entry(name: str, value: Any) -> TensorEntry:
             raise WireError(f"tensor {name!r} has a malformed {label}", field=name, got=repr(numbers)[:80])
     if len(offsets) != 2 or len(shape) > 8:
         raise WireError(f"tensor {name!r} is malformed", field=name, expected="2 offsets and at most 8 dimensions")
-    if math.prod(max(number, 1) for number in shape) > _MAX_ELEMENTS:  # a 0 beside it would hide a size without bound
-        raise WireError(f"tensor {name!r} has a shape without bound", field=name, got=repr(shape)[:80])
+    if math.prod(max(number, 1) for number in shape) > _MAX_ELEMENTS:  # a 0 beside it would hide an enormous size
+        raise WireError(f"tensor {name!r} has too many elements", field=name, got=repr(shape)[:80])
     size = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != size:
         raise WireError(

@@ -1,1 +1,1 @@
-"""What this machine is: its GPU, its CPU threads, its TensorRT library, and what to write beside a figure."""
+"""Facts of this machine: its GPU, CPU threads and TensorRT library, and the environment of a measurement."""

@@ -1,4 +1,4 @@
-"""How many threads a library computes with on the CPU."""
+"""Number of CPU threads that a library computes with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def cpu_threads(wanted: int = 0) -> int:
-    """`wanted` if it is set, else what OMP_NUM_THREADS says, else 0: the library's choice.
+    """`wanted` if it is not 0, else the value of OMP_NUM_THREADS, else 0: the library's choice.
 
     PyTorch obeys the variable by itself; ONNX Runtime and OpenVINO, which bring their own threads, do not.
     """

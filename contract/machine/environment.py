@@ -1,4 +1,4 @@
-"""Where a figure was measured: machine, cores, GPU, versions, the command."""
+"""The environment of a measurement: machine, cores, GPU, versions, command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """What belongs beside every figure."""
+    """CPU, GPU, system, versions and command, to be stored with each measured figure."""
     gpu = find_gpu()
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
@@ -43,7 +43,7 @@ def _cpu() -> str:
         return platform.processor()
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
-    return facts.get("model name", "") + family  # clouds call several generations by one name
+    return facts.get("model name", "") + family  # clouds give several generations one name
 
 
 def _version(name: str) -> str | None:
@@ -54,7 +54,7 @@ def _version(name: str) -> str | None:
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held at once (VmHWM; a child does not inherit it as it does ru_maxrss)."""
+    """Peak resident memory of this process in bytes (VmHWM; unlike ru_maxrss, a child does not inherit it)."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

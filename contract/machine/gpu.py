@@ -1,4 +1,4 @@
-"""Which NVIDIA GPU this machine has, asked of the driver; None where there is none."""
+"""The NVIDIA GPU of this machine, as the driver reports it; None where there is none."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def find_gpu() -> Gpu | None:
     return Gpu(name, f"{major}.{minor}", memory, f"{version // 1000}.{version % 1000 // 10}")
 
 
-def _value(answer: tuple[Any, ...]) -> Any:
-    """cuda-bindings answers (status, value)."""
-    if int(answer[0]) != 0:
-        raise RuntimeError(str(answer[0]))
-    return answer[1] if len(answer) > 1 else None
+def _value(result: tuple[Any, ...]) -> Any:
+    """The value of a cuda-bindings result, (status, value)."""
+    if int(result[0]) != 0:
+        raise RuntimeError(str(result[0]))
+    return result[1] if len(result) > 1 else None

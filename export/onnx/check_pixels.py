@@ -1,4 +1,4 @@
-"""Pixels to check a graph on: pictures with edges, gradients, text and grain, as the HF processor lays them out."""
+"""Pixels to check a graph with: pictures with edges, gradients, text and grain, in the HF processor's layout."""
 
 from __future__ import annotations
 

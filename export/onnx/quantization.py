@@ -1,4 +1,4 @@
-"""What a quantized graph needs to know: which products, in which type, and the scale of what each reads."""
+"""Parameters of a quantized graph: which products, in which type, and the scale of each one's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder cut into stages, each a graph of its own for any grid: to look inside with one stage in memory.
+"""The encoder cut into stages, each a graph of its own for any grid: for looking inside with one stage in memory.
 
 A stage computes what the whole graph computes, from the same weights file: `patches` (pixels to the residual
 stream), `blocks.k` (residual stream to residual stream), and each merger (residual stream to an output).
@@ -35,7 +35,7 @@ def stage_of(product: str) -> str:
 
 
 def output_of(stage: str) -> str:
-    """The encoder output that a merger makes: "embeds" or "deepstack.k"."""
+    """The encoder output of a merger: "embeds" or "deepstack.k"."""
     return "embeds" if stage == "merger" else f"deepstack.{stage.split('.')[1]}"
 
 
@@ -93,7 +93,7 @@ def _patches(writer: EncoderWriter) -> tuple[tuple[TensorSpec, ...], Value]:
 
 
 def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
-    found = []
+    outputs = []
     for product, value in writer.product_inputs.items():
         name, width = observed_name(product), product_width(spec, product)
         if is_scores(product):  # [2, frames, heads, patches, head width]: a patch's queries, then its keys, are a row
@@ -103,8 +103,8 @@ def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
         else:
             writer.emit.node("Identity", [value], name)
         kind = "float16" if writer.half else "float32"
-        found.append(TensorSpec(name, kind, (f"{product}.rows", width)))
-    return found
+        outputs.append(TensorSpec(name, kind, (f"{product}.rows", width)))
+    return outputs
 
 
 def observed_name(product: str) -> str:

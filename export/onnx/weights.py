@@ -1,4 +1,4 @@
-"""One weights file per precision: every tensor of the encoder, written once, read by all graphs."""
+"""Write one weights file per precision: every tensor of the encoder once, for all graphs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STORED_DTYPES = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in the weights file. dtype is numpy's."""
+    """Location of a tensor in the weights file: byte offset and length; dtype is numpy's."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -57,22 +57,22 @@ def write_weights(
 
 
 def check_tensors(checkpoint: Checkpoint, spec: VisionSpec) -> None:
-    """Hold the checkpoint's tensors against the config, from the shards' headers alone.
+    """Compare the checkpoint's tensors with the config; reads only the shards' headers.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, or of a dtype not read here.
     """
-    shapes, found = expected_shapes(spec), checkpoint.visual_tensors
-    different = sorted(set(shapes) ^ set(found))
+    shapes, tensors = expected_shapes(spec), checkpoint.visual_tensors
+    different = sorted(set(shapes) ^ set(tensors))
     if different:
         raise CheckpointError(
             "the encoder's tensors do not match its config",
             field=different[0],
             expected=f"{len(shapes)} tensors",
-            got=f"{len(found)}, first difference {different[0]}",
+            got=f"{len(tensors)}, first difference {different[0]}",
         )
     for name, shape in shapes.items():
-        entry = found[name].entry
+        entry = tensors[name].entry
         if tuple(entry.shape) != shape:
             raise CheckpointError(
                 f"tensor visual.{name} has another shape", field=name, expected=list(shape), got=list(entry.shape)
@@ -153,14 +153,14 @@ def read_float32(tensor: CheckpointTensor) -> NDArray[np.float32]:
 
 
 def stored_dtype(name: str, precision: str) -> np.dtype[Any]:
-    """What a tensor that is not quantized is stored as."""
+    """The stored dtype of a tensor that is not quantized."""
     # Norms and positions act on the fp32 residual stream in every precision.
     exact = precision == "fp32" or ".norm" in name or name == "pos_embed.weight"
     return np.dtype("<f4" if exact else "<f2")
 
 
 def stored_in_graphs(graphs: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Where the tensors of a weights file lie, as the graphs that read it say.
+    """Locations of the tensors of a weights file, read from its graphs.
 
     No graph names all: the patch graphs and the uint8 graphs embed patches with different matrices.
     """

@@ -1,4 +1,4 @@
-"""What is to be built, checked against the bundle, the target and this machine before any work is done."""
+"""A build request, checked against the bundle, the target and this machine before any work is done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen3vl_edge.export.tensorrt.targets import TARGETS, Target, find_target
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """Options of a build.
 
     Attributes:
         target: a name of `TARGETS` in `export/tensorrt/targets.py`.
@@ -55,6 +55,11 @@ class BuildJob:
 
 
 def plan_build(bundle: Bundle, request: BuildRequest) -> BuildJob:
+    """Check a request against the bundle, the target and this machine.
+
+    Raises:
+        EngineError, BucketError, InputError, BundleError: names the option that cannot be served.
+    """
     target = find_target(request.target)
     gpu = find_gpu()
     command = build_command(bundle, request)
@@ -89,10 +94,10 @@ def plan_build(bundle: Bundle, request: BuildRequest) -> BuildJob:
 
 
 def _library(target: Target, gpu: Gpu | None, command: str) -> str:
-    """The library to build with, once it is clear that this machine can.
+    """The library to build with on this machine.
 
     Raises:
-        EngineError: not here; names the command to run on the device.
+        EngineError: this machine cannot build for the target; names the command to run on the device.
     """
     if not target.ahead_of_time:
         here = "no GPU was found here" if gpu is None else f"here is {gpu}"
@@ -114,7 +119,7 @@ def _library(target: Target, gpu: Gpu | None, command: str) -> str:
 
 
 def build_command(bundle: Bundle, request: BuildRequest) -> str:
-    """The command that builds what a request asks for, on whatever machine the bundle is copied to."""
+    """The command of a request, to be run on another machine that the bundle is copied to."""
     words = ["qwen3vl-edge build", bundle.path.name, "--target", request.target]
     if request.precision is not None:
         words += ["--precision", request.precision]
@@ -142,39 +147,39 @@ def _bucket_options(manifest: Manifest, buckets: Sequence[Grid]) -> list[str]:
     return [word for name, sizes in options.items() for word in (name, ",".join(sizes))]
 
 
-def _precision(manifest: Manifest, target: Target, asked: str | None) -> str:
-    held = [item.precision for item in manifest.precisions]
-    usable = [name for name in held if name in target.precisions]
-    if asked is not None and asked in held and asked not in target.precisions:
+def _precision(manifest: Manifest, target: Target, wanted: str | None) -> str:
+    available = [item.precision for item in manifest.precisions]
+    usable = [name for name in available if name in target.precisions]
+    if wanted is not None and wanted in available and wanted not in target.precisions:
         raise EngineError(
-            f"target {target.name} cannot compute {asked} ({target.devices})",
+            f"target {target.name} cannot compute {wanted} ({target.devices})",
             field="--precision",
             expected=" or ".join(target.precisions),
-            got=asked,
+            got=wanted,
         )
-    if asked is not None:
-        return asked
+    if wanted is not None:
+        return wanted
     if not usable:
         raise EngineError(
             f"target {target.name} can compute none of the bundle's precisions",
             field="--precision",
             expected=" or ".join(target.precisions),
-            got=", ".join(held),
+            got=", ".join(available),
             remedy="Export the bundle with --precision fp16.",
         )
     return "fp16" if "fp16" in usable else usable[0]
 
 
 def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) -> tuple[Grid, ...]:
-    held = manifest.buckets(graphs.precision)
-    wanted = tuple(held) if request.buckets is None else request.buckets
-    unknown = [grid for grid in wanted if grid not in held]
+    exported = manifest.buckets(graphs.precision)
+    wanted = tuple(exported) if request.buckets is None else request.buckets
+    unknown = [grid for grid in wanted if grid not in exported]
     # Profiles come from the dynamic-shape graph, which takes any grid; only then can a bucket be new.
     if request.layout == "per-bucket" and unknown:
         raise BucketError(
             f"the bundle has no graph for bucket {unknown[0]}",
             field="--buckets",
-            expected=", ".join(map(str, held)),
+            expected=", ".join(map(str, exported)),
             remedy="Export it with that bucket, or use --layout profiles.",
         )
     if request.layout == "profiles" and not manifest.has_dynamic(graphs.precision):
@@ -189,7 +194,7 @@ def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) ->
 
 
 def build_key(job: BuildJob) -> str:
-    """sha256 over all that decides what the plans contain."""
+    """sha256 over all inputs of the plans."""
     files = [job.graphs.weights, *(graph.path for graph in graphs_to_build(job))]
     parts = {
         "library": [job.library, job.version],
@@ -220,11 +225,11 @@ def graphs_to_build(job: BuildJob) -> list[GraphRecord]:
 def buildable_here() -> dict[str, str]:
     """Per target, why it cannot be built here; empty where it can."""
     gpu = find_gpu()
-    answers = {}
+    reasons = {}
     for target in TARGETS.values():
         try:
             _library(target, gpu, f"qwen3vl-edge build BUNDLE --target {target.name}")
-            answers[target.name] = ""
+            reasons[target.name] = ""
         except EngineError as error:
-            answers[target.name] = str(error)
-    return answers
+            reasons[target.name] = str(error)
+    return reasons

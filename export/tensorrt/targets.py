@@ -1,8 +1,8 @@
 """Named targets of `qwen3vl-edge build`: one row each; adding one touches this table alone.
 
 Sources: the support matrices of TensorRT 10.3 to 11.4 and of TensorRT-RTX 1.7. That SM75 takes no fp32 matrix
-products, that plans of several capabilities cost no more space, and that they are built without a GPU was seen
-here (docs/guides/engines.md).
+products, that plans of several capabilities cost no more space, and that they are built without a GPU was
+measured (docs/guides/engines.md).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Target:
-    """Where an engine will run.
+    """GPUs that an engine is built for.
 
     Attributes:
         library: "tensorrt", "tensorrt_rtx", or "any": whichever is installed.
         compute_capabilities: of its GPUs, as "8.7"; "8.0+" is that one and all later ones; () is the GPU here.
         precisions: that this target can compute.
         memory: bytes that the smallest device of the kind has; on a Jetson GPU and CPU share them.
-        workspace: bytes that the builder may use for scratch memory, unless --workspace says otherwise.
+        workspace: bytes that the builder may use for scratch memory, unless --workspace is given.
         ahead_of_time: built on any machine; otherwise on the device itself, since its plans are not portable.
-        devices: what carries this GPU.
+        devices: devices and cards with this GPU.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Target:
 
 
 def _precisions(*, fp32: bool = True, fp8: bool = True) -> tuple[str, ...]:
-    """What a GPU computes: fp32 and fp8 say whether it has matrix products of these types."""
-    found = [item for item in PRECISIONS.values() if fp32 or item.rest != "fp32"]
-    return tuple(item.name for item in found if fp8 or item.quantized != "fp8")
+    """Precisions that a GPU computes; `fp32`, `fp8`: whether it has matrix products of these types."""
+    computable = [item for item in PRECISIONS.values() if fp32 or item.rest != "fp32"]
+    return tuple(item.name for item in computable if fp8 or item.quantized != "fp8")
 
 
 def _rtx(

@@ -301,7 +301,7 @@ def bad_requests(tmp: Path) -> list[tuple[CalibrationRequest, str]]:
         (replace(good, data=empty), "no pictures or clips"),
         (replace(good, data=tmp / "nowhere"), "no such file or folder"),
         (good, "none of 1 items in the calibration data can be used"),
-        (replace(good, samples=0), "no samples asked for"),
+        (replace(good, samples=0), "no samples: expected at least 1"),
         (replace(good, method="mean"), "no such method"),
         (replace(good, smooth=1.5), "bad smoothing strength"),
         (replace(good, rest="bf16"), "no such precision"),

@@ -28,8 +28,9 @@ def test_the_bundle_encodes_the_same_request() -> None:
     expected = decode_request(BODY)
     picture = {"type": "image", "image": str(WRITTEN / "picture.png")}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What colour is it?"}]}]
-    options = BackendOptions(precision="fp16", threads=1)
-    with open_edge(WRITTEN / "bundle", EdgeOptions(backend_options=options, wire_dtype="fp32", preprocess="lean")) as edge:
+    backend_options = BackendOptions(precision="fp16", threads=1)
+    options = EdgeOptions(backend_options=backend_options, wire_dtype="fp32", preprocess="lean")
+    with open_edge(WRITTEN / "bundle", options) as edge:
         request = edge.encode(messages).request
     assert request.model_hash == expected.model_hash
     assert request.input_ids.tolist() == expected.input_ids.tolist()
