@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import typer
 
@@ -28,13 +27,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Qwen3-VL on two machines: the vision encoder on the device, the language model on a server.",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (
-    export, build, calibrate, ask, server, server_token, parity, fit_basis, plan, dump, inspect, demo,
-)  # fmt: skip
-for command in COMMANDS:
-    app.command()(command)
+app.command()(export)
+app.command()(build)
+app.command()(calibrate)
+app.command()(ask)
+app.command()(server)
+app.command()(server_token)
+app.command()(parity)
+app.command()(fit_basis)
+app.command()(plan)
 # What follows NAME is the bench's own, `--help` too.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(bench)
+app.command()(dump)
+app.command()(inspect)
+app.command()(demo)
 
 edge_app = typer.Typer(invoke_without_command=True)
 edge_app.callback()(edge)
