@@ -19,12 +19,13 @@ from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.backends.pytorch import load_encoder
 from qwen3vl_edge.tools.dev.bench import engines as engines_bench
-from qwen3vl_edge.tools.dev.bench import growth, report
+from qwen3vl_edge.tools.dev.bench import growth
 from qwen3vl_edge.tools.dev.bench import wire as wire_bench
 from qwen3vl_edge.tools.dev.bench.encoder import run as encoder_bench
 from qwen3vl_edge.tools.dev.bench.encoder.peaks import check_machine, with_peaks
 from qwen3vl_edge.tools.dev.bench.encoder.run import Plan
 from qwen3vl_edge.tools.dev.bench.end_to_end.namespaces import why_not
+from qwen3vl_edge.tools.dev.bench.report import __main__ as report
 from qwen3vl_edge.tools.dev.bench.roofline import encoder_cost
 from tests.support.paths import ROOT
 
