@@ -62,7 +62,7 @@ def test_what_is_wrong_is_seen(tested: Fuzz) -> None:
         (Answer(200, named, b'data: {"error": {"code": "internal_error"}}'), False),
         (Answer(0, named, b"", ValueError("x")), False),
     ):
-        assert (not _judge(made, answer, False, tested.found.codes)) == right, answer
+        assert (not _judge(made, answer, False, tested.tally.codes)) == right, answer
 
 
 GOOD = body_of(make_case("one image").request)

@@ -55,7 +55,7 @@ def measure(model: Path, at_once: list[int], each: int, new_tokens: int, rounds:
     shape, texts = model_shape(open_checkpoint(str(model))), text_ids(AutoTokenizer.from_pretrained(model))
     options: dict[str, Any] = {"max_batch": max(at_once), "max_queue": 1000}
     options |= {"prefix_cache_mib": 0, "hold_embeddings_mib": 0}
-    found: dict[int, list[Any]] = {count: [] for count in at_once}
+    runs_at: dict[int, list[Any]] = {count: [] for count in at_once}
     with running_server(model=str(model), dtype="float32", **options) as server:
         for number in range(-1, rounds):  # one round to warm up
             for count in rotated(at_once, number):
@@ -63,21 +63,21 @@ def measure(model: Path, at_once: list[int], each: int, new_tokens: int, rounds:
                 bodies = [binary_body(request) for request in make_requests(mix, shape, texts)]
                 run = closed_loop(server.url, bodies, "binary", count)
                 if number >= 0:
-                    found[count].append(run)
-    return [_row(count, runs) for count, runs in found.items()]
+                    runs_at[count].append(run)
+    return [_row(count, runs) for count, runs in runs_at.items()]
 
 
 def _row(count: int, runs: list[Any]) -> dict[str, Any]:
     rates = [run.tokens_per_second for run in runs]
-    told = [summarise(run) for run in runs]
+    summaries = [summarise(run) for run in runs]
     return {
         "at_once": count,
         "requests": len(runs[0].samples),
         "tokens_per_second": statistics.median(rates),
         "spread": [min(rates), max(rates)],
         "seconds_per_token": statistics.median(1 / rate for rate in rates),
-        "first_token_p50_s": statistics.median(item["first_token_s"]["p50"] for item in told),
-        "between_tokens_p50_s": statistics.median(item["between_tokens_s"]["p50"] for item in told),
+        "first_token_p50_s": statistics.median(item["first_token_s"]["p50"] for item in summaries),
+        "between_tokens_p50_s": statistics.median(item["between_tokens_s"]["p50"] for item in summaries),
     }
 
 

@@ -46,24 +46,24 @@ class Curve:
 
 def curves(folder: Path) -> list[Curve]:
     """Of all files that are there."""
-    found: list[Curve] = []
+    measured: list[Curve] = []
     for path in sorted(folder.glob("encoder*.json")):
-        found += _encoder(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        measured += _encoder(json.loads(path.read_text(encoding="utf-8")), path.stem)
     if (path := folder / "wire.json").exists():
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         for name in ("memcpy and send", "ours", "ours over HTTP"):
             points = [(row["images"], row["median_ms"] / 1e3) for row in rows if row["name"] == name]
-            found += _curve("wire: seconds against images", name, points, 1.0)
+            measured += _curve("wire: seconds against images", name, points, 1.0)
     if (path := folder / "concurrency.json").exists():
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         for key, name in (("seconds_per_token", "seconds for a token"), ("first_token_p50_s", "to the first token")):
             points = [(row["at_once"], row[key]) for row in rows]
-            found += _curve("server: against requests at once", name, points, None)
-    return found
+            measured += _curve("server: against requests at once", name, points, None)
+    return measured
 
 
 def _encoder(document: dict[str, Any], stem: str) -> list[Curve]:
-    found: list[Curve] = []
+    measured: list[Curve] = []
     threads = sorted({row["threads"] for row in document["rows"]})
     for count in threads:
         rows = [row for row in document["rows"] if row["threads"] == count]
@@ -73,23 +73,23 @@ def _encoder(document: dict[str, Any], stem: str) -> list[Curve]:
             least = flops[0].exponent if flops else None
             label = f"{name}, {count} threads"
             seconds = [(row["tokens"], row["median_seconds"]) for row in own]
-            found += _curve(f"{stem}: seconds against visual tokens", label, seconds, least)
+            measured += _curve(f"{stem}: seconds against visual tokens", label, seconds, least)
             held = [(row["tokens"], row["peak_bytes"]) for row in own if row["peak_bytes"]]
-            found += _curve(f"{stem}: peak bytes against visual tokens", label, held, None)
-    return found
+            measured += _curve(f"{stem}: peak bytes against visual tokens", label, held, None)
+    return measured
 
 
 def _curve(part: str, name: str, points: Iterable[tuple[float, float]], least: float | None) -> list[Curve]:
-    kept = tuple(sorted(points))
-    if len({n for n, _ in kept}) < LEAST_POINTS:
+    ordered = tuple(sorted(points))
+    if len({n for n, _ in ordered}) < LEAST_POINTS:
         return []
-    x, y = (np.log([point[axis] for point in kept]) for axis in (0, 1))
+    x, y = (np.log([point[axis] for point in ordered]) for axis in (0, 1))
     exponent, intercept = (float(value) for value in np.polyfit(x, y, 1))
     within = float(np.exp(np.abs(y - (exponent * x + intercept)).max()))
-    return [Curve(part, name, kept, round(exponent, 3), least, round(within, 3))]
+    return [Curve(part, name, ordered, round(exponent, 3), least, round(within, 3))]
 
 
-def plot(found: list[Curve], folder: Path) -> None:
+def plot(curves: list[Curve], folder: Path) -> None:
     """Write `growth.svg`: a panel for each part."""
     import matplotlib
 
@@ -97,13 +97,13 @@ def plot(found: list[Curve], folder: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "qwen3vl-edge"  # the same file for the same figures
     from matplotlib import pyplot
 
-    parts = list(dict.fromkeys(curve.part for curve in found))
+    parts = list(dict.fromkeys(curve.part for curve in curves))
     columns = min(2, len(parts))
     figure, axes = pyplot.subplots(
         math.ceil(len(parts) / columns), columns, figsize=(6.4 * columns, 4.2 * math.ceil(len(parts) / columns))
     )
     for axis, part in zip(np.atleast_1d(axes).reshape(-1), parts, strict=False):
-        for curve in found:
+        for curve in curves:
             if curve.part == part:
                 axis.loglog(*zip(*curve.points, strict=True), "o-", label=f"{curve.name}: {curve.exponent:.2f}")
         axis.set_title(part, fontsize=9)
@@ -122,10 +122,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plots", type=Path, required=True)
     arguments = parser.parse_args()
-    found = curves(arguments.folder)
-    plot(found, arguments.plots)
-    write_document(arguments.folder / "growth.json", {"rows": [asdict(curve) for curve in found]})
-    for curve in found:
+    measured = curves(arguments.folder)
+    plot(measured, arguments.plots)
+    write_document(arguments.folder / "growth.json", {"rows": [asdict(curve) for curve in measured]})
+    for curve in measured:
         print(f"{curve.part}, {curve.name}: {curve.exponent:.2f}")
 
 

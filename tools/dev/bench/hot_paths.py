@@ -68,10 +68,10 @@ def count(work: Callable[[], object], size: int) -> dict[str, float]:
     finally:
         sys.settrace(before)
     tracemalloc.start()
-    found = work()
+    result = work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    del found
+    del result
     return {"instructions": instructions, "bytes": size, "allocated_share": round(peak / size, 4)}
 
 
@@ -88,26 +88,26 @@ def graph_counts(path: Path) -> dict[str, int]:
     return {"nodes": len(nodes), "products": sum(node.op_type in ("Gemm", "MatMul") for node in nodes)}
 
 
-def above(name: str, found: dict[str, float], kept: dict[str, float]) -> list[str]:
+def above(name: str, counts: dict[str, float], kept: dict[str, float]) -> list[str]:
     """What costs more than it did, in words."""
-    said = []
-    if found["instructions"] > MARGIN * kept["instructions"] + SLACK_INSTRUCTIONS:
-        said.append(f"{name}: {found['instructions']:,.0f} instructions, {kept['instructions']:,.0f} before")
+    excesses = []
+    if counts["instructions"] > MARGIN * kept["instructions"] + SLACK_INSTRUCTIONS:
+        excesses.append(f"{name}: {counts['instructions']:,.0f} instructions, {kept['instructions']:,.0f} before")
     allowed = MARGIN * kept["allocated_share"] + SLACK_BYTES / kept["bytes"]
-    if found["allocated_share"] > allowed:
+    if counts["allocated_share"] > allowed:
         share = kept["allocated_share"]
-        said.append(f"{name}: allocates {found['allocated_share']:.2f} times its bytes, {share:.2f} before")
-    return said
+        excesses.append(f"{name}: allocates {counts['allocated_share']:.2f} times its bytes, {share:.2f} before")
+    return excesses
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep today's counts")
     arguments = parser.parse_args()
-    found = count_all()
-    print(json.dumps(found, indent=1))
+    counts = count_all()
+    print(json.dumps(counts, indent=1))
     if arguments.write:
-        atomic.write_bytes(COUNTS, (json.dumps({"numpy": np.__version__, "paths": found}, indent=1) + "\n").encode())
+        atomic.write_bytes(COUNTS, (json.dumps({"numpy": np.__version__, "paths": counts}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

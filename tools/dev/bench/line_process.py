@@ -1,4 +1,4 @@
-"""A process that is told a line of JSON and answers with one: how benches drive what must not share their process."""
+"""A process that reads a line of JSON and answers with one: how benches drive what must not share their process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LineProcess:
     """The driver's side. Nothing that it starts outlives `close`.
 
     Args:
-        quiet: what it says on stderr is dropped.
+        quiet: what it writes to stderr is dropped.
     """
 
     def __init__(self, name: str, command: Sequence[str], quiet: bool = False) -> None:
@@ -29,13 +29,13 @@ class LineProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, document: Any) -> None:
+    def send(self, document: Any) -> None:
         """Send one line."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(document) + "\n")
         self._process.stdin.flush()
 
-    def hear(self, patience: float | None = None) -> dict[str, Any]:
+    def receive(self, patience: float | None = None) -> dict[str, Any]:
         """The next answer.
 
         Raises:
@@ -47,19 +47,19 @@ class LineProcess:
         line = self._process.stdout.readline()
         if not line:
             raise InputError(f"ended with code {self._process.wait()}", field=self._name)
-        found: dict[str, Any] = json.loads(line)
-        if "refused" in found:
-            raise InputError(found["refused"], field=self._name)
-        return found
+        reply: dict[str, Any] = json.loads(line)
+        if "refused" in reply:
+            raise InputError(reply["refused"], field=self._name)
+        return reply
 
-    def ask(self, document: Any) -> dict[str, Any]:
+    def request(self, document: Any) -> dict[str, Any]:
         """Send one line and wait for its answer.
 
         Raises:
-            InputError: as `hear`.
+            InputError: as `receive`.
         """
-        self.tell(document)
-        return self.hear()
+        self.send(document)
+        return self.receive()
 
     def close(self) -> None:
         """End the process."""
@@ -74,11 +74,11 @@ class Answers:
         self._stream: TextIO = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
-    def say(self, document: dict[str, Any]) -> None:
+    def reply(self, document: dict[str, Any]) -> None:
         """Answer with one line."""
         print(json.dumps(document), file=self._stream, flush=True)
 
     def refuse(self, error: Exception) -> None:
         """Answer that it cannot be done, and why, in one line."""
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        self.say({"refused": reason[:300]})
+        self.reply({"refused": reason[:300]})

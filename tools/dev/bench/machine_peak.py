@@ -90,10 +90,10 @@ def _int8_product(size: int, device: torch.device) -> Callable[[], Any]:
 
 def _best(work: Callable[[], Any], device: torch.device) -> float:
     _seconds(work, device)
-    found: list[float] = []
-    while len(found) < LEAST_RUNS or sum(found) < LEAST_SECONDS:
-        found.append(_seconds(work, device))
-    return min(found)
+    seconds: list[float] = []
+    while len(seconds) < LEAST_RUNS or sum(seconds) < LEAST_SECONDS:
+        seconds.append(_seconds(work, device))
+    return min(seconds)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

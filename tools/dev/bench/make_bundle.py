@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=0, help="layers of the tower; 0 for all")
     parser.add_argument("--no-int8", action="store_true", help="leave the calibration out")
     parser.add_argument("--precisions", default="fp32", help="of fp32, fp16, comma separated")
-    found = parser.parse_args()
-    precisions = found.precisions.split(",")
-    make_bundle(found.size, found.out, found.buckets, found.depth, not found.no_int8, precisions)
+    arguments = parser.parse_args()
+    precisions = arguments.precisions.split(",")
+    make_bundle(arguments.size, arguments.out, arguments.buckets, arguments.depth, not arguments.no_int8, precisions)
 
 
 if __name__ == "__main__":

@@ -152,23 +152,25 @@ def _times(
             decode_medium(body, bases=held)
             ended = time.perf_counter()
             bodies[name] = body
-            for kept, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
-                kept.append(value)
+            for samples, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
+                samples.append(value)
             assert wire.size == len(body)
             started = time.perf_counter()
             small = compress(wire)
             compressed = time.perf_counter()
             assert decompress(bytes(small), len(body)) == body
-            for kept, value in zip(zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True):
-                kept.append(value)
+            for samples, value in zip(
+                zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True
+            ):
+                samples.append(value)
             sizes[name] = small.size
     plain = len(bodies["fp16"])
-    found = {}
+    results = {}
     for name in names:
         encode, decode = (statistics.median(values) for values in seconds[name])
         extra = encode + decode - sum(statistics.median(values) for values in seconds["fp16"])
         saved = plain - len(bodies[name])
-        found[name] = {
+        results[name] = {
             "bytes": len(bodies[name]),
             "share": round(len(bodies[name]) / plain, 4),
             "zstd_share": None if name in BASIS_PACKINGS else round(sizes[name] / plain, 4),
@@ -179,7 +181,7 @@ def _times(
             "decode_ms": round(decode * 1e3, 3),
             "pays_below_mbit": round(saved * 8 / extra / 1e6, 1) if saved > 0 and extra > 0 else None,
         }
-    return found
+    return results
 
 
 if __name__ == "__main__":

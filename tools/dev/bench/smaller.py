@@ -59,8 +59,8 @@ def without_duplicates(cosine: float, packing: str) -> Idea:
 def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
     a, b = one.astype(np.float32), other.astype(np.float32)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found: NDArray[np.float32] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
-    return found
+    cosines: NDArray[np.float32] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return cosines
 
 
 def coded(packing: str, basis: Basis | None = None) -> Idea:

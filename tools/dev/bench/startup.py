@@ -92,9 +92,9 @@ def main() -> None:
     document: dict[str, Any] = {"environment": environment(), "load": os.getloadavg(), "requests": REQUESTS}
     document["rows"] = [
         {"preprocess": kind, "rounds": arguments.rounds}
-        | {name: statistics.median(run[name] for run in found) for name in found[0]}
-        | {"spread_seconds": [min(run["ready_seconds"] for run in found), max(run["ready_seconds"] for run in found)]}
-        for kind, found in runs.items()
+        | {name: statistics.median(run[name] for run in rows) for name in rows[0]}
+        | {"spread_seconds": [min(run["ready_seconds"] for run in rows), max(run["ready_seconds"] for run in rows)]}
+        for kind, rows in runs.items()
     ]
     text = json.dumps(document, indent=1) + "\n"
     if arguments.out is not None:

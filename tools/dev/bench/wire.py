@@ -2,11 +2,11 @@
 
 python -m qwen3vl_edge.tools.dev.bench.wire --out docs/reports/benchmarks/wire.json
 
-Each time is from embeddings in one process's memory until the other process has them as tensors and has said so, over
-loopback: encode, send, receive, decode. The floor copies the same bytes once and sends them. `ours over HTTP` is what
-`qwen3vl-edge ask` and the server do: httpx to a uvicorn that reads the body as the server does; `daemon over HTTP` has
-httpx on asyncio's loop in its place. Formats in turn, in another order each round; ratios are to the floor of the same
-round. All tensors are first held against what was sent.
+Each time is from embeddings in one process's memory until the other process has them as tensors and has confirmed it,
+over loopback: encode, send, receive, decode. The floor copies the same bytes once and sends them. `ours over HTTP` is
+what `qwen3vl-edge ask` and the server do: httpx to a uvicorn that reads the body as the server does; `daemon over HTTP`
+has httpx on asyncio's loop in its place. Formats in turn, in another order each round; ratios are to the floor of the
+same round. All tensors are first held against what was sent.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ def _over_grpc() -> Iterator[Send]:
 
         def send(arrays: Arrays, check: bool) -> tuple[int, str]:
             message = BytesValue(value=b"".join(array.data for array in arrays))
-            said = call(message, metadata=(("check", str(int(check))),))
-            return message.ByteSize(), str(said.value)
+            checksum = call(message, metadata=(("check", str(int(check))),))
+            return message.ByteSize(), str(checksum.value)
 
         yield send
 

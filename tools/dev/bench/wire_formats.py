@@ -114,8 +114,8 @@ def _torch_encode(arrays: Arrays) -> Buffers:
 def _torch_decode(body: memoryview) -> list[Any]:
     import torch
 
-    found: list[Any] = torch.load(io.BytesIO(body), weights_only=True)
-    return found
+    tensors: list[Any] = torch.load(io.BytesIO(body), weights_only=True)
+    return tensors
 
 
 def _joined(parts: list[bytes]) -> list[Any]:

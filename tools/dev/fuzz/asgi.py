@@ -44,7 +44,7 @@ async def call(app: ASGIApp, method: str, path: str, headers: list[tuple[str, st
         {"type": "http.request", "body": body[half:], "more_body": False},
     ]
     gone, sent = asyncio.Event(), bytearray()
-    status, found = 0, {}
+    status, headers_sent = 0, {}
 
     async def receive() -> Message:
         if messages:
@@ -53,10 +53,10 @@ async def call(app: ASGIApp, method: str, path: str, headers: list[tuple[str, st
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        nonlocal status, found
+        nonlocal status, headers_sent
         if message["type"] == "http.response.start":
             status = message["status"]
-            found = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+            headers_sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
         else:
             sent.extend(message.get("body", b""))
 
@@ -67,4 +67,4 @@ async def call(app: ASGIApp, method: str, path: str, headers: list[tuple[str, st
         fault = error
     finally:
         gone.set()
-    return Answer(status, found, bytes(sent), fault)
+    return Answer(status, headers_sent, bytes(sent), fault)

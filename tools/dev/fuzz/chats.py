@@ -34,8 +34,8 @@ def chat_bodies(image: MediaEmbeddings, clip: MediaEmbeddings, model_hash: str) 
         yield f"chat, {name}", _body([{"type": "image_embeds", "image_embeds": value}, question])
     frames = np.concatenate(clip.arrays, axis=1)
     moving = {"video_embeds": _torch(frames), "video_grid_thw": clip.grid.as_list(), "timestamps": [0.5, 1.5]}
-    told = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}
-    yield "chat, clip, streamed", _body([{"type": "video_embeds", "video_embeds": moving}], **told)
+    options = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}
+    yield "chat, clip, streamed", _body([{"type": "video_embeds", "video_embeds": moving}], **options)
     sampled = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.01, "seed": 1, "n": 1, "stop": ["x"]}
     words = (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
     history = [{"role": role, "content": text} for role, text in words]

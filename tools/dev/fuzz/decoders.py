@@ -40,9 +40,9 @@ SECONDS_OF_ONE, MEBIBYTES = 5, 512
 
 
 def _request(data: bytes, bases: Bases) -> None:
-    found = decode_request(data, LIMITS, bases=bases)
-    again = decode_request(bytes(encode_request(found)), LIMITS)
-    if fingerprint(again) != fingerprint(found):
+    request = decode_request(data, LIMITS, bases=bases)
+    again = decode_request(bytes(encode_request(request)), LIMITS)
+    if fingerprint(again) != fingerprint(request):
         raise AssertionError("the request reads otherwise once it is written again")
 
 

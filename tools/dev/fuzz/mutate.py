@@ -40,15 +40,15 @@ def mutant(targets: list[Target], seed: int, index: int) -> Mutant:
         kinds = BINARY if target.is_binary else JSON if target.is_json else BYTES
         how = rng.choice(list(kinds))
         body = kinds[how](body, rng, targets)
-    found = Mutant(target, how, target.method, target.path, list(target.headers), body)
+    result = Mutant(target, how, target.method, target.path, list(target.headers), body)
     if rng.random() < 0.15 or not target.body:
-        found = replace(found, how=f"{how}, headers", headers=_headers(found.headers, rng))
+        result = replace(result, how=f"{how}, headers", headers=_headers(result.headers, rng))
     if rng.random() < 0.05 or not target.body:
-        found = replace(found, how=f"{found.how}, path", path=_path(found.path, rng, targets))
+        result = replace(result, how=f"{result.how}, path", path=_path(result.path, rng, targets))
     if rng.random() < 0.02:
         method = rng.choice(("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "post", "X" * 40))
-        found = replace(found, how=f"{found.how}, method", method=method)
-    return found
+        result = replace(result, how=f"{result.how}, method", method=method)
+    return result
 
 
 def _flip(body: bytes, rng: random.Random, targets: list[Target]) -> bytes:
@@ -142,7 +142,7 @@ def _rebuilt(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
     names = sorted((name for name in table if name != "__metadata__"), key=lambda name: table[name]["data_offsets"])
     kinds = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1", "I8": "|i1", "BF16": "<u2"}
     names_of = {kind: name for name, kind in kinds.items()}
-    chosen, made = rng.choice(names), b""
+    chosen, tensors = rng.choice(names), b""
     for name in names:
         entry = table[name]
         start, end = entry["data_offsets"]
@@ -152,9 +152,9 @@ def _rebuilt(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
             if entry["dtype"] in kinds:  # numpy has no 8-bit float
                 entry["dtype"] = names_of[array.dtype.str]
             entry["shape"] = list(array.shape)
-        entry["data_offsets"] = [len(made), len(made) + array.nbytes]
-        made += array.tobytes()
-    return _join(json.dumps(table).encode(), made)
+        entry["data_offsets"] = [len(tensors), len(tensors) + array.nbytes]
+        tensors += array.tobytes()
+    return _join(json.dumps(table).encode(), tensors)
 
 
 def _other(array: Any, rng: random.Random) -> Any:
@@ -223,10 +223,10 @@ def _json_document(body: bytes, rng: random.Random, _: list[Target]) -> bytes:
 def _inner(body: bytes, rng: random.Random, targets: list[Target]) -> bytes:
     """What stands in base64 within a JSON document."""
     document = json.loads(body)
-    found = list(_encoded(document))
-    if not found:
+    strings = list(_encoded(document))
+    if not strings:
         return _json_document(body, rng, targets)
-    holder, key = rng.choice(found)
+    holder, key = rng.choice(strings)
     data = base64.b64decode(holder[key])
     changed = BYTES[rng.choice(list(BYTES))](data, rng, targets)
     text = base64.b64encode(changed).decode()

@@ -75,7 +75,7 @@ LIMITS: dict[str, Any] = {
 
 
 @dataclass
-class Found:
+class Tally:
     """What the run has seen so far."""
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -98,8 +98,8 @@ class Errors(logging.Handler):
         self.lines.append(f"{record.name}: {record.getMessage()} {detail}".strip())
 
     def take(self) -> list[str]:
-        found, self.lines = self.lines, []
-        return found
+        lines, self.lines = self.lines, []
+        return lines
 
 
 class Fuzz:
@@ -114,7 +114,7 @@ class Fuzz:
         self._app, self._port, self._errors = app, port, errors
         self._token = ("Authorization", f"Bearer {token}")
         self.targets = wanted
-        self.found = Found()
+        self.tally = Tally()
 
     async def originals(self) -> list[dict[str, Any]]:
         """What every request is answered as it is, without times."""
@@ -138,31 +138,31 @@ class Fuzz:
 
     async def send(self, seed: int, index: int) -> list[str]:
         """One mutant; returns what is wrong with how it was answered."""
-        made = mutant(self.targets, seed, index)
-        if not any(name == "Authorization" for name, _ in made.headers):
-            made.headers.append(self._token)
+        sent = mutant(self.targets, seed, index)
+        if not any(name == "Authorization" for name, _ in sent.headers):
+            sent.headers.append(self._token)
         over_port = index % PORT_EVERY == PORT_EVERY - 1
         if over_port:
-            self.found.over_port += 1
+            self.tally.over_port += 1
             try:
-                status, body = await asyncio.to_thread(exchange, self._port, made, seed, index)
+                status, body = await asyncio.to_thread(exchange, self._port, sent, seed, index)
                 answer = Answer(status, {}, body)
             except TimeoutError as error:
                 answer = Answer(0, {}, b"", error)
         else:
-            answer = await call(self._app, made.method, made.path, made.headers, made.body)
-        wrong = [*_judge(made, answer, over_port, self.found.codes), *self._errors.take()]
-        self.found.statuses[str(answer.status) if answer.status else "closed"] += 1
-        self.found.kinds[f"{made.target.name}: {made.how}"] += 1
+            answer = await call(self._app, sent.method, sent.path, sent.headers, sent.body)
+        wrong = [*_judge(sent, answer, over_port, self.tally.codes), *self._errors.take()]
+        self.tally.statuses[str(answer.status) if answer.status else "closed"] += 1
+        self.tally.kinds[f"{sent.target.name}: {sent.how}"] += 1
         if wrong:
-            body_text = base64.b64encode(made.body[:20_000]).decode()
-            row = {"index": index, "target": made.target.name, "how": made.how, "path": made.path, "wrong": wrong}
-            self.found.faults.append({**row, "body": body_text, "headers": made.headers[:-1]})
-            logger.warning("%d, %s, %s, %s: %s", index, made.target.name, made.how, made.path[:80], wrong)
+            body_text = base64.b64encode(sent.body[:20_000]).decode()
+            row = {"index": index, "target": sent.target.name, "how": sent.how, "path": sent.path, "wrong": wrong}
+            self.tally.faults.append({**row, "body": body_text, "headers": sent.headers[:-1]})
+            logger.warning("%d, %s, %s, %s: %s", index, sent.target.name, sent.how, sent.path[:80], wrong)
         return wrong
 
 
-def _judge(made: Mutant, answer: Answer, over_port: bool, codes: Counter[str]) -> list[str]:
+def _judge(sent: Mutant, answer: Answer, over_port: bool, codes: Counter[str]) -> list[str]:
     if answer.fault is not None:
         return [f"raised {type(answer.fault).__name__}: {answer.fault}"]
     if answer.status >= 500:
@@ -173,7 +173,7 @@ def _judge(made: Mutant, answer: Answer, over_port: bool, codes: Counter[str]) -
         return [f"answered {answer.status}"]
     if "x-request-id" not in answer.headers:
         return ["an answer without its id"]
-    if answer.status >= 400 and made.method != "HEAD" and answer.status != 499:
+    if answer.status >= 400 and sent.method != "HEAD" and answer.status != 499:
         try:
             error = json.loads(answer.body)["error"]
             codes[f"{answer.status} {error['code']}"] += 1
@@ -192,24 +192,24 @@ async def fuzz(tested: Fuzz, bodies: int, seed: int, start: int = 0, progress: A
     for index in range(start, start + bodies):
         await tested.send(seed, index)
         if index % every == 0:
-            tested.found.memory.append(resident_bytes())
+            tested.tally.memory.append(resident_bytes())
             if progress is not None and index % (10 * every) == 0:
-                progress(index, tested.found)
-        if len(tested.found.faults) >= MOST_FAULTS:
+                progress(index, tested.tally)
+        if len(tested.tally.faults) >= MOST_FAULTS:
             break
-    after, found = await tested.originals(), tested.found
+    after, tally = await tested.originals(), tested.tally
     return {
-        "bodies": sum(found.statuses.values()),
+        "bodies": sum(tally.statuses.values()),
         "seed": seed,
-        "over_a_port": found.over_port,
+        "over_a_port": tally.over_port,
         "seconds": round(time.monotonic() - started, 1),
-        "statuses": dict(sorted(found.statuses.items())),
-        "codes": dict(sorted(found.codes.items())),
+        "statuses": dict(sorted(tally.statuses.items())),
+        "codes": dict(sorted(tally.codes.items())),
         "first": start,
-        "mutations": len(found.kinds),
+        "mutations": len(tally.kinds),
         "answers_unchanged": before == after,
-        "faults": found.faults,
-        **_memory(found.memory),
+        "faults": tally.faults,
+        **_memory(tally.memory),
     }
 
 
@@ -260,7 +260,7 @@ def _guarded(options: ServerOptions, folder: Path, name: str) -> ServerOptions:
 
 
 def failed(row: dict[str, Any]) -> bool:
-    """Whether a run has found something."""
+    """Whether a run shows a fault."""
     return bool(row["faults"]) or not row["answers_unchanged"] or row["memory_growth"] > GROWTH
 
 
@@ -276,21 +276,21 @@ def main() -> None:
     with server_under_test(arguments.model) as tested:
         if arguments.only is not None:
             wrong = asyncio.run(tested.send(arguments.seed, arguments.only))
-            made = mutant(tested.targets, arguments.seed, arguments.only)
-            sys.stdout.write(f"{made}\n{tested.found.statuses}\n{wrong}\n")
+            sent = mutant(tested.targets, arguments.seed, arguments.only)
+            sys.stdout.write(f"{sent}\n{tested.tally.statuses}\n{wrong}\n")
             raise SystemExit(1 if wrong else 0)
         row = asyncio.run(fuzz(tested, arguments.bodies, arguments.seed, arguments.start, _show))
     sys.stdout.write(json.dumps(row, indent=1) + "\n")
     if arguments.out is not None:
-        found = environment()
-        found["versions"] |= {name: importlib.metadata.version(name) for name in PARSERS}
-        document = {"environment": found, "rows": [row]}
+        machine = environment()
+        machine["versions"] |= {name: importlib.metadata.version(name) for name in PARSERS}
+        document = {"environment": machine, "rows": [row]}
         atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
     raise SystemExit(1 if failed(row) else 0)
 
 
-def _show(index: int, found: Found) -> None:
-    sys.stderr.write(f"\r{index} bodies, {found.memory[-1] / 2**20:,.0f} MiB, {len(found.faults)} faults ")
+def _show(index: int, tally: Tally) -> None:
+    sys.stderr.write(f"\r{index} bodies, {tally.memory[-1] / 2**20:,.0f} MiB, {len(tally.faults)} faults ")
     sys.stderr.flush()
 
 

@@ -98,8 +98,8 @@ def _medium(kind: str, grid: Grid, shape: ModelShape, seed: int) -> MediaEmbeddi
     rng = np.random.default_rng(seed)
     size = (grid.tokens(shape.merge_size), shape.hidden_size)
     arrays = [rng.standard_normal(size).astype(np.float16) for _ in range(1 + shape.deepstack_levels)]
-    found = MediaEmbeddings(kind, grid, arrays[0], tuple(arrays[1:]), {"native": str(grid)})
-    return replace(found, hash=embedding_hash(found, shape.model_hash))
+    media = MediaEmbeddings(kind, grid, arrays[0], tuple(arrays[1:]), {"native": str(grid)})
+    return replace(media, hash=embedding_hash(media, shape.model_hash))
 
 
 def _request(shape: ModelShape, *media: MediaEmbeddings) -> GenerateRequest:

@@ -82,18 +82,18 @@ def _near(value: Any, rng: random.Random) -> Any:
 
 
 def _deep(levels: int) -> Any:
-    found: Any = 0
+    nested: Any = 0
     for _ in range(levels):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 def _place(document: Any, rng: random.Random) -> tuple[Any, Any] | None:
     """A holder and the key of one of its nodes: as likely near the root as deep within; None where there is none."""
-    found = None
+    place = None
     while isinstance(document, dict | list) and document:
         key = rng.choice(list(document)) if isinstance(document, dict) else rng.randrange(len(document))
-        found, document = (document, key), document[key]
+        place, document = (document, key), document[key]
         if rng.random() < 0.4:
             break
-    return found
+    return place

@@ -123,16 +123,16 @@ def fewest_servers(
         raise SystemExit(f"a prompt of {prompt} tokens takes {prompt * costs.prompt_token_s:.2f} s by itself")
     low = max(1, math.floor(per_second * (prompt * costs.prompt_token_s)))
     high = low
-    while not _holds(found := _outcome(costs, per_second / high, prompt, new), first_token_s):
+    while not _holds(outcome := _outcome(costs, per_second / high, prompt, new), first_token_s):
         low, high = high + 1, high * 2
     while low < high:
         middle = (low + high) // 2
         candidate = _outcome(costs, per_second / middle, prompt, new)
         if _holds(candidate, first_token_s):
-            high, found = middle, candidate
+            high, outcome = middle, candidate
         else:
             low = middle + 1
-    return high, found
+    return high, outcome
 
 
 def _holds(outcome: dict[str, Any], first_token_s: float) -> bool:
@@ -142,13 +142,13 @@ def _holds(outcome: dict[str, Any], first_token_s: float) -> bool:
 
 def _outcome(costs: Costs, per_second: float, prompt: int, new: int) -> dict[str, Any]:
     seconds = max(SIMULATED_SECONDS, ENOUGH_REQUESTS / per_second)
-    found = simulate(costs, Traffic(per_second, prompt, new), seconds)
+    outcome = simulate(costs, Traffic(per_second, prompt, new), seconds)
     return {
-        "first_token_s": percentiles(found.first_token_s),
-        "between_tokens_s": percentiles(found.between_tokens_s),
-        "busy": round(found.busy, 3),
-        "mean_batch": round(found.mean_batch, 1),
-        "refused": round(found.refused, 4),
+        "first_token_s": percentiles(outcome.first_token_s),
+        "between_tokens_s": percentiles(outcome.between_tokens_s),
+        "busy": round(outcome.busy, 3),
+        "mean_batch": round(outcome.mean_batch, 1),
+        "refused": round(outcome.refused, 4),
     }
 
 

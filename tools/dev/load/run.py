@@ -98,13 +98,13 @@ def _measure(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
 
 
 def _rounds(candidates: dict[str, Callable[[Mix], Run]], mix: Mix, count: int) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {name: [] for name in candidates}
+    runs_of: dict[str, list[Run]] = {name: [] for name in candidates}
     names = list(candidates)
     for number in range(count):
         for name in rotated(names, number):
-            found[name].append(candidates[name](replace(mix, seed=number)))
-            print(f"round {number}: {name} {found[name][-1].tokens_per_second:.1f} tokens/s", flush=True)
-    return found
+            runs_of[name].append(candidates[name](replace(mix, seed=number)))
+            print(f"round {number}: {name} {runs_of[name][-1].tokens_per_second:.1f} tokens/s", flush=True)
+    return runs_of
 
 
 def _ratio(runs: list[Run], base: list[Run]) -> float:
@@ -143,13 +143,13 @@ def _open_loops(
 ) -> list[dict[str, Any]]:
     """Arrivals at shares of what the closed loop answered per second."""
     most = document["candidates"]["http"]["requests_per_second"]
-    found = []
+    rows = []
     for number, share in enumerate(arguments.rate_shares):
         bodies = [binary_body(request) for request in make_requests(replace(mix, seed=100 + number), shape, texts)]
         run = open_loop(url, bodies, "binary", share * most, number, network)
-        found.append({"share": share, "arrivals_per_second": round(share * most, 3), **summarise(run)})
-        print(f"open loop at {share:.0%}: {found[-1]['first_token_s']}", flush=True)
-    return found
+        rows.append({"share": share, "arrivals_per_second": round(share * most, 3), **summarise(run)})
+        print(f"open loop at {share:.0%}: {rows[-1]['first_token_s']}", flush=True)
+    return rows
 
 
 def _describe(model: Path, width: int) -> dict[str, Any]:

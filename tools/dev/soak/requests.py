@@ -25,14 +25,14 @@ class Tally:
 
     Attributes:
         answered: right answers. refused: by status and code. left: clients that went by themselves.
-        told_to_come_back: times that a client was answered 429, waited as told and asked again.
+        retries_after_429: times that a client was answered 429, waited for Retry-After and sent again.
         wrong: another answer than the quiet daemon's. lost: neither answer nor reason.
         jobs: id to prompt name, of accepted jobs.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
-    told_to_come_back: int = 0
+    retries_after_429: int = 0
     left: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class Asker:
             await self._come_back(answer)
 
     async def _come_back(self, answer: httpx.Response) -> None:
-        self.tally.told_to_come_back += 1
+        self.tally.retries_after_429 += 1
         await asyncio.sleep(int(answer.headers["retry-after"]) * self._rng.uniform(0.5, 1.0))
 
     def _streaming(self, prompt: SoakPrompt) -> Any:

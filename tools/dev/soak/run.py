@@ -115,7 +115,7 @@ async def _under_fire(
         "seconds": round(time.monotonic() - started, 1),
         "answered": tally.answered,
         "refused": dict(sorted(tally.refused.items())),
-        "told_to_come_back": tally.told_to_come_back,
+        "told_to_come_back": tally.retries_after_429,
         "left": tally.left,
         "jobs_accepted": len(tally.jobs),
         "wrong": tally.wrong,
@@ -172,8 +172,8 @@ async def _daemon(
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     while process.poll() is None:
-        if found := re.search(r"listening on (http://[^\s;]+)", log.read_text()):
-            return found[1]
+        if match := re.search(r"listening on (http://[^\s;]+)", log.read_text()):
+            return match[1]
         time.sleep(0.1)
     raise SystemExit(f"the daemon did not start: {log.read_text()[-1000:]}")
 
@@ -200,8 +200,8 @@ def _free_port() -> int:
 
 def _counters(text: str) -> dict[str, float]:
     """The daemon's own totals."""
-    found = re.findall(r"^(qwen3vl_edge_device_\w+(?:{[^}]*})?) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found if "_bucket" not in name and "_created" not in name}
+    totals = re.findall(r"^(qwen3vl_edge_device_\w+(?:{[^}]*})?) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in totals if "_bucket" not in name and "_created" not in name}
 
 
 if __name__ == "__main__":

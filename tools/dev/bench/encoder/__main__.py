@@ -32,18 +32,18 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=0, help="processes held at once; 0 for all")
     parser.add_argument("--patience", type=float, default=300, help="seconds to load and encode the first picture")
     parser.add_argument("--out", type=Path, required=True)
-    found = parser.parse_args()
+    arguments = parser.parse_args()
     plan = Plan(
-        bundle=found.bundle,
-        model=found.model,
-        rounds=found.rounds,
-        threads=tuple(int(text) for text in found.threads.split(",")),
-        buckets=tuple(text for text in found.buckets.split(",") if text),
-        candidates=tuple(text.strip() for text in found.candidates.split(";") if text.strip()),
-        together=found.together,
-        patience=found.patience,
+        bundle=arguments.bundle,
+        model=arguments.model,
+        rounds=arguments.rounds,
+        threads=tuple(int(text) for text in arguments.threads.split(",")),
+        buckets=tuple(text for text in arguments.buckets.split(",") if text),
+        candidates=tuple(text.strip() for text in arguments.candidates.split(";") if text.strip()),
+        together=arguments.together,
+        patience=arguments.patience,
     )
-    run(plan, found.out)
+    run(plan, arguments.out)
 
 
 if __name__ == "__main__":

@@ -18,25 +18,25 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
 def peers(bundle: Bundle) -> list[Peer]:
     """Every precision of the bundle on every backend; its dynamic graph on the CPU backends."""
-    found = []
+    peers = []
     for precision in (item.precision for item in bundle.manifest.precisions):
         dtype = PRECISIONS[precision].quantized or PRECISIONS[precision].rest
         for provider in PROVIDERS:
             options = BackendOptions(precision=precision, provider=provider)
             load = partial(_load, "onnxruntime", options, False)
-            found.append(Peer(f"ours, onnxruntime {provider} {precision}", dtype, load))
+            peers.append(Peer(f"ours, onnxruntime {provider} {precision}", dtype, load))
         for backend in ("openvino", "openvino-bf16"):
             options = BackendOptions(precision=precision)
             kind = "bf16" if backend == "openvino-bf16" and PRECISIONS[precision].quantized is None else dtype
-            found.append(Peer(f"ours, {backend} {precision}", kind, partial(_load, backend, options, False)))
+            peers.append(Peer(f"ours, {backend} {precision}", kind, partial(_load, backend, options, False)))
         for library in LIBRARIES:
             options = BackendOptions(precision=precision)
-            found.append(Peer(f"ours, {library} {precision}", dtype, partial(_load, library, options, False)))
+            peers.append(Peer(f"ours, {library} {precision}", dtype, partial(_load, library, options, False)))
         if bundle.manifest.has_dynamic(precision):
             for backend in ("onnxruntime", "openvino"):
                 load = partial(_load, backend, BackendOptions(precision=precision), True)
-                found.append(Peer(f"ours, {backend} {precision}, dynamic graph", dtype, load))
-    return found
+                peers.append(Peer(f"ours, {backend} {precision}, dynamic graph", dtype, load))
+    return peers
 
 
 def _load(backend: str, options: BackendOptions, dynamic: bool, setting: Setting) -> Candidate:
@@ -49,8 +49,8 @@ def _load(backend: str, options: BackendOptions, dynamic: bool, setting: Setting
         raise ContractError(f"it has no bucket {setting.grid}")
 
     def run(pixels: Pixels) -> Outputs:
-        found = loaded.run(setting.grid, pixels)
-        return found.embeds, *found.deepstack
+        embeddings = loaded.run(setting.grid, pixels)
+        return embeddings.embeds, *embeddings.deepstack
 
     on_device = getattr(loaded, "device_seconds", None)
     return Candidate(run, on_device and (lambda pixels: on_device(setting.grid, pixels)))

@@ -27,11 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle that was measured")
-    found = parser.parse_args()
-    document = json.loads(found.document.read_text(encoding="utf-8"))
+    arguments = parser.parse_args()
+    document = json.loads(arguments.document.read_text(encoding="utf-8"))
     check_machine(document["environment"])
     peaks = {threads: machine_peaks(int(threads)) for threads in document["peaks"]}
-    rewrite_document(found.document, with_peaks(document, peaks, open_bundle(found.bundle).manifest.vision))
+    rewrite_document(arguments.document, with_peaks(document, peaks, open_bundle(arguments.bundle).manifest.vision))
 
 
 def check_machine(then: dict[str, Any]) -> None:

@@ -43,12 +43,12 @@ class Process:
         Raises:
             InputError: the process has ended.
         """
-        found = self.process.ask("run")
-        self.peak_bytes = found["peak_bytes"]
+        reply = self.process.request("run")
+        self.peak_bytes = reply["peak_bytes"]
         if timed:
-            self.seconds.append(found["seconds"])
-            if found["device_seconds"] is not None:
-                self.device_seconds.append(found["device_seconds"])
+            self.seconds.append(reply["seconds"])
+            if reply["device_seconds"] is not None:
+                self.device_seconds.append(reply["device_seconds"])
 
 
 def prepare(peer: Peer, setting: Setting) -> None:
@@ -59,7 +59,7 @@ def prepare(peer: Peer, setting: Setting) -> None:
     """
     process = _start(peer, setting, {"job": PREPARE})
     try:
-        process.hear(PREPARE_SECONDS)
+        process.receive(PREPARE_SECONDS)
     finally:
         process.close()
 
@@ -72,11 +72,11 @@ def start(peer: Peer, setting: Setting, outputs: Path, patience: float) -> Proce
     """
     process = _start(peer, setting, {"job": "serve", "outputs": str(outputs)})
     try:
-        found = process.hear(patience)
+        reply = process.receive(patience)
     except InputError:
         process.close()
         raise
-    return Process(peer, process, outputs, found["load_seconds"], found["first_seconds"])
+    return Process(peer, process, outputs, reply["load_seconds"], reply["first_seconds"])
 
 
 def _start(peer: Peer, setting: Setting, job: dict[str, Any]) -> LineProcess:

@@ -12,12 +12,12 @@ from qwen3vl_edge.tools.dev.bench.encoder.candidate import Candidate, Outputs, P
 
 def peers() -> list[Peer]:
     """Eager with sdpa and compiled, in float32 and bfloat16; on the GPU where there is one, flash attention too."""
-    found = []
+    peers = []
     for dtype in ("fp32", "bf16"):
-        found.append(Peer(f"pytorch {dtype}", dtype, partial(_load, dtype, False, "sdpa")))
-        found.append(Peer(f"pytorch {dtype} compiled", dtype, partial(_load, dtype, True, "sdpa")))
-    found.append(Peer("pytorch bf16 flash attention 2", "bf16", partial(_load, "bf16", False, "flash_attention_2")))
-    return found
+        peers.append(Peer(f"pytorch {dtype}", dtype, partial(_load, dtype, False, "sdpa")))
+        peers.append(Peer(f"pytorch {dtype} compiled", dtype, partial(_load, dtype, True, "sdpa")))
+    peers.append(Peer("pytorch bf16 flash attention 2", "bf16", partial(_load, "bf16", False, "flash_attention_2")))
+    return peers
 
 
 def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candidate:

@@ -78,12 +78,12 @@ def _bucket(
         running = list(_started(settings, plan.patience, folder, refused))
         try:
             _alternate(running, plan.rounds, seed=len(rows))
-            found = [_row(item, running[0], bundle, grid, threads, peaks) for item in running]
+            measured = [_row(item, running[0], bundle, grid, threads, peaks) for item in running]
         finally:
             for item in running:
                 item.process.close()
-        rows += found if group is groups[0] else found[1:]
-        sys.stderr.writelines(f"{_told(row)}\n" for row in sorted(found, key=lambda row: row["median_seconds"]))
+        rows += measured if group is groups[0] else measured[1:]
+        sys.stderr.writelines(f"{_line(row)}\n" for row in sorted(measured, key=lambda row: row["median_seconds"]))
     return sorted(rows, key=lambda row: float(row["median_seconds"]))
 
 
@@ -163,7 +163,7 @@ def _cosine(one: Path, other: Path) -> float:
         return min(distance(mine[name], theirs[name]).cosine for name in theirs.files)
 
 
-def _told(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['bucket']} {row['threads']} threads, {row['candidate']}: {row['median_seconds']:.3f} s, "
         f"{row['times_faster_than_baseline']:.2f} times, {row['peak_bytes'] / 1e9:.2f} GB, "

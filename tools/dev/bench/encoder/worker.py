@@ -3,7 +3,7 @@
 python -m qwen3vl_edge.tools.dev.bench.encoder.worker NAME SETTING
 
 SETTING is JSON (written by encoder/process.py). It answers when it is loaded and has run once, then to each
-line that it is told, and ends with its input.
+line that it receives, and ends with its input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
         if document["job"] == PREPARE:
             assert peer.prepare is not None
             peer.prepare(setting)
-            answers.say({})
+            answers.reply({})
         else:
             _serve(peer, setting, Path(document["outputs"]), answers)
     except Exception as error:  # a peer may fail in any way; the bench goes on and says so
@@ -64,13 +64,13 @@ def _serve(peer: Peer, setting: Setting, outputs_file: Path, answers: Answers) -
     first = time.perf_counter()
     arrays = {str(index): np.asarray(array, dtype=np.float32) for index, array in enumerate(outputs)}
     np.savez(outputs_file, **arrays)  # type: ignore[arg-type]
-    answers.say({"load_seconds": loaded - started, "first_seconds": first - loaded})
+    answers.reply({"load_seconds": loaded - started, "first_seconds": first - loaded})
     for _ in sys.stdin:
         started = time.perf_counter()
         candidate.run(pixels)
         seconds = time.perf_counter() - started
         device = None if candidate.device_seconds is None else candidate.device_seconds(pixels)
-        answers.say({"seconds": seconds, "device_seconds": device, "peak_bytes": peak_memory()})
+        answers.reply({"seconds": seconds, "device_seconds": device, "peak_bytes": peak_memory()})
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Scene:
 
 
 class Device(LineProcess):
-    """The device's process, seen from here: in its own namespace, and waiting to be told of its servers."""
+    """The device's process, seen from here: in its own namespace, and waiting for its servers' addresses."""
 
     def __init__(self) -> None:
         script = 'read -r setup; exec "$0" -m qwen3vl_edge.tools.dev.bench.end_to_end.device "$setup"'
@@ -64,7 +64,7 @@ class Device(LineProcess):
 
     def question(self, way: str, picture: Path) -> dict[str, Any]:
         """Ask it; `{"seconds", "sent_bytes", "stages"}`."""
-        return self.ask({"way": way, "picture": str(picture)})
+        return self.request({"way": way, "picture": str(picture)})
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def measure(folder: Path, links: list[LinkSpeed], rounds: int, scene: Scene) -> 
         running_server(**options) as split_server,
         running_server(**options, allow_pixels=True) as pixel_server,
     ):
-        device.tell(
+        device.send(
             {
                 "bundle": str(folder / "bundle"),
                 "model": str(model),
@@ -144,11 +144,11 @@ def _speeds(device: Device, pictures: Iterator[Path], rounds: int, scene: Scene)
     for _ in range(rounds):
         for way in WAYS:
             picture = next(pictures)
-            found = device.question(way, picture)
-            seconds[way].append(found["seconds"])
+            answer = device.question(way, picture)
+            seconds[way].append(answer["seconds"])
             if way == WAYS[0]:
-                encode.append(found["stages"]["preprocess"] + found["stages"]["encode"])
-                first.append(found["seconds"] - encode[-1])
+                encode.append(answer["stages"]["preprocess"] + answer["stages"]["encode"])
+                first.append(answer["seconds"] - encode[-1])
             files.append(picture.stat().st_size)
     middle = {way: statistics.median(values) for way, values in seconds.items()}
     prefill, encoded = statistics.median(first), statistics.median(encode)
@@ -178,9 +178,9 @@ def _link_rows(
     sent: dict[str, int] = {}
     for number in range(rounds):
         for way in rotated(WAYS, number):
-            found = device.question(way, next(pictures))
-            seconds[way].append(found["seconds"])
-            sent[way] = found["sent_bytes"]
+            answer = device.question(way, next(pictures))
+            seconds[way].append(answer["seconds"])
+            sent[way] = answer["sent_bytes"]
     rows = []
     for way, values in seconds.items():
         median = statistics.median(values)
@@ -197,8 +197,8 @@ def _link_rows(
                 "predicted_to_measured": predicted[way].seconds / median,
             }
         )
-        told = f"{median:.3f} s, predicted {predicted[way].seconds:.3f}"
-        print(f"{link.mbit:g} Mbit/s, {link.rtt_s * 1e3:g} ms, {way}: {told}", flush=True)
+        comparison = f"{median:.3f} s, predicted {predicted[way].seconds:.3f}"
+        print(f"{link.mbit:g} Mbit/s, {link.rtt_s * 1e3:g} ms, {way}: {comparison}", flush=True)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The device of the end-to-end bench, in a network namespace of its own: told line by line what to ask, and how.
+"""The device of the end-to-end bench, in a network namespace of its own; each line that it reads is a question.
 
 python -m qwen3vl_edge.tools.dev.bench.end_to_end.device SETUP
 
@@ -41,12 +41,12 @@ class Device:
         """One question, until its first token."""
         started = time.perf_counter()
         if way == LOCAL:
-            found = await asyncio.to_thread(self._ask_here, picture)
+            result = await asyncio.to_thread(self._ask_here, picture)
         elif way == PIXELS:
-            found = await self._send_picture(picture)
+            result = await self._send_picture(picture)
         else:
-            found = await self._send_embeddings(way.removeprefix("split "), picture)
-        return {"seconds": time.perf_counter() - started, **found}
+            result = await self._send_embeddings(way.removeprefix("split "), picture)
+        return {"seconds": time.perf_counter() - started, **result}
 
     async def _send_embeddings(self, wire_dtype: str, picture: str) -> dict[str, Any]:
         if wire_dtype not in self._edges:
@@ -94,11 +94,11 @@ async def serve(setup: dict[str, Any], answers: Answers) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         job = json.loads(line)
         try:
-            found = await device.ask(job["way"], job["picture"])
+            result = await device.ask(job["way"], job["picture"])
         except Exception as error:
             answers.refuse(error)
         else:
-            answers.say(found)
+            answers.reply(result)
 
 
 def main() -> None:

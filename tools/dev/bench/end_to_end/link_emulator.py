@@ -2,7 +2,7 @@
 
 python -m qwen3vl_edge.tools.dev.bench.end_to_end.link_emulator
 
-makes both interfaces, says so, and is told `{"mbit", "rtt_s"}` (line_process.py). Real TCP runs over it;
+makes both interfaces, reports it, and reads `{"mbit", "rtt_s"}` (line_process.py). Real TCP runs over it;
 nothing is ever dropped, so a link is slow and not lossy. (netem does the same in the kernel, but is not part of every
 kernel.)
 """
@@ -66,7 +66,7 @@ def main() -> None:
     directions = (Direction(server, device), Direction(device, server))
     seconds_per_byte, delay = 0.0, 0.0
     answers = Answers()
-    answers.say({"ready": True})
+    answers.reply({"ready": True})
     while True:
         now = time.monotonic()
         wait = max(0.0, min(item.next_at for item in directions) - now)
@@ -75,9 +75,9 @@ def main() -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            told = json.loads(line)
-            seconds_per_byte, delay = 8 / (told["mbit"] * 1e6), told["rtt_s"] / 2
-            answers.say(told)
+            link = json.loads(line)
+            seconds_per_byte, delay = 8 / (link["mbit"] * 1e6), link["rtt_s"] / 2
+            answers.reply(link)
         now = time.monotonic()
         for item in directions:
             if item.source in readable:
@@ -86,9 +86,9 @@ def main() -> None:
 
 
 def _open_tun(name: str) -> int:
-    found = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(found, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
-    return found
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    return device
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ class Emulator(LineProcess):
 
     def __init__(self) -> None:
         super().__init__("link", [sys.executable, "-m", "qwen3vl_edge.tools.dev.bench.end_to_end.link_emulator"])
-        self.hear()  # its interfaces are there
+        self.receive()  # its interfaces are there
 
     def shape(self, link: LinkSpeed) -> None:
         """Give the link this rate, and half of the round trip's delay each way."""
-        self.ask({"mbit": link.mbit, "rtt_s": link.rtt_s})
+        self.request({"mbit": link.mbit, "rtt_s": link.rtt_s})
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from pathlib import Path
 from qwen3vl_edge.tools.dev.bench.report.links import concurrency, end_to_end, growth, smaller, wire
 from qwen3vl_edge.tools.dev.bench.report.tables import (
     Row,
+    environment_line,
     figure,
     noted,
     plain,
     plain_table,
     section,
     spread,
-    told_environment,
 )
 
 HEADER = """# Benchmarks
@@ -146,7 +146,7 @@ def _packing(document: Row) -> str:
 def _server(document: Row) -> str:
     model, ratios = document["model"], document["ratios"]
     threads = f", {document['threads']} threads compute" if "threads" in document else ""
-    said = {
+    labels = {
         "http": "server, binary wire",
         "engine": "the same engine without HTTP",
         "json": "server, JSON lists of numbers",
@@ -154,26 +154,26 @@ def _server(document: Row) -> str:
     }
     rows = [
         [
-            said[name],
-            f"{found['tokens_per_second']:.1f}",
+            labels[name],
+            f"{row['tokens_per_second']:.1f}",
             f"{ratios[f'{name} / engine']:.3f}",
-            f"{found['requests_per_second']:.2f}",
-            _times(found["first_token_s"]),
-            _times(found["between_tokens_s"]),
-            f"{found['sent_bytes'] / 1e6:.1f}",
+            f"{row['requests_per_second']:.2f}",
+            _times(row["first_token_s"]),
+            _times(row["between_tokens_s"]),
+            f"{row['sent_bytes'] / 1e6:.1f}",
         ]
-        for name, found in document["candidates"].items()
+        for name, row in document["candidates"].items()
     ]
     names = ["candidate", "tokens/s", "to the engine", "requests/s", "first token", "between tokens", "MB sent"]
     open_rows = [
         [
-            f"{found['share']:.0%}",
-            f"{found['arrivals_per_second']:.2f}",
-            f"{found['answered']} of {found['requests']}",
-            _times(found["first_token_s"]),
-            _times(found["between_tokens_s"]),
+            f"{row['share']:.0%}",
+            f"{row['arrivals_per_second']:.2f}",
+            f"{row['answered']} of {row['requests']}",
+            _times(row["first_token_s"]),
+            _times(row["between_tokens_s"]),
         ]
-        for found in document.get("open_loop", ())
+        for row in document.get("open_loop", ())
     ]
     open_names = ["of the closed loop's rate", "arrivals/s", "answered", "first token", "between tokens"]
     arrivals = (
@@ -189,7 +189,7 @@ def _server(document: Row) -> str:
         f"medians of {document['rounds']} alternating rounds, ratios within one. Times in ms at p50 / p95 / p99.\n\n"
         + plain_table(names, rows, words=1)
         + arrivals
-        + told_environment(document)
+        + environment_line(document)
     )
 
 
@@ -205,7 +205,7 @@ def _soak(document: Row) -> str:
         ["seconds", f"{row['seconds']:,.0f}"],
         ["answered as by the undisturbed daemon", ", ".join(f"{kind} {n:,}" for kind, n in row["answered"].items())],
         ["refused with a reason", ", ".join(f"{reason} {n}" for reason, n in row["refused"].items()) or "none"],
-        ["told to come back (429), and did", f"{row['told_to_come_back']:,}"],
+        ["answered 429, waited and sent again", f"{row['told_to_come_back']:,}"],
         ["clients that left by themselves", f"{row['left']:,}"],
         ["jobs accepted", f"{row['jobs_accepted']:,}"],
         ["answered otherwise", str(len(row["wrong"]))],
@@ -221,7 +221,7 @@ def _soak(document: Row) -> str:
         "Reference checkpoint, mixed conversations, cache and spool on a small file system of their own.\n\n"
         + plain_table(["", ""], rows, words=2)
         + noted(row)
-        + told_environment(document)
+        + environment_line(document)
     )
 
 
@@ -246,5 +246,5 @@ def _fuzz(document: Row) -> str:
         f"## Mutated requests to the server, {row['bodies']:,}\n\n"
         "The real application and a real engine; `closed`: no HTTP, so no answer.\n\n"
         + plain_table(["", ""], rows, words=2)
-        + told_environment(document)
+        + environment_line(document)
     )

@@ -17,7 +17,7 @@ def section(document: Row, heading: str, text: str, columns: Columns, words: int
         words: how many of the first columns are words; the others are figures.
         after: what stands below the table.
     """
-    return f"## {heading}\n\n{text}\n\n" + table(columns, document["rows"], words) + after + told_environment(document)
+    return f"## {heading}\n\n{text}\n\n" + table(columns, document["rows"], words) + after + environment_line(document)
 
 
 def table(columns: Columns, rows: Iterable[Row], words: int) -> str:
@@ -51,12 +51,12 @@ def noted(document: Row) -> str:
     return f"\n{document['note']}\n" if document.get("note") else ""
 
 
-def told_environment(document: Row) -> str:
+def environment_line(document: Row) -> str:
     """Command, machine and versions."""
-    found = document["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    gpu = found["gpu"] or "no GPU"
+    environment = document["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    gpu = environment["gpu"] or "no GPU"
     return (
-        f"\n`{found['command']}` on {found['cores']} cores of {found['cpu']}, {gpu}, {found['system']}, "
-        f"Python {found['python']}, {versions}.\n"
+        f"\n`{environment['command']}` on {environment['cores']} cores of {environment['cpu']}, {gpu}, "
+        f"{environment['system']}, Python {environment['python']}, {versions}.\n"
     )
