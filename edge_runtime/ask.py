@@ -12,9 +12,10 @@ from typing import Any
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.compression import compress
 from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, stream
+from qwen3vl_edge.edge_runtime.client.server_credentials import NO_CREDENTIALS, ServerAccess
+from qwen3vl_edge.edge_runtime.client.sync_client import Client
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt
 from qwen3vl_edge.edge_runtime.inputs.media import Message
 
@@ -55,7 +56,7 @@ def ask(
     messages: Sequence[Message],
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] = lambda text: None,
-    access: ServerAccess = ANYBODY,
+    access: ServerAccess = NO_CREDENTIALS,
 ) -> Answer:
     """Encode a conversation, send it, and collect the streamed answer.
 
@@ -67,8 +68,9 @@ def ask(
         ContractError: any input, bucket or server error, each with its remedy.
     """
     asked = _Asked(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
-    for event in stream(server, asked.body, access=access):
-        asked.add(event)
+    with Client(server, access) as client:
+        for event in client.stream(asked.body):
+            asked.add(event)
     return asked.answer()
 
 
@@ -80,7 +82,7 @@ async def ask_async(
     on_text: Callable[[str], None] = lambda text: None,
     *,
     deadline_s: float = 600.0,
-    access: ServerAccess = ANYBODY,
+    access: ServerAccess = NO_CREDENTIALS,
 ) -> Answer:
     """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
 

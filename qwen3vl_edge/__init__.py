@@ -18,6 +18,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Client",
     "ContractError",
     "Edge",
     "EdgeOptions",
@@ -38,10 +39,8 @@ __all__ = [
     "ask_async",
     "build_messages",
     "export_bundle",
-    "generate",
     "open_bundle",
     "open_edge",
-    "stream",
 ]
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ if TYPE_CHECKING:
     from qwen3vl_edge.contract.wire.request import Sampling
     from qwen3vl_edge.edge_runtime.ask import Answer, ask, ask_async, build_messages
     from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-    from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-    from qwen3vl_edge.edge_runtime.client.sync_client import generate, stream
+    from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
+    from qwen3vl_edge.edge_runtime.client.sync_client import Client
     from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
     from qwen3vl_edge.export.bundle import export_bundle
@@ -74,20 +73,19 @@ else:  # a type checker that saw this __getattr__ would take every misspelt name
     _MODULES = {
         "Answer": "edge_runtime.ask",
         "AsyncClient": "edge_runtime.client.async_client",
+        "Client": "edge_runtime.client.sync_client",
         "BackendOptions": "edge_runtime.encoder.protocol",
         "Bundle": "contract.bundle.open",
         "Edge": "edge_runtime.edge",
         "EdgeOptions": "edge_runtime.edge",
         "Sampling": "contract.wire.request",
-        "ServerAccess": "edge_runtime.client.server_access",
+        "ServerAccess": "edge_runtime.client.server_credentials",
         "ask": "edge_runtime.ask",
         "ask_async": "edge_runtime.ask",
         "build_messages": "edge_runtime.ask",
         "export_bundle": "export.bundle",
-        "generate": "edge_runtime.client.sync_client",
         "open_bundle": "contract.bundle.open",
         "open_edge": "edge_runtime.edge",
-        "stream": "edge_runtime.client.sync_client",
     }
 
     def __getattr__(name: str) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -17,11 +16,7 @@ from qwen3vl_edge.contract.errors import ContractError, ServerUnavailableError
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.http.tracing import outgoing_headers
 from qwen3vl_edge.contract.wire.wire_body import WireBody
-from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
-from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import (
-    ANYBODY,
-    CONNECT_TIMEOUT_SECONDS,
+from qwen3vl_edge.edge_runtime.client.answers import (
     DONE,
     Event,
     RefusedError,
@@ -31,12 +26,12 @@ from qwen3vl_edge.edge_runtime.client.sync_client import (
     refused,
     unreachable,
 )
+from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
+from qwen3vl_edge.edge_runtime.client.retry import RETRYABLE_STATUSES, Backoff, RetryableError
+from qwen3vl_edge.edge_runtime.client.server_credentials import CONNECT_TIMEOUT_SECONDS, NO_CREDENTIALS, ServerAccess
 
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 FAREWELL_SECONDS = 5.0
 BEFORE_IT_BEGINS = 4  # times `silence_s`
-# The server is loading, its queue is full, or a proxy lost it for a moment.
-TRY_AGAIN = frozenset({429, 502, 503, 504})
 NOT_LET_IN = frozenset({401, 403})
 
 
@@ -65,7 +60,7 @@ class AsyncClient:
     def __init__(
         self,
         server: str,
-        access: ServerAccess = ANYBODY,
+        access: ServerAccess = NO_CREDENTIALS,
         silence_s: float = 45.0,
         bandwidth: BandwidthEstimate | None = None,
     ) -> None:
@@ -126,7 +121,7 @@ class AsyncClient:
         """
         post = _Post(f"{self.server}/v1/generate", body, deadline_s, key)
         seen: list[str] = []
-        waits = _Waits(post.ends)
+        backoff = Backoff(post.ends)
         while True:
             known, complete = len(seen), False
             try:
@@ -140,12 +135,12 @@ class AsyncClient:
                 if other is None:
                     raise
                 post.body = other
-            except _TryAgainError as again:
+            except RetryableError as error:
                 if complete:  # only the farewell was lost
                     return
                 if len(seen) > known:
-                    waits = _Waits(post.ends)
-                await waits.pause(again)
+                    backoff = Backoff(post.ends)
+                await backoff.pause(error)
 
     async def event_data(self, path: str, body: WireBody, deadline_s: float) -> AsyncGenerator[str, None]:
         """POST a body and yield the data of the answer's events, without the last, `[DONE]`.
@@ -157,18 +152,18 @@ class AsyncClient:
             ServerUnavailableError, RefusedError: as `stream`.
         """
         post = _Post(f"{self.server}{path}", body, deadline_s)
-        waits = _Waits(post.ends)
+        backoff = Backoff(post.ends)
         while True:
             try:
                 response = await self._open(post)
                 break
-            except _TryAgainError as again:
-                await waits.pause(again)
+            except RetryableError as error:
+                await backoff.pause(error)
         try:
             async with aclosing(self._data(response, post)) as events:
                 async for data in events:
                     yield data
-        except _TryAgainError as broken:
+        except RetryableError as broken:
             raise broken.cause from None
 
     def forget(self, key: str) -> None:
@@ -211,11 +206,11 @@ class AsyncClient:
         try:
             return await asyncio.wait_for(events.__anext__(), post.left)
         except StopAsyncIteration:
-            raise _TryAgainError(broken_off(self.server, None)) from None
+            raise RetryableError(broken_off(self.server, None)) from None
         except asyncio.TimeoutError:
             raise self._too_late(post) from None
         except httpx.HTTPError as error:
-            raise _TryAgainError(broken_off(self.server, error)) from None
+            raise RetryableError(broken_off(self.server, error)) from None
 
     @staticmethod
     def _event(data: str, status: int) -> Event:
@@ -223,7 +218,7 @@ class AsyncClient:
             return event_of(data, status)
         except ContractError as error:
             if error.code == ServerUnavailableError.code:  # it stops, or a client cancelled: the next try runs anew
-                raise _TryAgainError(error) from None
+                raise RetryableError(error) from None
             raise
 
     async def _open(self, post: _Post) -> httpx.Response:
@@ -243,11 +238,11 @@ class AsyncClient:
             message = self._http.build_request("POST", post.url, content=chunks(), headers=headers, timeout=timeout)
             response = await asyncio.wait_for(self._http.send(message, stream=True), post.left)
         except asyncio.TimeoutError:
-            raise _TryAgainError(unreachable(self.server, TimeoutError())) from None
+            raise RetryableError(unreachable(self.server, TimeoutError())) from None
         except httpx.InvalidURL as error:
             raise unreachable(self.server, error) from None
         except httpx.HTTPError as error:
-            raise _TryAgainError(unreachable(self.server, error)) from None
+            raise RetryableError(unreachable(self.server, error)) from None
         self.let_in = response.status_code not in NOT_LET_IN
         if response.status_code < 400:
             self.bandwidth.observe(post.body.size, response.headers.get("server-timing", ""))
@@ -256,13 +251,13 @@ class AsyncClient:
         try:
             await response.aread()
         except httpx.HTTPError as error:  # cut within the reason
-            raise _TryAgainError(unreachable(self.server, error)) from None
+            raise RetryableError(unreachable(self.server, error)) from None
         finally:
             await response.aclose()
         refusal = refused(error_body(response), response.status_code)
-        if response.status_code in TRY_AGAIN:
+        if response.status_code in RETRYABLE_STATUSES:
             retry_after = response.headers.get("retry-after", "")
-            raise _TryAgainError(refusal, float(retry_after) if retry_after.isdigit() else 0.0)
+            raise RetryableError(refusal, float(retry_after) if retry_after.isdigit() else 0.0)
         raise refusal
 
     def _another_answer(self) -> ServerUnavailableError:
@@ -291,26 +286,3 @@ class _Post:
     def left(self) -> float:
         """Seconds until its deadline, for `wait_for`."""
         return max(self.ends - time.monotonic(), 0.001)
-
-
-class _Waits:
-    """Exponential waits with full jitter between tries."""
-
-    def __init__(self, ends: float) -> None:
-        self._ends, self._next = ends, FIRST_WAIT_SECONDS
-
-    async def pause(self, again: _TryAgainError) -> None:
-        """Wait; where the deadline would pass meanwhile, raise what went wrong."""
-        seconds = max(random.uniform(0, self._next), again.at_least)
-        if time.monotonic() + seconds >= self._ends:
-            raise again.cause from None
-        await asyncio.sleep(seconds)
-        self._next = min(self._next * 2, LONGEST_WAIT_SECONDS)
-
-
-class _TryAgainError(Exception):
-    """This try failed in a way that another may not."""
-
-    def __init__(self, cause: ContractError, at_least: float = 0.0) -> None:
-        super().__init__(str(cause))
-        self.cause, self.at_least = cause, at_least

@@ -10,7 +10,7 @@ from typing import Any
 from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.contract.http import openai_chat
 from qwen3vl_edge.contract.http.openai_chat import DONE, event, head
-from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.contract.http.stop_matcher import StopStrings
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt

@@ -21,7 +21,7 @@ from qwen3vl_edge.contract.formats.settings import (
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 
 if TYPE_CHECKING:
-    from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
+    from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 
@@ -220,7 +220,7 @@ class DaemonConfig:
     @property
     def server_access(self) -> ServerAccess:
         """Token and certificates for the server, and the authorities that its certificate is checked with."""
-        from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
+        from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
 
         return ServerAccess(self.server_api_key, self.server_ca, self.server_cert, self.server_key)
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.contract.http.stop_matcher import StopStrings
 from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.engines.protocol import Generation
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.contract.http.stop_matcher import StopStrings
 from qwen3vl_edge.server.openai.tool_calls import MARKERS, parse_calls
 
 if TYPE_CHECKING:

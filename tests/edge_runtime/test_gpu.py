@@ -18,7 +18,7 @@ from qwen3vl_edge.contract.machine.tensorrt_library import installed
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
 from qwen3vl_edge.tools.parity.encoder import compare_encoders

@@ -26,7 +26,7 @@ from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.backends.tensorrt import TensorRTBackend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from tests.support.emulated_gpu import EmulatedCuda, EmulatedLibrary
 

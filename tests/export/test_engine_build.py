@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +22,12 @@ from qwen3vl_edge.contract.machine.tensorrt_library import import_library
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.export.tensorrt import build as engines
-from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt import build_engines as engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
+from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, builder_config
 from qwen3vl_edge.export.tensorrt.build_progress import BuildProgress
 from qwen3vl_edge.export.tensorrt.network import check_tensors, parse_graph
-from qwen3vl_edge.export.tensorrt.plan import PlanSettings, bucket_shapes, builder_config
 from qwen3vl_edge.export.tensorrt.targets import TARGETS
 
 ADA = Gpu("RTX 4090", "8.9", 24 << 30, "13.0")
@@ -53,12 +48,6 @@ def workplace(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with quantized sets that this module's builds may write into."""
     return Path(shutil.copytree(calibrated, tmp_path_factory.mktemp("quantized") / "reference"))
-
-
-@pytest.fixture
-def fresh(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of one test's own."""
-    return Path(shutil.copytree(bundle, tmp_path / "reference"))
 
 
 def check_engine(path: Path, record: EngineRecord) -> None:
@@ -195,14 +184,6 @@ def test_nested_phases() -> None:
     assert seen == [0.0, 0.0, 0.25, 0.5, 0.5, 0.75]
 
 
-@pytest.fixture
-def heeds_ctrl_c() -> Iterator[None]:
-    """Whoever starts the tests in the background has SIGINT ignored, and Python leaves it so."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_stops_the_builder_and_leaves_the_bundle_as_it_was(fresh: Path) -> None:
     kept = build_engines(fresh, BuildRequest("desktop-ada", buckets=(Grid(1, 8, 8),))).record
@@ -261,7 +242,7 @@ def test_parser_error_names_node_op_and_reason(fresh: Path) -> None:
 
 def test_builder_error_names_node_and_reason(bundle: Path) -> None:
     """What the table of targets forbids is what the builder refuses."""
-    from qwen3vl_edge.export.tensorrt.plan import build_plan
+    from qwen3vl_edge.export.tensorrt.build_plan import build_plan
 
     opened = open_bundle(bundle)
     graph = next(item for item in opened.manifest.precision("fp32").graphs if item.bucket == "1x8x8")
@@ -316,15 +297,6 @@ def test_device_targets_say_what_to_run_there(workplace: Path, target: str) -> N
 def test_stripped_weights_need_the_device(workplace: Path) -> None:
     with pytest.raises(EngineError, match=r"CUDA driver.*--strip-weights"):
         build_engines(workplace, BuildRequest("desktop-ada", strip_weights=True))
-
-
-@pytest.fixture(scope="module")
-def ada(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with one engine, for Ada GPUs."""
-    copy = tmp_path_factory.mktemp("ada") / "reference"
-    shutil.copytree(bundle, copy)
-    build_engines(copy, BuildRequest("desktop-ada", buckets=(Grid(1, 8, 8),)))
-    return open_bundle(copy)
 
 
 def test_an_engine_is_taken_only_where_it_fits(ada: Bundle) -> None:
@@ -385,72 +357,3 @@ def test_compute_capabilities(ada: Bundle, built_for: str, here: str, runs: bool
 def test_loading_without_a_gpu_says_so(ada: Bundle) -> None:
     with pytest.raises(EngineError, match=r"needs a GPU of compute capability 8\.9, and none was found"):
         load_backend("tensorrt_rtx", ada, BackendOptions())
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen3vl_edge", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_cli_builds_and_inspects(fresh: Path) -> None:
-    arguments = [
-        "build",
-        str(fresh),
-        "--target",
-        "rtx-portable",
-        "--buckets",
-        "128x128,96x128",
-        "--workspace",
-        "512MiB",
-    ]
-    done = run(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert record["plans"][0]["buckets"] == ["1x8x8", "1x6x8"]
-    assert record["skipped"] is False
-    again = run(*arguments)
-    assert "nothing changed" in again.stdout
-    shown = run("inspect", str(fresh))
-    assert shown.returncode == 0, shown.stderr
-    assert "rtx-portable" in shown.stdout
-    assert json.loads(run("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
-
-
-@pytest.mark.usefixtures("heeds_ctrl_c")  # a caught signal is default again in a new process, an ignored one not
-def test_cli_interrupted(fresh: Path) -> None:
-    many = ",".join(f"{32 * rows}x{32 * columns}" for rows in range(2, 9) for columns in range(2, 7))
-    command = [sys.executable, "-m", "qwen3vl_edge", "build", str(fresh), "--target", "desktop-ada", "--buckets", many]
-    before = sorted(fresh.rglob("*.plan"))
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "libtensorrt_rtx" not in Path(f"/proc/{running.pid}/maps").read_text():
-        time.sleep(0.05)  # from when the library is loaded it parses, then builds for many seconds
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
-    assert (running.returncode, out) == (130, "")
-    assert "interrupted; the bundle is as it was" in err
-    assert sorted(fresh.rglob("*.plan")) == before
-    open_bundle(fresh)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--target", "nope"], "no such target"),
-        (["--target", "desktop-ada", "--workspace", "lots"], "--workspace"),
-        (["--target", "desktop-ada", "--buckets", "100x100"], "100"),
-    ],
-)
-def test_cli_errors_are_one_line_and_exit_2(ada: Bundle, arguments: list[str], words: str) -> None:
-    done = run("build", str(ada.path), *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
-
-
-def test_cli_lists_targets() -> None:
-    done = run("build", "--list", "--json")
-    assert done.returncode == 0, done.stderr
-    rows = {row["target"]: row for row in json.loads(done.stdout)}
-    assert set(rows) == set(TARGETS)
-    assert rows["rtx-portable"]["built_here"]

@@ -24,7 +24,7 @@ from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.contract.machine.gpu import Gpu
 from qwen3vl_edge.export.tensorrt import build_job
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
-from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 bundle, capability, options = sys.argv[1:]
 build_job.find_gpu = lambda: Gpu("stand-in", capability, 8 << 30, "12.6")
 for request in json.loads(options):

@@ -10,7 +10,7 @@ import pytest
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.machine.tensorrt_library import installed
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.export.tensorrt.build import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.tools.dev.bench.engines import forget_engines
 from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint

@@ -26,7 +26,7 @@ SHARED = [
     "export/tensorrt/build_job.py",
     "export/tensorrt/build_progress.py",
     "export/tensorrt/network.py",
-    "export/tensorrt/plan.py",
+    "export/tensorrt/build_plan.py",
     "edge_runtime/backends/plan_loader.py",
     "edge_runtime/backends/tensorrt.py",
 ]

@@ -20,9 +20,9 @@ from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
 from qwen3vl_edge.contract.http.tls import client_context, server_tls
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.wire_body import WireBody
+from qwen3vl_edge.edge_runtime.client.answers import RefusedError
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess, access_from_environment
-from qwen3vl_edge.edge_runtime.client.sync_client import RefusedError, generate, stream
+from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess, access_from_environment
 from qwen3vl_edge.edge_runtime.daemon.config import load_config
 from qwen3vl_edge.edge_runtime.daemon.main import _upstream
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
@@ -30,6 +30,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeTimings, EncodedPrompt
 from qwen3vl_edge.server.http.tokens import add_token
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server, spawn
 from tests.support.certificates import Pair, make_authority, make_certificate, with_pass_phrase
+from tests.support.http_api.client import generate, stream
 from tests.support.server_checkpoint import make_case, make_checkpoint, oracle
 from tests.support.waiting import until
 

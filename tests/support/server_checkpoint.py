@@ -33,6 +33,16 @@ CORPUS = [
     "0.5 seconds",
 ]
 HIDDEN, LEVELS, MAX_POSITIONS = 64, 3, 512
+VISION = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1, 2],
+    "initializer_range": 0.2,
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -89,16 +99,7 @@ def make_checkpoint(moe: bool = False, head_dim: int = 16) -> Path:
     )
     config = config_kind(
         text_config=text,
-        vision_config={
-            "depth": 4,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": HIDDEN,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1, 2],
-            "initializer_range": 0.2,
-        },
+        vision_config=VISION,
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"],

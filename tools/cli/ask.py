@@ -51,7 +51,7 @@ def ask(
     from qwen3vl_edge.contract.wire.request import Sampling
     from qwen3vl_edge.edge_runtime.ask import ask as ask_server
     from qwen3vl_edge.edge_runtime.ask import build_messages
-    from qwen3vl_edge.edge_runtime.client.server_access import access_from_environment
+    from qwen3vl_edge.edge_runtime.client.server_credentials import access_from_environment
     from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 

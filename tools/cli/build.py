@@ -18,7 +18,7 @@ from qwen3vl_edge.tools.cli.progress import progress_bar
 if TYPE_CHECKING:
     from qwen3vl_edge.contract.bundle.grid import Grid
     from qwen3vl_edge.contract.bundle.manifest import Manifest
-    from qwen3vl_edge.export.tensorrt.build import BuildResult
+    from qwen3vl_edge.export.tensorrt.build_engines import BuildResult
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -41,7 +41,7 @@ def build(
 ) -> None:
     """Build TensorRT or TensorRT-RTX engines from a bundle, into it."""
     from qwen3vl_edge.contract.bundle.open import open_bundle
-    from qwen3vl_edge.export.tensorrt.build import build_engines, engine_json
+    from qwen3vl_edge.export.tensorrt.build_engines import build_engines, engine_json
     from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 
     if list_targets:

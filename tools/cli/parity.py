@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,12 +79,14 @@ def parity(
     if any(
         item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
     ):
-        backend_options = BackendOptions(
+        other_backend = BackendOptions(
             against_precision, threads, Path(model), against_provider or "cpu", against_target
         )
         other = (
             against or bundle,
-            EdgeOptions(against_backend or "onnxruntime", backend_options, wire_dtype, preprocess="reference"),
+            replace(
+                options, backend=against_backend or "onnxruntime", backend_options=other_backend, preprocess="reference"
+            ),
         )
     request = ParityRequest(
         bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None

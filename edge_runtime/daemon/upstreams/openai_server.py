@@ -21,9 +21,9 @@ from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
 from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling
 from qwen3vl_edge.contract.wire.wire_body import WireBody
+from qwen3vl_edge.edge_runtime.client.answers import Event, refused
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, refused
+from qwen3vl_edge.edge_runtime.client.server_credentials import NO_CREDENTIALS, ServerAccess
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
@@ -34,7 +34,7 @@ logger = logging.getLogger("edge")
 class OpenAIServer:
     """A vLLM started with `--enable-mm-embeds`, or what speaks as it does."""
 
-    def __init__(self, url: str, model: str = "", access: ServerAccess = ANYBODY) -> None:
+    def __init__(self, url: str, model: str = "", access: ServerAccess = NO_CREDENTIALS) -> None:
         self._client = AsyncClient(url.rstrip("/").removesuffix("/v1"), access)
         self._model = model
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Collection
 from types import TracebackType
 from typing import Any, Protocol
 
-from qwen3vl_edge.edge_runtime.client.sync_client import Event
+from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 

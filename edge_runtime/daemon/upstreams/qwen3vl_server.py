@@ -14,10 +14,10 @@ from qwen3vl_edge.contract.wire.compression import compress
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.contract.wire.wire_body import WireBody
+from qwen3vl_edge.edge_runtime.client.answers import Event, RefusedError
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
-from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, RefusedError
+from qwen3vl_edge.edge_runtime.client.server_credentials import NO_CREDENTIALS, ServerAccess
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.daemon.upstreams.sent_hashes import SentHashes
@@ -38,7 +38,7 @@ class Qwen3VLServer:
         self,
         url: str,
         send_by_hash: bool = True,
-        access: ServerAccess = ANYBODY,
+        access: ServerAccess = NO_CREDENTIALS,
         zstd: bool = False,
         bandwidth: BandwidthEstimate | None = None,
     ) -> None:

@@ -23,9 +23,9 @@ from qwen3vl_edge.edge_runtime.cameras.camera import Camera
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.cameras.frame_patches import native_grid, patchify, resize_frame
 from qwen3vl_edge.edge_runtime.cameras.window import Window
-from qwen3vl_edge.edge_runtime.client.sync_client import generate
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompt, open_both
+from tests.support.http_api.client import generate
 from tests.support.video_files import lossless_clip
 from tests.support.waiting import until
 

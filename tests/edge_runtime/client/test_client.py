@@ -15,8 +15,9 @@ from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.ask import build_messages
-from qwen3vl_edge.edge_runtime.client.sync_client import RefusedError, generate, stream
+from qwen3vl_edge.edge_runtime.client.answers import RefusedError
 from qwen3vl_edge.edge_runtime.edge import Edge
+from tests.support.http_api.client import generate, stream
 
 
 def test_whole_and_streamed_answers_are_the_same(edge: Edge, server_url: str, samples: Path) -> None:

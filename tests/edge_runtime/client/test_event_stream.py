@@ -14,8 +14,9 @@ import pytest
 
 from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.contract.wire.wire_body import WireBody
+from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.sync_client import Event, stream
+from tests.support.http_api.client import stream
 
 BODY = WireBody((memoryview(b"body"),), "application/octet-stream")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"

@@ -17,8 +17,8 @@ from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.edge_runtime.ask import build_messages
+from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.sync_client import Event
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.daemon_process import running_daemon

@@ -12,8 +12,8 @@ import pytest
 
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
+from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
-from qwen3vl_edge.edge_runtime.client.sync_client import Event
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
 from tests.support.http_api.metrics import metric
 from tests.support.server_checkpoint import make_case, make_checkpoint

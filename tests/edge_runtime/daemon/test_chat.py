@@ -17,7 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
-from qwen3vl_edge.contract.http.stop_strings import StopStrings
+from qwen3vl_edge.contract.http.stop_matcher import StopStrings
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request
 from qwen3vl_edge.contract.wire.request import Limits, Sampling
 from qwen3vl_edge.edge_runtime.ask import ask, build_messages

@@ -25,10 +25,10 @@ from PIL import Image
 from qwen3vl_edge.contract.bundle.open import open_model_of
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
-from qwen3vl_edge.edge_runtime.client.sync_client import stream
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 from qwen3vl_edge.tools.server_process import ServerProcess
+from tests.support.http_api.client import stream
 from tests.support.vllm.engine_server import PARALLEL, running_vllm_engine
 from tests.support.vllm.stock_server import needs_vllm
 from tests.support.waiting import until

@@ -15,8 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.tools.dev.bench.document import write_document
-from qwen3vl_edge.tools.dev.bench.rounds import rotated
+from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.load.figures import summarise
 from qwen3vl_edge.tools.dev.load.in_process import text_ids
 from qwen3vl_edge.tools.dev.load.mix import Mix, make_requests

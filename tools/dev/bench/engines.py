@@ -23,7 +23,7 @@ TARGETS = ("desktop-ada", "rtx-portable", "desktop-rtx")
 
 def build_one(bundle: Path, target: str, precision: str, layout: str) -> dict[str, Any]:
     """Build one engine in this process and say what it took."""
-    from qwen3vl_edge.export.tensorrt.build import build_engines
+    from qwen3vl_edge.export.tensorrt.build_engines import build_engines
     from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 
     record = build_engines(bundle, BuildRequest(target, precision=precision, layout=layout)).record

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_edge.tools.dev.bench.document import write_document
+from qwen3vl_edge.tools.dev.bench.measurement import write_document
 
 LEAST_POINTS = 3
 

@@ -30,8 +30,7 @@ from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKIN
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling, pack_media
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.tools.dev.bench.document import write_document
-from qwen3vl_edge.tools.dev.bench.rounds import rotated
+from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import GRID, LEVELS, TOKENS, WIDTH
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score
 from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, heldout_questions

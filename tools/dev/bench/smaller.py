@@ -28,7 +28,7 @@ from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, PACKINGS, pack, u
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, pack_media
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.tools.dev.bench.document import write_document
+from qwen3vl_edge.tools.dev.bench.measurement import write_document
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import open_both

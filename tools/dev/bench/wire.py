@@ -31,7 +31,7 @@ import numpy as np
 
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.wire_body import WireBody
-from qwen3vl_edge.tools.dev.bench.document import write_document
+from qwen3vl_edge.tools.dev.bench.measurement import write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import ANY, FORMATS, Arrays, pictures, request_of, tensors_of
 
 FLOOR = "memcpy and send"

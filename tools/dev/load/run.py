@@ -21,8 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.tools.dev.bench.document import write_document
-from qwen3vl_edge.tools.dev.bench.rounds import rotated
+from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.load.figures import Run, summarise
 from qwen3vl_edge.tools.dev.load.in_process import Setup, engine_without_http, text_ids, unsplit_model
 from qwen3vl_edge.tools.dev.load.mix import Mix, make_requests

@@ -18,9 +18,9 @@ from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.machine.environment import environment
-from qwen3vl_edge.tools.dev.bench.document import rewrite_document
 from qwen3vl_edge.tools.dev.bench.encoder.run import floor_of
 from qwen3vl_edge.tools.dev.bench.machine_peak import machine_peaks
+from qwen3vl_edge.tools.dev.bench.measurement import rewrite_document
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.tools.dev.bench.document import write_document
 from qwen3vl_edge.tools.dev.bench.encoder.candidate import Peer, Setting
 from qwen3vl_edge.tools.dev.bench.encoder.peers import all_peers
 from qwen3vl_edge.tools.dev.bench.encoder.process import Process, prepare, start
 from qwen3vl_edge.tools.dev.bench.machine_peak import machine_peaks
+from qwen3vl_edge.tools.dev.bench.measurement import write_document
 from qwen3vl_edge.tools.dev.bench.roofline import EncoderCost, encoder_cost
 
 BASELINES = ("upstream onnx, onnxruntime fp32", "pytorch fp32")

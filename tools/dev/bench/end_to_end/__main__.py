@@ -24,11 +24,10 @@ from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.tools.dev.bench.document import write_document
 from qwen3vl_edge.tools.dev.bench.end_to_end.device import LOCAL, PIXELS
 from qwen3vl_edge.tools.dev.bench.end_to_end.namespaces import SERVER_ADDRESS, connected, enter
 from qwen3vl_edge.tools.dev.bench.line_process import LineProcess
-from qwen3vl_edge.tools.dev.bench.rounds import rotated
+from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import LEVELS, WIDTH
 from qwen3vl_edge.tools.dev.load.model import make_checkpoint
 from qwen3vl_edge.tools.parity.pictures import draw_picture

@@ -23,9 +23,9 @@ from qwen3vl_edge.export.tensorrt.build_job import (
     plan_build,
     workspace_of,
 )
+from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, build_plan, layer_report
 from qwen3vl_edge.export.tensorrt.build_progress import run_cancellable, stop_if
 from qwen3vl_edge.export.tensorrt.network import parse_graph
-from qwen3vl_edge.export.tensorrt.plan import PlanSettings, bucket_shapes, build_plan, layer_report
 
 Progress = Callable[[str, float], None]
 TIMING_CACHE = "timing.cache"

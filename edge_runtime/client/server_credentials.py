@@ -12,6 +12,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.http.tls import client_context
 
 ENVIRONMENT = "QWEN3VL_EDGE_SERVER_"
+CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class ServerAccess:
         """Whether others on the network could read the token."""
         local = ("http://127.", "http://localhost", "http://[::1]")
         return bool(self.token) and url.startswith("http://") and not url.startswith(local)
+
+
+NO_CREDENTIALS = ServerAccess()
 
 
 def access_from_environment(environment: Mapping[str, str] | None = None) -> ServerAccess:
