@@ -126,7 +126,7 @@ def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[Med
     for index, grid in enumerate(grids):
         if min(grid.as_list()) < 1 or grid.h % model.merge_size or grid.w % model.merge_size:
             raise WireError(
-                "the encoder has no such grid",
+                "invalid grid for the vision encoder",
                 field=f"grid_thw.{index}",
                 expected=f"t >= 1, h and w positive multiples of {model.merge_size}",
                 got=grid.as_list(),

@@ -179,7 +179,7 @@ class PartReader:
         merge = self.shape.merge_size
         if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (kind == "image" and grid.t != 1):
             raise WireError(
-                "the encoder has no such grid",
+                "invalid grid for the vision encoder",
                 field=where,
                 expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
                 got=grid.as_list(),
