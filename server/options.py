@@ -1,4 +1,4 @@
-"""The server's settings: a TOML file, the environment over it, the command line over both."""
+"""The server's settings: from a TOML file, overridden by the environment, overridden by the command line."""
 
 # ruff: noqa: RUF009 (setting() returns a dataclasses.field)
 
@@ -22,10 +22,10 @@ _TABLE = "a table, or a JSON object as text"
 
 
 def _read_table(value: Any, source: str) -> dict[str, Any]:
-    """A table of a TOML file, or JSON text of one.
+    """A table of a TOML file, or a JSON object as text.
 
     Raises:
-        InputError: it is neither.
+        InputError: the value is neither.
     """
     try:
         table = json.loads(value) if isinstance(value, str) else value
@@ -189,28 +189,28 @@ class ServerOptions:
         check_settings(self)
         if self.hold_folder is not None and not self.hold_embeddings_mib:
             raise InputError(
-                "hold_folder needs memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
+                "hold_folder requires memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
             )
         if self.allow_pixels and self.engine != "transformers":
             raise InputError(
-                "allow_pixels is for the transformers engine alone",
+                "allow_pixels requires the transformers engine",
                 field="--allow-pixels",
                 got=f"--engine {self.engine}",
                 remedy="Leave it out: the device encodes pictures.",
             )
         if self.metrics_token and self.tokens_file is None:
-            raise InputError("metrics_token needs tokens to ask for", field="tokens_file", remedy="Set tokens_file.")
+            raise InputError("metrics_token requires tokens", field="tokens_file", remedy="Set tokens_file.")
 
     def most_json_bytes(self, limits: Limits) -> int:
-        """The longest JSON body that a server with these limits reads."""
+        """Size limit in bytes of a JSON body for these limits."""
         return min(limits.max_body_bytes, self.max_json_body_mib * 2**20)
 
     @property
     def tls(self) -> ServerTls | None:
-        """The certificates, tried out.
+        """The certificates, loaded and validated.
 
         Raises:
-            InputError: one cannot be used.
+            InputError: a certificate or key cannot be used.
         """
         from qwen3vl_edge.contract.http.tls import server_tls
 
@@ -218,7 +218,7 @@ class ServerOptions:
 
     @property
     def limits(self) -> Limits:
-        """The most that one request may hold."""
+        """Upper limits of one request."""
         from qwen3vl_edge.contract.wire.request import Limits
 
         return Limits(
@@ -237,12 +237,12 @@ def load_options(
 
     Args:
         path: TOML file, or None.
-        options: of the command line, None where not given; they win.
+        options: command line options, None if not given; they take precedence.
         environment: os.environ by default; QWEN3VL_SERVER_PORT=8001 sets `port`.
 
     Raises:
-        InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
-            and where it came from.
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names the
+            setting and its source.
     """
     values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT)
     if "model" not in values:
