@@ -84,12 +84,12 @@ class StoreCollector(Collector):
             yield _gauge("embedding_disk_bytes", "Bytes of embeddings in hold_folder", disk.bytes)
 
 
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", what, value)
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", documentation, value)
 
 
-def _counter(name: str, what: str, value: float) -> Metric:
-    return CounterMetricFamily(f"{PREFIX}_{name}", what, value)
+def _counter(name: str, documentation: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", documentation, value)
 
 
 class Metrics:
@@ -158,11 +158,11 @@ class Metrics:
                 self.generation_seconds.labels(phase).observe(value)
 
 
-def _new_counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
-    return Counter(f"{PREFIX}_{name}", what, labels, registry=registry)
+def _new_counter(registry: CollectorRegistry, name: str, documentation: str, *labels: str) -> Counter:
+    return Counter(f"{PREFIX}_{name}", documentation, labels, registry=registry)
 
 
 def _new_histogram(
-    registry: CollectorRegistry, name: str, what: str, buckets: tuple[float, ...], *labels: str
+    registry: CollectorRegistry, name: str, documentation: str, buckets: tuple[float, ...], *labels: str
 ) -> Histogram:
-    return Histogram(f"{PREFIX}_{name}", what, labels, buckets=buckets, registry=registry)
+    return Histogram(f"{PREFIX}_{name}", documentation, labels, buckets=buckets, registry=registry)

@@ -89,6 +89,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)  # FastAPI's own error form, which no route returns
-                operation["responses"]["default"] = {"description": "Refused", "content": _json(Error)}
+                operation["responses"]["default"] = {"description": "Error", "content": _json(Error)}
         app.openapi_schema = document
     return app.openapi_schema

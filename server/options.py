@@ -59,7 +59,7 @@ class ServerOptions:
     )
     dtype: str = setting(
         "auto",
-        "Type of the language model's weights; auto is what the checkpoint names.",
+        "Type of the language model's weights; auto is the checkpoint's.",
         option="--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
@@ -94,34 +94,34 @@ class ServerOptions:
     )
     prefix_cache_mib: int = setting(
         256,
-        "Memory for the KV cache of ended requests, for the next turn of a chat, in MiB; 0 keeps none.",
+        "Memory for the KV cache of ended requests, for the next turn of a chat, in MiB; 0 stores none.",
         within=(0, 2**24),
     )
-    prefix_cache_s: float = setting(600.0, "Seconds since its last use that it is kept.", within=(0, 86_400))
+    prefix_cache_s: float = setting(600.0, "Seconds since its last use after which it is evicted.", within=(0, 86_400))
     max_json_body_mib: int = setting(
         64,
         "A lower limit for JSON bodies, in MiB: their numbers cost several times their text in memory.",
         within=(1, 16_384),
     )
     body_timeout_s: float = setting(60.0, "Seconds that a client may take to send its body.", within=(0.01, 3600))
-    drain_s: int = setting(30, "Seconds that running requests get to finish after SIGTERM.", within=(0, 3600))
+    drain_s: int = setting(30, "Seconds in which running requests may finish after SIGTERM.", within=(0, 3600))
     hold_embeddings_mib: int = setting(
-        256, "Memory for embeddings that later requests may name by hash, in MiB; 0 holds none.", within=(0, 2**24)
+        256, "Memory for embeddings that later requests may name by hash, in MiB; 0 stores none.", within=(0, 2**24)
     )
     hold_embeddings_s: float = setting(
-        3600.0, "Seconds since their last use that they are held.", within=(0.001, 366 * 86_400)
+        3600.0, "Seconds since their last use after which they are evicted.", within=(0.001, 366 * 86_400)
     )
     wire_basis: tuple[Path, ...] = setting(
         (), "Bases that devices may send embeddings in (`fit-basis`).", option="--wire-basis"
     )
     allow_pixels: bool = setting(
         False,
-        "Load the vision encoder too, and take pictures in chats as well as embeddings.",
+        "Load the vision encoder too, and accept pictures in chats as well as embeddings.",
         option="--allow-pixels",
     )
     keep_answers_s: float = setting(
         600.0,
-        "Seconds for which the answer to a request with an Idempotency-Key is kept, in memory.",
+        "Seconds for which the answer to a request with an Idempotency-Key is stored, in memory.",
         within=(0, 86_400),
     )
     keep_answers: int = setting(1024, "Most of these answers; the oldest go first.", within=(0, 1_000_000))
@@ -136,7 +136,7 @@ class ServerOptions:
     )
     hold_disk_mib: int = setting(4096, "Size limit of that folder, in MiB.", within=(1, 2**30))
     hold_disk_s: float = setting(
-        7 * 86_400.0, "Seconds since their last use that embeddings stay there.", within=(1, 366 * 86_400)
+        7 * 86_400.0, "Seconds since their last use after which embeddings are evicted there.", within=(1, 366 * 86_400)
     )
     tokens_file: Path | None = setting(
         None,
@@ -145,7 +145,7 @@ class ServerOptions:
         option="--tokens-file",
     )
     metrics_token: bool = setting(False, "Require a token at `/metrics` too.")
-    tls_cert: Path | None = setting(None, "Certificate (PEM); the server then speaks HTTPS alone.", option="--tls-cert")
+    tls_cert: Path | None = setting(None, "Certificate (PEM); the server then serves HTTPS only.", option="--tls-cert")
     tls_key: Path | None = setting(None, "The certificate's key (PEM).", option="--tls-key")
     tls_client_ca: Path | None = setting(
         None, "Authorities (PEM); a client must present a certificate that one of them signed."

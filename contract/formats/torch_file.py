@@ -147,8 +147,8 @@ def read_torch(data: bytes, field: str) -> NDArray[Any]:
         raise _bad(field, "entries", f"data.pkl and data/{tensor.key}", ", ".join(sorted(entries))[:120])
     dtype = np.dtype(_STORAGES[tensor.storage])
     if len(stored) != tensor.stored * dtype.itemsize:
-        wanted = f"{tensor.stored * dtype.itemsize} bytes"
-        raise _bad(field, f"data/{tensor.key}", wanted, f"{len(stored)} bytes")
+        expected = f"{tensor.stored * dtype.itemsize} bytes"
+        raise _bad(field, f"data/{tensor.key}", expected, f"{len(stored)} bytes")
     count = math.prod(tensor.shape)
     if tensor.offset + count > tensor.stored:
         raise _bad(field, "shape", f"at most {tensor.stored} elements", f"{list(tensor.shape)} at {tensor.offset}")
@@ -309,10 +309,10 @@ class _Program:
             self._at += 1
             self._raw(4)
 
-    def _take(self, wanted: bytes, what: str) -> None:
-        if not self._code.startswith(wanted, self._at):
+    def _take(self, expected: bytes, what: str) -> None:
+        if not self._code.startswith(expected, self._at):
             raise self._unexpected(what)
-        self._at += len(wanted)
+        self._at += len(expected)
 
     def _raw(self, size: int) -> bytes:
         if self._at + size > len(self._code):
@@ -326,9 +326,9 @@ class _Program:
     def _peek(self) -> int:
         return self._code[self._at] if self._at < len(self._code) else -1
 
-    def _unexpected(self, wanted: str) -> WireError:
+    def _unexpected(self, expected: str) -> WireError:
         got = f"{self._code[self._at : self._at + 24]!r} near byte {self._at}"
-        return _bad(self._field, "data.pkl", f"one dense tensor, here {wanted}", got)
+        return _bad(self._field, "data.pkl", f"one dense tensor, here {expected}", got)
 
 
 _INTEGERS = {0x4B: "<B", 0x4D: "<H", 0x4A: "<i", 0x8A: ""}  # BININT1, BININT2, BININT, and LONG1 by its own length

@@ -44,7 +44,7 @@ def http_server(
     """
     import uvicorn
 
-    asks = tls is not None and tls.client_ca is not None
+    requires_certificate = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
         app,
         http="h11",  # even if another parser is installed: the fuzzer tests this one
@@ -56,7 +56,7 @@ def http_server(
         ssl_certfile=None if tls is None else tls.cert,
         ssl_keyfile=None if tls is None else tls.key,
         ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
-        ssl_cert_reqs=ssl.CERT_REQUIRED if asks else ssl.CERT_NONE,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_NONE,
     )
     return uvicorn.Server(config)
 

@@ -66,7 +66,7 @@ def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.
 
 
 def _load_pair(context: ssl.SSLContext, cert: Path, key: Path, cert_field: str, key_field: str) -> None:
-    def ask() -> str:  # without it OpenSSL would prompt for the pass phrase and block
+    def reject_pass_phrase() -> str:  # without it OpenSSL would prompt for the pass phrase and block
         raise InputError(
             f"key {key} has a pass phrase", field=key_field, remedy="Store it without: openssl pkey -in KEY -out FILE"
         )
@@ -74,7 +74,7 @@ def _load_pair(context: ssl.SSLContext, cert: Path, key: Path, cert_field: str, 
     _readable(cert, cert_field)
     _readable(key, key_field)
     try:
-        context.load_cert_chain(cert, key, ask)
+        context.load_cert_chain(cert, key, reject_pass_phrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise InputError(f"key {key} is not that of certificate {cert}", field=key_field) from None

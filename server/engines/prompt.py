@@ -53,8 +53,8 @@ def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
     Raises:
         LimitError: together they exceed it.
     """
-    wanted = request.input_ids.size + request.sampling.max_new_tokens
-    if wanted > loaded.max_positions:
+    total = request.input_ids.size + request.sampling.max_new_tokens
+    if total > loaded.max_positions:
         raise LimitError(
             "prompt and answer are longer than the model's context",
             field="sampling.max_new_tokens",

@@ -209,7 +209,7 @@ class VllmEngine:
 
     async def _follow(self, pending: Pending) -> None:
         request = pending.request
-        wanted = [int(token) for token in request.input_ids]
+        prompt_ids = [int(token) for token in request.input_ids]
         prompt = await asyncio.to_thread(engine_input, request, self.loaded, pending.client)
         arguments = sampling_arguments(request, self.loaded.end_ids)
         parameters = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
@@ -217,8 +217,8 @@ class VllmEngine:
         async with aclosing(self._llm.generate(prompt, parameters, uuid.uuid4().hex)) as outputs:
             async for output in outputs:
                 self._moved = time.perf_counter()
-                if list(output.prompt_token_ids or ()) != wanted:
-                    raise PromptChangedError(len(wanted), len(output.prompt_token_ids or ()))
+                if list(output.prompt_token_ids or ()) != prompt_ids:
+                    raise PromptChangedError(len(prompt_ids), len(output.prompt_token_ids or ()))
                 self._count_reused(pending, output.num_cached_tokens or 0)
                 self._take(pending, output.outputs[0])
 
@@ -238,5 +238,5 @@ class VllmEngine:
         if isinstance(error, EngineDeadError):
             return EngineDiedError()
         if isinstance(error, VLLMClientError):
-            return WireError(f"vLLM refused the request: {' '.join(str(error).split())[:300]}")
+            return WireError(f"vLLM rejected the request: {' '.join(str(error).split())[:300]}")
         return error

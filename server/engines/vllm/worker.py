@@ -41,7 +41,7 @@ class WorkerExtension:
     """Mixed into vLLM's worker class; called there through `collective_rpc`."""
 
     def qwen3vl_edge_facts(self) -> dict[str, Any]:
-        """Counts of this worker, from before memory profiling: afterwards the CPU's kernels repack weights."""
+        """Properties of this worker's model; parameters counted at allocation, as CPU kernels repack weights later."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         vision = 0 if isinstance(model.visual, StageMissingLayer) else _count(model.visual)
         weight = next(model.language_model.parameters())
