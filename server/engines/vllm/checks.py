@@ -70,7 +70,7 @@ def check_clips(request: GenerateRequest, loaded: VllmModel) -> None:
 
 def _unmarked(place: int) -> WireError:
     return WireError(
-        "each frame of a clip must be enclosed by <|vision_start|> and <|vision_end|>, by which vLLM finds it",
+        "the frames of a clip must each be enclosed by <|vision_start|> and <|vision_end|>, by which vLLM finds them",
         field="input_ids",
         got=f"frame at token {place}",
         remedy=REMEDY,
