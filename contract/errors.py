@@ -1,4 +1,4 @@
-"""Errors a user can act on: each names the input, what was expected, what came, and the remedy.
+"""Errors a user can act on: each names the input, the expected and the actual value, and the remedy.
 
 The CLI prints `str(error)` on one line and exits with code 2; the server answers with
 `ContractError.status` and an OpenAI-style error object built from the same fields.
@@ -14,7 +14,7 @@ class ContractError(ValueError):
         message: one sentence that names the input and the limit it broke.
         field: the field, file or option at fault (`"input_ids"`, `"--bucket"`, a path).
         expected: what would have been accepted.
-        got: what came.
+        got: the actual value.
         remedy: what to do about it.
     """
 
@@ -124,7 +124,7 @@ class ServerUnavailableError(ContractError):
 
 
 class QueueFullError(LimitError):
-    """Too many requests wait already.
+    """Too many requests are already waiting.
 
     Attributes:
         retry_after: whole seconds after which trying again makes sense.
@@ -139,7 +139,7 @@ class QueueFullError(LimitError):
 
 
 class KeyReusedError(ContractError):
-    """The same key with another request: one of the two is a mistake, and neither may get the other's answer."""
+    """An idempotency key was reused with another request; neither request may get the other's answer."""
 
     status = 409
     code = "idempotency_key_reused"
@@ -153,7 +153,7 @@ class KeyReusedError(ContractError):
 
 
 class InternalError(ContractError):
-    """A fault of whoever answers; the client learns no more than the request's id."""
+    """A fault of the server or daemon; the client gets only the request's id."""
 
     status = 500
     code = "internal_error"

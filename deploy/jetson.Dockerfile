@@ -1,4 +1,4 @@
-# The encoder's half on a Jetson Orin: JetPack 6.1 (L4T r36.4), CUDA 12.6, TensorRT 10.3, Python 3.10.
+# The device side on a Jetson Orin: JetPack 6.1 (L4T r36.4), CUDA 12.6, TensorRT 10.3, Python 3.10.
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 RUN apt-get update \

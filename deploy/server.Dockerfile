@@ -1,4 +1,4 @@
-# The language model's half on a CUDA machine. torch's wheels bring CUDA's libraries; the host brings the driver.
+# The server on a CUDA machine. torch's wheels contain the CUDA libraries; the host provides the driver.
 FROM python:3.12-slim
 
 WORKDIR /opt/qwen3vl-edge

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
     from qwen3vl_edge.export.bundle import export_bundle
-else:  # a type checker that saw this __getattr__ would take every misspelt name for one of type Any
+else:  # hidden from type checkers: with this __getattr__ every misspelt name would have type Any
     _MODULES = {
         "Answer": "edge_runtime.ask",
         "AsyncClient": "edge_runtime.client.async_client",

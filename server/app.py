@@ -1,4 +1,4 @@
-"""The HTTP application: middleware, routes of health and model, and the routers of the other rooms."""
+"""The HTTP application: middleware, health and model routes, and the other routers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def status_routes(state: ServerState) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """200 as long as the process answers."""
+        """200 as long as the process runs."""
         return {"status": "ok"}
 
     @router.get("/readyz")

@@ -1,4 +1,4 @@
-"""The server's own errors, beside those of the contract."""
+"""The server's own errors, in addition to the contract's."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class BodySchemaError(WireError):
 
 
 class ShuttingDownError(ServerUnavailableError):
-    """The server stops and takes no more requests."""
+    """The server is shutting down and accepts no more requests."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
 
 
 class OutOfMemoryError(ServerUnavailableError):
-    """The device had no memory for this request; the server goes on."""
+    """The GPU or CPU has no memory for this request; the server continues."""
 
     code = "out_of_memory"
 
 
 class GenerationTimeoutError(ContractError):
-    """A generation that took longer than this server allows, and was cancelled."""
+    """A generation took longer than this server allows and was cancelled."""
 
     status = 504
     code = "generation_timeout"
@@ -40,7 +40,7 @@ class GenerationTimeoutError(ContractError):
 
 
 class PromptChangedError(ContractError):
-    """The engine read another prompt than the request's; its answer is thrown away."""
+    """The engine's prompt differs from the request's; its answer is discarded."""
 
     status = 500
     code = "prompt_changed"
@@ -56,10 +56,10 @@ class PromptChangedError(ContractError):
 
 
 class EmbeddingsNotHeldError(WireError):
-    """Embeddings named by hashes that this server does not hold, or no longer.
+    """Embeddings named by hashes that are not, or no longer, in this server's store.
 
     Attributes:
-        missing: those hashes; they stand in the error object too.
+        missing: those hashes; the error object contains them too.
     """
 
     status = 404
@@ -67,7 +67,7 @@ class EmbeddingsNotHeldError(WireError):
 
     def __init__(self, field: str, missing: tuple[str, ...]) -> None:
         super().__init__(
-            "embeddings named by hash are not held here",
+            "embeddings named by hash are not in the server's store",
             field=field,
             got=f"{len(missing)} unknown, {missing[0]} first",
             remedy="Send them with their tensors.",

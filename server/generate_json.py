@@ -34,8 +34,8 @@ class GenerateBody(BaseModel):
         deepstack_embeddings: [level], each as `vision_embeddings`.
         image_grid_thw, video_grid_thw: [count][3].
         attention_mask: [L] of 0 and 1.
-        model_hash: refused if it is not the server's; may be left out here.
-        max_new_tokens … seed: as transformers names them; greedy by default.
+        model_hash: rejected if it is not the server's; optional here.
+        max_new_tokens … seed: named as in transformers; greedy by default.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -65,10 +65,10 @@ def decode_json(
     limits: Limits,
     check: Callable[[GenerateRequest], GenerateRequest] = lambda request: request,
 ) -> GenerateRequest:
-    """Parse a JSON body into the request that its binary form would give; embeddings become float32.
+    """Parse a JSON body into the same request as its binary form; embeddings become float32.
 
     Args:
-        check: the engine's checks, run here so that their errors too name the JSON fields.
+        check: the engine's validation, run here so that its errors name the JSON fields too.
 
     Raises:
         BodySchemaError: a field is missing, unknown or of the wrong type.
@@ -93,7 +93,7 @@ def rename_fields(error: ContractError, images: int) -> ContractError:
     old = error.field or ""
     new = old.removeprefix("sampling.")
     new = re.sub(r"^embeds\.", "vision_embeddings.", new)
-    new = re.sub(r"^deepstack\.(\d+)\.(\d+)$", r"deepstack_embeddings.\2.\1", new)  # JSON has the level first
+    new = re.sub(r"^deepstack\.(\d+)\.(\d+)$", r"deepstack_embeddings.\2.\1", new)  # in JSON the level comes first
     new = re.sub(r"^deepstack\.\d+$", "deepstack_embeddings", new)
     if match := re.fullmatch(r"grid_thw\.(\d+)", new):
         index = int(match[1])
@@ -126,7 +126,7 @@ def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[Med
     for index, grid in enumerate(grids):
         if min(grid.as_list()) < 1 or grid.h % model.merge_size or grid.w % model.merge_size:
             raise WireError(
-                "the encoder has no such grid",
+                "invalid grid for the vision encoder",
                 field=f"grid_thw.{index}",
                 expected=f"t >= 1, h and w positive multiples of {model.merge_size}",
                 got=grid.as_list(),
@@ -144,7 +144,7 @@ def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[Med
 
 
 def _split(rows: Sequence[Any], counts: list[int], field: str) -> list[NDArray[np.float32]]:
-    """Rows per medium, from a list per medium or from one list for all."""
+    """Split rows by medium, from one list per medium or one list for all."""
     if rows and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], list):
         if len(rows) != len(counts):
             raise WireError("expected one list per image and clip", field=field, expected=len(counts), got=len(rows))
@@ -170,7 +170,7 @@ def _matrix(rows: Any, field: str) -> NDArray[np.float32]:
         array = np.empty(0)
     if array.ndim != 2 or array.dtype.kind not in "fi":
         raise WireError("embeddings must be rows of numbers", field=field, expected="[n][D]", got=f"rank {array.ndim}")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinity, which the validation names
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which validation reports
         return array.astype(np.float32)
 
 

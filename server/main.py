@@ -1,4 +1,4 @@
-"""Start, serve, stop. torch and the web framework are imported when `serve` runs."""
+"""Start, serve and stop the server. torch and the web framework are imported when `serve` runs."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ logger = logging.getLogger("server")
 def serve(options: ServerOptions) -> None:
     """Load the language model and answer requests until SIGTERM or Ctrl-C; returns after a clean stop.
 
-    The port answers at once, `/readyz` with 503 until the model is loaded and warm.
+    The port answers immediately, `/readyz` with 503 until the model is loaded and warm.
 
     Raises:
-        InputError: the address cannot be listened on, or a file or folder of the options not be used.
+        InputError: the address cannot be used, or a file or folder of the options cannot be used.
         CheckpointError: the model cannot be loaded.
     """
     tls = options.tls
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
-    _ = checkpoint.visual_tensors  # a wrong checkpoint is refused before torch is imported
+    _ = checkpoint.visual_tensors  # rejects a wrong checkpoint before torch is imported
     bases = bases_of(*(read_basis(path, checkpoint.model_hash, "wire_basis") for path in options.wire_basis))
     if options.engine == "vllm":
         from qwen3vl_edge.server.engines.vllm.arguments import require_vllm
@@ -97,7 +97,7 @@ def _load(
 
 
 def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
-    """The engine, loaded and warmed up, and the vision tower where the options ask for it."""
+    """The engine, loaded and warm, and the vision tower if the options enable it."""
     if options.engine == "vllm":
         from qwen3vl_edge.server.engines.vllm.start import open_engine
 
@@ -152,7 +152,7 @@ def _url(listener: socket.socket, options: ServerOptions) -> str:
 
 
 def _on_hangup(*reread: Callable[[], None]) -> None:
-    """Handle SIGHUP as "files have changed"; unhandled, it ends the process, as when a terminal is closed."""
+    """Reload files on SIGHUP; unhandled, the signal ends the process, as when a terminal is closed."""
     if threading.current_thread() is threading.main_thread():
 
         def reread_all(*_: object) -> None:
@@ -163,7 +163,7 @@ def _on_hangup(*reread: Callable[[], None]) -> None:
 
 
 def _renew_tls(server: uvicorn.Server, options: ServerOptions) -> None:
-    """Load the certificate and key again; a broken pair is logged, and the previous one stays in use."""
+    """Reload the certificate and key; an invalid pair is logged, and the previous one stays in use."""
     try:
         if (tls := options.tls) is not None:
             renew_tls(server, tls)
@@ -173,7 +173,7 @@ def _renew_tls(server: uvicorn.Server, options: ServerOptions) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Plain lines on stderr, unless the program around has set up logging already."""
+    """Log plain lines to stderr, unless logging is already configured."""
     if not logging.getLogger().handlers:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logger.setLevel(logging.INFO)

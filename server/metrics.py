@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import EngineStats, GenerateResult
 
 PREFIX = "qwen3vl_edge"
-# Old name to new, both without the prefix; the old ones go with the next release.
+# Old name to new, both without the prefix; the next release removes the old ones.
 RENAMED = {
     "running": "requests_running",
     "kv_tokens": "kv_cache_tokens",
@@ -68,7 +68,7 @@ class EngineCollector(Collector):
 
 
 class StoreCollector(Collector):
-    """The store of embeddings held by hash, read at each scrape."""
+    """Statistics of the embedding store, read at each scrape."""
 
     def __init__(self, store: EmbeddingStore) -> None:
         self._store = store
@@ -84,12 +84,12 @@ class StoreCollector(Collector):
             yield _gauge("embedding_disk_bytes", "Bytes of embeddings in hold_folder", disk.bytes)
 
 
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", what, value)
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", documentation, value)
 
 
-def _counter(name: str, what: str, value: float) -> Metric:
-    return CounterMetricFamily(f"{PREFIX}_{name}", what, value)
+def _counter(name: str, documentation: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", documentation, value)
 
 
 class Metrics:
@@ -97,7 +97,7 @@ class Metrics:
 
     Args:
         stats: called at each scrape; None while the engine loads.
-        store: embeddings held by hash.
+        store: embeddings by hash.
     """
 
     def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore) -> None:
@@ -131,7 +131,7 @@ class Metrics:
         self.registry.register(DeprecatedAliases(current, old_names))
 
     def record(self, client: str, future: Future[GenerateResult]) -> None:
-        """Count an ended generation; the future's callback, so it counts with and without readers."""
+        """Count an ended generation; a callback of its future, so it counts with and without readers."""
         try:
             result = future.result()
         except CancelledError:
@@ -158,11 +158,11 @@ class Metrics:
                 self.generation_seconds.labels(phase).observe(value)
 
 
-def _new_counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
-    return Counter(f"{PREFIX}_{name}", what, labels, registry=registry)
+def _new_counter(registry: CollectorRegistry, name: str, documentation: str, *labels: str) -> Counter:
+    return Counter(f"{PREFIX}_{name}", documentation, labels, registry=registry)
 
 
 def _new_histogram(
-    registry: CollectorRegistry, name: str, what: str, buckets: tuple[float, ...], *labels: str
+    registry: CollectorRegistry, name: str, documentation: str, buckets: tuple[float, ...], *labels: str
 ) -> Histogram:
-    return Histogram(f"{PREFIX}_{name}", what, labels, buckets=buckets, registry=registry)
+    return Histogram(f"{PREFIX}_{name}", documentation, labels, buckets=buckets, registry=registry)

@@ -34,8 +34,8 @@ class ErrorDetail(BaseModel):
     Attributes:
         message: the input, the limit and the remedy.
         type: "invalid_request_error", or another of OpenAI's.
-        param: the field of the request, null where it is none.
-        code: stable, for programs.
+        param: the field of the request, or null.
+        code: stable identifier for programs.
     """
 
     message: str
@@ -45,7 +45,7 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """OpenAI's error object: every status from 400 on."""
+    """OpenAI's error object, for every status from 400 on."""
 
     error: ErrorDetail
 
@@ -73,7 +73,7 @@ HOLD = _takes({CONTENT_TYPE: _BINARY})
 
 
 def describe_openapi(app: FastAPI) -> None:
-    """Have `/openapi.json` say what FastAPI cannot read from the routes."""
+    """Add to `/openapi.json` what FastAPI cannot derive from the routes."""
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
 
 
@@ -85,10 +85,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
             "schemas": schemas["$defs"],
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         }
-        document["security"] = [{"token": []}, {}]  # a server without a token file asks for none
+        document["security"] = [{"token": []}, {}]  # a server without a token file requires no token
         for path in document["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)  # FastAPI's own form, which no route answers with
-                operation["responses"]["default"] = {"description": "Refused", "content": _json(Error)}
+                operation["responses"].pop("422", None)  # FastAPI's own error form, which no route returns
+                operation["responses"]["default"] = {"description": "Error", "content": _json(Error)}
         app.openapi_schema = document
     return app.openapi_schema

@@ -1,4 +1,4 @@
-"""The server's settings: a TOML file, the environment over it, the command line over both."""
+"""The server's settings: from a TOML file, overridden by the environment, overridden by the command line."""
 
 # ruff: noqa: RUF009 (setting() returns a dataclasses.field)
 
@@ -22,10 +22,10 @@ _TABLE = "a table, or a JSON object as text"
 
 
 def _read_table(value: Any, source: str) -> dict[str, Any]:
-    """A table of a TOML file, or JSON text of one.
+    """A table of a TOML file, or a JSON object as text.
 
     Raises:
-        InputError: it is neither.
+        InputError: the value is neither.
     """
     try:
         table = json.loads(value) if isinstance(value, str) else value
@@ -59,7 +59,7 @@ class ServerOptions:
     )
     dtype: str = setting(
         "auto",
-        "Type of the language model's weights; auto is what the checkpoint names.",
+        "Type of the language model's weights; auto is the checkpoint's.",
         option="--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
@@ -94,34 +94,34 @@ class ServerOptions:
     )
     prefix_cache_mib: int = setting(
         256,
-        "Memory for the KV cache of ended requests, for the next turn of a chat, in MiB; 0 keeps none.",
+        "Memory for the KV cache of ended requests, for the next turn of a chat, in MiB; 0 stores none.",
         within=(0, 2**24),
     )
-    prefix_cache_s: float = setting(600.0, "Seconds since its last use that it is kept.", within=(0, 86_400))
+    prefix_cache_s: float = setting(600.0, "Seconds since its last use after which it is evicted.", within=(0, 86_400))
     max_json_body_mib: int = setting(
         64,
         "A lower limit for JSON bodies, in MiB: their numbers cost several times their text in memory.",
         within=(1, 16_384),
     )
     body_timeout_s: float = setting(60.0, "Seconds that a client may take to send its body.", within=(0.01, 3600))
-    drain_s: int = setting(30, "Seconds that running requests get to finish after SIGTERM.", within=(0, 3600))
+    drain_s: int = setting(30, "Seconds in which running requests may finish after SIGTERM.", within=(0, 3600))
     hold_embeddings_mib: int = setting(
-        256, "Memory for embeddings that later requests may name by hash, in MiB; 0 holds none.", within=(0, 2**24)
+        256, "Memory for embeddings that later requests may name by hash, in MiB; 0 stores none.", within=(0, 2**24)
     )
     hold_embeddings_s: float = setting(
-        3600.0, "Seconds since their last use that they are held.", within=(0.001, 366 * 86_400)
+        3600.0, "Seconds since their last use after which they are evicted.", within=(0.001, 366 * 86_400)
     )
     wire_basis: tuple[Path, ...] = setting(
         (), "Bases that devices may send embeddings in (`fit-basis`).", option="--wire-basis"
     )
     allow_pixels: bool = setting(
         False,
-        "Load the vision encoder too, and take pictures in chats as well as embeddings.",
+        "Load the vision encoder too, and accept pictures in chats as well as embeddings.",
         option="--allow-pixels",
     )
     keep_answers_s: float = setting(
         600.0,
-        "Seconds for which the answer to a request with an Idempotency-Key is kept, in memory.",
+        "Seconds for which the answer to a request with an Idempotency-Key is stored, in memory.",
         within=(0, 86_400),
     )
     keep_answers: int = setting(1024, "Most of these answers; the oldest go first.", within=(0, 1_000_000))
@@ -136,7 +136,7 @@ class ServerOptions:
     )
     hold_disk_mib: int = setting(4096, "Size limit of that folder, in MiB.", within=(1, 2**30))
     hold_disk_s: float = setting(
-        7 * 86_400.0, "Seconds since their last use that embeddings stay there.", within=(1, 366 * 86_400)
+        7 * 86_400.0, "Seconds since their last use after which embeddings are evicted there.", within=(1, 366 * 86_400)
     )
     tokens_file: Path | None = setting(
         None,
@@ -145,7 +145,7 @@ class ServerOptions:
         option="--tokens-file",
     )
     metrics_token: bool = setting(False, "Require a token at `/metrics` too.")
-    tls_cert: Path | None = setting(None, "Certificate (PEM); the server then speaks HTTPS alone.", option="--tls-cert")
+    tls_cert: Path | None = setting(None, "Certificate (PEM); the server then serves HTTPS only.", option="--tls-cert")
     tls_key: Path | None = setting(None, "The certificate's key (PEM).", option="--tls-key")
     tls_client_ca: Path | None = setting(
         None, "Authorities (PEM); a client must present a certificate that one of them signed."
@@ -189,28 +189,28 @@ class ServerOptions:
         check_settings(self)
         if self.hold_folder is not None and not self.hold_embeddings_mib:
             raise InputError(
-                "hold_folder needs memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
+                "hold_folder requires memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
             )
         if self.allow_pixels and self.engine != "transformers":
             raise InputError(
-                "allow_pixels is for the transformers engine alone",
+                "allow_pixels requires the transformers engine",
                 field="--allow-pixels",
                 got=f"--engine {self.engine}",
                 remedy="Leave it out: the device encodes pictures.",
             )
         if self.metrics_token and self.tokens_file is None:
-            raise InputError("metrics_token needs tokens to ask for", field="tokens_file", remedy="Set tokens_file.")
+            raise InputError("metrics_token requires tokens", field="tokens_file", remedy="Set tokens_file.")
 
     def most_json_bytes(self, limits: Limits) -> int:
-        """The longest JSON body that a server with these limits reads."""
+        """Size limit in bytes of a JSON body for these limits."""
         return min(limits.max_body_bytes, self.max_json_body_mib * 2**20)
 
     @property
     def tls(self) -> ServerTls | None:
-        """The certificates, tried out.
+        """The certificates, loaded and validated.
 
         Raises:
-            InputError: one cannot be used.
+            InputError: a certificate or key cannot be used.
         """
         from qwen3vl_edge.contract.http.tls import server_tls
 
@@ -218,7 +218,7 @@ class ServerOptions:
 
     @property
     def limits(self) -> Limits:
-        """The most that one request may hold."""
+        """Upper limits of one request."""
         from qwen3vl_edge.contract.wire.request import Limits
 
         return Limits(
@@ -237,12 +237,12 @@ def load_options(
 
     Args:
         path: TOML file, or None.
-        options: of the command line, None where not given; they win.
+        options: command line options, None if not given; they take precedence.
         environment: os.environ by default; QWEN3VL_SERVER_PORT=8001 sets `port`.
 
     Raises:
-        InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names it
-            and where it came from.
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or out of range; names the
+            setting and its source.
     """
     values = gather_settings(ServerOptions, path, options, environment, ENVIRONMENT)
     if "model" not in values:

@@ -1,4 +1,4 @@
-"""Whether the server can answer yet."""
+"""Readiness: the engine, once it is loaded and warm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Readiness:
     """Holds the engine once it is loaded and warm.
 
-    Written once, by the thread that loads; read by the event loop.
+    Written once by the loading thread; read by the event loop.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Readiness:
         return self._engine
 
     def working_engine(self, stall_s: float) -> Engine:
-        """The engine, unless it is stuck or dead.
+        """The engine, if it is neither stuck nor dead.
 
         Raises:
             ServerUnavailableError: it is still loading, has died, or its step takes longer than `stall_s` seconds.
@@ -47,7 +47,7 @@ class Readiness:
         return self.engine
 
     def stats(self) -> EngineStats | None:
-        """The engine's, None while it loads."""
+        """The engine's statistics, None while it loads."""
         return None if self._engine is None else self._engine.stats()
 
     @property

@@ -1,4 +1,4 @@
-"""What the routes of one server share: settings, the engine once it is loaded, and what is kept between requests."""
+"""State shared by the routes of one server: settings, the engine once it is loaded, stores and access control."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qwen3vl_edge.server.readiness import Readiness
 
 @dataclass(frozen=True)
 class ServerState:
-    """Everything that a route may need.
+    """State that routes share.
 
     Attributes:
-        readiness: gets its engine when the model is loaded; until then most routes answer 503.
-        options: limits and the model's name.
-        bases: of packed embeddings, by their name on the wire.
+        readiness: gets its engine when the model is loaded; until then most routes return 503.
+        options: the server's settings.
+        bases: bases of packed embeddings, by sha256.
         store: embeddings held by hash.
         keyed: generations and answers by Idempotency-Key.
         guard: access tokens, rate limits and the audit log.
@@ -36,12 +36,12 @@ class ServerState:
     guard: Guard
 
     def close(self) -> None:
-        """Release the folder of held embeddings."""
+        """Release the folder of stored embeddings."""
         self.store.close()
 
 
 def open_state(readiness: Readiness, options: ServerOptions, bases: Bases = NO_BASES) -> ServerState:
-    """The state of a server that starts.
+    """Open the state of a new server.
 
     Raises:
         InputError: a file or folder of the options cannot be used.

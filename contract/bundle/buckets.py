@@ -48,13 +48,13 @@ def _loss(choice: BucketChoice) -> float:
 
 
 def split_frames(frames: int, lengths: Collection[int]) -> tuple[int, ...] | None:
-    """The fewest runs that hold `frames` temporal patches together, longest first; None where none fit exactly.
+    """The fewest runs whose lengths add up to `frames` temporal patches, longest first; None if no sum is exact.
 
-    Attention does not cross temporal patches and positions depend on h and w alone, so runs of a clip's parts
-    give what one run of the clip gives.
+    Attention does not cross temporal patches and positions depend on h and w alone, so encoding a clip in parts
+    gives the same embeddings as encoding it at once.
 
     Args:
-        lengths: temporal patches of the runs there are, such as {1, 4}.
+        lengths: available run lengths in temporal patches, such as {1, 4}.
     """
     best: list[tuple[int, ...] | None] = [()]
     for total in range(1, frames + 1):
@@ -87,11 +87,11 @@ def choose_bucket(
     """The bucket with the least loss of pixels and aspect among those with the same number of frames.
 
     An equal grid always wins. A bucket that would distort by more than `max_distortion` or shrink
-    below `min_scale` is not used: a dynamic-shape graph, where there is one, then serves the native grid, and
-    without one the picture is refused.
+    below `min_scale` is not used: the dynamic-shape graph, if there is one, then encodes the native grid;
+    otherwise the picture is rejected.
 
-    With `split` a clip may also be encoded in several runs of shorter buckets: where they have its exact size, or
-    where nothing else serves it.
+    With `split` a clip may also be encoded in several runs of shorter buckets: if they have its exact size, or if
+    no other graph fits it.
 
     Raises:
         BucketError: no bucket within the limits, and no dynamic-shape graph.

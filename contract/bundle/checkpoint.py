@@ -30,7 +30,7 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "vision_defaults.json",  # ours: min_pixels and max_pixels for qwen-vl-utils where its own do not suit the model
+    "vision_defaults.json",  # this project's: min_pixels and max_pixels where qwen-vl-utils' defaults do not fit
 )
 # Keys of config.json that change from save to save without changing the model.
 _VOLATILE_CONFIG = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}
@@ -61,7 +61,7 @@ class CheckpointTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local folder with `config.json` and safetensors shards of a Qwen3-VL, dense or MoE."""
+    """A local folder with `config.json` and safetensors shards of a Qwen3-VL model, dense or MoE."""
 
     path: Path
     name: str
@@ -119,12 +119,12 @@ class Checkpoint:
 
     @cached_property
     def model_hash(self) -> str:
-        """Identity of everything that decides embeddings and token ids: sha256 hex.
+        """Identity of everything that determines embeddings and token ids: sha256 hex.
 
         Covers config.json, the tokenizer, the chat template, and for each encoder tensor its name,
         dtype, shape and first 256 bytes: enough to distinguish any retrained or merged encoder, while a
         server can compute it without loading an encoder. A fine-tuned language model on an unchanged
-        encoder and tokenizer has the same hash, because it takes the same embeddings.
+        encoder and tokenizer has the same hash, because it accepts the same embeddings.
         """
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
@@ -171,8 +171,8 @@ def open_checkpoint(model: str, *, patterns: Iterable[str] | None = None) -> Che
 
     Args:
         model: path, or an id such as `Qwen/Qwen3-VL-2B-Instruct`.
-        patterns: files to take from the hub; None for the processor's files and the shards with
-            visual tensors, which for a sharded model leaves the language model on the hub.
+        patterns: files to download from the hub; None for the processor's files and the shards with
+            visual tensors, so the language model of a sharded checkpoint is not downloaded.
 
     Raises:
         CheckpointError: no such folder, and not an id that can be downloaded.

@@ -1,4 +1,4 @@
-"""Distance between the outputs of two implementations of one network: the formula of every parity figure."""
+"""Distance between the outputs of two implementations of one network: the formula of every parity metric."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Distance:
-    """One output against its reference.
+    """Distance of one output from its reference.
 
     Attributes:
-        cosine: of the flattened arrays; 1.0 is equal direction.
+        cosine: cosine similarity of the flattened arrays; 1.0 is equal direction.
         max_abs: largest absolute difference.
         relative_l2: ‖a - b‖ / ‖b‖.
     """
@@ -24,7 +24,7 @@ class Distance:
     relative_l2: float
 
     def worst(self, other: Distance) -> Distance:
-        """The worse of both, figure by figure; NaN is worse than any number."""
+        """The worse value of each metric; NaN is worse than any number."""
         return Distance(
             float(np.minimum(self.cosine, other.cosine)),
             float(np.maximum(self.max_abs, other.max_abs)),
@@ -33,7 +33,7 @@ class Distance:
 
 
 def distance(actual: NDArray[Any], reference: NDArray[Any]) -> Distance:
-    """Distance of two arrays of one shape, computed in float64. NaN anywhere makes every figure NaN."""
+    """Distance of two arrays of one shape, computed in float64. NaN anywhere makes every metric NaN."""
     a = actual.astype(np.float64).reshape(-1)
     b = reference.astype(np.float64).reshape(-1)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))

@@ -1,6 +1,6 @@
-"""Change a bundle that other processes may read or change: one lock, the manifest read again under it, one swap.
+"""Change a bundle that other processes may read or change: lock, read the manifest again, replace it.
 
-Builds and calibrations write their files first, under names that no manifest has, and take the lock only to
+Builds and calibrations write their files first, under names that no manifest uses, and take the lock only to
 replace the manifest. Readers take no lock: `manifest.json` is replaced by a rename.
 """
 
@@ -24,7 +24,7 @@ class ManifestEdit:
     """A manifest under the bundle's lock.
 
     Attributes:
-        manifest: as it is on the disk now; the caller assigns the new one. `files` may be left as they are.
+        manifest: the current manifest on disk; the caller assigns the new one. `files` need not be updated.
         written: records of the files that the caller has written for the new manifest.
     """
 
@@ -34,19 +34,19 @@ class ManifestEdit:
 
 @contextmanager
 def edit(folder: Path, *, unchanged: Iterable[FileRecord] = ()) -> Iterator[ManifestEdit]:
-    """Replace the manifest of a bundle; on an error inside the block it stays as it was.
+    """Replace the manifest of a bundle; an error inside the block leaves it unchanged.
 
     When the block ends, records of files that the new manifest no longer names are dropped, `written` ones are
     added, the manifest is checked and written, and the files that were dropped are deleted.
 
     Args:
-        unchanged: records that the bundle must still have: of the files that the change was computed from.
+        unchanged: records of the files that the change was computed from; the bundle must still have them.
 
     Raises:
         BundleError: no bundle in `folder`, a folder that cannot be written, a file of `unchanged` that has been
             replaced, or a new manifest that is not consistent.
     """
-    read_manifest(folder)  # no lock file is put into a folder that is no bundle
+    read_manifest(folder)  # do not create a lock file in a folder that is not a bundle
     with locked(folder):
         before = read_manifest(folder)
         _check_unchanged(folder, before, unchanged)
@@ -65,10 +65,10 @@ def edit(folder: Path, *, unchanged: Iterable[FileRecord] = ()) -> Iterator[Mani
 def locked(folder: Path) -> Iterator[None]:
     """Hold the bundle's lock; waits while another thread or process holds it.
 
-    The operating system releases the lock of a process that ends, in whatever way.
+    The operating system releases the lock when the process ends for any reason.
 
     Raises:
-        BundleError: the folder cannot be written, or the system has no such locks.
+        BundleError: the folder cannot be written, or the system has no POSIX file locks.
     """
     while True:
         try:
@@ -86,7 +86,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _acquire(file: Path) -> int:
     """A descriptor of the lock file that holds its lock."""
     try:
-        import fcntl  # not on every system, and only here
+        import fcntl  # not available on every system
     except ImportError:
         raise BundleError(
             f"{file.parent} cannot be changed: this system has no POSIX file locks",
@@ -103,7 +103,7 @@ def _acquire(file: Path) -> int:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a bundle that cannot be changed, before a long computation for it.
+    """Reject a bundle that cannot be changed, before a long computation for it.
 
     Raises:
         BundleError: the folder cannot be written.
@@ -121,7 +121,7 @@ def _not_writable(folder: Path, reason: str) -> BundleError:
 
 
 def _is_current(lock: int, folder: Path) -> bool:
-    """Whether the locked file is still the bundle's: an export replaces the folder, and its lock file with it."""
+    """Whether the lock file is still the bundle's: an export replaces the folder together with its lock file."""
     try:
         return os.path.samestat(os.fstat(lock), os.stat(folder / LOCK_NAME))
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def _check_unchanged(folder: Path, manifest: Manifest, unchanged: Iterable[FileR
     for record in unchanged:
         if record not in manifest.files:
             raise BundleError(
-                f"bundle {folder}: {record.path} was replaced while the command ran; the bundle is as it was",
+                f"bundle {folder}: {record.path} was replaced while the command ran; the bundle is unchanged",
                 field=record.path,
                 expected=f"sha256 {record.sha256[:12]}…",
                 remedy="Run the command again.",
@@ -142,5 +142,5 @@ def _check_unchanged(folder: Path, manifest: Manifest, unchanged: Iterable[FileR
 def _delete(folder: Path, paths: Iterable[str]) -> None:
     for path in paths:
         (folder / path).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty, or gone already
+        with suppress(OSError):  # not empty, or already deleted
             (folder / path).parent.rmdir()

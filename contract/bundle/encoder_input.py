@@ -1,4 +1,4 @@
-"""What the vision encoder takes: the export's check, the device, calibration and parity all hand over this."""
+"""The vision encoder's input, used by the export's check, the device, calibration and parity."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class EncoderInput:
 
     @property
     def values(self) -> NDArray[Any]:
-        """What reaches the encoder: the pixels where there are any, else the patches."""
+        """The array that the encoder receives: the pixels if there are any, else the patches."""
         return self.pixel_values if self.pixels is None else self.pixels

@@ -55,7 +55,7 @@ class PatchGeometry:
 
     @property
     def factor(self) -> int:
-        """Pixels per visual token on each side; every picture side is a multiple of it."""
+        """Pixels per visual token on each side; every side of a picture must be a multiple of it."""
         return self.patch_size * self.merge_size
 
     def pixels(self, grid: Grid) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class PatchGeometry:
         return grid.h * self.patch_size, grid.w * self.patch_size
 
     def frames(self, grid: Grid) -> int:
-        """Video frames that a grid holds (an image is one picture, shown twice)."""
+        """Video frames of a grid; an image counts as one frame, repeated to fill the temporal patch."""
         return grid.t * self.temporal_patch_size
 
     def image_grid(self, height: int, width: int) -> Grid:

@@ -1,4 +1,4 @@
-"""The bundle's `manifest.json`: files of the folder, their model, and the measurements taken of them.
+"""The bundle's `manifest.json`: files of the folder, their model, and their measurements.
 
 BUNDLE/
   manifest.json
@@ -7,7 +7,7 @@ BUNDLE/
   fp32/1x28x28.onnx   one graph per bucket
   fp32/dynamic.onnx   the dynamic-shape graph
   int8-9f3c21ab/      a set written by `qwen3vl-edge calibrate`, named after its key
-  calibration/        statistics of the activations, for another calibration; not a part of the bundle
+  calibration/        statistics of the activations, reused by later calibrations; not a part of the bundle
   wire/basis-9f3c21ab.safetensors   written by `qwen3vl-edge fit-basis`, see contract/wire/basis.py
   engines/            built by `qwen3vl-edge build`, see contract/bundle/trt_plans.py
   .edit.lock          empty; locked while the manifest is replaced, see contract/bundle/edit.py
@@ -85,10 +85,10 @@ class CalibrationRecord:
         key: sha256 of all inputs of the calibration.
         base: the set that was quantized.
         samples: pictures and clips observed; per_bucket counts them by grid.
-        smooth: SmoothQuant's alpha, None without.
-        quantized: products in int8 or float8, linears and attention scores; excluded: those left in the set's
+        smooth: SmoothQuant's alpha, None without SmoothQuant.
+        quantized: products in int8 or float8, linears and attention scores; excluded: those that stay in the set's
             other precision.
-        sensitivity: file with each product's effect, where it was measured.
+        sensitivity: file with each product's effect, None if it was not measured.
     """
 
     key: str
@@ -104,14 +104,15 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class BasisRecord:
-    """A basis for embeddings on the wire, and the fit that gave it.
+    """A basis for embeddings on the wire, and how it was fitted.
 
     Attributes:
         path: its file; the file's sha256 is the basis's name on the wire.
         precision: the set whose embeddings it was fitted to.
-        samples: pictures and clips; rows of theirs that were fitted, and held out to be measured on.
-        ranks: directions of each tensor: the embeddings, then each DeepStack level.
-        mean_cosines, least_cosines: of each tensor's held-out rows with their projection on its directions.
+        samples: number of pictures and clips.
+        rows, held_out_rows: embedding rows used for the fit, and held out for evaluation.
+        ranks: number of directions of each tensor: the embeddings, then each DeepStack level.
+        mean_cosines, least_cosines: cosine of each tensor's held-out rows with their projection on its directions.
     """
 
     path: str
@@ -260,7 +261,7 @@ class Manifest:
         return tuple(paths)
 
     def write(self, bundle: Path) -> None:
-        """Write `manifest.json` atomically. A bundle that others may open is changed by `contract.bundle.edit`."""
+        """Write `manifest.json` atomically. Use `contract.bundle.edit` for a bundle that others may open."""
         atomic.write_bytes(bundle / MANIFEST_NAME, self.to_json().encode())
 
 
@@ -289,7 +290,7 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
 
 
 def check_consistent(manifest: Manifest, source: str = MANIFEST_NAME) -> None:
-    """Check that the parts of a manifest fit each other, and that each file they name has a record.
+    """Check that the parts of a manifest are consistent, and that each file they name has a record.
 
     Raises:
         BundleError, BucketError: names the key at fault.

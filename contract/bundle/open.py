@@ -17,7 +17,7 @@ COPY_AGAIN = "Copy the bundle again, or export it again."
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder and the manifest that it had when it was opened."""
+    """A bundle folder and its manifest, as read when the bundle was opened."""
 
     path: Path
     manifest: Manifest
@@ -32,7 +32,7 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Open and check a bundle. Takes no lock: a manifest that is replaced meanwhile is read and checked again.
+    """Open and check a bundle without a lock; a manifest that is replaced meanwhile is read and checked again.
 
     Args:
         path: the bundle folder.
@@ -56,7 +56,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and parse a bundle's manifest; the files that it records are not looked at.
+    """Read and parse a bundle's manifest without checking the files that it records.
 
     Raises:
         BundleError: no bundle there, or a manifest that cannot be read or is not valid.
@@ -83,7 +83,7 @@ def _check_files(manifest: Manifest, path: str | Path, folder: Path, *, verify: 
 
 
 def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:
-    """Open the checkpoint that a bundle was exported from; refuse any other.
+    """Open the checkpoint that a bundle was exported from; reject any other.
 
     Args:
         model: folder or hub id, as `open_checkpoint` takes it, from the option `--model`.
@@ -91,7 +91,7 @@ def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None 
 
     Raises:
         CheckpointError: the checkpoint is missing.
-        ModelMismatchError: its model hash is not the bundle's.
+        ModelMismatchError: its model hash differs from the bundle's.
     """
     checkpoint = open_checkpoint(model, patterns=patterns)
     if checkpoint.model_hash != bundle.manifest.model.model_hash:
@@ -124,7 +124,7 @@ def check_file(folder: Path, record: FileRecord, *, verify: bool, remedy: str = 
     """Compare a file with its record.
 
     Raises:
-        BundleError: missing, of another size, or (with `verify`) of another hash.
+        BundleError: the file is missing, or its size or (with `verify`) its hash differs.
     """
     file = folder / record.path
     if not file.is_file():

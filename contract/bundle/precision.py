@@ -12,8 +12,8 @@ class Precision:
     Attributes:
         rest: "fp32" or "fp16": the type of weights and products that are not quantized, and of the outputs.
         quantized: "int8" or "fp8" for products behind Q/DQ pairs, None where there are none.
-        min_cosine: least cosine of every encoder output to PyTorch in fp32, when parity is measured.
-        min_agreement: least share of prompts whose greedy tokens equal the unsplit model's.
+        min_cosine: lowest accepted cosine of each encoder output to PyTorch in fp32, when parity is measured.
+        min_agreement: lowest accepted share of prompts whose greedy tokens equal the unsplit model's.
     """
 
     name: str
@@ -37,9 +37,9 @@ PRECISIONS = {
 }
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
-# Optimizers of ONNX Runtime to switch off, by the type that products are quantized to. The first turns a product
-# and its bias into a Gemm, which becomes no integer product; the second moves quantization before transposes,
-# which take no float8.
+# ONNX Runtime optimizers to disable, by the type that products are quantized to. The first fuses a product and its
+# bias into a Gemm, which cannot become an integer product; the second moves quantization before transposes, which
+# do not accept float8.
 ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
     None: frozenset(),
     "int8": frozenset({"MatMulAddFusion"}),

@@ -1,7 +1,7 @@
-"""transformers' vision encoder out of a checkpoint, without its language model.
+"""transformers' vision encoder from a checkpoint, without its language model.
 
-The reference of the export's check and of parity, the `pytorch` backend, and the server's vision tower are this one
-module. torch and transformers are imported when it is loaded or run.
+The export's check, parity, the `pytorch` backend and the server's vision tower all use this module. torch and
+transformers are imported when the encoder is loaded or run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def load_torch_encoder(
         attention: transformers' `attn_implementation`; None for its choice.
 
     Raises:
-        CheckpointError: a shard is truncated or malformed, holds no encoder, or a tensor of a dtype not read here.
-        RuntimeError: the tensors are not those of the config's encoder (torch's `load_state_dict`).
+        CheckpointError: a shard is truncated or malformed, has no encoder, or a tensor has an unsupported dtype.
+        RuntimeError: the tensors do not match the config's encoder (torch's `load_state_dict`).
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -44,13 +44,13 @@ def load_torch_encoder(
         encoder = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
     state = {name: _read_tensor(name, tensor).to(dtype) for name, tensor in checkpoint.visual_tensors.items()}
     encoder.load_state_dict(state, strict=True, assign=True)
-    # Its frequencies are not in the checkpoint but computed from the config, so not on the meta device.
+    # The rotary frequencies are computed from the config, not read from the checkpoint: they must not be on meta.
     encoder.rotary_pos_emb = type(encoder.rotary_pos_emb)(config)
     return encoder.to(device).eval()
 
 
 def run_torch_encoder(encoder: Any, grid: Grid, pixel_values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Run an encoder that is in float32 on the CPU.
+    """Run a float32 encoder on the CPU.
 
     Args:
         pixel_values: float32 [t·h·w, channels·temporal·patch²].
@@ -70,11 +70,11 @@ def _read_tensor(name: str, tensor: CheckpointTensor) -> Any:
 
     if tensor.entry.dtype not in TORCH_DTYPES:
         raise CheckpointError(
-            f"tensor visual.{name} has a dtype that is not read here",
+            f"tensor visual.{name} has an unsupported dtype",
             field=name,
             expected=" or ".join(TORCH_DTYPES),
             got=tensor.entry.dtype,
         )
-    # One copy, out of the file's memory map; torch takes no buffer that it could not write to.
+    # One copy out of the file's memory map, because torch accepts only writable buffers.
     raw = torch.frombuffer(bytearray(tensor.map()), dtype=getattr(torch, TORCH_DTYPES[tensor.entry.dtype]))
     return raw.reshape(tensor.entry.shape)

@@ -39,7 +39,7 @@ class PlanRecord:
     Attributes:
         path: the plan, relative to the bundle.
         graph: the ONNX graph that it was built from, relative to the bundle.
-        graph_sha256: of that graph when it was built.
+        graph_sha256: sha256 of that graph at build time.
         buckets: optimization profile i serves `buckets[i]`.
         inputs, outputs: the plan's I/O table; a dimension that differs between profiles is a string.
         layers: file with the engine inspector's JSON, relative to the bundle; None where no GPU could load the plan.
@@ -62,7 +62,7 @@ class EngineRecord:
         target: a name of `export/tensorrt/targets.py`.
         library: "tensorrt" or "tensorrt_rtx", with the exact version that built it.
         compute_capabilities: GPUs that it runs on, as "8.7"; "8.0+" is that one and all later ones.
-        weights_sha256: of the weights file of that precision when it was built.
+        weights_sha256: sha256 of that precision's weights file at build time.
         stripped: the plans hold no weights and are refitted from the bundle's when loaded.
         key: sha256 of the build's inputs; an equal key makes a new build unnecessary.
         seconds: duration of the build.
@@ -101,7 +101,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def check_engine_record(record: EngineRecord, source: str) -> None:
-    """Check values that the types leave open.
+    """Check the values that types alone do not constrain.
 
     Raises:
         BundleError: unknown library or layout, or no plans.

@@ -1,1 +1,1 @@
-"""Files and documents: how they are written whole, parsed strictly, and laid out in bytes."""
+"""File and document formats: atomic writes, strict parsing, byte layouts."""

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all: under a temporary name, then renamed."""
+"""Write files and folders atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o644, sync: b
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
     Args:
-        mode: permissions of the file; mkstemp's own are private, and most files are meant to be read by others.
-        sync: wait until the data is on the disk; without it a power cut may leave a part.
+        mode: permissions of the file; mkstemp's default is private, and most files must be readable by others.
+        sync: wait until the data is on the disk; otherwise a power failure may leave a partial file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

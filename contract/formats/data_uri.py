@@ -1,4 +1,4 @@
-"""`data:` URIs with base64 content (RFC 2397), taken apart first, so that a size is checked before it is decoded."""
+"""`data:` URIs with base64 content (RFC 2397), parsed first, so that the size is checked before decoding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class DataUri:
 
     @property
     def kind(self) -> str:
-        """The type without its subtype: "image" of "image/png", and of the bare "image" that Qwen's examples have."""
+        """The type without its subtype: "image" for "image/png", and for the bare "image" in Qwen's examples."""
         return self.media_type.partition("/")[0]
 
     @property
     def decoded_bytes(self) -> int:
-        """Size of the content before it is decoded; at most two bytes too many, for the padding."""
+        """Size of the content, computed without decoding; up to two bytes too large because of padding."""
         return len(self.payload) * 3 // 4
 
     def decode(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Build frozen dataclasses from JSON strictly: every key known, every type as annotated."""
+"""Build frozen dataclasses from JSON strictly: unknown keys and wrong types are rejected."""
 
 from __future__ import annotations
 

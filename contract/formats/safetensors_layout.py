@@ -1,6 +1,6 @@
 """The safetensors container: an 8-byte length, a JSON table of tensors, then their bytes.
 
-Strict on purpose: the checkpoint reader and the wire decoder rely on the offsets that this file has checked.
+Strict on purpose: the checkpoint reader and the wire decoder rely on the offsets that this module validates.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -113,7 +113,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
             raise WireError(f"tensor {name!r} has a malformed {label}", field=name, got=repr(numbers)[:80])
     if len(offsets) != 2 or len(shape) > 8:
         raise WireError(f"tensor {name!r} is malformed", field=name, expected="2 offsets and at most 8 dimensions")
-    if math.prod(max(number, 1) for number in shape) > _MAX_ELEMENTS:  # a 0 beside it would hide an enormous size
+    if math.prod(max(number, 1) for number in shape) > _MAX_ELEMENTS:  # a size of 0 would hide an enormous other one
         raise WireError(f"tensor {name!r} has too many elements", field=name, got=repr(shape)[:80])
     size = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != size:
@@ -127,7 +127,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
 
 
 def build_header(entries: list[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    """The length and JSON table for tensors laid out one after another, padded to 8 bytes with spaces."""
+    """The length and JSON table for consecutive tensors, padded to 8 bytes with spaces."""
     table: dict[str, Any] = {"__metadata__": metadata}
     position = 0
     for name, dtype, shape in entries:

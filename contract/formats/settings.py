@@ -1,12 +1,12 @@
 """Settings of a long-running program: declared once, read from a TOML file, the environment and the command line.
 
-A program's settings are the fields of a frozen dataclass, each declared with `setting`. From that declaration come the
-check of the TOML file, the environment variable, the option of the command line with its help, the range check, what a
-reload applies, and the page docs/reference/settings.md.
+A program's settings are the fields of a frozen dataclass, each declared with `setting`. The declaration defines the
+validation of the TOML file, the environment variable, the command line option with its help, the range check, whether
+a reload applies the setting, and its entry in docs/reference/settings.md.
 
-Dataclass fields and not pydantic-settings: the command line builds its options from these declarations, and `--help`
-must load nothing heavy; an error must stay one line that names where the value came from; and a lean device has one
-dependency less.
+Dataclass fields are used instead of pydantic-settings: the command line builds its options from these declarations,
+and `--help` must import nothing heavy; an error must stay one line that names the value's source; and the device has
+one dependency less.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qwen3vl_edge.contract.errors import InputError
 
 T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
-"""A setting's value and where it came from, to the value of its field."""
+"""Maps a setting's raw value and its source to the value of its field."""
 REQUIRED: Any = MISSING
-"""In place of a default: the setting has none."""
+"""Marks a setting without a default."""
 _KEY = "setting"
 
 
@@ -36,14 +36,14 @@ class Setting:
 
     Attributes:
         help: one or a few sentences, for `--help` and for the settings page.
-        option: of the command line, such as "--port"; None for a setting without one.
+        option: command line option, such as "--port"; None for a setting without one.
         within: lowest and highest value.
-        choices: the only values, or a function that returns them where their module is heavy.
-        pattern: regular expression that the text, or each text of a tuple, matches as a whole.
-        form: what a value looks like, where the type does not say it; an error gives it as what was expected.
+        choices: the allowed values, or a function that returns them if their module is heavy to import.
+        pattern: regular expression that the text, or each text of a tuple, must match as a whole.
+        form: description of a valid value, if the type is not enough; errors show it as the expected value.
         reloadable: a reload (SIGHUP) applies it.
         file_only: neither the environment nor the command line can set it.
-        read: reads the value of a field of a type that `typed` does not know.
+        read: parser for a field whose type `typed` does not support.
     """
 
     help: str
@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The only values; empty where any is allowed."""
+        """The allowed values; empty if any value is allowed."""
         return self.choices() if callable(self.choices) else self.choices
 
 
@@ -76,11 +76,11 @@ def setting(
     secret: bool = False,
     read: Reader | None = None,
 ) -> T:
-    """A dataclass field with its `Setting`; the arguments are its attributes.
+    """A dataclass field with its `Setting`; the arguments are the attributes of `Setting`.
 
     Args:
         default: REQUIRED for none; a dict is copied for each object.
-        secret: the object's text leaves it out.
+        secret: leave the value out of the object's repr.
     """
     text = " ".join(help.split())
     declared = {_KEY: Setting(text, option, within, choices, pattern, form, reloadable, file_only, read)}
@@ -95,7 +95,7 @@ class Declared:
 
     Attributes:
         type: its annotation, without "| None".
-        default: None for REQUIRED too.
+        default: None if REQUIRED, too.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Declared:
 
 
 def settings_of(kind: type) -> dict[str, Declared]:
-    """The settings that a dataclass declares, by name and in its order."""
+    """The settings that a dataclass declares, by name in declaration order."""
     declared = {}
     for item in fields(kind):
         if _KEY in item.metadata:
@@ -131,15 +131,15 @@ def gather_settings(
     """Values for the fields of a dataclass.
 
     Args:
-        kind: the dataclass; its settings are of type str, int, float, bool, Path, a tuple of str or Path, or have a
-            reader.
+        kind: the dataclass; its settings are of type str, int, float, bool, Path, a tuple of str or Path, or have
+            `read`.
         path: TOML file, or None.
-        options: of the command line, None where not given; they win.
-        environment: os.environ where None; with the prefix QWEN3VL_EDGE_, QWEN3VL_EDGE_PORT=8081 sets `port`.
+        options: command line options, None if not given; they take precedence.
+        environment: None for os.environ; with the prefix QWEN3VL_EDGE_, QWEN3VL_EDGE_PORT=8081 sets `port`.
 
     Raises:
-        InputError: the file cannot be read, or a setting is unknown, of the wrong type or in a place that cannot set
-            it; names it and where it came from.
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or not allowed in its source;
+            names the setting and its source.
     """
     declared = settings_of(kind)
     values: dict[str, Any] = {}
@@ -168,7 +168,7 @@ def read_toml(path: Path, field: str = "--config") -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        InputError: it cannot be read or is no TOML; `field` is the setting that names it.
+        InputError: the file cannot be read or is not TOML; `field` is the setting that names it.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -187,13 +187,13 @@ def _from_environment(environment: Mapping[str, str], prefix: str) -> dict[str, 
 
 
 def typed(name: str, value: Any, kind: str, source: str) -> Any:
-    """The value in its field's type; text, as the environment has it, is read as that type.
+    """Convert a value to its field's type; text from the environment is parsed as that type.
 
     Args:
         kind: as `Declared.type`, such as "int" or "tuple[Path, ...]".
 
     Raises:
-        InputError: it is not of that type.
+        InputError: the value is not of that type.
     """
     try:
         if kind in _READ:
@@ -228,13 +228,13 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def check_settings(settings: Any, where: str = "") -> None:
-    """Hold the fields of a settings object against their choices, ranges and patterns.
+    """Validate the fields of a settings object against their choices, ranges and patterns.
 
     Args:
         where: prefix of the field that an error names, such as "cameras.door.".
 
     Raises:
-        InputError: a value is none of the choices, out of range, or of another form.
+        InputError: a value is not one of the choices, is out of range, or does not match the pattern.
     """
     for name, item in settings_of(type(settings)).items():
         value, declared = getattr(settings, name), item.setting

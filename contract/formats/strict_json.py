@@ -1,4 +1,4 @@
-"""Parse untrusted JSON strictly: nothing is accepted that two parsers could read differently."""
+"""Parse untrusted JSON strictly: anything that two parsers could read differently is rejected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def strict_object(text: str | bytes, field: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Args:
-        field: its name in errors.
+        field: the field that an error names.
 
     Raises:
         WireError: not JSON, not an object, a repeated name, nested too deeply, a number of thousands of digits, or a
@@ -30,7 +30,7 @@ def strict_object(text: str | bytes, field: str) -> dict[str, Any]:
         # json.loads would decode bytes as UTF-16 or UTF-32 too, with lone surrogates in them.
         text = text.decode() if isinstance(text, bytes) else text
         document = json.loads(text, object_pairs_hook=unique)
-        if "\\u" in text:  # only an escape can be a lone surrogate now
+        if "\\u" in text:  # after UTF-8 decoding only an escape can be a lone surrogate
             json.dumps(document, ensure_ascii=False).encode()
     except WireError:
         raise

@@ -5,7 +5,7 @@ storage that it names by a persistent id, and `<name>/data/<key>`, that storage'
 torch/serialization.py.
 
 A pickle program can call anything by name. The reader does not run it: it compares the program, opcode by opcode, with
-the one that torch.save writes for one dense tensor, and refuses any other. So a client's bytes can only ever become an
+the one that torch.save writes for one dense tensor, and rejects any other. So a client's bytes can only become an
 array, no larger than the bytes themselves.
 """
 
@@ -29,7 +29,7 @@ from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.formats.zip_entries import read_entries
 
 MAGIC = b"PK\x03\x04"
-MAX_PROGRAM_BYTES = 1024  # 160 or so for a tensor of rank 3
+MAX_PROGRAM_BYTES = 1024  # about 160 for a tensor of rank 3
 MAX_RANK = 8
 _STORAGES = {
     "HalfStorage": "<f2",
@@ -38,28 +38,28 @@ _STORAGES = {
     "IntStorage": "<i4",
     "LongStorage": "<i8",
 }
-# What is written, by the dtype of this machine's byte order; the file names that order.
+# Dtypes that can be written, in this machine's byte order; the file records that order.
 _WRITTEN = {np.dtype(_STORAGES[name][1:]): name for name in ("FloatStorage", "HalfStorage", "LongStorage")}
-_STAMP = (1980, 1, 1, 0, 0, 0)  # of each entry: the same array gives the same bytes
+_STAMP = (1980, 1, 1, 0, 0, 0)  # date of each entry: fixed, so that the same array gives the same bytes
 _LOCATION = re.compile(r"cpu|cuda:\d{1,3}", re.ASCII)
 _KEY = re.compile(r"\d{1,9}", re.ASCII)
-# Beside the tensor's own two: what releases of torch write about the file.
+# Metadata entries that releases of torch write beside the tensor's own two.
 _OTHERS = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 def torch_bytes(array: NDArray[Any]) -> bytes:
-    """What `torch.save` would write of this array as a tensor; `torch.load(weights_only=True)` reads it.
+    """The file that `torch.save` would write for this array as a tensor; `torch.load(weights_only=True)` reads it.
 
     Args:
         array: float32, float16 or int64, of any shape.
 
     Raises:
-        WireError: another dtype.
+        WireError: an unsupported dtype.
     """
     if array.dtype not in _WRITTEN:
         known = ", ".join(str(dtype) for dtype in _WRITTEN)
         raise WireError("array cannot be written as a torch tensor", field="dtype", expected=known, got=array.dtype)
-    array = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays one
+    array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a scalar 1-D
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as container:
         for name, data in (
@@ -79,13 +79,13 @@ def _pickled(array: NDArray[Any]) -> bytes:
 
 
 class _Global:
-    """Stands for a name of torch, which need not be installed here."""
+    """Placeholder for a name of torch, which need not be installed."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
 
-    def __call__(self, *_: Any) -> Any:  # pickle wants what a reduction calls to be callable
-        raise TypeError(f"{self.module}.{self.name} is only named here")
+    def __call__(self, *_: Any) -> Any:  # pickle requires the function of a reduction to be callable
+        raise TypeError(f"{self.module}.{self.name} is a placeholder and cannot be called")
 
 
 class _Storage:
@@ -94,7 +94,7 @@ class _Storage:
 
 
 class _Rebuilt:
-    """Pickled as the call torch.load makes: rebuild(storage, offset, shape, strides, requires_grad, hooks)."""
+    """Pickled as the call that torch.load runs: rebuild(storage, offset, shape, strides, requires_grad, hooks)."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
@@ -105,8 +105,8 @@ class _Rebuilt:
         return rebuild, (_Storage(self._array), 0, self._array.shape, strides, False, OrderedDict())
 
 
-class _TensorPickler(pickle._Pickler):  # the Python one: its `save_global` can be told what to write
-    """Writes `_Global` as the name it stands for, and `_Storage` as a persistent id."""
+class _TensorPickler(pickle._Pickler):  # the Python one: its dispatch can be overridden
+    """Writes `_Global` as a global name, and `_Storage` as a persistent id."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
@@ -127,13 +127,13 @@ def read_torch(data: bytes, field: str) -> NDArray[Any]:
 
     Args:
         data: the whole file.
-        field: what an error names.
+        field: the field that an error names.
 
     Returns:
         float16, float32, int32 or int64 as a read-only view of `data`; bfloat16 as float32, which holds it exactly.
 
     Raises:
-        WireError: anything but one dense, contiguous tensor of these types; names the part.
+        WireError: not one dense, contiguous tensor of these dtypes; names the part at fault.
     """
     entries = _by_last_name(read_entries(data, field), field)
     if (order := bytes(entries.get("byteorder", b"little"))) != b"little":
@@ -147,8 +147,8 @@ def read_torch(data: bytes, field: str) -> NDArray[Any]:
         raise _bad(field, "entries", f"data.pkl and data/{tensor.key}", ", ".join(sorted(entries))[:120])
     dtype = np.dtype(_STORAGES[tensor.storage])
     if len(stored) != tensor.stored * dtype.itemsize:
-        wanted = f"{tensor.stored * dtype.itemsize} bytes"
-        raise _bad(field, f"data/{tensor.key}", wanted, f"{len(stored)} bytes")
+        expected = f"{tensor.stored * dtype.itemsize} bytes"
+        raise _bad(field, f"data/{tensor.key}", expected, f"{len(stored)} bytes")
     count = math.prod(tensor.shape)
     if tensor.offset + count > tensor.stored:
         raise _bad(field, "shape", f"at most {tensor.stored} elements", f"{list(tensor.shape)} at {tensor.offset}")
@@ -159,12 +159,12 @@ def read_torch(data: bytes, field: str) -> NDArray[Any]:
 
 
 def widened(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16, by its bits, as float32: that begins with the same 16."""
+    """bfloat16, given as bits, as float32: bfloat16 is the upper 16 bits of a float32."""
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def _by_last_name(entries: dict[str, memoryview], field: str) -> dict[str, memoryview]:
-    """Names without the folder that all of them lie in."""
+    """Entries by name without their common folder."""
     folders = {name.partition("/")[0] for name in entries}
     if len(folders) != 1 or not all("/" in name for name in entries):
         raise _bad(field, "entries", "all in one folder", ", ".join(sorted(entries))[:120])
@@ -173,7 +173,7 @@ def _by_last_name(entries: dict[str, memoryview], field: str) -> dict[str, memor
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What the program builds: `shape` of `storage`, whose `stored` elements lie in entry `key`, from `offset` on."""
+    """The tensor that the program builds: `shape` at `offset` of `storage`, with `stored` elements in entry `key`."""
 
     storage: str
     key: str
@@ -183,7 +183,7 @@ class _Tensor:
 
 
 class _Program:
-    """The opcodes of `data.pkl`, taken one by one in the only order that is accepted."""
+    """Parser of `data.pkl`, which accepts its opcodes in exactly one order."""
 
     def __init__(self, code: bytes, field: str) -> None:
         self._code = code
@@ -205,7 +205,7 @@ class _Program:
         self._skip_memo()
         self._take(b"Q", "a storage")
         offset, shape, strides = self._integer(), self._integers(), self._integers()
-        if self._next() not in (0x88, 0x89):  # whether it requires a gradient, which is nothing here
+        if self._next() not in (0x88, 0x89):  # requires_grad, true or false: irrelevant here
             raise self._unexpected("requires_grad")
         self._take_name("collections", "OrderedDict")
         for opcode in (b")", b"R", b"t", b"R"):
@@ -243,7 +243,7 @@ class _Program:
         return name
 
     def _integers(self) -> tuple[int, ...]:
-        """A tuple of them."""
+        """A tuple of non-negative integers."""
         values: list[int] = []
         marked = self._peek() == 0x28
         if marked:
@@ -262,7 +262,7 @@ class _Program:
     def _integer(self) -> int:
         """A whole number from 0 to 2**62."""
         opcode = self._next()
-        if opcode == 0x8A:  # LONG1: its length, then two's complement
+        if opcode == 0x8A:  # LONG1: a length, then a two's complement number
             size = self._next()
             value = int.from_bytes(self._raw(size), "little", signed=True) if 1 <= size <= 8 else -1
         elif opcode in _INTEGERS:
@@ -289,7 +289,7 @@ class _Program:
             raise self._unexpected(f"{module}.{name}")
 
     def _name(self, module: str) -> str:
-        """The name of a GLOBAL in this module; it is compared, and never looked up."""
+        """The name of a GLOBAL in this module; it is only compared, never resolved."""
         start = f"c{module}\n".encode()
         self._take(start, f"a name of {module}")
         end = self._code.find(b"\n", self._at, self._at + 64)
@@ -301,7 +301,7 @@ class _Program:
         return raw.decode("ascii")
 
     def _skip_memo(self) -> None:
-        """Values may be numbered for later; nothing here looks them up by number."""
+        """Skip a memo opcode: memoized values are never read back here."""
         if self._peek() == 0x71:  # BINPUT
             self._at += 1
             self._next()
@@ -309,10 +309,10 @@ class _Program:
             self._at += 1
             self._raw(4)
 
-    def _take(self, wanted: bytes, what: str) -> None:
-        if not self._code.startswith(wanted, self._at):
+    def _take(self, expected: bytes, what: str) -> None:
+        if not self._code.startswith(expected, self._at):
             raise self._unexpected(what)
-        self._at += len(wanted)
+        self._at += len(expected)
 
     def _raw(self, size: int) -> bytes:
         if self._at + size > len(self._code):
@@ -326,9 +326,9 @@ class _Program:
     def _peek(self) -> int:
         return self._code[self._at] if self._at < len(self._code) else -1
 
-    def _unexpected(self, wanted: str) -> WireError:
+    def _unexpected(self, expected: str) -> WireError:
         got = f"{self._code[self._at : self._at + 24]!r} near byte {self._at}"
-        return _bad(self._field, "data.pkl", f"one dense tensor, here {wanted}", got)
+        return _bad(self._field, "data.pkl", f"one dense tensor, here {expected}", got)
 
 
 _INTEGERS = {0x4B: "<B", 0x4D: "<H", 0x4A: "<i", 0x8A: ""}  # BININT1, BININT2, BININT, and LONG1 by its own length

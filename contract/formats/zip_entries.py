@@ -1,7 +1,7 @@
-"""A ZIP file of stored entries, read without trusting it: nothing is inflated, nothing is set aside for a claim.
+"""Read an untrusted ZIP file of stored entries: no decompression, no allocation from sizes that the file claims.
 
-Only what `torch.save` writes is read: one disk, no comment, no compression, no encryption, entries before the central
-directory. Format: PKWARE's APPNOTE, sections 4.3 and 4.4.
+Only the form that `torch.save` writes is accepted: one disk, no comment, no compression, no encryption, entries before
+the central directory. Format: PKWARE's APPNOTE, sections 4.3 and 4.4.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ _DESCRIPTOR, _UTF8 = 1 << 3, 1 << 11
 
 
 def read_entries(data: bytes, field: str) -> dict[str, memoryview]:
-    """The entries by name, as views of `data`; each one's checksum was checked.
+    """The entries by name, as views of `data`; every checksum is verified.
 
     Args:
-        field: what an error names.
+        field: the field that an error names.
 
     Raises:
-        WireError: it is not such a ZIP file; names the part at fault.
+        WireError: not such a ZIP file; names the part at fault.
     """
     start, end, count = _directory(data, field)
     entries: dict[str, memoryview] = {}
     at = start
     for _ in range(count):
         if at + _CENTRAL_RECORD.size > end:
-            raise _bad(field, "the directory is cut off")
+            raise _bad(field, "the directory is truncated")
         record = _CENTRAL_RECORD.unpack_from(data, at)
         name_start, at = at + _CENTRAL_RECORD.size, at + _CENTRAL_RECORD.size + sum(record[10:13])
         if at > end:
-            raise _bad(field, "the directory is cut off")
+            raise _bad(field, "the directory is truncated")
         name = _name(data[name_start : name_start + record[10]], field)
         if name in entries:
-            raise _bad(field, f"{name!r} is there twice")
+            raise _bad(field, f"{name!r} occurs twice")
         entries[name] = _entry(data, name, record, start, field)
     if at != end:
         raise _bad(field, "the directory is longer than its entries")
@@ -51,7 +51,7 @@ def read_entries(data: bytes, field: str) -> dict[str, memoryview]:
 def _directory(data: bytes, field: str) -> tuple[int, int, int]:
     """Start, end and number of entries of the central directory."""
     if len(data) < _END_RECORD.size or data[-_END_RECORD.size : -_END_RECORD.size + 4] != _END:
-        raise _bad(field, "no end of a directory")
+        raise _bad(field, "the end-of-directory record is missing")
     _, disk, first_disk, here, count, size, start, comment = _END_RECORD.unpack_from(data, len(data) - _END_RECORD.size)
     if disk or first_disk or comment or here != count:
         raise _bad(field, "several disks, or a comment")
@@ -68,7 +68,7 @@ def _name(raw: bytes, field: str) -> str:
     except UnicodeDecodeError:
         name = ""
     if not 1 <= len(name) <= 200 or not name.isprintable():
-        raise _bad(field, "a name is not one that torch.save writes")
+        raise _bad(field, "invalid entry name")
     return name
 
 
@@ -84,14 +84,14 @@ def _entry(data: bytes, name: str, record: tuple[Any, ...], directory: int, fiel
     local = _LOCAL_RECORD.unpack_from(data, offset)
     start = offset + _LOCAL_RECORD.size + local[9] + local[10]
     if local[0] != _LOCAL or local[2] != flags or local[3] != 0:
-        raise _bad(field, f"{name!r} is another entry than the directory says")
-    # With a descriptor the sizes stand behind the data; the directory's are held against the file either way.
+        raise _bad(field, f"{name!r} does not match its directory record")
+    # With a data descriptor the sizes follow the data; the directory's sizes are checked in both cases.
     if not flags & _DESCRIPTOR and local[6:9] != (crc, size, size):
-        raise _bad(field, f"{name!r} has another size or checksum than the directory says")
+        raise _bad(field, f"size or checksum of {name!r} does not match its directory record")
     if start + size > directory:
         raise _bad(field, f"{name!r} lies outside of the file")
     if data[offset + _LOCAL_RECORD.size : start - local[10]] != name.encode("ascii"):
-        raise _bad(field, f"{name!r} is another entry than the directory says")
+        raise _bad(field, f"{name!r} does not match its directory record")
     content = memoryview(data)[start : start + size]
     if zlib.crc32(content) != crc:
         raise _bad(field, f"{name!r} is damaged", f"checksum {crc:08x}", f"{zlib.crc32(content):08x}")

@@ -1,4 +1,4 @@
-"""Request bodies, read no further than the limit, compressed or not."""
+"""Read request bodies, compressed or not, up to a size limit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.wire.compression import ZSTD, decompress
 
 Body = bytearray | bytes | memoryview
-_MAX_DIGITS = 19  # of a length; Python reads no number of thousands
+_MAX_DIGITS = 19  # of a Content-Length; Python's int() rejects numbers of thousands of digits
 
 
 def content_type(request: Request, *known: str) -> str:
     """The body's media type, in lower case and without its parameters.
 
     Raises:
-        HttpError: 415, it is none of `known`.
+        HttpError: 415, the type is not one of `known`.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in known:
@@ -37,21 +37,21 @@ def content_type(request: Request, *known: str) -> str:
 
 
 async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> Body:
-    """The whole body. Where Content-Length announces it, it is collected in one buffer of that length; a claim alone
-    costs addresses and no memory, because the system gives pages only to what is written.
+    """Read the whole body, into one buffer if Content-Length is given.
 
-    The seconds that it took stand in `request.state.receive_s`, for `received_header`, and its bytes as sent in
-    `request.state.received_bytes`.
+    The buffer costs address space only, because the system allocates pages when they are written. Sets
+    `request.state.receive_s` to the seconds taken, for `received_header`, and `request.state.received_bytes` to the
+    bytes as sent.
 
     Args:
-        limit: bytes, as sent and, where it is compressed, decompressed.
-        zstd: a body may be compressed (`Content-Encoding: zstd`).
+        limit: most bytes, both as sent and decompressed.
+        zstd: accept a compressed body (`Content-Encoding: zstd`).
 
     Raises:
-        HttpError: 411 without a length or chunks, 400 for a length that is no number or is exceeded, or a client that
-            left, 408 when it takes longer than `timeout_s`, 415 for a content encoding.
-        LimitError: more than `limit` bytes, claimed, sent or decompressed.
-        WireError: it does not decompress.
+        HttpError: 411 without a length or chunks, 400 for a length that is not a number or is exceeded, or a client
+            that disconnected, 408 after `timeout_s` seconds, 415 for an unsupported content encoding.
+        LimitError: more than `limit` bytes, announced, sent or decompressed.
+        WireError: the body cannot be decompressed.
     """
     headers = request.headers
     encoding = headers.get("content-encoding", "").strip().lower()
@@ -69,7 +69,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
     if length is None and "transfer-encoding" not in headers:
         raise HttpError(411, "length_required", "the body's length is missing", field="Content-Length")
     if length is not None and not (length.isascii() and length.isdigit()):
-        raise HttpError(400, "bad_length", "the body's length is no number", field="Content-Length", got=length[:40])
+        raise HttpError(400, "bad_length", "Content-Length is not a number", field="Content-Length", got=length[:40])
     if length is not None and (len(length) > _MAX_DIGITS or int(length) > limit):
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
@@ -80,7 +80,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
         ) from None
     except ClientDisconnect:
-        raise HttpError(400, "client_left", "the client left before its body was complete", field="body") from None
+        raise HttpError(400, "client_left", "the client disconnected before the body ended", field="body") from None
     request.state.receive_s = time.perf_counter() - started
     request.state.received_bytes = len(body)
     if not encoding:
@@ -89,7 +89,7 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
 
 
 def received_header(request: Request) -> dict[str, str]:
-    """Milliseconds in which the body was received, as a `Server-Timing` header (W3C Server Timing)."""
+    """Milliseconds taken to receive the body, as a `Server-Timing` header (W3C Server Timing)."""
     seconds = getattr(request.state, "receive_s", None)
     return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
 
@@ -101,7 +101,7 @@ async def _collect(request: Request, limit: int, length: int | None) -> bytearra
 
 
 async def _collect_announced(request: Request, length: int) -> memoryview:
-    """A body of a known length, within the limit; each byte is copied once."""
+    """Collect a body of a known length within the limit; each byte is copied once."""
     buffer = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
     filled = 0
     async for chunk in request.stream():
@@ -116,7 +116,7 @@ async def _collect_announced(request: Request, length: int) -> memoryview:
 
 
 async def _collect_chunks(request: Request, limit: int) -> bytearray:
-    """A body of unknown length.
+    """Collect a body of unknown length.
 
     Raises:
         LimitError: more than `limit` bytes.

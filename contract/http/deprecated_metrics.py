@@ -1,4 +1,4 @@
-"""Renamed Prometheus metrics, exported under their old names too for one release."""
+"""Renamed Prometheus metrics, exported under their old names as well for one release."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from prometheus_client.registry import Collector
 
 
 class DeprecatedAliases(Collector):
-    """The metrics of a registry, and each renamed one once more under its old name.
+    """The metrics of a registry, and each renamed one again under its old name.
 
-    Register it in the registry that is scraped, which must not be `current`.
+    Register it in the scraped registry, which must differ from `current`.
 
     Args:
         current: the registry of the metrics under their new names.
-        names: old name to new name, as a scrape shows them: counters with `_total`. A counter whose old name has no
-            `_total` stays the gauge that it was.
+        names: old name to new name, as in a scrape: counters with `_total`. A counter whose old name has no
+            `_total` is exported as a gauge, as before.
     """
 
     def __init__(self, current: CollectorRegistry, names: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Clients that disconnect before their answer is complete: the work for them is cancelled."""
+"""Cancel the work for clients that disconnect before their answer is complete."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the metrics see it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; appears only in metrics
 T = TypeVar("T")
 
 
 class Disconnected(Enum):
-    """In place of an answer where the client has disconnected."""
+    """Returned in place of a result when the client has disconnected."""
 
     DISCONNECTED = "left"
 
@@ -25,7 +25,7 @@ DISCONNECTED: Final = Disconnected.DISCONNECTED
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T | Literal[Disconnected.DISCONNECTED]:
-    """The result of `work`; DISCONNECTED, and `work` cancelled, where the client closes the connection before."""
+    """The result of `work`; if the client disconnects first, cancel `work` and return DISCONNECTED."""
     answer, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
@@ -42,8 +42,8 @@ async def _disconnect(request: Request) -> None:
 
 
 class ClosingStream(StreamingResponse):
-    """Server-sent events; `end` is awaited after the last one, after a failure and after a disconnect, also where
-    that comes before the first event."""
+    """Server-sent events; `end` is awaited after the last event, a failure or a disconnect, even before the first
+    event."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Errors of HTTP itself, and every failure of a route as OpenAI's error object: for the server and for the daemon."""
+"""HTTP errors, and handlers that return every failure as OpenAI's error object; for server and daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HttpError(ContractError):
 
 
 def as_contract_error(error: BaseException, request_id: str) -> ContractError:
-    """`error` if a client may see it, or else a bare 500; its stack trace goes to the log alone."""
+    """`error` if a client may see it, else an internal error (500); its stack trace goes only to the log."""
     if isinstance(error, ContractError):
         return error
     logger.error("request %r failed", request_id, exc_info=error)
@@ -34,7 +34,7 @@ def as_contract_error(error: BaseException, request_id: str) -> ContractError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer contract errors with their status, HTTP's own faults alike, and all else with a bare 500."""
+    """Answer contract errors and HTTP errors with their status, and any other exception with a bare 500."""
     app.add_exception_handler(ContractError, _contract)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _schema)
@@ -42,7 +42,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def error_response(error: ContractError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer for an error, with Retry-After where trying again can help."""
+    """The response for an error, with Retry-After if a retry can help."""
     headers = dict(headers or {})
     if error.status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after", LOADING_RETRY_SECONDS))

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header: the same request, sent again because an answer got lost, is answered once."""
+"""The `Idempotency-Key` header: a request that is retried because its answer got lost is computed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def idempotency_key(headers: Headers) -> str | None:
     """The request's key, None without one.
 
     Raises:
-        HttpError: 400: sent twice, empty, too long, or with characters that do not print.
+        HttpError: 400: the header is repeated, empty, too long, or has non-printable characters.
     """
     values = headers.getlist(HEADER)
     if not values:

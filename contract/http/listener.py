@@ -1,4 +1,4 @@
-"""Where a server or daemon listens, and how it stops."""
+"""Listening socket, HTTP server and clean shutdown of server and daemon."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a taken port is one line and port 0 has its number before anything loads.
+    """Open a listening socket before anything loads, so that a port in use fails early and port 0 is resolved.
 
     Raises:
-        InputError: no such address, or it is taken.
+        InputError: the address does not exist or is in use.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -33,21 +33,21 @@ def listen(host: str, port: int) -> socket.socket:
 def http_server(
     app: Any, drain_s: int, tls: ServerTls | None = None, loop: Literal["auto", "asyncio"] = "auto"
 ) -> uvicorn.Server:
-    """A uvicorn server that logs nothing of its own below a warning: the app logs its requests.
+    """A uvicorn server that logs warnings and errors only: the app logs its requests.
 
     Args:
         app: an ASGI application.
-        drain_s: seconds that requests under way have to end in after a stop signal.
-        tls: speaks HTTPS with these, and only that.
-        loop: "auto" is uvloop where it is installed, which reads large bodies in half the time and without stalls of
-            40 ms on the way (docs/reports/performance-log.md).
+        drain_s: seconds in which in-flight requests may finish after a stop signal.
+        tls: serve HTTPS with these files, and no HTTP.
+        loop: "auto" is uvloop if it is installed, which reads large bodies in half the time and without stalls of
+            40 ms (docs/reports/performance-log.md).
     """
     import uvicorn
 
-    asks = tls is not None and tls.client_ca is not None
+    requires_certificate = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
         app,
-        http="h11",  # also where another parser is installed: the fuzzer tests this one
+        http="h11",  # even if another parser is installed: the fuzzer tests this one
         loop=loop,
         log_config=None,
         log_level="warning",
@@ -56,19 +56,19 @@ def http_server(
         ssl_certfile=None if tls is None else tls.cert,
         ssl_keyfile=None if tls is None else tls.key,
         ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
-        ssl_cert_reqs=ssl.CERT_REQUIRED if asks else ssl.CERT_NONE,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_NONE,
     )
     return uvicorn.Server(config)
 
 
 def renew_tls(server: uvicorn.Server, tls: ServerTls) -> None:
-    """New connections get what the files hold now; those that are open keep what they began with.
+    """Reload the TLS files for new connections; open connections keep the previous ones.
 
-    OpenSSL adds authorities to those of before, so one that is taken out of `client_ca` is trusted until a restart.
+    OpenSSL only adds authorities, so one that is removed from `client_ca` is trusted until a restart.
     """
     context: ssl.SSLContext | None = getattr(server.config, "ssl", None)
     if context is None:
-        return  # it has not begun to listen, and reads the files when it does
+        return  # it does not listen yet, and will read the files when it starts
     context.load_cert_chain(tls.cert, tls.key)
     if tls.client_ca is not None:
         context.load_verify_locations(tls.client_ca)
@@ -76,7 +76,7 @@ def renew_tls(server: uvicorn.Server, tls: ServerTls) -> None:
 
 @contextmanager
 def quiet_stop() -> Iterator[None]:
-    """uvicorn raises the signal again that stopped it; a stop that was asked for is no failure."""
+    """Suppress the signal that uvicorn raises again after a stop: a requested stop is not a failure."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""OpenAI's chat completions as daemon and server both speak them: options of a request, and the shapes of answers.
+"""OpenAI's chat completions, shared by daemon and server: request options and the shapes of answers.
 
-What would change the answer and is not done here is refused by name, never ignored.
+A parameter that would change the answer and is not supported is rejected by name, never ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.request import Sampling
 
-# They name the caller or ask for bookkeeping; the answer is the same without them.
+# They identify the caller or request bookkeeping; they do not change the answer.
 WITHOUT_EFFECT = frozenset(
     {
         "user",
@@ -27,13 +27,13 @@ WITHOUT_EFFECT = frozenset(
         "stream_options",
     }
 )
-# Defaults that some clients write out; they ask for nothing.
+# Defaults that some clients send explicitly; they have no effect.
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, 0, "auto", "none", {"type": "text"})
 DONE = "data: [DONE]\n\n"
 
 
 class Url(BaseModel):
-    model_config = ConfigDict(extra="ignore")  # OpenAI's `detail`: the size is decided elsewhere
+    model_config = ConfigDict(extra="ignore")  # OpenAI's `detail`: the bucket determines the size
     url: str
 
 
@@ -43,7 +43,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatOptions(BaseModel):
-    """All of a chat request but its messages; other fields are refused, but for WITHOUT_EFFECT."""
+    """All fields of a chat request except its messages; unknown fields are rejected, except WITHOUT_EFFECT."""
 
     model_config = ConfigDict(extra="allow")
     model: str = ""
@@ -62,12 +62,12 @@ class ChatOptions(BaseModel):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in found if text)
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in stops if text)
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with a count of tokens."""
+        """Whether a stream ends with token usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -83,8 +83,8 @@ def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray) -> AnyChat:
     try:
         parsed = kind.model_validate_json(bytes(body))
     except ValidationError as error:
-        # Of a union pydantic tells what each of its types lacks; the one that got furthest was meant.
-        first = max(error.errors(), key=lambda found: len(found["loc"]))
+        # For a union, pydantic reports the errors of each type; the deepest one belongs to the intended type.
+        first = max(error.errors(), key=lambda detail: len(detail["loc"]))
         where = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "body"
         raise InputError(f"bad request: {first['msg'].lower()}"[:300], field=where[:120]) from None
     for name, value in (parsed.model_extra or {}).items():
@@ -94,12 +94,12 @@ def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray) -> AnyChat:
 
 
 def _is_branch(part: int | str) -> bool:
-    """Whether a step of pydantic's path names a type of a union and no field."""
+    """Whether a step of pydantic's path names a type of a union instead of a field."""
     return isinstance(part, str) and (part in ("str", "Url") or "[" in part)
 
 
 def sampling_of(request: ChatOptions, default_max_tokens: int) -> Sampling:
-    """Sampling as the server takes it. Without a temperature, or at 0, the answer is greedy."""
+    """The contract's sampling parameters. Without a temperature, or at 0, decoding is greedy."""
     values: dict[str, Any] = {
         "max_new_tokens": request.max_completion_tokens or request.max_tokens or default_max_tokens,
         "seed": request.seed,
@@ -114,7 +114,7 @@ def sampling_of(request: ChatOptions, default_max_tokens: int) -> Sampling:
 
 
 def head(request_id: str, model: str, kind: str) -> dict[str, Any]:
-    """What every object of an answer begins with.
+    """The fields that every object of an answer starts with.
 
     Args:
         kind: "chat.completion" or "chat.completion.chunk".
@@ -123,7 +123,7 @@ def head(request_id: str, model: str, kind: str) -> dict[str, Any]:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Token counts; visual tokens are a part of the prompt's."""
+    """Token counts; prompt tokens include the visual tokens."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

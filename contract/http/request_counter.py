@@ -1,4 +1,4 @@
-"""Counts answers by route and status."""
+"""Count responses by route and status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class RequestCounter:
-    """ASGI middleware; paths that are no route share one label, so that a scanner cannot make new ones."""
+    """ASGI middleware; unknown paths share one label, so that a scanner cannot create new ones."""
 
     def __init__(self, app: ASGIApp, requests: Counter, routes: tuple[str, ...]) -> None:
         self._app = app
@@ -32,13 +32,13 @@ class RequestCounter:
         try:
             await self._app(scope, receive, counting)
         except Exception:
-            if not answered:  # the 500 is sent further out, where this does not see it
+            if not answered:  # an outer layer sends the 500, which is not visible here
                 self._requests.labels(endpoint, "500").inc()
             raise
 
 
 def _matches(path: str, route: str) -> bool:
-    """A route may end in `/{id}`, which stands for one more step of the path."""
+    """Whether a path matches a route; `/{id}` at its end matches one path segment."""
     if not route.endswith("/{id}"):
         return path == route
     start, _, last = path.rpartition("/")

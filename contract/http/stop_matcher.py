@@ -1,4 +1,4 @@
-"""OpenAI's `stop`: the answer ends before the first of these strings, which may come in pieces."""
+"""OpenAI's `stop`: the answer ends before the first of these strings, which may be split across tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopStrings:
         self.found = False
 
     def add(self, text: str) -> str:
-        """What can be shown after this piece; nothing more once a stop string was found."""
+        """Append a piece and return the text that can be shown; empty once a stop string was found."""
         if not self._stops:
             return text
         if self.found:
@@ -29,11 +29,11 @@ class StopStrings:
         return held[: len(held) - keep]
 
     def finish(self) -> str:
-        """What was held back, at the end of an answer without a stop string."""
+        """The text that was held back, at the end of an answer without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next(length for length in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:length]))

@@ -1,4 +1,4 @@
-"""TLS files of either side, held against each other at start: a wrong one is one line that names it."""
+"""TLS files of server and client, validated at start: an unusable file gives one error that names it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qwen3vl_edge.contract.errors import InputError
 
 @dataclass(frozen=True)
 class ServerTls:
-    """What a server shows, and asks for. PEM files.
+    """TLS files of a server, in PEM.
 
     Attributes:
-        cert: its certificate, followed by those that lead to the root.
-        key: of the certificate, without a pass phrase.
-        client_ca: whoever has no certificate signed by one of these is not let in; None asks for none.
+        cert: its certificate, followed by the chain to the root.
+        key: the certificate's key, without a pass phrase.
+        client_ca: authorities of which one must have signed a client's certificate; None requires no certificate.
     """
 
     cert: Path
@@ -25,10 +25,10 @@ class ServerTls:
 
 
 def server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
-    """The settings `tls_cert`, `tls_key` and `tls_client_ca`, tried out; None where none is set.
+    """Load and validate `tls_cert`, `tls_key` and `tls_client_ca`; None if none is set.
 
     Raises:
-        InputError: one is missing, cannot be read, is not PEM, or key and certificate do not belong together.
+        InputError: a file is missing, cannot be read, is not PEM, or key and certificate do not match.
     """
     if cert is None and key is None and client_ca is None:
         return None
@@ -43,14 +43,15 @@ def server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> S
 
 
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """What a client verifies a server with, and shows it; TLS 1.2 or later.
+    """A client's TLS context, which verifies the server's certificate and name; TLS 1.2 or later.
 
     Args:
-        ca: the only authorities that are trusted; None for those of the system.
-        cert: the client's own certificate; None for none. key: of it; None where the same file holds both.
+        ca: the only trusted authorities; None for those of the system.
+        cert: the client's own certificate; None for none.
+        key: the certificate's key; None if `cert` contains both.
 
     Raises:
-        InputError: a file cannot be read, is not PEM, or key and certificate do not belong together.
+        InputError: a file cannot be read, is not PEM, or key and certificate do not match.
     """
     if cert is None and key is not None:
         raise InputError("a key without its certificate", field="server_cert", remedy="Set server_cert as well.")
@@ -65,7 +66,7 @@ def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.
 
 
 def _load_pair(context: ssl.SSLContext, cert: Path, key: Path, cert_field: str, key_field: str) -> None:
-    def ask() -> str:  # or OpenSSL would wait for somebody to type
+    def reject_pass_phrase() -> str:  # without it OpenSSL would prompt for the pass phrase and block
         raise InputError(
             f"key {key} has a pass phrase", field=key_field, remedy="Store it without: openssl pkey -in KEY -out FILE"
         )
@@ -73,7 +74,7 @@ def _load_pair(context: ssl.SSLContext, cert: Path, key: Path, cert_field: str, 
     _readable(cert, cert_field)
     _readable(key, key_field)
     try:
-        context.load_cert_chain(cert, key, ask)
+        context.load_cert_chain(cert, key, reject_pass_phrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise InputError(f"key {key} is not that of certificate {cert}", field=key_field) from None

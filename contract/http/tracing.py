@@ -1,8 +1,8 @@
 """Optional OpenTelemetry traces, one from the device through the server, carried by W3C's `traceparent` header.
 
 Spans are exported where `opentelemetry-sdk` and its OTLP exporter are installed and OTEL_EXPORTER_OTLP_ENDPOINT (or
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) is set; all other OTEL_ variables are the exporter's own. Without them a header
-that came in goes out again, so that the trace of who asked is not cut here. No span holds a prompt, an answer, a
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) is set; all other OTEL_ variables are the exporter's own. Without them an
+incoming header is forwarded, so that the caller's trace is not interrupted. No span contains a prompt, an answer, a
 picture or an embedding.
 """
 
@@ -27,10 +27,10 @@ _tracer: Any = None
 
 
 def start_tracing(service: str) -> bool:
-    """Export spans from now on, if it is asked for and can be done; once per process.
+    """Start to export spans, if tracing is configured and its packages are installed; once per process.
 
     Args:
-        service: the name under which they appear, unless OTEL_SERVICE_NAME says another.
+        service: service name of the spans, unless OTEL_SERVICE_NAME overrides it.
 
     Returns:
         Whether spans are exported.
@@ -52,7 +52,7 @@ def start_tracing(service: str) -> bool:
 
 
 class TraceMiddleware:
-    """A span per HTTP request, below the one that its `traceparent` names.
+    """A span per HTTP request, as a child of the span in its `traceparent`.
 
     Args:
         quiet: paths without a span: probes and scrapes.
@@ -94,7 +94,7 @@ class TraceMiddleware:
 
 @contextmanager
 def span(name: str, **attributes: str | int | float) -> Iterator[None]:
-    """Time spent within, as a child of the request's span."""
+    """Measure the block as a child of the request's span."""
     if _tracer is None:
         yield
         return
@@ -103,11 +103,11 @@ def span(name: str, **attributes: str | int | float) -> Iterator[None]:
 
 
 def spans_until_now(phases: Mapping[str, float], **attributes: str | int | float) -> None:
-    """Phases that followed each other and just ended, as children of the request's span.
+    """Record consecutive phases that end now as children of the request's span.
 
     Args:
-        phases: seconds by name, in their order.
-        attributes: of each.
+        phases: seconds by name, in chronological order.
+        attributes: set on each span.
     """
     if _tracer is None:
         return
@@ -119,7 +119,7 @@ def spans_until_now(phases: Mapping[str, float], **attributes: str | int | float
 
 
 def outgoing_headers() -> dict[str, str]:
-    """What a request sent on behalf of the current one carries."""
+    """Trace headers for a request sent on behalf of the current one."""
     if _tracer is None:
         header = _incoming.get()
         return {HEADER: header} if header else {}
@@ -131,7 +131,7 @@ def outgoing_headers() -> dict[str, str]:
 
 
 def _header(scope: Scope) -> str | None:
-    """A well-formed `traceparent`, None for any other."""
+    """The request's `traceparent`; None if it is missing or malformed."""
     for name, value in scope["headers"]:
         if name == HEADER.encode():
             text = value.decode("latin-1")

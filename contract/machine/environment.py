@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """CPU, GPU, system, versions and command, to be stored with each measured figure."""
+    """CPU, GPU, system, versions and command, to be stored with each measurement."""
     gpu = find_gpu()
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
@@ -43,7 +43,7 @@ def _cpu() -> str:
         return platform.processor()
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
-    return facts.get("model name", "") + family  # clouds give several generations one name
+    return facts.get("model name", "") + family  # cloud providers use one name for several generations
 
 
 def _version(name: str) -> str | None:

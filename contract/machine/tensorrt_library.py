@@ -105,8 +105,8 @@ class CollectedLog:
 def logger_into(log: CollectedLog) -> Any:
     """The process's logger for the library in use; it also collects into `log` for as long as `log` lives.
 
-    There is one per library, and it is never freed: the library keeps a bare pointer to the first logger that it
-    gets, for as long as any of its objects lives, and only warns about later ones.
+    There is one per library, and it is never freed: the library keeps a raw pointer to the first logger that it
+    receives, as long as any of its objects lives, and only warns about later ones.
     """
     logger = _logger(trt.ILogger)
     logger.logs.add(log)

@@ -1,1 +1,1 @@
-"""The wire: a generation request with its embeddings as bytes, both ways."""
+"""The wire format: encode and decode a generation request with its embeddings."""

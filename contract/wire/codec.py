@@ -1,12 +1,12 @@
-"""The wire: a request as one safetensors body, encoded and decoded without copying its tensors.
+"""The wire format: a request as one safetensors body, encoded and decoded without copying its tensors.
 
 Tensors: `input_ids` I32|I64 [L], optional `attention_mask` U8 [L], `grid_thw` I32 [media, 3], and per
 picture or clip i `embeds.{i}` F16|F32 [n, D] and `deepstack.{i}.{k}` of the same dtype and shape.
-Everything else is one JSON document in the header's metadata under `request`. A picture that the server holds already
-may be named by its hash, without tensors; such a body says version 2, so that a server that knows none refuses it.
-A packed tensor is its codes (BF16, F8_E4M3, I8, or U8 with two codes of 4 bits in each) under the tensor's name, and
-F16 scales under that name and `.scales`: version 3 (packing.py). They may be coefficients in a basis that both
-ends hold, which the item names: version 4 (basis.py).
+Everything else is one JSON document in the header's metadata under `request`. A picture that the server already holds
+may be named by its hash, without tensors; such a body has version 2, so that a server without this feature rejects it.
+A packed tensor is its codes (BF16, F8_E4M3, I8, or U8 with two 4-bit codes in each) under the tensor's name, and
+F16 scales under that name plus `.scales`: version 3 (packing.py). The packed values may be coefficients in a basis
+that both ends hold and the item names: version 4 (basis.py).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmb
 from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 WIRE_VERSION = 1
-REFERENCE_VERSION = 2  # of a body that names embeddings without sending them
+REFERENCE_VERSION = 2  # for bodies that name embeddings without sending them
 VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION, BASIS_VERSION)
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
 
 Lookup = Callable[[Sequence[MediaReference]], Sequence[MediaEmbeddings]]
-"""Finds the embeddings of references, in order; raises where it does not hold them."""
+"""Returns the embeddings of references, in order; raises if some are not in the store."""
 
 
 def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> WireBody:
-    """The body: the header, then each tensor's own memory.
+    """Encode a request: the header, then each tensor's own memory.
 
     Args:
-        by_hash: media with one of these hashes are named and not sent.
+        by_hash: media with one of these hashes are named instead of sent.
 
     Raises:
-        WireError: a tensor has a dtype that the wire does not carry.
+        WireError: a tensor has a dtype that the wire format does not support.
     """
     tensors: list[Named] = [("input_ids", request.input_ids, None)]
     if request.attention_mask is not None:
@@ -65,7 +65,7 @@ def encode_request(request: GenerateRequest, by_hash: Collection[str] = ()) -> W
     for index, item in enumerate(request.media):
         if not named[index]:
             tensors += medium_tensors(index, item)
-    # Widest elements first keeps every tensor aligned to its own dtype, so a view needs no copy to be used.
+    # Widest elements first keeps every tensor aligned to its own dtype, so a view can be used without a copy.
     tensors.sort(key=lambda pair: -pair[1].dtype.itemsize)
     sent = [item for item, name in zip(request.media, named, strict=True) if not name]
     document = {
@@ -89,7 +89,7 @@ def encode_medium(item: MediaEmbeddings, model_hash: str) -> WireBody:
 
 
 def _version(sent: Sequence[MediaEmbeddings], named: bool) -> int:
-    """The lowest that says all of it, so that older servers take what they can."""
+    """The lowest version that covers the body's features, so that older servers accept what they can."""
     if any(item.basis is not None for item in sent):
         return BASIS_VERSION
     if any(item.packed for item in sent):
@@ -111,15 +111,15 @@ def decode_request(
     *,
     keep_packed: bool = False,
 ) -> GenerateRequest:
-    """Parse a body; the request's arrays are views of it, but for what was packed.
+    """Parse a body; the request's arrays are views of it, except those that were packed.
 
-    Structure is checked here (container, names, dtypes, ranks, counts of the document); what depends on
+    The structure is checked here (container, names, dtypes, ranks, counts of the document); what depends on
     the server's model is checked by `validate_request` in `contract/wire/validate.py`.
 
     Args:
-        lookup: finds what the body names by hash, with the grid that it names; without it such a body is refused.
-        bases: those that embeddings may be in.
-        keep_packed: media keep the form in which they came, to be sent again in it.
+        lookup: returns media that the body names by hash, checked against their grids; None rejects such a body.
+        bases: the bases that embeddings may be sent in.
+        keep_packed: media also keep their packed form, to be sent again in it.
 
     Raises:
         WireError: names the field at fault.
@@ -131,7 +131,7 @@ def decode_request(
     items = read_media(document, arrays, limits, bases, keep_packed)
     input_ids = take(arrays, "input_ids", ("<i8", "<i4"), 1)
     mask = take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
-    _nothing_left(arrays)
+    _reject_unnamed_tensors(arrays)
     _check_lengths(input_ids, mask, limits)
     sampling = Sampling.from_dict(document.get("sampling", {}))
     return GenerateRequest(
@@ -148,7 +148,7 @@ def decode_request(
 def decode_medium(
     body: bytes | bytearray | memoryview, limits: Limits | None = None, bases: Bases = NO_BASES
 ) -> tuple[MediaEmbeddings, str | None]:
-    """One picture or clip and the hash of its model, from what `encode_medium` made; arrays are views of it.
+    """Parse the body of `encode_medium`: one picture or clip and its model's hash; arrays are views of the body.
 
     Raises:
         WireError, LimitError, ModelMismatchError: as `decode_request`.
@@ -156,9 +156,11 @@ def decode_medium(
     limits = limits or Limits()
     document, arrays = _parse(body, limits)
     if len(document["media"]) != 1:
-        raise WireError("body holds not one medium", field="media", expected=1, got=len(document["media"]))
+        raise WireError(
+            "the body must contain exactly one medium", field="media", expected=1, got=len(document["media"])
+        )
     items = read_media(document, arrays, limits, bases)
-    _nothing_left(arrays)
+    _reject_unnamed_tensors(arrays)
     return _resolve(items, document["version"], None)[0], document.get("model_hash")
 
 
@@ -177,7 +179,7 @@ def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[s
 
 
 def _check_lengths(input_ids: NDArray[Any], mask: NDArray[Any] | None, limits: Limits) -> None:
-    """Before either is widened to int64, where one byte of a mask becomes eight."""
+    """Check the lengths before the arrays are widened to int64, where one byte of a mask becomes eight."""
     if input_ids.size > limits.max_prompt_tokens:
         raise LimitError(
             "too many prompt tokens",
@@ -194,9 +196,9 @@ def _check_lengths(input_ids: NDArray[Any], mask: NDArray[Any] | None, limits: L
         )
 
 
-def _nothing_left(arrays: dict[str, NDArray[Any]]) -> None:
+def _reject_unnamed_tensors(arrays: dict[str, NDArray[Any]]) -> None:
     if arrays:
-        raise WireError("body holds a tensor that the request does not name", field=sorted(arrays)[0])
+        raise WireError("the body contains a tensor that the request does not name", field=sorted(arrays)[0])
 
 
 def _dtype_name(name: str, array: NDArray[Any]) -> str:
@@ -257,7 +259,7 @@ def _view(body: memoryview, layout: Layout, name: str) -> NDArray[Any]:
     entry = layout.tensors[name]
     if entry.dtype not in NUMPY_DTYPES:
         raise WireError(
-            f"tensor {name!r} has a dtype that the wire does not carry",
+            f"tensor {name!r} has a dtype that the wire format does not support",
             field=name,
             expected=", ".join(NUMPY_DTYPES),
             got=entry.dtype,
@@ -274,6 +276,8 @@ def _resolve(
         field = f"media.{references[0].index}.by_hash"
         raise WireError("this wire version has no media by hash", field=field, expected=f"version {REFERENCE_VERSION}")
     if references and lookup is None:
-        raise WireError("media by hash are not supported here", field=f"media.{references[0].index}.by_hash")
-    found = iter(lookup(references)) if references and lookup is not None else iter(())
-    return tuple(next(found) if isinstance(item, MediaReference) else item for item in items)
+        raise WireError(
+            "media by hash are not supported by this endpoint", field=f"media.{references[0].index}.by_hash"
+        )
+    stored = iter(lookup(references)) if references and lookup is not None else iter(())
+    return tuple(next(stored) if isinstance(item, MediaReference) else item for item in items)

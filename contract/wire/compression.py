@@ -1,6 +1,6 @@
-"""Bodies compressed with zstd (RFC 8878), as `Content-Encoding: zstd` says; nothing is lost by it.
+"""Bodies compressed losslessly with zstd (RFC 8878), with `Content-Encoding: zstd`.
 
-The library is optional on both sides: a server without it refuses such a body, and a device without it sends none.
+The library is optional on both sides: a server without it rejects such a body, and a device without it sends none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
 from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 ZSTD = "zstd"
-LEVEL = 1  # more costs a device more time than it saves on any link where it pays
-MAX_WINDOW_BYTES = 8 * 2**20  # what RFC 9659 lets a sender ask of a receiver
+LEVEL = 1  # higher levels cost a device more time than they save on any link where compression pays
+MAX_WINDOW_BYTES = 8 * 2**20  # the largest window that RFC 9659 allows
 
 
 def compress(body: WireBody) -> WireBody:
-    """The same body compressed, as one buffer.
+    """Compress a body into one buffer.
 
     Raises:
         InputError: the library is not installed.
@@ -34,11 +34,11 @@ def require_zstd() -> None:
 
 
 def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
-    """The decompressed body; no more than `limit` bytes of it and the window are in memory at any time.
+    """Decompress a body; at most `limit` bytes of it and the window are in memory at any time.
 
     Raises:
-        LimitError: it is longer than `limit`.
-        WireError: it is no zstd, or asks for a larger window than is given.
+        LimitError: the decompressed body is longer than `limit`.
+        WireError: the body is not zstd, or needs a larger window than MAX_WINDOW_BYTES.
         InputError: the library is not installed.
     """
     library = _library("decompress")
@@ -47,7 +47,9 @@ def decompress(body: bytes | bytearray | memoryview, limit: int) -> bytes:
         with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
             content: bytes = reader.read(limit + 1)
     except library.ZstdError as error:
-        raise WireError("body does not decompress", field="body", expected="zstd", got=str(error)[:120]) from None
+        raise WireError(
+            "the body cannot be decompressed", field="body", expected="zstd", got=str(error)[:120]
+        ) from None
     if len(content) > limit:
         raise LimitError(
             "body is too large once decompressed", field="body", expected=f"at most {limit} bytes", got="more"

@@ -1,4 +1,4 @@
-"""The name of one picture's embeddings: the sha256 of a form that both ends can write down.
+"""The hash that names one picture's embeddings: the sha256 of a byte form that both ends can compute.
 
 The form, in bytes, one part after another:
 
@@ -6,7 +6,7 @@ The form, in bytes, one part after another:
     then for `embeds` and for each DeepStack level in order:
     dtype ("F16" or "F32") + " " + shape as "nxD" + "\n" + the tensor's bytes, little-endian, row by row
 
-The kind is left out: a medium is named by what it holds. The name tells nothing of a picture to who has only the name.
+The kind is not hashed: a medium is identified by its content. The hash alone reveals nothing about the picture.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def embedding_hash(media: MediaEmbeddings, model_hash: str) -> str:
 
     Args:
         media: its `embeds` and `deepstack` in float16 or float32.
-        model_hash: of the model that made them.
+        model_hash: hash of the model that produced them.
 
     Raises:
-        WireError: a dtype that is not sent.
+        WireError: a dtype that the wire format does not support.
     """
     digest = hashlib.sha256(f"qwen3vl-edge embeddings 1\n{model_hash}\n{media.grid}\n".encode())
     for array in media.arrays:
@@ -45,15 +45,15 @@ def embedding_hash(media: MediaEmbeddings, model_hash: str) -> str:
 
 
 def is_hash(value: object) -> bool:
-    """Whether `value` can be what `embedding_hash` returned."""
+    """Whether `value` has the form of an embedding hash."""
     return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def check_hash(field: str, media: MediaEmbeddings, model_hash: str) -> None:
-    """Hold embeddings against the name that they came with; without one there is nothing to check.
+    """Compare embeddings with the hash they were sent with; without a hash there is nothing to check.
 
     Raises:
-        WireError: they have another.
+        WireError: the hashes differ.
     """
-    if media.hash is not None and (found := embedding_hash(media, model_hash)) != media.hash:
-        raise WireError("the hash is not that of the embeddings", field=field, expected=found, got=media.hash)
+    if media.hash is not None and (actual := embedding_hash(media, model_hash)) != media.hash:
+        raise WireError("the hash does not match the embeddings", field=field, expected=actual, got=media.hash)

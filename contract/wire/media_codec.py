@@ -1,4 +1,4 @@
-"""One picture or clip on the wire: its tensors and its entry in the document, both ways (`contract/wire/codec.py`)."""
+"""Encode and decode one picture or clip: its tensors and its document entry (`contract/wire/codec.py`)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, Packing, check_packed, unpack
 from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, MediaReference
 
-PACKED_VERSION = 3  # of a body with packed embeddings
-BASIS_VERSION = 4  # of a body with coefficients in a basis
+PACKED_VERSION = 3  # for bodies with packed embeddings
+BASIS_VERSION = 4  # for bodies with coefficients in a basis
 SCALES = ".scales"
 MAX_LEVELS = 64
 
 NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "<u1", "I8": "<i1"}
 DTYPE_NAMES = {np.dtype(value): key for key, value in NUMPY_DTYPES.items()}
 NUMPY_DTYPES |= {"F8_E4M3": "<u1", "BF16": "<u2"}  # numpy has no such types
-_SAID = {**DTYPE_NAMES, np.dtype("<u2"): "BF16"}  # in messages
-Named = tuple[str, NDArray[Any], str | None]  # the dtype's name, where numpy's type does not say it
+_MESSAGE_NAMES = {**DTYPE_NAMES, np.dtype("<u2"): "BF16"}
+Named = tuple[str, NDArray[Any], str | None]  # name, array, and the wire dtype if numpy has no such type
 
 
 def medium_tensors(index: int, item: MediaEmbeddings) -> list[Named]:
-    """The tensors of a request's medium `index`, as they travel."""
+    """The wire tensors of a request's medium `index`."""
     names = _names(index, len(item.deepstack))
     if not item.packed:
         return [(name, array, None) for name, array in zip(names, item.arrays, strict=True)]
@@ -38,33 +38,33 @@ def medium_tensors(index: int, item: MediaEmbeddings) -> list[Named]:
 
 
 def medium_item(item: MediaEmbeddings, named: bool) -> dict[str, Any]:
-    """Its entry in the document; `named` by its hash, without tensors."""
+    """The medium's entry in the document; with `named` by its hash, without tensors."""
     if named:
         return {"kind": item.kind, "by_hash": True, "hash": item.hash, "origin": item.origin}
-    found = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
+    entry = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
     if item.packed:
-        found["packing"] = item.packed[0].packing.name
+        entry["packing"] = item.packed[0].packing.name
     if item.basis is not None:
-        found["basis"] = item.basis
-    return found if item.hash is None else {**found, "hash": item.hash}
+        entry["basis"] = item.basis
+    return entry if item.hash is None else {**entry, "hash": item.hash}
 
 
 def take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], rank: int) -> NDArray[Any]:
     """Take a tensor out of `arrays`.
 
     Raises:
-        WireError: it is missing, or of another type or rank.
+        WireError: the tensor is missing or has the wrong dtype or rank.
     """
     if name not in arrays:
         raise WireError(f"tensor {name!r} is missing", field=name)
     array = arrays.pop(name)
     if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != rank:
-        names = " or ".join(_SAID[np.dtype(dtype)] for dtype in dtypes)
+        names = " or ".join(_MESSAGE_NAMES[np.dtype(dtype)] for dtype in dtypes)
         raise WireError(
             f"tensor {name!r} has the wrong dtype or rank",
             field=name,
             expected=f"{names} of rank {rank}",
-            got=f"{_SAID[array.dtype]} of shape {list(array.shape)}",
+            got=f"{_MESSAGE_NAMES[array.dtype]} of shape {list(array.shape)}",
         )
     return array
 
@@ -76,7 +76,7 @@ def read_media(
     bases: Bases = NO_BASES,
     keep_packed: bool = False,
 ) -> list[MediaEmbeddings | MediaReference]:
-    """The document's media, their tensors taken out of `arrays`.
+    """The document's media; their tensors are removed from `arrays`.
 
     Raises:
         WireError, LimitError, ModelMismatchError: as `decode_request` in `contract/wire/codec.py`.
@@ -122,25 +122,27 @@ def _medium(
         embeds, *deepstack = (take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
         return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name)
     packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
-    rows = [unpack(found) for found in packed]
+    rows = [unpack(tensor) for tensor in packed]
     if (basis := item.get("basis")) is not None:
         rows = _from_basis(rows, names, bases[basis])
     embeds, *deepstack = rows
-    kept = (packed, basis) if keep_packed else ((), None)
-    return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name, *kept)
+    packed_form = (packed, basis) if keep_packed else ((), None)
+    return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name, *packed_form)
 
 
 def _from_basis(rows: list[NDArray[Any]], names: list[str], basis: Basis) -> list[NDArray[Any]]:
     if len(rows) != len(basis.tensors):
-        raise WireError("the basis is of other tensors", field=names[0], expected=len(basis.tensors), got=len(rows))
-    for name, found, tensor in zip(names, rows, basis.tensors, strict=True):
-        if found.shape[1] != tensor.rank:
-            raise WireError("coefficients do not fit their basis", field=name, expected=tensor.rank, got=found.shape[1])
-    return [tensor.rows(found) for found, tensor in zip(rows, basis.tensors, strict=True)]
+        raise WireError(
+            "wrong number of tensors for the basis", field=names[0], expected=len(basis.tensors), got=len(rows)
+        )
+    for name, own, tensor in zip(names, rows, basis.tensors, strict=True):
+        if own.shape[1] != tensor.rank:
+            raise WireError("coefficients do not fit their basis", field=name, expected=tensor.rank, got=own.shape[1])
+    return [tensor.rows(own) for own, tensor in zip(rows, basis.tensors, strict=True)]
 
 
 def _names(index: int, levels: Any) -> list[str]:
-    """Of a medium's tensors; of its first alone where `levels` is no count."""
+    """Names of a medium's tensors; only the first if `levels` is not a valid count."""
     count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0
     return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(count))]
 
@@ -148,15 +150,15 @@ def _names(index: int, levels: Any) -> list[str]:
 def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
     codes = take(arrays, name, (NUMPY_DTYPES[packing.dtype],), 2)
     scales = take(arrays, name + SCALES, ("<f2",), 2)
-    found = Packed(packing, codes, scales)
-    check_packed(found, name + SCALES)
-    return found
+    packed = Packed(packing, codes, scales)
+    check_packed(packed, name + SCALES)
+    return packed
 
 
 def _check_unpacked_size(
     items: list[Any], version: int, arrays: dict[str, NDArray[Any]], limits: Limits, bases: Bases
 ) -> None:
-    """A packed body is held to the size that it has unpacked, before anything is unpacked."""
+    """Check the unpacked size of a body against the limit, before anything is unpacked."""
     size = 0
     for index, item in enumerate(items):
         if not isinstance(item, dict) or (name := item.get("packing")) is None:
@@ -181,7 +183,7 @@ def _check_unpacked_size(
 
 
 def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basis | None:
-    """The basis that an item names, where it names one."""
+    """The basis that an item names, None if it names none."""
     name, field = item.get("basis"), f"media.{index}.basis"
     if name is None:
         return None
@@ -191,7 +193,7 @@ def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basi
         raise WireError("invalid basis name", field=field, expected=HASH_FORM, got=repr(name)[:80])
     if name not in bases:
         raise ModelMismatchError(
-            "the embeddings are in a basis that is not held here",
+            "the embeddings use a basis that the server does not have",
             field=field,
             expected=" or ".join(bases) or "none",
             got=name,

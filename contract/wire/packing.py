@@ -1,12 +1,12 @@
-"""Embeddings in other types: codes and their scales, which become floats again, to the bit the same everywhere.
+"""Packed embeddings: codes and scales that unpack to the same floats, bit for bit, on every machine.
 
-A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale holds for a row, or all rows, and
-D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough bits
-that the product is exact in float32, so device and server hold the same numbers, and so does a hash of them.
+A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale applies to one row, or all rows,
+and D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough
+bits that the product is exact in float32, so device and server compute the same numbers and the same hash of them.
 
 Scales by rows and groups of columns: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
 The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448. bfloat16 saves no bytes: it is
-for encoders whose values float16 cannot hold, has one scale of 1 and becomes float32.
+for encoders whose values exceed float16's range, has one scale of 1 and unpacks to float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.formats.safetensors_layout import DTYPE_BYTES
 
 Codes = NDArray[Any]
-_ROWS = 16  # packed or unpacked at a time: their float32 copies stay in the CPU's cache
+_ROWS = 16  # rows packed or unpacked at a time: their float32 copies fit in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Packing:
     """How a tensor is packed.
 
     Attributes:
-        dtype: of the codes in the container.
+        dtype: the codes' dtype in the container.
         largest: magnitude of the largest code.
-        group: columns that share a scale; 0 for all of a row.
+        group: columns that share a scale; 0 for a whole row.
         per_byte: codes in one element of the container.
         unpacked: numpy's dtype of the values.
     """
@@ -46,7 +46,7 @@ class Packing:
     unpacked: str = "<f2"
 
     def bytes_per_value(self, columns: int) -> float:
-        """Of a tensor [n, `columns`], with its scales."""
+        """Bytes per value of a tensor [n, `columns`], with its scales."""
         return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
 
 
@@ -75,8 +75,8 @@ class Packed:
 
 
 PACKINGS = {
-    found.name: found
-    for found in (
+    packing.name: packing
+    for packing in (
         Packing("bf16", "BF16", math.inf, unpacked="<f4"),
         Packing("fp8", "F8_E4M3", 448.0),
         Packing("int8", "I8", 127.0),
@@ -87,13 +87,13 @@ PACKINGS = {
 BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]}
 """Coefficients in the bundle's basis (`contract/wire/basis.py`), and how they are packed."""
 WIRE_DTYPES = ("fp16", "fp32", *PACKINGS, *BASIS_PACKINGS)
-"""What `--wire-dtype` and the daemon's `wire_dtype` take."""
+"""Values of `--wire-dtype` and of the daemon's `wire_dtype`."""
 FROM_FP32 = ("fp32", "bf16")
-"""Those that begin with the encoder's own values; the others with what float16 makes of them."""
+"""Dtypes that are packed from the encoder's own values; the others from these values cast to float16."""
 
 
 def bytes_per_value(wire_dtype: str, columns: int) -> float:
-    """Bytes that a value takes on the wire, in rows of `columns`; `wire_dtype` is one that needs no basis."""
+    """Bytes per value on the wire, in rows of `columns`; `wire_dtype` must be one that needs no basis."""
     packing = PACKINGS.get(wire_dtype)
     return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
 
@@ -102,7 +102,7 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
     """Codes and scales of float16 or float32 [n, D].
 
     Raises:
-        WireError: D does not divide into groups.
+        WireError: D is not a multiple of the group size.
     """
     rows, columns = values.shape
     if packing.dtype == "BF16":
@@ -124,24 +124,24 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
 
 
 def unpack(packed: Packed) -> NDArray[Any]:
-    """The float16 [n, D] that codes and scales stand for; float32 of bfloat16."""
+    """The values [n, D] of codes and scales: float16, or float32 for bfloat16."""
     rows, columns = packed.shape
     scales = packed.scales.astype(np.float32)
-    found = np.empty((rows, columns), packed.packing.unpacked)
+    values = np.empty((rows, columns), packed.packing.unpacked)
     for start in range(0, rows, _ROWS):
         part = slice(start, start + _ROWS)
         codes = _decode(packed.codes[part], packed.packing)
         blocks = codes.reshape(codes.shape[0], scales.shape[1], columns // scales.shape[1])
         own = scales if scales.shape[0] == 1 else scales[part]
-        found[part] = (blocks * own[:, :, None]).reshape(codes.shape)
-    return found
+        values[part] = (blocks * own[:, :, None]).reshape(codes.shape)
+    return values
 
 
 def check_packed(packed: Packed, field: str) -> None:
-    """Hold scales against codes.
+    """Validate scales against their codes.
 
     Raises:
-        WireError: shapes that do not belong together, or scales that are not finite or are negative.
+        WireError: the shapes do not match, or a scale is negative or not finite.
     """
     rows, columns = packed.shape
     a, b = packed.scales.shape
@@ -172,23 +172,23 @@ def _decode(codes: Codes, packing: Packing) -> NDArray[np.float32]:
         return wide
     if packing.per_byte == 1:
         return codes.astype(np.float32)
-    found = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
-    found[:, 0::2] = codes & 15
-    found[:, 1::2] = codes >> 4
-    found -= 8
-    return found
+    unpacked = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
+    unpacked[:, 0::2] = codes & 15
+    unpacked[:, 1::2] = codes >> 4
+    unpacked -= 8
+    return unpacked
 
 
 def _bf16_codes(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper half of each float32, rounded to the nearest, ties to the even one. NaN becomes infinity or NaN, which
-    the server refuses alike."""
+    """The upper half of each float32, rounded to nearest, ties to even. NaN becomes infinity or NaN; the server rejects
+    both."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 @cache
 def e4m3_values() -> NDArray[np.float32]:
-    """What each of the 256 codes stands for: sign, 4 bits of exponent with bias 7, 3 of fraction; 0x7f and 0xff NaN."""
+    """The values of the 256 codes: sign, 4 exponent bits with bias 7, 3 fraction bits; 0x7f and 0xff are NaN."""
     codes = np.arange(256)
     exponent, fraction = (codes >> 3) & 15, codes & 7
     magnitude = np.where(exponent == 0, fraction * 2.0**-9, (8 + fraction) * 2.0 ** (exponent - 10.0))
@@ -198,7 +198,7 @@ def e4m3_values() -> NDArray[np.float32]:
 
 @cache
 def _e4m3_codes() -> NDArray[np.uint8]:
-    """The code nearest to each float16, ties to the even one; beyond 448 the largest."""
+    """The nearest code of each float16, ties to even; saturates at 448."""
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     magnitudes = np.nan_to_num(np.abs(halves).astype(np.float64), nan=0.0, posinf=448.0)
     values = e4m3_values()[:127].astype(np.float64)

@@ -1,4 +1,4 @@
-"""What one generation request holds once decoded, and the limits it is held against."""
+"""A decoded generation request, and the limits it is validated against."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class MediaEmbeddings:
         grid: the grid it was encoded in.
         embeds: float16 or float32 [n, D], n = t·h·w / merge².
         deepstack: one array [n, D] per DeepStack level.
-        origin: how it was made, for logs and evidence: native grid, scale, distortion, precision.
-        hash: `embedding_hash` (embedding_hash.py), as the sender says; None where it does not ask to keep them.
-        packed: `embeds`, then each level, as they travel; what these unpack to is what the arrays above hold.
-        basis: sha256 of the basis whose coefficients `packed` holds; None where it holds the rows themselves.
+        origin: how they were computed, for logs and evidence: native grid, scale, distortion, precision.
+        hash: `embedding_hash` (embedding_hash.py) as sent; None if the sender does not want them stored.
+        packed: `embeds`, then each level, in their packed wire form; it unpacks to the arrays above.
+        basis: sha256 of the basis whose coefficients `packed` contains; None if it contains the rows themselves.
     """
 
     kind: str
@@ -51,14 +51,14 @@ class MediaEmbeddings:
 
 
 def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = None) -> MediaEmbeddings:
-    """The same in fewer bytes: its arrays are what the packed ones unpack to, so both ends hold, and name, the same.
+    """Pack media; the result's arrays are the unpacked values, so both ends compute with and hash the same ones.
 
     Args:
-        media: float16; what the encoder made where the packing is bf16.
-        basis: send coefficients in it, packed.
+        media: float16; for bf16 the encoder's own values.
+        basis: send packed coefficients in this basis.
 
     Raises:
-        WireError: the width does not divide into the packing's groups, or the basis is of other tensors.
+        WireError: the width is not a multiple of the packing's group size, or the basis has other tensors.
     """
     origin = media.origin | {"wire": packing.name if basis is None else f"basis-{packing.name}"}
     if basis is None:
@@ -66,7 +66,7 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
         embeds, *deepstack = map(unpack, packed)
         return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
     if [array.shape[1] for array in media.arrays] != [basis.columns] * len(basis.tensors):
-        raise WireError("the basis is of other tensors", expected=len(basis.tensors), got=len(media.arrays))
+        raise WireError("wrong number of tensors for the basis", expected=len(basis.tensors), got=len(media.arrays))
     pairs = list(zip(media.arrays, basis.tensors, strict=True))
     packed = tuple(pack(tensor.coefficients(array), packing) for array, tensor in pairs)
     embeds, *deepstack = (tensor.rows(unpack(item)) for item, (_, tensor) in zip(packed, pairs, strict=True))
@@ -77,10 +77,10 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
 
 @dataclass(frozen=True)
 class MediaReference:
-    """One image or clip whose embeddings the server is said to hold: `MediaEmbeddings` by its hash.
+    """One image or clip that is named by the hash of its embeddings, which the server should hold.
 
     Attributes:
-        index: its place among the request's media.
+        index: its index among the request's media.
     """
 
     index: int
@@ -141,7 +141,7 @@ _SAMPLING_RANGES: dict[str, tuple[type, float, float, bool]] = {
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A checked value in its type: a float may come without a point, and transformers refuses a penalty of 2."""
+    """A checked value in its type: JSON may write a float as an integer, and transformers rejects a penalty of 2."""
     return float(value) if _SAMPLING_RANGES[name][0] is float and value is not None else value
 
 
@@ -170,8 +170,8 @@ class GenerateRequest:
         input_ids: int64 [L], placeholders expanded: n per image, n/t per frame of a clip.
         media: images and clips in the order of their placeholders.
         attention_mask: int64 [L] of 0 and 1, or None for all ones.
-        logprobs: how many of the likeliest tokens to name at each place; None for no probabilities at all. The
-            binary form does not carry it.
+        logprobs: number of likeliest tokens to return at each position; None for no log-probabilities. Not part of
+            the binary form.
     """
 
     model_hash: str | None
@@ -200,7 +200,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a request's tensors are checked against: the server's model, seen from outside."""
+    """The properties of the server's model that a request's tensors are checked against."""
 
     model_hash: str
     hidden_size: int

@@ -1,4 +1,4 @@
-"""A decoded request held against the server's model and limits, before any model tensor is made."""
+"""Validate a decoded request against the server's model and limits, before any model tensor is created."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape
 
-_CHUNK = 1 << 18  # elements looked at together for NaN and infinity: bounds the scratch memory
+_CHUNK = 1 << 18  # elements checked for NaN and infinity at a time: bounds the scratch memory
 
 
 def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits) -> None:
     """Check everything that could make the answer wrong or the server fail.
 
     Raises:
-        ModelMismatchError: embeddings of another model.
+        ModelMismatchError: the embeddings are from another model.
         LimitError: more tokens or media than allowed.
         WireError: shapes, dtypes, counts, ids or values that do not fit; names the field.
     """
@@ -40,10 +40,10 @@ def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits
 
 
 def validate_medium(item: MediaEmbeddings, model: ModelShape, limits: Limits) -> None:
-    """The part of `validate_request` that one picture or clip needs, where it comes without a prompt.
+    """The checks of `validate_request` for one picture or clip without a prompt.
 
     Raises:
-        LimitError, WireError: as `validate_request`, its index 0.
+        LimitError, WireError: as `validate_request`, with media index 0.
     """
     _check_media(0, item, model)
     _at_most("visual tokens", "grid_thw", item.embeds.shape[0], limits.max_visual_tokens)
@@ -94,7 +94,7 @@ def _check_media(index: int, item: MediaEmbeddings, model: ModelShape) -> None:
     grid, merge = item.grid, model.merge_size
     if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (item.kind == "image" and grid.t != 1):
         raise WireError(
-            "the encoder has no such grid",
+            "invalid grid for the vision encoder",
             field=f"grid_thw.{index}",
             expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
             got=grid.as_list(),
@@ -139,7 +139,7 @@ def _check_placeholders(request: GenerateRequest, model: ModelShape) -> None:
             )
         if runs != spans:
             raise WireError(
-                f"{kind} placeholders are not grouped as grid_thw says",
+                f"{kind} placeholders are not grouped as grid_thw requires",
                 field="input_ids",
                 expected=f"spans of {_brief(spans)}",
                 got=_brief(runs),

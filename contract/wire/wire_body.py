@@ -1,4 +1,4 @@
-"""An encoded body and what HTTP has to say of it."""
+"""An encoded body and its HTTP headers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WireBody:
-    """A request body, sent buffer after buffer without being copied into one.
+    """A request body, sent as separate buffers without joining them.
 
     Attributes:
         buffers: bytes; views of the tensors' own memory.
-        content_type: the media type, of what was compressed where it is.
-        encoding: the Content-Encoding, None where it is not compressed.
+        content_type: the media type; of the uncompressed body if it is compressed.
+        encoding: the Content-Encoding, None if the body is not compressed.
     """
 
     buffers: tuple[memoryview, ...]
@@ -26,7 +26,7 @@ class WireBody:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Content-Type, Content-Length and, where it is compressed, Content-Encoding."""
+        """Content-Type, Content-Length and, for a compressed body, Content-Encoding."""
         headers = {"Content-Type": self.content_type, "Content-Length": str(self.size)}
         return headers if self.encoding is None else {**headers, "Content-Encoding": self.encoding}
 

@@ -1,1 +1,1 @@
-"""Embeddings that the server keeps by hash, in memory and on disk."""
+"""The store of embeddings by hash, in memory and on disk."""

@@ -1,10 +1,10 @@
-"""Embeddings held on disk, beneath those in memory: they outlive a restart.
+"""Embeddings on disk, as a second level below memory: they survive a restart.
 
     FOLDER/<sha256 of the client's name>/<hash of the embeddings>.embeds
 
-A file is the body of a `PUT /v1/embeddings/{hash}`. What is read back is held against its name, and through it against
-the model that is served: a file that is cut short, altered or another model's is never used. So nothing has to wait
-for the disk, and a power cut costs entries, not answers. A file's time is that of its last use.
+A file is the body of a `PUT /v1/embeddings/{hash}`. Its content is verified against its name when read, and so against
+the served model: a truncated or altered file, or one of another model, is never used. So writes need not wait for the
+disk, and a power failure loses entries, not answers. A file's modification time is its last use.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class _File:
 
 
 class EmbeddingDisk:
-    """A folder of at most `max_bytes`, the longest unused first to go; safe to use from several threads.
+    """A folder of at most `max_bytes` with LRU eviction; thread-safe.
 
     Args:
-        folder: made if missing, for this user alone; one server at a time.
-        keep_s: seconds since the last use after which a file goes.
-        model_hash: of the model that is served.
-        now: Unix seconds.
+        folder: created if missing, readable by this user only; used by one server at a time.
+        keep_s: seconds since the last use after which a file is deleted.
+        model_hash: returns the hash of the served model.
+        now: returns Unix seconds.
 
     Raises:
         InputError: the folder cannot be used, or another server uses it.
@@ -65,7 +65,7 @@ class EmbeddingDisk:
         self._model_hash = model_hash
         self._now = now
         self._lock = threading.Lock()
-        self._files: OrderedDict[tuple[str, str], _File] = OrderedDict()  # the longest unused first
+        self._files: OrderedDict[tuple[str, str], _File] = OrderedDict()  # in LRU order
         self._bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,7 +83,7 @@ class EmbeddingDisk:
             return self._bytes
 
     def keep(self, media: MediaEmbeddings, namespace: str) -> None:
-        """Hold checked embeddings under their `hash`. A full or broken disk costs the entry, not the request."""
+        """Store validated embeddings under their `hash`. A disk error loses the entry, not the request."""
         if media.hash is None or self._touch(key := (_folder_of(namespace), media.hash)):
             return
         body = encode_medium(media, self._model_hash())
@@ -100,17 +100,17 @@ class EmbeddingDisk:
             logger.warning("embeddings cannot be held in %s (%s)", self._folder, error.strerror)
             return
         with self._lock:
-            if key not in self._files:  # another thread may have been faster
+            if key not in self._files:  # another thread may have added it
                 self._make_room(size)
                 self._bytes += size
                 self._files[key] = _File(size, self._now())
         self._stamp(key)
 
     def find(self, name: str, namespace: str) -> MediaEmbeddings | None:
-        """What is held under a hash, verified; finding it is a use. Its arrays are views of the file's bytes.
+        """The verified embeddings of a hash, or None; counts as a use. The arrays are views of the file's bytes.
 
         Raises:
-            ServerUnavailableError: the model is still loading, so nothing can be held against it.
+            ServerUnavailableError: the model is still loading, so its hash is unknown.
         """
         key = (_folder_of(namespace), name)
         if not self._touch(key):
@@ -120,7 +120,7 @@ class EmbeddingDisk:
             content = self._path(key).read_bytes()
             media, made_for = decode_medium(content, Limits(max_body_bytes=len(content)))
             if made_for != model_hash:
-                return None  # of a model that may be served again
+                return None  # from another model, which may be served again
             if media.hash != name or embedding_hash(media, model_hash) != name:
                 raise InputError("its content does not match its hash")
         except (OSError, ContractError) as error:
@@ -132,14 +132,14 @@ class EmbeddingDisk:
         return media
 
     def close(self) -> None:
-        """Let another server use the folder."""
+        """Release the folder for another server."""
         os.close(self._own)
 
     def _claim(self) -> None:
-        import fcntl  # not on every system, and only here
+        import fcntl  # not available on every system
 
         try:
-            fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it ends
+            fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when this process ends for any reason
         except BlockingIOError:
             os.close(self._own)
             raise InputError(
@@ -147,7 +147,7 @@ class EmbeddingDisk:
             ) from None
 
     def _scan(self) -> None:
-        """What an earlier server left, and away with what it was writing when it was killed."""
+        """Index the files of an earlier server, and delete its unfinished ones."""
         files = []
         for path in self._folder.glob(f"*/*{_SUFFIX}*"):
             if path.name.startswith("."):
@@ -173,9 +173,9 @@ class EmbeddingDisk:
         return True
 
     def _stamp(self, key: tuple[str, str]) -> None:
-        """Used now: files' times keep the order of use through a restart; the kernel's own clock is too coarse."""
+        """Set the file's time to now, to keep the LRU order over a restart; the kernel's own clock is too coarse."""
         now = self._now()
-        with contextlib.suppress(OSError):  # room was made meanwhile
+        with contextlib.suppress(OSError):  # it was evicted meanwhile
             os.utime(self._path(key), (now, now))
 
     def _make_room(self, size: int) -> None:
@@ -206,7 +206,7 @@ class EmbeddingDisk:
 
 
 def open_disk(options: ServerOptions, model_hash: Callable[[], str]) -> EmbeddingDisk | None:
-    """The folder that the options name, None where they name none.
+    """Open the folder of the options, None if they have none.
 
     Raises:
         InputError: as `EmbeddingDisk`.
@@ -217,5 +217,5 @@ def open_disk(options: ServerOptions, model_hash: Callable[[], str]) -> Embeddin
 
 
 def _folder_of(namespace: str) -> str:
-    """A client's folder: any name fits, none reaches another folder, and a listing tells no names."""
+    """A client's folder; hashed, so that any name is valid, cannot escape the folder, and is not listed."""
     return hashlib.sha256(f"qwen3vl-edge namespace 1\n{namespace}".encode()).hexdigest()

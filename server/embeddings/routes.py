@@ -1,4 +1,4 @@
-"""`/v1/embeddings/{sha256}`: embeddings uploaded ahead of the request that names them, and whether they are held."""
+"""`/v1/embeddings/{sha256}`: upload embeddings ahead of the request that names them, and query the store."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Engine
 
 PATH = "/v1/embeddings/{name}"
-# The pattern is for the OpenAPI document; `_check_name` refuses with this API's error object.
+# The pattern is for the OpenAPI document; `_check_name` raises this API's error.
 Name = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
 
 
 def embedding_routes(state: ServerState) -> APIRouter:
-    """PUT, GET and HEAD of one hash."""
+    """PUT, GET and HEAD for one hash."""
     router, store = APIRouter(), state.store
 
     @router.put(PATH, openapi_extra=openapi.HOLD, responses={201: {"description": "Held from now on"}})
     async def put(request: Request, name: Name) -> Response:
-        """Hold one picture's embeddings: 201, or 200 where they were held already."""
+        """Store one picture's embeddings: 201, or 200 if they were already stored."""
         _check_name(name)
         engine = state.readiness.engine
         content_type(request, CONTENT_TYPE)
@@ -59,7 +59,7 @@ def embedding_routes(state: ServerState) -> APIRouter:
     @router.head(PATH, include_in_schema=False)
     @router.get(PATH)
     async def held(request: Request, name: Name) -> dict[str, Any]:
-        """What is held under a hash, without the tensors; 404 where nothing is."""
+        """Description of the embeddings stored under a hash, without tensors; 404 if there are none."""
         _check_name(name)
         if (medium := await run_in_threadpool(store.find, name, client_of(request).name)) is None:
             raise EmbeddingsNotHeldError("path", (name,))
@@ -69,10 +69,10 @@ def embedding_routes(state: ServerState) -> APIRouter:
 
 
 def _checked_medium(body: Body, name: str, engine: Engine, bases: Bases) -> MediaEmbeddings:
-    """The medium of a body, verified against the hash `name` and the served model.
+    """Decode a body, and validate it against the hash `name` and the served model.
 
     Raises:
-        ContractError: whatever is wrong with it.
+        ContractError: the body is invalid.
     """
     medium, model_hash = decode_medium(body, engine.limits, bases)
     shape = engine.loaded.shape

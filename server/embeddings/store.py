@@ -1,9 +1,9 @@
-"""Embeddings that a server holds by their hash: a later turn of a chat need not send them again.
+"""A store of embeddings by hash, so that a later turn of a chat need not send them again.
 
 In memory, and with `server/embeddings/disk.py` on disk as well.
 
-Bounded in bytes, the longest unused go first; what nobody used for a while goes too. Nothing is held that was not
-checked against the model, and what is held was copied out of its request: a view would keep the whole body in memory.
+Bounded in bytes and time, with LRU eviction. Only embeddings that were validated against the model are stored, as
+copies: a view would keep the whole request body in memory.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class _Entry:
 
 
 class EmbeddingStore:
-    """Safe to use from several threads.
+    """The embedding store of one server; thread-safe.
 
-    A request keeps what it looked up until it ends, also where it is dropped here meanwhile; those bytes are the
-    request's then and no longer counted here.
+    A request keeps the embeddings that it looked up until it ends, even if they are evicted meanwhile; their bytes are
+    then no longer counted here.
 
     Args:
-        max_bytes: of all embeddings together; 0 holds none.
-        keep_s: seconds since the last use after which an entry goes.
-        clock: seconds, never going back.
-        disk: holds the same for longer, and what memory has no room for any more.
+        max_bytes: size limit of all embeddings together; 0 stores none.
+        keep_s: seconds since the last use after which an entry expires.
+        clock: monotonic seconds.
+        disk: second level, which keeps entries longer and after eviction from memory.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class EmbeddingStore:
 
     @property
     def bytes(self) -> int:
-        """Bytes of embeddings held now."""
+        """Bytes of embeddings in memory."""
         with self._lock:
             self._expire()
             return self._bytes
 
     def keep(self, media: MediaEmbeddings, namespace: str = "") -> bool:
-        """Hold a copy of checked embeddings under their `hash`; False where they do not fit or name none."""
+        """Store a copy of validated embeddings under their `hash`; False if they do not fit or have no hash."""
         if media.hash is None or media.nbytes > self.max_bytes:
             return False
         self._keep_in_memory((namespace, media.hash), media)
@@ -94,12 +94,12 @@ class EmbeddingStore:
                 self._bytes += copied.nbytes
 
     def keep_all(self, request: GenerateRequest, namespace: str = "") -> None:
-        """Hold what a checked request brought."""
+        """Store the embeddings of a validated request."""
         for item in request.media:
             self.keep(item, namespace)
 
     def find(self, name: str, namespace: str = "") -> MediaEmbeddings | None:
-        """What is held under a hash; finding it is a use. With a disk, it may be read.
+        """The embeddings of a hash, or None; counts as a use. May read from disk.
 
         Raises:
             ServerUnavailableError: as `EmbeddingDisk.find`.
@@ -117,7 +117,7 @@ class EmbeddingStore:
         """The embeddings of references, in order; their arrays are read-only.
 
         Raises:
-            EmbeddingsNotHeldError: some are not here; names all of them.
+            EmbeddingsNotHeldError: some are not in the store; names all of them.
             WireError: a reference names another grid than the embeddings have.
         """
         held = [self.find(item.hash, namespace) for item in references]
@@ -131,7 +131,7 @@ class EmbeddingStore:
         return [_as_named(item, media) for item, media in zip(references, held, strict=True) if media is not None]
 
     def close(self) -> None:
-        """Let another server use the disk."""
+        """Release the disk folder for another server."""
         if self.disk is not None:
             self.disk.close()
 
@@ -145,7 +145,7 @@ class EmbeddingStore:
 
     def _expire(self) -> None:
         now = self._clock()
-        while self._entries and next(iter(self._entries.values())).expires <= now:  # the first was used longest ago
+        while self._entries and next(iter(self._entries.values())).expires <= now:  # in LRU order
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: tuple[str, str]) -> None:
@@ -154,14 +154,14 @@ class EmbeddingStore:
 
 def _owned(array: NDArray[np.floating]) -> NDArray[np.floating]:
     copied = np.array(array, order="C")
-    copied.flags.writeable = False  # whoever would write gets a copy of his own
+    copied.flags.writeable = False  # shared between requests
     return copied
 
 
 def _as_named(reference: MediaReference, held: MediaEmbeddings) -> MediaEmbeddings:
     if reference.grid != held.grid:
         raise WireError(
-            "grid differs from that of the held embeddings",
+            "grid differs from that of the stored embeddings",
             field=f"grid_thw.{reference.index}",
             expected=held.grid.as_list(),
             got=reference.grid.as_list(),

@@ -1,1 +1,1 @@
-"""What generates: one protocol, one folder per engine. Knows nothing of HTTP."""
+"""Engines that generate: one protocol, one folder per engine, independent of HTTP."""

@@ -13,7 +13,7 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 def model_shape(checkpoint: Checkpoint) -> ModelShape:
-    """The shape that a request's tensors must have, from `config.json` alone.
+    """The shape that a request's tensors must have, from `config.json` only.
 
     Raises:
         CheckpointError: the config lacks a key.
@@ -50,10 +50,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
         template = checkpoint.path / "chat_template.json"
         if template.is_file() and not (checkpoint.path / "chat_template.jinja").is_file():
-            # The processor, and so the device, takes this file's, whatever tokenizer_config.json says.
+            # The processor, and so the device, uses this template and ignores the one in tokenizer_config.json.
             tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
         return tokenizer
-    except Exception as error:  # transformers raises many kinds; all mean that it cannot be loaded
+    except Exception as error:  # transformers raises many types; all mean that it cannot be loaded
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"the tokenizer of {checkpoint.path} cannot be loaded ({reason})", field="tokenizer"
@@ -61,13 +61,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def end_ids_of(eos_token_id: int | list[int] | None, tokenizer: Any) -> tuple[int, ...]:
-    """Ids of the tokens that end an answer: the checkpoint's, or else those of Qwen's that the tokenizer has.
+    """Ids of the tokens that end an answer: the checkpoint's, or else Qwen's end tokens that the tokenizer has.
 
     Args:
-        eos_token_id: of its generation config.
+        eos_token_id: from the checkpoint's generation config.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there is no end token.
     """
     if eos_token_id is not None:
         return tuple(eos_token_id) if isinstance(eos_token_id, list) else (int(eos_token_id),)

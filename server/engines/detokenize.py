@@ -1,4 +1,4 @@
-"""Token ids to text, one at a time, without ever showing half a character."""
+"""Convert token ids to text incrementally, never returning half a character."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Text of a growing answer; the pieces join to what decoding all ids at once gives.
+    """Text of a growing answer; the pieces concatenate to the text of decoding all ids at once.
 
-    Qwen's tokenizer is a byte-level BPE: a token may end inside a character, and decoding that yields
-    one U+FFFD at the end for its bytes so far. That one is held back until the next token completes it
-    or proves that the bytes were no character. Byte-level tokens need no left context, so decided
+    Qwen's tokenizer is a byte-level BPE: a token may end inside a character, and decoding then yields
+    one U+FFFD at the end for the incomplete bytes. It is held back until the next token completes it
+    or shows that the bytes are invalid. Byte-level tokens need no left context, so finished
     tokens are dropped and the cost of a step does not grow with the answer.
     """
 
@@ -22,7 +22,7 @@ class Detokenizer:
         self._shown = 0  # characters of the pending tokens' text that were returned already
 
     def add(self, token_id: int) -> str:
-        """What this token adds to the text; empty while a character is incomplete, and for special tokens."""
+        """The text that this token adds; empty while a character is incomplete, and for special tokens."""
         self._pending.append(token_id)
         text = decode(self._tokenizer, self._pending)
         if text.endswith(REPLACEMENT):
@@ -34,13 +34,13 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """What was held back, once no more tokens come: U+FFFD for a character cut off by the end."""
+        """The text held back at the end of the answer: U+FFFD for an incomplete character."""
         text = decode(self._tokenizer, self._pending)[self._shown :] if self._pending else ""
         self._pending, self._shown = [], 0
         return text
 
 
 def decode(tokenizer: Any, token_ids: list[int]) -> str:
-    """The text of token ids without special tokens, exactly as the bytes say."""
+    """The text of token ids without special tokens and without cleanup of spaces."""
     text: str = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text

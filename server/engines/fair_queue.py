@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Safe to use from several threads.
+    """A queue with one line per client, served round-robin; thread-safe.
 
     Args:
         max_waiting: items of all clients together.
@@ -33,10 +33,10 @@ class FairQueue(Generic[T]):
         return self._count
 
     def check_room(self, client: str, retry_after: int) -> None:
-        """Refuse what `put` would refuse.
+        """Raise if `put` would raise.
 
         Raises:
-            QueueFullError: no room, or none for this client.
+            QueueFullError: the queue is full, or full for this client.
         """
         with self._changed:
             self._check(client, retry_after)
@@ -45,10 +45,10 @@ class FairQueue(Generic[T]):
         """Add an item to its client's line.
 
         Args:
-            retry_after: seconds that a refusal names.
+            retry_after: seconds that the error tells the client to wait.
 
         Raises:
-            QueueFullError: no room, or none for this client.
+            QueueFullError: the queue is full, or full for this client.
         """
         with self._changed:
             self._check(client, retry_after)
@@ -57,7 +57,7 @@ class FairQueue(Generic[T]):
             self._changed.notify()
 
     def take(self) -> T | None:
-        """The next item, None where nothing waits; its client goes to the end of the turns."""
+        """Remove and return the next item, None if the queue is empty; its client moves to the end of the order."""
         with self._changed:
             if not self._lines:
                 return None
@@ -69,7 +69,7 @@ class FairQueue(Generic[T]):
             return item
 
     def remove(self, client: str, item: T) -> bool:
-        """Take an item out of its client's line; False where it does not wait."""
+        """Remove an item from its client's line; False if it is not in it."""
         with self._changed:
             line = self._lines.get(client)
             if line is None or item not in line:
@@ -81,7 +81,7 @@ class FairQueue(Generic[T]):
             return True
 
     def wait(self, timeout: float) -> None:
-        """Until something waits, or the time is over."""
+        """Block until the queue has an item, or the timeout expires."""
         with self._changed:
             if not self._lines:
                 self._changed.wait(timeout)
@@ -92,7 +92,7 @@ class FairQueue(Generic[T]):
             self._changed.notify_all()
 
     def drain(self) -> list[T]:
-        """Everything that waits, taken out."""
+        """Remove and return all items."""
         with self._changed:
             items = [item for line in self._lines.values() for item in line]
             self._lines.clear()

@@ -1,4 +1,4 @@
-"""One request on its way through an engine: what it asked, what it has so far, and how it ends."""
+"""One in-flight request of an engine: its request, its tokens so far, and its result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qwen3vl_edge.server.engines.protocol import GenerateResult, OnToken, Served
 
 
 class Pending:
-    """Belongs to the engine's thread, but for `future`, `cancelled` and `fail`.
+    """Belongs to the engine's thread, except `future`, `cancelled` and `fail`.
 
     Args:
         request: as `prepare` returned it.
-        client: whose turn and whose kept keys and values it uses.
+        client: the client whose queue turn and prefix cache it uses.
     """
 
     def __init__(self, request: GenerateRequest, loaded: ServedModel, on_token: OnToken | None, client: str) -> None:
@@ -28,7 +28,7 @@ class Pending:
         self.cancelled = threading.Event()
         self.future: Future[GenerateResult] = Future()
         self.started: float | None = None
-        self.future.set_running_or_notify_cancel()  # ended by `cancel` of its Generation alone
+        self.future.set_running_or_notify_cancel()  # only its Generation's `cancel` can cancel it
         self._loaded = loaded
         self._on_token = on_token
         self._enqueued = time.perf_counter()
@@ -36,18 +36,18 @@ class Pending:
 
     @property
     def over(self) -> bool:
-        """Nothing more is wanted of it."""
+        """Whether it has ended or was cancelled."""
         return self.cancelled.is_set() or self.future.done()
 
     def begin(self) -> None:
-        """Its turn has come."""
+        """Record the start time; called when it leaves the queue."""
         self.started = time.perf_counter()
 
     def add(self, token: Token) -> bool:
-        """Take the next token; True once the answer is complete.
+        """Add the next token; True once the answer is complete.
 
         Raises:
-            Exception: whatever its `on_token` raises.
+            Exception: raised by its `on_token`.
         """
         if self._first is None:
             self._first = time.perf_counter()
@@ -57,7 +57,7 @@ class Pending:
         return token.id in self._loaded.end_ids or len(self.ids) >= self.request.sampling.max_new_tokens
 
     def finish(self) -> None:
-        """Hand over what there is; nothing happens where it failed before."""
+        """Set the result from the tokens so far; a no-op if it has already failed."""
         ended = time.perf_counter()
         started = self.started if self.started is not None else ended
         first = self._first if self._first is not None else ended
@@ -74,7 +74,7 @@ class Pending:
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """End with an error; nothing happens where it ended before."""
+        """End with an error; a no-op if it has already ended."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""A request's prompt, for both engines: checked, without masked tokens, with the spans of its media."""
+"""A request's prompt, for both engines: validation, removal of masked tokens, spans of its media."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from qwen3vl_edge.server.engines.protocol import ServedModel
 
 
 def prepare_prompt(request: GenerateRequest, loaded: ServedModel, limits: Limits) -> GenerateRequest:
-    """What every engine checks of a request; returns it without masked tokens.
+    """Validate a request for any engine; returns it without masked tokens.
 
     Raises:
-        ContractError: whatever is wrong with it.
+        ContractError: the request is invalid.
     """
     validate_request(request, loaded.shape, limits)
     unmasked = drop_masked_tokens(request)
     if unmasked.input_ids.size != request.input_ids.size:
-        # Two pictures kept apart only by masked tokens would now be one span of placeholders.
+        # Two pictures separated only by masked tokens would now be one span of placeholders.
         validate_request(unmasked, loaded.shape, limits)
     check_positions(unmasked, loaded)
     return unmasked
@@ -48,13 +48,13 @@ def drop_masked_tokens(request: GenerateRequest) -> GenerateRequest:
 
 
 def check_positions(request: GenerateRequest, loaded: ServedModel) -> None:
-    """Hold prompt and answer against the model's context.
+    """Validate the length of prompt and answer against the model's context.
 
     Raises:
-        LimitError: they do not fit together.
+        LimitError: together they exceed it.
     """
-    wanted = request.input_ids.size + request.sampling.max_new_tokens
-    if wanted > loaded.max_positions:
+    total = request.input_ids.size + request.sampling.max_new_tokens
+    if total > loaded.max_positions:
         raise LimitError(
             "prompt and answer are longer than the model's context",
             field="sampling.max_new_tokens",
@@ -89,7 +89,7 @@ def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
 
 
 def warm_up_request(loaded: ServedModel, logprobs: int | None = None) -> GenerateRequest:
-    """The request that an engine answers before the first client's: two tokens after text and the smallest image."""
+    """The request that an engine runs before it is ready: two tokens after text and the smallest image."""
     shape = loaded.shape
     grid = Grid(1, shape.merge_size, shape.merge_size)
     zeros = np.zeros((1, shape.hidden_size), dtype=np.float16)

@@ -1,4 +1,4 @@
-"""What the HTTP side asks of an engine: `submit` a request, of which tokens come, `cancel` it, read its `stats`."""
+"""The engine protocol that the HTTP side uses: `prepare` and `submit` requests, `cancel` them, read `stats`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qwen3vl_edge.server.engines.detokenize import Detokenizer
 
 
 class EngineDiedError(ServerUnavailableError):
-    """It will never answer again."""
+    """The engine has died and will never answer again."""
 
     def __init__(self) -> None:
         super().__init__("the engine has died", remedy="Restart the server; its log says why.")
 
 
 class EngineStuckError(ServerUnavailableError):
-    """Its step has gone on for too long; whether it ever ends is not known."""
+    """The engine's current step takes too long; it may never end."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server.")
@@ -31,8 +31,8 @@ class Token:
     """One token of an answer.
 
     Attributes:
-        logprob: natural logarithm of its probability before temperature and cuts; None unless asked for.
-        top: the likeliest tokens at this place with theirs, as many as were asked for.
+        logprob: natural logarithm of its probability before temperature and truncation; None unless requested.
+        top: the likeliest tokens at this position with their log-probabilities, as many as requested.
     """
 
     id: int
@@ -45,7 +45,7 @@ OnToken = Callable[[Token], None]
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one generation: waiting, until the first token, and from there to the last."""
+    """Seconds of one generation: in the queue, prefill to the first token, and decode to the last."""
 
     queue_s: float
     prefill_s: float
@@ -57,11 +57,11 @@ class GenerateResult:
     """A finished answer.
 
     Attributes:
-        generated_ids: new tokens only, with the end token if there was one.
-        text: of those, without special tokens.
+        generated_ids: new tokens only, including the end token if there was one.
+        text: their text, without special tokens.
         finish_reason: "stop" (end token), "length" or "cancelled".
-        prompt_tokens: without masked ones.
-        reused_tokens: of the prompt, whose keys and values were held from an earlier request.
+        prompt_tokens: prompt length without masked tokens.
+        reused_tokens: prompt tokens whose keys and values came from the prefix cache.
     """
 
     generated_ids: tuple[int, ...]
@@ -75,11 +75,11 @@ class GenerateResult:
 
 @dataclass(frozen=True)
 class Generation:
-    """A request that was accepted.
+    """An accepted request.
 
     Attributes:
-        future: its result; fails with a ContractError that a client may see, or with a fault of the engine.
-        cancel: ends it after the current step, or before it starts; may be called at any time, from any thread.
+        future: its result; fails with a ContractError that a client may see, or with an internal engine error.
+        cancel: stops it after the current step, or before it starts; may be called at any time, from any thread.
     """
 
     future: Future[GenerateResult]
@@ -88,19 +88,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """An engine at one moment, and its sums since start.
+    """A snapshot of an engine, with totals since start.
 
     Attributes:
-        waiting: requests that have not begun.
-        running: requests that generate.
-        kv_tokens: tokens whose keys and values are held for running requests.
-        kv_bytes: of those, where the engine knows.
-        kept_bytes: keys and values kept from ended requests.
-        reused_tokens: prompt tokens that needed no computing.
-        steps: decoding steps.
-        step_rows: requests in those steps, added up; `step_rows / steps` is the mean batch.
-        stalled_s: seconds that the step under way has taken, 0 where none is.
-        dead: it will never answer again.
+        waiting: requests in the queue.
+        running: requests in prefill or decode.
+        kv_tokens: tokens in the KV cache of running requests.
+        kv_bytes: their bytes; 0 if the engine does not report them.
+        kept_bytes: KV cache bytes kept from ended requests (prefix cache).
+        reused_tokens: prompt tokens served from the prefix cache.
+        steps: decode steps.
+        step_rows: requests summed over those steps; `step_rows / steps` is the mean batch.
+        stalled_s: seconds since the current step began, 0 without one.
+        dead: the engine will never answer again.
     """
 
     waiting: int = 0
@@ -115,7 +115,7 @@ class EngineStats:
     dead: bool = False
 
     def check(self, stall_s: float) -> None:
-        """Nothing, while the engine works.
+        """Raise if the engine is dead or stuck.
 
         Raises:
             ServerUnavailableError: it has died, or its step takes longer than `stall_s` seconds.
@@ -127,12 +127,12 @@ class EngineStats:
 
 
 class ServedModel(Protocol):
-    """The model as requests see it.
+    """The served model, for validation of requests and for status routes.
 
     Attributes:
-        shape: what a request's tensors must fit.
+        shape: what a request's tensors must match.
         end_ids: token ids that end an answer.
-        max_positions: tokens of prompt and answer together.
+        max_positions: most tokens of prompt and answer together.
     """
 
     @property
@@ -151,12 +151,12 @@ class ServedModel(Protocol):
     def max_positions(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/readyz` and `/v1/models`: engine, parameters, device, dtype."""
+        """Details for `/readyz` and `/v1/models`: engine, parameters, device, dtype."""
         ...
 
 
 class Engine(Protocol):
-    """Generates; safe to call from several threads."""
+    """Generates answers; safe to call from several threads."""
 
     @property
     def loaded(self) -> ServedModel: ...
@@ -165,19 +165,19 @@ class Engine(Protocol):
     def limits(self) -> Limits: ...
 
     def check_room(self, client: str = "") -> None:
-        """Refuse early what `submit` would refuse.
+        """Reject early what `submit` would reject.
 
         Raises:
-            QueueFullError: no room, or none for this client.
+            QueueFullError: the queue is full, or full for this client.
             ServerUnavailableError: the engine is closed or stalled.
         """
         ...
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        """Check a request against model and limits; returns it without masked tokens.
+        """Validate a request against model and limits; returns it without masked tokens.
 
         Raises:
-            ContractError: whatever is wrong with it.
+            ContractError: the request is invalid.
         """
         ...
 
@@ -186,7 +186,7 @@ class Engine(Protocol):
 
         Args:
             on_token: called with each new token, in a thread of the engine; must not block.
-            client: whose turn it uses; clients with waiting requests take turns.
+            client: whose queue turn it uses; clients with waiting requests take turns.
 
         Raises:
             QueueFullError, ServerUnavailableError: as `check_room`.
@@ -194,13 +194,13 @@ class Engine(Protocol):
         ...
 
     def detokenizer(self) -> Detokenizer:
-        """A fresh one, for the text of one answer as it grows."""
+        """A new detokenizer for one answer."""
         ...
 
     def stats(self) -> EngineStats:
-        """How it is now; cheap enough for every scrape."""
+        """A snapshot of the engine; cheap enough for every scrape."""
         ...
 
     def close(self, timeout: float = 10.0) -> None:
-        """Cancel what runs and waits, and stop."""
+        """Cancel running and waiting requests, and stop."""
         ...

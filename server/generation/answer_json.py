@@ -44,7 +44,7 @@ def model_facts(loaded: ServedModel) -> dict[str, Any]:
 
 
 def trace_phases(result: GenerateResult) -> None:
-    """Record the phases of a generation that just ended as spans; does nothing without tracing."""
+    """Record the phases of a generation that ends now as spans; a no-op without tracing."""
     times = result.timings
     spans_until_now(
         {"queue": times.queue_s, "prefill": times.prefill_s, "decode": times.decode_s},

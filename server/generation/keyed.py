@@ -1,10 +1,10 @@
 """Requests with an `Idempotency-Key`: generated once, answered as often as they are sent.
 
-A request joins the in-flight generation of its key, or gets the kept answer. A keyed generation goes on without
-readers: a lost connection is what the key is there for. If no reader has come back after `abandoned_s` seconds, it is
-cancelled. Failed and cancelled generations are not kept.
+A request joins the in-flight generation of its key, or gets the stored answer. A keyed generation continues without
+readers, because the key exists for lost connections. If no reader reconnects within `abandoned_s` seconds, it is
+cancelled. Answers of failed and cancelled generations are not stored.
 
-All state belongs to the event loop's thread, and is in memory: after a restart the next try is generated anew.
+All state belongs to the event loop's thread and is in memory: after a restart the next request generates again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.generation.live_generation import Detach, LiveGeneration
 from qwen3vl_edge.server.options import ServerOptions
 
-_BYTES_PER_TOKEN = 64  # of the log, the result's ids and its text
+_BYTES_PER_TOKEN = 64  # estimate for the log, the result's ids and its text
 
 
 def fingerprint(request: GenerateRequest) -> bytes:
-    """sha256 of what decides the answer: ids, grids, tensors and sampling.
+    """sha256 of what determines the answer: ids, grids, tensors and sampling.
 
-    Left out are `stream` and `request_id`, which decide the form and the address of the answer, and the encoding of
-    the tensors on the wire.
+    Excludes `stream` and `request_id`, which determine only the form of the answer, and the tensors' wire encoding.
     """
     digest = hashlib.sha256(json.dumps(request.sampling.to_dict(), sort_keys=True).encode())
     digest.update(np.ascontiguousarray(request.input_ids).data)
@@ -51,8 +50,8 @@ class _Entry:
 
     Attributes:
         abandonment: cancels the generation when it fires; set while there is no reader.
-        ended: on the monotonic clock; None while it is in flight.
-        nbytes: memory of the kept answer.
+        ended: time on the monotonic clock; None while in flight.
+        nbytes: memory of the stored answer.
     """
 
     generation: LiveGeneration
@@ -73,7 +72,7 @@ _Key = tuple[str, str]  # namespace and Idempotency-Key
 
 
 class KeyedGenerations:
-    """In-flight generations and kept answers, by key.
+    """In-flight generations and stored answers, by key.
 
     Args:
         options: `keep_answers_s`, `keep_answers`, `keep_answers_mib` and `abandoned_s`.
@@ -86,7 +85,7 @@ class KeyedGenerations:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
     def contains(self, key: str, namespace: str = "") -> bool:
-        """Whether there is a generation or an answer under this key, so that a request needs no room in the queue."""
+        """Whether this key has a generation or an answer, so that the request needs no room in the queue."""
         self._evict()
         return (namespace, key) in self._entries
 
@@ -100,11 +99,11 @@ class KeyedGenerations:
             namespace: keys of different namespaces are different keys.
 
         Returns:
-            the generation, and what to call when its reader goes.
+            The generation, and the function to call when its reader detaches.
 
         Raises:
             KeyReusedError: the key was sent with another request.
-            ContractError: as `start`; then the key stays free.
+            ContractError: as `start`; the key is then not used.
         """
         scoped = (namespace, key)
         self._evict()
@@ -124,7 +123,7 @@ class KeyedGenerations:
         return entry.generation, partial(self._detach, scoped, entry)
 
     def forget(self, key: str, namespace: str = "") -> None:
-        """Cancel an in-flight generation of this key, or drop its kept answer."""
+        """Cancel an in-flight generation of this key, or drop its stored answer."""
         if (entry := self._entries.get((namespace, key))) is not None:
             self._drop((namespace, key), entry)
 
@@ -142,7 +141,7 @@ class KeyedGenerations:
 
     def _on_end(self, loop: asyncio.AbstractEventLoop, scoped: _Key, entry: _Entry, _: object) -> None:
         """The future's callback, in the engine's thread."""
-        with suppress(RuntimeError):  # the loop is closed: the server stops, and no reader is left
+        with suppress(RuntimeError):  # the loop is closed: the server stops, and there are no readers
             loop.call_soon_threadsafe(self._keep_answer, scoped, entry)
 
     def _keep_answer(self, scoped: _Key, entry: _Entry) -> None:
@@ -151,7 +150,7 @@ class KeyedGenerations:
             return
         try:
             result = entry.generation.result
-        except BaseException:  # its readers get the error; the next try is generated anew
+        except BaseException:  # its readers get the error; the next request generates again
             del self._entries[scoped]
             return
         entry.ended = time.monotonic()
@@ -160,7 +159,7 @@ class KeyedGenerations:
         self._evict()
 
     def _evict(self) -> None:
-        """Drop expired answers, then the oldest beyond the limits. In-flight generations stay."""
+        """Evict expired answers, then the oldest beyond the limits. In-flight generations stay."""
         options = self._options
         ended = [(scoped, entry) for scoped, entry in self._entries.items() if entry.ended is not None]
         count, nbytes = len(ended), sum(entry.nbytes for _, entry in ended)

@@ -1,4 +1,4 @@
-"""The steps that every generating route shares: admission, start or join by Idempotency-Key, response or detachment."""
+"""The lifecycle of a generation in every route: admit, start or join by Idempotency-Key, respond or detach."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Admission:
     """A request whose body may be read.
 
     Attributes:
-        key: its Idempotency-Key, None where it has none.
+        key: its Idempotency-Key, or None.
     """
 
     engine: Engine
@@ -41,10 +41,10 @@ class Admission:
 
 
 def admit(request: Request, state: ServerState) -> Admission:
-    """Check that the queue has room, before a body is read that would only be refused.
+    """Check that the queue has room, before reading a body that would be rejected.
 
     Raises:
-        QueueFullError, ServerUnavailableError: as `Engine.check_room`; not where the key is known already.
+        QueueFullError, ServerUnavailableError: as `Engine.check_room`; not for a key that is already known.
         HttpError: the key is malformed.
     """
     engine, client = state.readiness.engine, client_of(request)
@@ -60,10 +60,10 @@ async def start_or_join(
     digest: Callable[[], bytes],
     start: Callable[[], LiveGeneration],
 ) -> tuple[LiveGeneration, Detach]:
-    """The generation, and what to call when its reader disconnects or has the answer.
+    """Start or join a generation; returns it and the function to call when its reader disconnects or is done.
 
     Args:
-        digest: of what decides the answer; called in a thread, and only where there is a key.
+        digest: returns the digest of what determines the answer; called in a thread, and only if there is a key.
 
     Raises:
         KeyReusedError: the key was sent with another request.
@@ -82,7 +82,7 @@ async def respond(
     events: AsyncIterator[str] | None,
     complete: Callable[[], Awaitable[dict[str, Any]]],
 ) -> Response:
-    """The answer as server-sent events, or as one object where `events` is None; a disconnect detaches either way."""
+    """The answer as server-sent events, or as one object if `events` is None; a disconnect detaches the reader."""
     request.state.running = generation  # for the audit log
     if events is not None:
 

@@ -21,7 +21,7 @@ Detach = Callable[[], None]
 
 
 class TokenLog:
-    """The tokens so far, brought from the engine's thread into the event loop."""
+    """The tokens so far, passed from the engine's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -34,7 +34,7 @@ class TokenLog:
         self._call(self._tokens.append, token)
 
     def end(self, _: Future[GenerateResult]) -> None:
-        """Called once the generation has ended, in whatever thread ended it."""
+        """Called once the generation has ended, in the thread that ended it."""
         self._call(setattr, self, "ended", True)
 
     async def follow(self, keep_alive_s: float = KEEP_ALIVE_SECONDS) -> AsyncIterator[Token | None]:
@@ -57,7 +57,7 @@ class TokenLog:
             await self._changed.wait()
 
     def _call(self, change: Callable[..., object], *values: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server stops, and no reader is left
+        with suppress(RuntimeError):  # the loop is closed: the server stops, and there are no readers
             self._loop.call_soon_threadsafe(self._change, change, values)
 
     def _change(self, change: Callable[..., object], values: tuple[object, ...]) -> None:
@@ -70,7 +70,7 @@ class TokenLog:
 class LiveGeneration:
     """One generation: the future of its result, its tokens so far, and how to cancel it.
 
-    It does not reference the request, whose tensors are many times larger than the answer.
+    It holds no reference to the request, whose tensors are many times larger than the answer.
     """
 
     future: Future[GenerateResult]
@@ -82,7 +82,7 @@ class LiveGeneration:
         """The answer of an ended generation.
 
         Raises:
-            ServerUnavailableError: it was cancelled; the tokens so far are not an answer.
+            ServerUnavailableError: the generation was cancelled; its partial answer is discarded.
             Exception: the error of a failed generation.
         """
         result = self.future.result(timeout=0)
@@ -102,11 +102,11 @@ def start_generation(
 
     Args:
         record: called with the future once it has ended.
-        client: whose turn in the queue it uses.
+        client: the client whose queue turn it uses.
         stops: the answer ends before the first of these.
 
     Raises:
-        QueueFullError, ServerUnavailableError: as the engine.
+        QueueFullError, ServerUnavailableError: as `Engine.submit`.
     """
     log = TokenLog()
     if stops:

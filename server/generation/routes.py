@@ -1,4 +1,4 @@
-"""`POST /v1/generate`: token ids and embeddings in, generated tokens out; `DELETE` drops a kept answer."""
+"""`POST /v1/generate`: token ids and embeddings in, generated tokens out; `DELETE` drops a stored answer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def generation_routes(state: ServerState) -> APIRouter:
 
     @router.delete(PATH, status_code=204, openapi_extra=FORGET)
     async def forget(request: Request) -> Response:
-        """The sender of this Idempotency-Key needs its answer no more; 204, whether or not it is known."""
+        """Drop the answer of this Idempotency-Key; 204, whether or not the key is known."""
         key = idempotency_key(request.headers)
         if key is None:
             raise HttpError(400, "bad_idempotency_key", f"missing {HEADER} header", field=HEADER)
@@ -63,10 +63,10 @@ def generation_routes(state: ServerState) -> APIRouter:
 
 
 async def _read_request(request: Request, engine: Engine, state: ServerState) -> GenerateRequest:
-    """The checked request of a body in either of the two content types.
+    """Read and validate a request in either of the two content types.
 
     Raises:
-        ContractError: whatever is wrong with it.
+        ContractError: the request is invalid.
     """
     kind = content_type(request, CONTENT_TYPE, JSON)
     limits = engine.limits
@@ -84,7 +84,7 @@ async def _read_request(request: Request, engine: Engine, state: ServerState) ->
 
 
 def _binary_request(body: Body, engine: Engine, state: ServerState, namespace: str) -> GenerateRequest:
-    """A checked request; media named by hash come from the store, media sent with a hash are added to it."""
+    """Decode and validate a request; load media named by hash from the store, add media sent with a hash to it."""
     looked_up: list[MediaEmbeddings] = []
 
     def lookup(references: Sequence[MediaReference]) -> list[MediaEmbeddings]:
@@ -93,7 +93,7 @@ def _binary_request(body: Body, engine: Engine, state: ServerState, namespace: s
 
     prepared = engine.prepare(decode_request(body, engine.limits, lookup, state.bases))
     for index, item in enumerate(prepared.media):
-        if not any(item is known for known in looked_up):  # the store's were checked when they were added
+        if not any(item is known for known in looked_up):  # stored media were validated when they were added
             check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)
     state.store.keep_all(prepared, namespace)
     return prepared
@@ -111,7 +111,7 @@ def _with_request_id(request: GenerateRequest, otherwise: str) -> GenerateReques
 
 
 async def _complete(prepared: GenerateRequest, generation: LiveGeneration, engine: Engine) -> dict[str, Any]:
-    """The answer, once the generation has ended."""
+    """Wait for the generation to end and return its answer."""
     await generation.log.wait()
     result = generation.result
     trace_phases(result)

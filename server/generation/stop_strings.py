@@ -1,6 +1,6 @@
-"""Stop strings end the generation itself, and with it the answer of each of its readers.
+"""Stop strings: they cancel the generation itself, and so end the answer of each of its readers.
 
-Readers may come later or again (an Idempotency-Key), so they cannot be what ends the generation.
+Readers may attach later or again (an Idempotency-Key), so a reader cannot be what ends the generation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def submit_with_stop_strings(
     completed it.
 
     Raises:
-        QueueFullError, ServerUnavailableError: as the engine.
+        QueueFullError, ServerUnavailableError: as `Engine.submit`.
     """
     monitor = _StopMonitor(engine.detokenizer(), stops, on_token)
     generation = engine.submit(request, monitor.put, client)
@@ -61,7 +61,7 @@ class _StopMonitor:
 
     def put(self, token: Token) -> None:
         if self._stops.found:
-            return  # of a step that ran when the generation was cancelled
+            return  # token of a step that was in flight when the generation was cancelled
         self._ids.append(token.id)
         self._text.append(self._stops.add(self._detokenizer.add(token.id)))
         self._on_token(token)

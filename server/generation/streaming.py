@@ -1,13 +1,13 @@
 """A generation as server-sent events.
 
-    data: {"token_id": 88, "text": "An"}        one per token; `text` is what it adds, empty inside a character
-    data: {"token_id": null, "text": "…"}       only if the end left half a character
+    data: {"token_id": 88, "text": "An"}        one per token; `text` is the text it adds, empty inside a character
+    data: {"token_id": null, "text": "…"}       only if the answer ends inside a character
     data: {"request_id": …, "generated_ids": […], "text": …, "finish_reason": …, "usage": …, "timings": …}
     data: [DONE]
 
-The `text` of the steps joins to the `text` of the last event, which is the answer object of a request without
-`stream`. An error on the way is one event `{"error": {…}}`, then `[DONE]`. Comment lines (`:`) keep the connection
-open while a request waits.
+The `text` of the steps concatenates to the `text` of the last event, which is the answer object of a request without
+`stream`. An error during the stream is one event `{"error": {…}}`, then `[DONE]`. Comment lines (`:`) keep the
+connection open while a request waits.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Who may use the server and how often, and the audit log of it."""
+"""Access control, rate limits and the audit log."""

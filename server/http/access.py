@@ -19,13 +19,13 @@ from qwen3vl_edge.server.http.tokens import TokenEntry, TokenFile
 from qwen3vl_edge.server.options import ServerOptions
 
 logger = logging.getLogger("server")
-OPEN = ("/healthz", "/readyz")  # for whoever watches or balances; neither costs anything
+OPEN = ("/healthz", "/readyz")  # for monitoring and load balancers; both are cheap
 SCRAPE = "/metrics"
-_FREE = ("DELETE",)  # costs nothing, and frees what others wait for
+_FREE = ("DELETE",)  # cheap, and frees resources that others wait for
 
 
 class UnauthorizedError(HttpError):
-    """No token, or none that is let in."""
+    """The token is missing, unknown or expired."""
 
     def __init__(self, message: str, challenge: str) -> None:
         super().__init__(
@@ -40,10 +40,10 @@ class UnauthorizedError(HttpError):
 
 
 class TooOftenError(LimitError):
-    """More requests than this client may send.
+    """A client sent more requests than its limit allows.
 
     Attributes:
-        retry_after: whole seconds after which trying again makes sense.
+        retry_after: whole seconds after which a retry can succeed.
     """
 
     status = 429
@@ -55,10 +55,10 @@ class TooOftenError(LimitError):
 
 
 class Guard:
-    """What the settings say about access, opened: the tokens, the limits and the audit log.
+    """Access control of a server: tokens, limits and the audit log.
 
     Raises:
-        InputError: a file that cannot be used.
+        InputError: a file cannot be used.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -70,25 +70,25 @@ class Guard:
         self._under_way: Counter[str] = Counter()
 
     def install(self, app: FastAPI) -> None:
-        """Stand before the routes; what is added later stands before this."""
+        """Add the middleware; middleware that is added later runs before it."""
         app.add_middleware(_Access, guard=self)
         app.add_middleware(RequestRecord, audit=self.audit)
 
     @property
     def rereads(self) -> bool:
-        """Whether SIGHUP is handled: also with an audit log alone, because logrotate may send it with a moved file."""
+        """Whether SIGHUP is handled: also with only an audit log, because logrotate may send it with a moved file."""
         return self.tokens is not None or self.audit is not None
 
     def on_hangup(self) -> None:
-        """Look at the tokens again; may be called in a signal handler."""
+        """Check the tokens file again; may be called in a signal handler."""
         if self.tokens is not None:
             self.tokens.check_soon()
 
     def admit(self, scope: Scope) -> TokenEntry | None:
-        """Let a request in, with the entry of its token where tokens are asked for.
+        """Admit a request; returns the entry of its token, None if no tokens are required.
 
         Raises:
-            UnauthorizedError, TooOftenError: it may not.
+            UnauthorizedError, TooOftenError: the request is rejected.
         """
         if scope["path"] in self._open:
             return None
@@ -96,7 +96,7 @@ class Guard:
         try:
             entry = self._entry(scope)
         except UnauthorizedError:
-            self._take(scope, address, None)  # guessing has its limit too
+            self._take(scope, address, None)  # guessing tokens is rate-limited too
             raise
         if entry is None:
             self._take(scope, address, None)
@@ -127,10 +127,10 @@ class Guard:
             raise TooOftenError("rate_limited", "too many requests", expected, seconds)
 
     def enter(self, scope: Scope, entry: TokenEntry) -> None:
-        """Count a request of this client as under way, until `leave`.
+        """Count a request of this client as in flight, until `leave`.
 
         Raises:
-            TooOftenError: it has as many as it may.
+            TooOftenError: the client has reached its limit of concurrent requests.
         """
         most = entry.max_concurrent
         if most is not None and self._under_way[entry.name] >= most and scope["method"] not in _FREE:
@@ -173,17 +173,17 @@ class _Access:
 
 
 def warn_of_open_doors(options: ServerOptions) -> None:
-    """Say at the start what anybody who reaches the port may do."""
+    """Warn at the start if the port is reachable without a token or without TLS."""
     if _is_loopback(options.host):
         return
     if options.tokens_file is None and options.tls_client_ca is None:
         logger.warning(
-            "%s is reachable from other machines, and no token is required: whoever reaches it may use it. "
+            "%s is reachable from other machines, and no token is required: anyone who reaches it may use it. "
             "Set tokens_file, or let a proxy authenticate.",
             options.host,
         )
     if options.tls_cert is None:
-        logger.warning("no TLS: prompts, embeddings and tokens can be read on their way. Set tls_cert and tls_key.")
+        logger.warning("no TLS: prompts, embeddings and tokens can be read in transit. Set tls_cert and tls_key.")
 
 
 def _is_loopback(host: str) -> bool:

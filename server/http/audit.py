@@ -4,10 +4,9 @@
      "status": 200, "bytes_in": …, "prompt_tokens": …, "visual_tokens": …, "generated_tokens": …, "seconds": …,
      "error": null}
 
-A line is written when the answer has ended, and the generation with it: after a client has left, that may be later.
-`bytes_in` counts the bytes of the body that were read, as they were sent: 0 where a request is refused by its headers.
-Tokens are null where nothing was generated. A request that is sent again under its Idempotency-Key has the tokens of
-the one generation again.
+A line is written when the response and its generation have ended; after a disconnect the generation may end later.
+`bytes_in` counts the body bytes that were read, as sent: 0 if a request is rejected by its headers. Tokens are null if
+nothing was generated. A repeated request with the same Idempotency-Key has the token counts of its one generation.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ _CLOSING_SECONDS = 1.0
 
 
 class AuditLog:
-    """An append-only file that only this user can read; safe to use from several threads.
+    """An append-only file that only this user can read; thread-safe.
 
-    A file that was moved or deleted is created again before the next line. A full disk costs lines, not requests: the
-    failure is logged, and the next line is tried again.
+    A file that was moved or deleted is created again before the next line. A full disk loses lines, not requests: the
+    failure is logged, and the next line is written if possible.
 
     Raises:
         InputError: the file cannot be opened at the start.
@@ -67,20 +66,20 @@ class AuditLog:
 
 
 class _PrivateFile(WatchedFileHandler):
-    """The stdlib's handler with a file of mode 0600, and errors for whoever writes a line."""
+    """The stdlib's handler with a file of mode 0600, and with errors raised to the caller."""
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=partial(os.open, mode=0o600))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704  (called within the handler of what was raised)
+        raise  # noqa: PLE0704  (called inside an except block)
 
 
 class RequestRecord:
-    """ASGI middleware: every answer carries the request's id, and every request leaves a line in the audit log.
+    """ASGI middleware: every response carries the request's id, and every request is logged in the audit log.
 
-    The id is the sender's `X-Request-Id` where that is short and harmless, or else a new one. It stands in
-    `request.state.request_id`; a route that generates puts its `LiveGeneration` into `request.state.running`.
+    The id is the sender's `X-Request-Id` if that is short and safe, or else a new one. It is stored in
+    `request.state.request_id`; a route that generates stores its `LiveGeneration` in `request.state.running`.
     """
 
     def __init__(self, app: ASGIApp, audit: AuditLog | None) -> None:
@@ -108,15 +107,15 @@ class RequestRecord:
                 MutableHeaders(scope=message)[HEADER] = name
             try:
                 await send(message)
-            except Exception:  # the server's: each HTTP parser has its own, for an answer that it does not send
-                if not await _has_left(receive):
+            except Exception:  # parser-specific; the HTTP server raises it when it cannot send a response
+                if not await _is_disconnected(receive):
                     raise
-                state["error_code"] = "client_left"  # it broke HTTP within its body, and the parser has answered 400
+                state["error_code"] = "client_left"  # malformed HTTP within the body; the parser has sent a 400
 
         try:
             await self._app(scope, counting, naming)
         except Exception:
-            logger.error("request %s failed", name)  # its stack trace is logged further out
+            logger.error("request %s failed", name)  # an outer layer logs its stack trace
             state["error_code"] = "internal_error"
             if not status:
                 failed = HttpError(500, "internal_error", "the server failed on this request", got=f"request {name}")
@@ -128,23 +127,23 @@ class RequestRecord:
                 _when_generated(self._audit, line, state.get("running"))
 
 
-async def _has_left(receive: Receive) -> bool:
-    """Whether the connection is closed, or is about to be."""
+async def _is_disconnected(receive: Receive) -> bool:
+    """Whether the connection is closed or closing."""
 
-    async def left() -> None:
+    async def disconnected() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
     try:
-        await asyncio.wait_for(left(), _CLOSING_SECONDS)
+        await asyncio.wait_for(disconnected(), _CLOSING_SECONDS)
     except asyncio.TimeoutError:
         return False
     return True
 
 
 def _request_id(scope: Scope) -> str:
-    found = [value for name, value in scope["headers"] if name == HEADER.lower().encode()]
-    return found[0].decode() if len(found) == 1 and _SAFE_ID.fullmatch(found[0]) else uuid.uuid4().hex
+    ids = [value for name, value in scope["headers"] if name == HEADER.lower().encode()]
+    return ids[0].decode() if len(ids) == 1 and _SAFE_ID.fullmatch(ids[0]) else uuid.uuid4().hex
 
 
 def _line(scope: Scope, name: str, started: float, status: int, size: int, seconds: float) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def _line(scope: Scope, name: str, started: float, status: int, size: int, secon
         "address": client[0][:64] if client else "",
         "method": scope["method"][:16],
         "path": scope["path"][:_PATH_CHARACTERS],  # without the query
-        "status": status or 499,  # it left before it had an answer
+        "status": status or 499,  # the client disconnected before the response
         "bytes_in": size,
         "prompt_tokens": None,
         "visual_tokens": None,
@@ -169,7 +168,7 @@ def _line(scope: Scope, name: str, started: float, status: int, size: int, secon
 
 
 def _when_generated(audit: AuditLog, line: dict[str, Any], running: LiveGeneration | None) -> None:
-    """Write the line once what it counts has ended."""
+    """Write the line once its generation has ended."""
 
     def write(_: object) -> None:
         assert running is not None
@@ -185,4 +184,4 @@ def _when_generated(audit: AuditLog, line: dict[str, Any], running: LiveGenerati
     if running is None:
         audit.write(line)
     else:
-        running.future.add_done_callback(write)  # at once, where it has ended
+        running.future.add_done_callback(write)  # called immediately if it has already ended

@@ -1,4 +1,4 @@
-"""Who sends a request: the name of its token, or without tokens the address it comes from."""
+"""The sender of a request: the name of its token, or without tokens its address."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Client:
     """A sender.
 
     Attributes:
-        name: of its token; empty where the server asks for none. Embeddings, keys of answers and all else that is
-            held belong to a name.
-        turn: whose turn in the queue it uses: the name, or the address.
+        name: its token's name; empty if the server requires no tokens. It is the namespace of stored embeddings,
+            idempotency keys and the prefix cache.
+        turn: the queue line that it uses: the name, or the address.
     """
 
     name: str
@@ -22,12 +22,12 @@ class Client:
 
 
 def request_id_of(request: Request) -> str:
-    """The id that `server/http/audit.py` gave the request, for its log lines and its answer."""
+    """The id that `server/http/audit.py` assigned to the request, for its log lines and its response."""
     request_id: str = request.state.request_id
     return request_id
 
 
 def client_of(request: Request) -> Client:
-    """The sender of a request; `server/http/access.py` has put its name there where tokens are asked for."""
+    """The sender of a request; `server/http/access.py` stores its name in the state if tokens are required."""
     name: str = getattr(request.state, "client_name", "")
     return Client(name, name or (request.client.host if request.client is not None else ""))

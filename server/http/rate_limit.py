@@ -7,29 +7,29 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-MAX_SENDERS = 10_000  # whose buckets are remembered, some 2 MB; the longest silent is forgotten, and starts afresh
+MAX_SENDERS = 10_000  # buckets in memory, about 2 MB; the least recently used is evicted, and starts full again
 
 
 class RateLimit:
-    """Used from one thread.
+    """Token buckets by sender. Used from one thread.
 
     Args:
-        per_minute: turns that come back per minute; 0 for no limit.
-        burst: turns that a silent sender has at once.
-        clock: seconds, never going back.
+        per_minute: requests refilled per minute; 0 for no limit.
+        burst: capacity of a bucket in requests.
+        clock: monotonic seconds.
     """
 
     def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._burst = burst
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # turns, and when there were so many
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, at a time
 
     def take(self, sender: str, per_minute: float | None = None) -> float:
-        """0 and one turn less, or the seconds until the sender has one.
+        """Take one request from the sender's bucket: 0 if there was one, else the seconds until there is.
 
         Args:
-            per_minute: this sender's own, in place of all others'.
+            per_minute: overrides the limit for this sender.
         """
         rate = (self._per_minute if per_minute is None else per_minute) / 60
         if rate <= 0:
@@ -49,10 +49,10 @@ class RateLimit:
 
 
 def sender_of(address: str) -> str:
-    """The address a limit is for: of IPv6 the first 64 bits, since one machine has all the others."""
+    """The address that a limit applies to: for IPv6 the /64 prefix, because one machine can use all of it."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:  # a proxy may say anything
+    except ValueError:  # a proxy may send any text
         return address[:64]
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
         return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

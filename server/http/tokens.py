@@ -1,4 +1,4 @@
-"""Bearer tokens: a TOML file of clients and the hashes of their tokens, read anew when it changes.
+"""Bearer tokens: a TOML file of clients and the hashes of their tokens, read again when it changes.
 
     [[client]]
     name = "camera-3"
@@ -7,8 +7,9 @@
     requests_per_minute = 60
     max_concurrent = 4
 
-A token is 256 random bits, so a plain sha256 keeps it: nobody can try them all, and a slow hash would only cost each
-request. One name may have several tokens, which is how to change one: add the new, hand it out, remove the old.
+A token is 256 random bits, so a plain sha256 is enough: an exhaustive search is infeasible, and a slow hash would only
+delay each request. A name may have several tokens, so that one can be replaced: add the new, distribute it, remove the
+old.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class TokenEntry:
         name: the client's.
         digest: sha256 of the token.
         expires: Unix seconds, or None.
-        requests_per_minute: in place of the server's; 0 for no limit.
-        max_concurrent: requests of this client under way at once, waiting ones included; None for no limit.
+        requests_per_minute: overrides the server's limit; 0 for no limit.
+        max_concurrent: most in-flight requests of this client, waiting ones included; None for no limit.
     """
 
     name: str
@@ -59,12 +60,12 @@ class TokenEntry:
 
 
 class TokenFile:
-    """The tokens that are let in now. Used from one thread.
+    """The current tokens of a file. Used from one thread.
 
-    A file that is missing or broken after the start changes nothing: the tokens before it stay, and the log says why.
+    If the file becomes missing or invalid after the start, the previous tokens stay valid and the error is logged.
 
     Args:
-        clock: seconds, never going back.
+        clock: monotonic seconds.
 
     Raises:
         InputError: the file cannot be used at the start.
@@ -80,7 +81,7 @@ class TokenFile:
             logger.warning("%s names no client: every request will be answered 401", path)
 
     def find(self, token: bytes) -> TokenEntry | None:
-        """The entry of a token, expired or not; takes as long for a wrong token as for a right one."""
+        """The entry of a token, expired or not; takes the same time for valid and invalid tokens."""
         self._refresh()
         digest = hashlib.sha256(token).digest()
         match = None
@@ -90,7 +91,7 @@ class TokenFile:
         return match
 
     def check_soon(self) -> None:
-        """Look at the file before the next request; may be called in a signal handler."""
+        """Check the file before the next request; may be called in a signal handler."""
         self._next_check = float("-inf")
         self._stamp = ()
 
@@ -111,7 +112,7 @@ class TokenFile:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Differs after any change, of the mode as well: `st_ctime` cannot be set back."""
+    """A value that differs after any change, including the mode: `st_ctime` cannot be set back."""
     try:
         status = path.stat()
     except OSError:
@@ -123,7 +124,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     """All entries of a file.
 
     Raises:
-        InputError: names the file, and the entry by its place from 1.
+        InputError: names the file, and the entry by its number from 1.
     """
     table = read_toml(path, _FIELD)
     if set(table) - {"client"} or not isinstance(table.get("client", []), list):
@@ -163,23 +164,23 @@ def _number(where: str, name: str, item: dict[str, Any], low: float, high: float
 
 
 def _expires(where: str, value: Any) -> float | None:
-    """Unix seconds; a time without a zone is UTC, a day is its first moment."""
+    """Unix seconds; a time without a zone is UTC, a date is midnight."""
     if value is None:
         return None
-    if not isinstance(value, date):  # a datetime is one too
+    if not isinstance(value, date):  # a datetime is a date too
         raise InputError(f"{where}: bad expires", field=_FIELD, expected="a TOML date, such as 2027-01-01T00:00:00Z")
     when = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
     return (when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def add_token(path: Path, name: str, expires: datetime | None = None) -> str:
-    """Make a token for a client and add its hash to the file, which is made where it is missing (mode 0600).
+    """Create a token for a client and add its hash to the file, which is created if missing (mode 0600).
 
     Returns:
-        the token; it is kept nowhere else.
+        The token; it is not stored anywhere.
 
     Raises:
-        InputError: a bad name, or a file that cannot be read or written, or is no tokens file.
+        InputError: a bad name, or a file that cannot be read or written, or is not a tokens file.
     """
     if not _NAME.fullmatch(name):
         raise InputError("bad name", field="NAME", expected="1 to 64 of A-Z a-z 0-9 . _ @ -", got=repr(name)[:80])
@@ -195,21 +196,21 @@ def add_token(path: Path, name: str, expires: datetime | None = None) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    import fcntl  # not on every system, and only here
+    import fcntl  # not available on every system
 
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two at once would lose one; the file itself is replaced
+        fcntl.flock(folder, fcntl.LOCK_EX)  # or concurrent writers would lose entries; the file itself is replaced
         if not path.exists():
             atomic.write_bytes(path, text.encode(), 0o600)
             return
-        read_tokens(path)  # nothing is added to a file that the server would refuse
+        read_tokens(path)  # do not add to a file that the server would reject
         before, old = path.stat(), path.read_bytes()
         atomic.write_bytes(
             path, old.rstrip() + (b"\n\n" if old.strip() else b"") + text.encode(), before.st_mode & 0o777
         )
-        with suppress(OSError):  # root writes for the server's user, who has to read it
+        with suppress(OSError):  # when root writes it, the server's user must be able to read it
             os.chown(path, before.st_uid, before.st_gid)
     finally:
         os.close(folder)

@@ -1,1 +1,1 @@
-"""OpenAI's chat completions on the server: pictures and clips come as embeddings, by hash, or not at all."""
+"""OpenAI's chat completions on the server: pictures and clips are embeddings or hashes of stored embeddings."""

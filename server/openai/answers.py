@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedChat:
-    """A chat request that the engine has checked.
+    """A chat request that the engine has validated.
 
     Attributes:
-        request: what is generated.
-        provenance: of each medium: how it came, and whether it is known to be of this model.
+        request: the request for the engine.
+        provenance: for each medium: its source, and whether it is known to be from this model.
     """
 
     chat: ChatRequest
@@ -34,7 +34,7 @@ class PreparedChat:
     provenance: tuple[dict[str, Any], ...]
 
     def text_stream(self, engine: Engine) -> TextStream:
-        """A fresh one, for one reader of the answer."""
+        """A new text stream for one reader of the answer."""
         chat, end_ids = self.chat, engine.loaded.end_ids
         names = chat.tool_names
         return TextStream(engine.detokenizer(), chat.stop_strings, names, end_ids, self.request.request_id)
@@ -48,7 +48,7 @@ def provenance_of(media: list[Medium]) -> tuple[dict[str, Any], ...]:
 
 
 async def chat_completion(prepared: PreparedChat, generation: LiveGeneration, engine: Engine) -> dict[str, Any]:
-    """The `chat.completion`, once the generation has ended.
+    """Wait for the generation to end and return the `chat.completion`.
 
     Raises:
         Exception: the error of a failed generation.
@@ -81,7 +81,7 @@ async def chat_completion(prepared: PreparedChat, generation: LiveGeneration, en
 async def chat_completion_chunks(
     prepared: PreparedChat, generation: LiveGeneration, engine: Engine
 ) -> AsyncIterator[str]:
-    """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last; an error on the way is one event."""
+    """The answer as server-sent `chat.completion.chunk` events, `[DONE]` last; an error is one event."""
     write = _ChunkWriter(prepared, engine)
     stream = prepared.text_stream(engine)
     yield write.chunk({"role": "assistant", "content": "", "refusal": None})
@@ -137,7 +137,7 @@ def _usage(result: GenerateResult) -> dict[str, Any]:
 
 
 def _extension(prepared: PreparedChat, result: GenerateResult, engine: Engine) -> dict[str, Any]:
-    """What OpenAI's objects have no field for: the model's hash, the provenance of the embeddings, and timings."""
+    """Fields that OpenAI's objects do not have: the model's hash, the provenance of the embeddings, and timings."""
     return {
         "model_hash": engine.loaded.shape.model_hash,
         "embeddings_proven": all(item["proven"] for item in prepared.provenance),

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's objects."""
+"""Log-probabilities as OpenAI's objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen3vl_edge.server.engines.detokenize import decode
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.protocol import Token
 
-LOWEST = -9999.0  # OpenAI's word for a token that cannot be; JSON has no infinity
+LOWEST = -9999.0  # OpenAI's value for an impossible token; JSON has no infinity
 
 
 def logprobs_of(tokens: tuple[Token, ...], tokenizer: Any) -> dict[str, Any]:
@@ -27,12 +27,12 @@ def logprobs_of(tokens: tuple[Token, ...], tokenizer: Any) -> dict[str, Any]:
 
 def _entry(number: int, logprob: float, tokenizer: Any) -> dict[str, Any]:
     raw = token_bytes(number, tokenizer)
-    text = decode(tokenizer, [number]) or raw.decode("utf-8", "replace")  # special tokens decode to nothing
+    text = decode(tokenizer, [number]) or raw.decode("utf-8", "replace")  # special tokens decode to empty text
     return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST)}
 
 
 def token_bytes(number: int, tokenizer: Any) -> bytes:
-    """The bytes that a token of a byte-level BPE stands for; of an added token, its name."""
+    """The bytes of a byte-level BPE token; for an added token, its name."""
     name = str(tokenizer.convert_ids_to_tokens(number))
     table = _byte_of()
     if number in tokenizer.added_tokens_decoder or not all(letter in table for letter in name):
@@ -42,7 +42,7 @@ def token_bytes(number: int, tokenizer: Any) -> bytes:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The bytes behind the letters of byte-level BPE: printable ones stand for themselves, others for 256 and on."""
+    """Byte-level BPE's mapping of characters to bytes: printable bytes are themselves, others start at U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

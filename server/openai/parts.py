@@ -19,8 +19,8 @@ from qwen3vl_edge.server.openai.pixels import PixelEncoder, open_data_uri, refus
 from qwen3vl_edge.server.openai.request import ChatMessage, Embeds, Part
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64, read_tensor, safetensors_layout
 
-GRID_BYTES = 4096  # a container of three numbers
-CONTAINER_BYTES = 2**16  # of a container beside its tensor
+GRID_BYTES = 4096  # limit for a container of three numbers
+CONTAINER_BYTES = 2**16  # limit for a container's bytes beside its tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Medium:
     """An image or clip of a chat.
 
     Attributes:
-        where: of the part in the request.
+        where: path of the part in the request.
         media: with its tensors, or by hash.
         source: "tensors", "hash" or "pixels".
         proven: whether the embeddings are known to be this model's: by a hash or `model_hash`, or encoded here.
@@ -52,7 +52,7 @@ class PartReader:
 
     Attributes:
         pixels: the vision tower, None without `--allow-pixels`.
-        bases: of packed embeddings, by their name on the wire.
+        bases: bases of packed embeddings, by sha256.
     """
 
     shape: ModelShape
@@ -64,7 +64,7 @@ class PartReader:
         """All media of a conversation in order. Blocks.
 
         Raises:
-            ContractError: a part that cannot be used, or too many; names it.
+            ContractError: a part is invalid, or there are too many; names it.
         """
         parts = list(media_parts(messages))
         if len(parts) > self.limits.max_media:
@@ -75,27 +75,27 @@ class PartReader:
                 if part.type in ("image_url", "video_url"):
                     raise refuse_pixels(part.type, where)
         media: list[Medium] = []
-        left = self.limits.max_visual_tokens
+        budget = self.limits.max_visual_tokens
         for index, (where, part) in enumerate(parts):
-            media.append(self._read(index, part, where, left))
-            left -= media[-1].grid.tokens(self.shape.merge_size)
+            media.append(self._read(index, part, where, budget))
+            budget -= media[-1].grid.tokens(self.shape.merge_size)
         return media
 
-    def _read(self, index: int, part: Part, where: str, left: int) -> Medium:
+    def _read(self, index: int, part: Part, where: str, budget: int) -> Medium:
         if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
             url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
             medium = self.pixels.encode(
                 lambda: open_data_uri(url, f"{where}.image_url"),
-                lambda grid: self._check_grid(grid, "image", where, left),
+                lambda grid: self._check_grid(grid, "image", where, budget),
             )
             return Medium(where, medium, "pixels", True)
         if part.type not in ("image_embeds", "video_embeds"):
             raise refuse_pixels(part.type, where, allowed=self.pixels is not None)
         embeds = part.image_embeds or part.video_embeds
         assert embeds is not None
-        return self._embeds(index, part.kind, embeds, f"{where}.{part.type}", left)
+        return self._embeds(index, part.kind, embeds, f"{where}.{part.type}", budget)
 
-    def _embeds(self, index: int, kind: str, embeds: Embeds, where: str, left: int) -> Medium:
+    def _embeds(self, index: int, kind: str, embeds: Embeds, where: str, budget: int) -> Medium:
         wrong = "video" if kind == "image" else "image"
         for name in (f"{wrong}_embeds", f"{wrong}_grid_thw", *(["timestamps"] if kind == "image" else [])):
             if getattr(embeds, name) is not None:
@@ -108,7 +108,7 @@ class PartReader:
         tensors, grid_value = getattr(embeds, f"{kind}_embeds"), getattr(embeds, f"{kind}_grid_thw")
         grid = None if grid_value is None else read_grid(grid_value, f"{where}.{kind}_grid_thw")
         if grid is not None:
-            self._check_grid(grid, kind, f"{where}.{kind}_grid_thw", left)
+            self._check_grid(grid, kind, f"{where}.{kind}_grid_thw", budget)
         if tensors is None:
             if embeds.hash is None or grid is None:
                 raise InputError(
@@ -116,7 +116,7 @@ class PartReader:
                 )
             reference = MediaReference(index, kind, grid, embeds.hash)
             return Medium(where, reference, "hash", True, _timestamps(embeds, kind, grid, where))
-        medium, model_hash = self._tensors(kind, tensors, grid, f"{where}.{kind}_embeds", left)
+        medium, model_hash = self._tensors(kind, tensors, grid, f"{where}.{kind}_embeds", budget)
         self._check_model(model_hash, where)
         proven = embeds.hash is not None or (embeds.model_hash or model_hash) is not None  # the hash is checked later
         if embeds.hash is not None:
@@ -124,14 +124,14 @@ class PartReader:
         return Medium(where, medium, "tensors", proven, _timestamps(embeds, kind, medium.grid, where))
 
     def _tensors(
-        self, kind: str, text: str, grid: Grid | None, where: str, left: int
+        self, kind: str, text: str, grid: Grid | None, where: str, budget: int
     ) -> tuple[MediaEmbeddings, str | None]:
-        """The embeddings, and the model hash of a container that has one."""
+        """The embeddings, and the container's model hash if it has one."""
         row = self.shape.hidden_size * (1 + self.shape.deepstack_levels)
-        tokens = left if grid is None else grid.tokens(self.shape.merge_size)
+        tokens = budget if grid is None else grid.tokens(self.shape.merge_size)
         data = decode_base64(text, where, tokens * row * 4 + CONTAINER_BYTES)
         if data[8:9] == b"{" and "request" in safetensors_layout(data, where).metadata:
-            return self._one_medium(kind, data, grid, where, left)
+            return self._one_medium(kind, data, grid, where, budget)
         if grid is None:
             raise InputError("missing grid", field=where.removesuffix("embeds") + "grid_thw", expected="[t, h, w]")
         joined = read_tensor(data, where)
@@ -147,9 +147,9 @@ class PartReader:
         return MediaEmbeddings(kind, grid, levels[0], tuple(levels[1:])), None
 
     def _one_medium(
-        self, kind: str, data: bytes, grid: Grid | None, where: str, left: int
+        self, kind: str, data: bytes, grid: Grid | None, where: str, budget: int
     ) -> tuple[MediaEmbeddings, str | None]:
-        """The body of `PUT /v1/embeddings/{sha256}`, in a part."""
+        """A part whose content is a body of `PUT /v1/embeddings/{sha256}`."""
         try:
             medium, model_hash = decode_medium(data, self.limits, self.bases)
         except ContractError as error:
@@ -162,7 +162,7 @@ class PartReader:
                 expected=f"{kind} {grid or ''}",
                 got=f"{medium.kind} {medium.grid}",
             )
-        self._check_grid(medium.grid, kind, where, left)
+        self._check_grid(medium.grid, kind, where, budget)
         return medium, model_hash
 
     def _check_model(self, model_hash: str | None, where: str) -> None:
@@ -175,17 +175,17 @@ class PartReader:
                 remedy="Export the bundle from the checkpoint that the server runs.",
             )
 
-    def _check_grid(self, grid: Grid, kind: str, where: str, left: int) -> None:
+    def _check_grid(self, grid: Grid, kind: str, where: str, budget: int) -> None:
         merge = self.shape.merge_size
         if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (kind == "image" and grid.t != 1):
             raise WireError(
-                "the encoder has no such grid",
+                "invalid grid for the vision encoder",
                 field=where,
                 expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
                 got=grid.as_list(),
             )
-        if grid.tokens(merge) > left:
-            limit = f"at most {self.limits.max_visual_tokens} in a request, {left} left"
+        if grid.tokens(merge) > budget:
+            limit = f"at most {self.limits.max_visual_tokens} in a request, {budget} left"
             raise LimitError("too many visual tokens", field=where, expected=limit, got=grid.tokens(merge))
 
 

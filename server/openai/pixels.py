@@ -1,4 +1,4 @@
-"""Raw pictures: refused, as they are encoded on the device, unless the server was told to load the vision tower too."""
+"""Raw pictures: rejected, because the device encodes them, unless the server runs with `--allow-pixels`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ CheckGrid = Callable[[Grid], None]
 
 
 class PixelEncoder(Protocol):
-    """The unsplit model's own way from a picture to embeddings."""
+    """Encodes pictures exactly as the unsplit model does."""
 
     def encode(self, open_image: Callable[[], Image], check: CheckGrid) -> MediaEmbeddings:
-        """Embeddings of a picture, in the model's dtype or wider. Blocks; safe from several threads.
+        """Embeddings of a picture, in the model's dtype or wider. Blocks; thread-safe.
 
         Args:
-            open_image: decodes it into RGB; called by one thread at a time, so that memory has a known most.
-            check: is given the grid before anything is encoded, and raises where it is too large.
+            open_image: decodes it into RGB; called by one thread at a time, so that peak memory is bounded.
+            check: called with the grid before encoding; raises if the grid is too large.
         """
         ...
 
 
 def refuse_pixels(kind: str, where: str, allowed: bool = False) -> InputError:
-    """The refusal of a part with pixels.
+    """The error for a part with pixels.
 
     Args:
-        allowed: whether the server encodes pictures; clips it never does.
+        allowed: whether the server encodes pictures; it never encodes clips.
     """
     if allowed:
         return InputError(
@@ -64,7 +64,7 @@ def open_data_uri(uri: str, where: str) -> Image:
 
     Raises:
         InputError: another kind of URL, or not a picture.
-        LimitError: too many bytes or pixels; raised before they are decoded.
+        LimitError: too many bytes or pixels; raised before decoding.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -28,19 +28,19 @@ class PromptWriter:
     limits: Limits
 
     def write(self, chat: ChatRequest, media: Sequence[Medium]) -> NDArray[np.int64]:
-        """Token ids [L] of the conversation, the assistant's turn opened.
+        """Token ids [L] of the conversation, up to the start of the assistant's turn.
 
         Args:
-            media: of its parts, in order.
+            media: the media of its parts, in order.
 
         Raises:
-            InputError: the template refuses the conversation or has no place for all of it, or its text holds
-                placeholders of its own.
-            LimitError: it is too long.
+            InputError: the template rejects the conversation or does not support a part of it, or its text contains
+                placeholders.
+            LimitError: the prompt is too long.
         """
         text = self._expanded(self.render(chat), media)
-        # More tokens than allowed, however they fall, are not worth the time to count them; NFC may join a few
-        # characters to one.
+        # Reject, before tokenizing, text that must have more tokens than allowed; NFC may join a few characters to
+        # one.
         if len(text) > 4 * self.limits.max_prompt_tokens * _longest_token(self.tokenizer):
             limit = f"at most {self.limits.max_prompt_tokens} tokens"
             raise LimitError("too many prompt tokens", field="messages", expected=limit, got=f"{len(text)} characters")
@@ -55,7 +55,7 @@ class PromptWriter:
         messages = [_message(message, f"messages.{index}") for index, message in enumerate(chat.messages)]
         tools = chat.usable_tools
         text = self._rendered(messages, tools)
-        # A template that knows nothing of tools would drop them in silence.
+        # A template without support for tools would drop them silently.
         if tools and text == self._rendered(messages, []):
             raise _not_in_template("tools", "tools")
         without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
@@ -81,7 +81,7 @@ class PromptWriter:
         return text
 
     def _expanded(self, text: str, media: Sequence[Medium]) -> str:
-        """Each placeholder as often as its medium has visual tokens; a clip's with a timestamp before each frame."""
+        """Repeat each placeholder once per visual token; for a clip, write a timestamp before each frame."""
         tokens = {kind: self._token(kind) for kind in ("image", "video")}
         waiting = {kind: [item for item in media if item.media.kind == kind] for kind in tokens}
         counts = {kind: (len(waiting[kind]), text.count(token)) for kind, token in tokens.items()}
@@ -116,12 +116,12 @@ class PromptWriter:
 
 @lru_cache(maxsize=4)
 def _longest_token(tokenizer: Any) -> int:
-    """Characters; a byte-level token has at most one per byte."""
+    """Most characters of a token; a byte-level token has at most one per byte."""
     return max(len(token) for token in tokenizer.get_vocab())
 
 
 def _message(message: ChatMessage, where: str) -> Message:
-    """A message as the template reads it; where a medium stands is all that it sees of it."""
+    """A message in the template's form, in which a medium is only a placeholder."""
     content = message.content
     written: Message = {
         "role": "system" if message.role == "developer" else message.role,

@@ -10,20 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
 
-DEFAULT_MAX_TOKENS = 512  # the daemon's too
-# An object of two characters takes a kilobyte once parsed, so they are counted before. Base64 has neither sign.
+DEFAULT_MAX_TOKENS = 512  # same as the daemon's
+# An object of two characters takes a kilobyte once parsed, so they are counted first. Base64 has neither character.
 MAX_SIGNS = ((b"{", 100_000), (b",", 1_000_000))
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is looked for after every token, in the engine's thread
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is searched for after every token, in the engine's thread
 
 
 class Embeds(BaseModel):
     """One picture's or clip's embeddings: in vLLM's form, in this project's, or by hash.
 
     Attributes:
-        image_embeds, video_embeds: base64 of `torch.save` or safetensors; left out where `hash` is to be looked up.
+        image_embeds, video_embeds: base64 of `torch.save` or safetensors; omitted to look up `hash` in the store.
         image_grid_thw, video_grid_thw: [t, h, w], [[t, h, w]], or base64 of such a tensor.
-        hash: `embedding_hash` in `contract/wire/embedding_hash.py`; with tensors they are held for later under it.
-        model_hash: of the model that made them; refused if it is not the server's.
+        hash: `embedding_hash` in `contract/wire/embedding_hash.py`; sent with tensors, it stores them for later.
+        model_hash: hash of the model that produced them; rejected if it is not the server's.
         timestamps: seconds, one per temporal patch of a clip: the middle between its first and its last frame.
     """
 
@@ -38,7 +38,7 @@ class Embeds(BaseModel):
 
 
 class Part(BaseModel):
-    """One part of a message's content; `uuid` is vLLM's, a name for its own cache."""
+    """One part of a message's content; `uuid` is vLLM's cache key."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text", "image_embeds", "video_embeds", "image_url", "video_url"]
@@ -74,7 +74,7 @@ class ToolCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A message; what OpenAI's clients write out empty is taken empty."""
+    """A message; fields that OpenAI's clients send empty are accepted empty."""
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -89,12 +89,12 @@ class ChatMessage(BaseModel):
 
 
 class ChatRequest(ChatOptions):
-    """The fields that are understood."""
+    """The supported fields of a chat request."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None  # as they came: the template writes their keys in this order
+    tools: list[dict[str, Any]] | None = None  # unchanged: the template writes their keys in this order
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -109,7 +109,7 @@ class ChatRequest(ChatOptions):
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to name at each place, None for no probabilities."""
+        """Number of likeliest tokens to return at each position, None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -118,7 +118,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
-        LimitError: more values than any chat has.
+        LimitError: more JSON values than a chat may have.
     """
     for sign, most in MAX_SIGNS:
         if (count := body.count(sign)) > most:
@@ -163,7 +163,7 @@ def _check_message(message: ChatMessage, where: str) -> None:
                 remedy="vLLM's parts that name nothing but a uuid are not served." if part.uuid else None,
             )
         beside = [name for name in _VALUES if name != part.type and getattr(part, name) is not None]
-        if beside:  # one of the two would be dropped
+        if beside:  # one of the two would be ignored
             raise InputError(f"part of type {part.type} has {beside[0]} too", field=f"{where}.content.{number}")
 
 

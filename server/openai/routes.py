@@ -79,7 +79,7 @@ class ChatReader:
         """Body to checked request.
 
         Raises:
-            ContractError: whatever is wrong with it; names the field of the chat.
+            ContractError: the request is invalid; names the field of the chat.
         """
         chat = parse_chat(bytes(body))
         self._check_model(chat)
@@ -89,7 +89,7 @@ class ChatReader:
             embeddings = self._embeddings(media, client)
             request = self.engine.prepare(
                 GenerateRequest(
-                    model_hash=None,  # each part's was checked with the part
+                    model_hash=None,  # checked for each part
                     input_ids=ids,
                     media=tuple(embeddings),
                     sampling=sampling_of(chat, min(DEFAULT_MAX_TOKENS, self.engine.limits.max_new_tokens)),
@@ -138,14 +138,14 @@ def _request_id(client: Client, key: str | None) -> str:
 
 
 def _digest(prepared: PreparedChat) -> bytes:
-    """sha256 of what decides the answer and its text; the route is a part of it."""
+    """sha256 of what determines the answer and its text, including the route."""
     chat = prepared.chat
     rest = [PATH, chat.stop_strings, chat.wanted_logprobs, sorted(chat.tool_names)]
     return hashlib.sha256(fingerprint(prepared.request) + json.dumps(rest).encode()).digest()
 
 
 def _with_chat_fields(error: ContractError) -> ContractError:
-    """The same error, with the chat's name of the sampling parameter or prompt."""
+    """The same error, with the chat's name for the sampling parameter or prompt."""
     names = {"sampling.max_new_tokens": "max_tokens", "input_ids": "messages"}
     if error.field in names:
         error.field = names[error.field]

@@ -1,4 +1,4 @@
-"""A tensor in a chat: base64 of a `torch.save` file or of safetensors, told apart by their first bytes."""
+"""A tensor in a chat: base64 of a `torch.save` file or of safetensors, distinguished by their first bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I32": "<i4", "I64": "<i8"
 
 
 def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
-    """The bytes of base64; nothing is decoded that would be larger than allowed.
+    """Decode base64, after checking the decoded size against the limit.
 
     Raises:
         LimitError: more than `max_bytes`.
@@ -53,10 +53,10 @@ def read_tensor(data: bytes, field: str) -> NDArray[Any]:
 
 
 def safetensors_layout(data: bytes, field: str) -> Layout:
-    """The table of a safetensors file, held against the file's size.
+    """The table of a safetensors file, validated against the file's size.
 
     Raises:
-        WireError: not such a file.
+        WireError: not a safetensors file.
     """
     if data[8:9] != b"{":
         raise WireError("unknown tensor container", field=field, expected=CONTAINERS, got=f"bytes {data[:8]!a} …")
@@ -67,7 +67,7 @@ def safetensors_layout(data: bytes, field: str) -> Layout:
         raise WireError(f"not a safetensors file: {error.message}", field=field, got=error.got) from None
     if layout.total_bytes != len(data):
         raise WireError(
-            "not a safetensors file: another length than its tensors",
+            "not a safetensors file: length does not match its tensors",
             field=field,
             expected=f"{layout.total_bytes} bytes",
             got=f"{len(data)} bytes",

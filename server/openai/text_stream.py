@@ -27,7 +27,7 @@ class Ending:
     """The rest of an answer, once the generation has ended.
 
     Attributes:
-        last_piece: None where no text is left.
+        last_piece: None if no text remains.
         calls: OpenAI's `tool_calls`.
     """
 
@@ -41,8 +41,8 @@ class TextStream:
 
     Args:
         stops: the text ends before the first of them.
-        tools: names of tools; where there are any, text is held back from the first `<tool_call>` on.
-        end_ids: tokens that end an answer and are no part of it.
+        tools: names of tools; if there are any, text is held back from the first `<tool_call>` on.
+        end_ids: tokens that end an answer and are not part of its text.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class TextStream:
         return self._emit(self._calls.add(self._stops.add(text)))
 
     def finish(self, result: GenerateResult) -> Ending:
-        """The text or the tool calls that are left once the generation has ended."""
-        self._stops.add(self._detokenizer.finish())  # the end may leave half a character, and complete a stop string
+        """The remaining text or the tool calls, once the generation has ended."""
+        self._stops.add(self._detokenizer.finish())  # an incomplete character at the end may complete a stop string
         rest = result.text[self._emitted :]
         reason = result.finish_reason
         if self._calls.found and reason == "stop" and not self._stops.found:

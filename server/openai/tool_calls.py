@@ -1,4 +1,4 @@
-"""Qwen's `<tool_call>` blocks as OpenAI's `tool_calls`, where they are exactly what the template asks the model for."""
+"""Convert Qwen's `<tool_call>` blocks to OpenAI's `tool_calls`, if they have exactly the template's form."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BLOCK = re.compile(
 
 
 def parse_calls(text: str, names: Collection[str], request_id: str) -> list[dict[str, Any]] | None:
-    """The calls in the end of an answer, from its first block on.
+    """The calls at the end of an answer, from its first block on.
 
     Args:
-        names: of the tools that the request brought.
+        names: names of the request's tools.
 
     Returns:
-        None unless all of `text` is blocks, each with a known name and an object of arguments. The arguments are the
-        model's own characters.
+        None unless `text` consists of blocks, each with a known name and an object of arguments. The arguments are the
+        model's text, unchanged.
     """
     calls: list[dict[str, Any]] = []
     position = 0
@@ -51,4 +51,4 @@ def _json(text: str) -> Any:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and infinity, which JSON has not
+    raise ValueError(name)  # NaN and infinity, which are not JSON

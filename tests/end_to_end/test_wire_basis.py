@@ -122,7 +122,7 @@ def test_a_server_that_does_not_hold_it_says_so(
     arguments = ("ask", COLOUR, "--bundle", fitted, "--image", picture, "--wire-dtype", "basis-int8")
     found = run_here(*arguments, "--server", server_url)
     assert found.returncode == 2
-    assert "a basis that is not held here" in found.stderr
+    assert "a basis that the server does not have" in found.stderr
     assert "--wire-basis" in found.stderr
     found = run_here(*arguments, "--server", server_with_basis, "--json")
     assert found.returncode == 0, found.stderr
@@ -184,4 +184,4 @@ def test_a_wrong_file_ends_the_server_before_it_loads(reference: Path, tmp_path:
     path.write_bytes(b"not one")
     found = run_here("server", "--model", reference, "--wire-basis", path)
     assert found.returncode == 2
-    assert "is no basis of embeddings" in found.stderr
+    assert "is not a basis file" in found.stderr

@@ -117,7 +117,7 @@ def test_embeddings_by_hash(server: ServerProcess, client: openai.OpenAI) -> Non
     other = questions()["colour"]
     part = part_of(other.media[0], "vllm")
     part["image_embeds"]["hash"] = "0" * 64
-    with pytest.raises(openai.BadRequestError, match="hash is not that") as wrong:
+    with pytest.raises(openai.BadRequestError, match="hash does not match") as wrong:
         client.chat.completions.create(model=TINY, messages=[{"role": "user", "content": [part]}])
     assert wrong.value.param == "messages.0.content.0.image_embeds.hash"
     part["image_embeds"]["hash"] = embedding_hash(other.media[0], MODEL_HASH)

@@ -1,1 +1,1 @@
-"""transformers' own model on one machine; requests are decoded together, each step anew."""
+"""transformers' own model on one machine, with continuous batching of decode steps."""

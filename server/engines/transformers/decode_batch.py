@@ -1,8 +1,8 @@
 """Requests that are decoded together: keys and values in one cache, one token each per step.
 
-Rows are padded on the left, so that all end in the same column; what is padded is masked and takes part in nothing.
+Rows are padded on the left, so that all end in the same column; padding is masked and does not affect the results.
 A row's positions do not depend on its padding: text positions count its own tokens, and M-RoPE adds its own delta.
-Rows come and go between any two steps.
+Rows may join and leave between any two steps.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Row:
     """One request of the batch.
 
     Attributes:
-        length: tokens whose keys and values are held.
-        delta: what M-RoPE adds to the count of tokens (`rope_deltas`).
+        length: tokens in the KV cache.
+        delta: offset of M-RoPE positions from the token count (`rope_deltas`).
     """
 
     sequence: Sequence
@@ -35,7 +35,7 @@ class Row:
 
 
 class DecodeBatch:
-    """Belongs to the engine's thread."""
+    """The KV cache and sequences of a decode batch; belongs to the engine's thread."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.rows: list[Row] = []
@@ -44,7 +44,7 @@ class DecodeBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens whose keys and values are held, padding included."""
+        """Tokens in the KV cache, padding included."""
         return len(self.rows) * self._width
 
     @property
@@ -52,10 +52,10 @@ class DecodeBatch:
         return max((row.length for row in self.rows), default=0)
 
     def add(self, sequence: Sequence, layers: Layers, delta: int) -> None:
-        """Take in a request whose prompt was computed.
+        """Add a request after its prefill.
 
         Args:
-            layers: of the prompt, [1, heads, tokens, width].
+            layers: the prompt's keys and values, [1, heads, tokens, width].
         """
         length = layers[0][0].shape[2]
         width = max(length, self._width)
@@ -69,7 +69,7 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def step(self) -> torch.Tensor:
-        """Logits [rows, vocabulary] after each row's last token, whose keys and values are held from then on."""
+        """Logits [rows, vocabulary] after each row's last token, whose keys and values are added to the cache."""
         device = self._loaded.device
         last = torch.tensor([[row.sequence.ids[-1]] for row in self.rows], device=device)
         lengths = torch.tensor([row.length for row in self.rows], device=device)
@@ -87,7 +87,7 @@ class DecodeBatch:
         return logits
 
     def layers(self, index: int) -> Layers:
-        """One row's keys and values without its padding, [1, heads, tokens, width], in memory of their own."""
+        """A copy of one row's keys and values without padding, [1, heads, tokens, width]."""
         assert self._cache is not None
         start = self._width - self.rows[index].length
         layers = layers_of(self._cache)
@@ -95,7 +95,7 @@ class DecodeBatch:
         return [(keys[row, :, start:].clone(), values[row, :, start:].clone()) for keys, values in layers]
 
     def remove(self, indices: set[int]) -> None:
-        """Let rows go, and the padding that only they needed."""
+        """Remove rows, and the padding that only they needed."""
         if not indices:
             return
         width = self._width
@@ -111,14 +111,14 @@ class DecodeBatch:
         )
 
     def clear(self) -> list[Sequence]:
-        """Let all go; returns them."""
+        """Remove and return all sequences."""
         sequences = [row.sequence for row in self.rows]
         self.rows, self._cache = [], None
         return sequences
 
 
 def layers_of(cache: DynamicCache) -> Layers:
-    """What a cache holds; its own tensors."""
+    """The keys and values of a cache, without copying."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

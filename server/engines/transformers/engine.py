@@ -1,8 +1,8 @@
-"""transformers' model behind the engine protocol: one thread that computes prompts and decodes all of them together.
+"""transformers' model behind the engine protocol: one thread that prefills prompts and decodes all requests together.
 
-transformers' own continuous batching (`generate_batch`, 5.24) takes token ids alone: neither embeddings nor M-RoPE
-positions enter it. So each step here is one call of the model: a prompt that is new, alone; then one token for every
-request that is under way. Nothing is kept on the model, so no request can be answered with another's state.
+transformers' own continuous batching (`generate_batch`, 5.24) accepts token ids only, no embeddings and no M-RoPE
+positions. So each step here is one call of the model: the prefill of one new prompt, or one token for every in-flight
+request. The model keeps no state, so no request can be answered with another's state.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class BatchOptions:
 
     Attributes:
         max_queue: requests that may wait.
-        max_queue_per_client: of one client; None for no limit of its own.
+        max_queue_per_client: waiting requests of one client; None for no limit per client.
         max_batch: requests that generate at once.
-        max_batch_tokens: tokens of prompts and answers that they may come to hold together; one alone may hold more.
-        max_seconds: after which a generation is given up, waiting not counted.
-        stall_s: seconds of one step after which the engine counts as stuck and takes no more requests.
-        prefix_bytes: of keys and values kept for later requests; 0 keeps none.
-        prefix_s: seconds since their last use that they are kept.
+        max_batch_tokens: limit of their prompt and answer tokens together; a single request may exceed it.
+        max_seconds: seconds after which a generation fails, not counting the wait in the queue.
+        stall_s: seconds of one step after which the engine counts as stuck and rejects requests.
+        prefix_bytes: size of the prefix cache; 0 disables it.
+        prefix_s: seconds since its last use after which a cached prefix expires.
     """
 
     max_queue: int = 16
@@ -59,8 +59,8 @@ class TransformersEngine:
 
     Args:
         loaded: the language model.
-        limits: what a request may hold at most.
-        options: how requests share it.
+        limits: upper limits of a request.
+        options: how requests share the model.
     """
 
     def __init__(self, loaded: LoadedModel, limits: Limits | None = None, options: BatchOptions | None = None) -> None:
@@ -70,8 +70,8 @@ class TransformersEngine:
         self._queue: FairQueue[Sequence] = FairQueue(self._options.max_queue, self._options.max_queue_per_client)
         self._batch = DecodeBatch(loaded)
         self._prefixes = PrefixCache(loaded.shape, self._options.prefix_bytes, self._options.prefix_s)
-        self._next: Sequence | None = None  # taken from the queue, waits for room in the batch
-        self._current: Sequence | None = None  # its prompt is being computed
+        self._next: Sequence | None = None  # popped from the queue, waits for room in the batch
+        self._current: Sequence | None = None  # in prefill
         self._step_began: float | None = None
         self._reused_tokens = self._steps = self._step_rows = 0
         self._last_seconds = 1.0
@@ -102,10 +102,10 @@ class TransformersEngine:
         return Generation(sequence.future, cancel)
 
     def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult:
-        """Check a request, wait its turn, and generate.
+        """Validate a request, queue it, and generate.
 
         Raises:
-            ContractError: as `prepare` and `submit`, or no memory or time for it.
+            ContractError: as `prepare` and `submit`, or out of memory or time.
         """
         return self.submit(self.prepare(request), on_token).future.result()
 
@@ -127,7 +127,7 @@ class TransformersEngine:
         )
 
     def warm_up(self) -> GenerateResult:
-        """Generate two tokens, so that the first request pays for no lazy initialisation."""
+        """Generate two tokens, so that the first request does not wait for lazy initialisation."""
         return self.generate(warm_up_request(self.loaded))
 
     def close(self, timeout: float = 10.0) -> None:
@@ -139,7 +139,7 @@ class TransformersEngine:
             sequence.cancelled.set()
         self._queue.wake()
         self._worker.join(timeout)
-        for sequence in self._under_way():  # where the worker is stuck
+        for sequence in self._under_way():  # if the worker is stuck
             sequence.fail(ShuttingDownError())
 
     def _check_open(self) -> None:
@@ -155,7 +155,7 @@ class TransformersEngine:
         rows = [row.sequence for row in list(self._batch.rows)]
         return [item for item in (self._current, self._next, *rows) if item is not None]
 
-    # The worker's thread from here on.
+    # Methods below run in the worker's thread.
 
     def _work(self) -> None:
         while not self._closed:
@@ -170,7 +170,7 @@ class TransformersEngine:
             sequence.finish()
 
     def _admit(self) -> None:
-        """Compute one prompt, if one waits and fits; one at a time, so that answers under way go on between two."""
+        """Prefill one prompt, if one waits and fits; only one, so that in-flight answers continue between two."""
         sequence = self._next or self._queue.take()
         self._next = None
         while sequence is not None and sequence.over:
@@ -213,7 +213,7 @@ class TransformersEngine:
             self._batch.add(sequence, computed.layers, computed.delta)
 
     def _step(self) -> None:
-        """One token for every request under way; those that are over leave."""
+        """Decode one token for every in-flight request, and remove those that are over."""
         self._leave({index for index, row in enumerate(self._batch.rows) if row.sequence.over})
         if not self._batch.rows:
             return
@@ -256,7 +256,7 @@ class TransformersEngine:
             self._prefixes.clear()
 
     def _fail(self, sequences: list[Sequence], error: BaseException) -> None:
-        """These fail, the engine goes on."""
+        """Fail these requests; the engine continues."""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             logger.error("out of memory with %d requests: %s", len(sequences), error)
             self._prefixes.clear()
@@ -268,10 +268,10 @@ class TransformersEngine:
         for sequence in sequences:
             sequence.fail(error)
 
-    # The watcher's thread.
+    # Runs in the watcher's thread.
 
     def _watch_deadlines(self) -> None:
-        """A generation that takes too long fails, even if the model never comes back from the step it is in."""
+        """Fail a generation that takes too long, even if the model never returns from its current step."""
         options = self._options
         while not self._stopped.wait(min(1.0, options.max_seconds / 4)):
             now = time.perf_counter()

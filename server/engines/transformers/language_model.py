@@ -1,7 +1,7 @@
 """The language model of a Qwen3-VL checkpoint, loaded without its vision encoder.
 
-The classes are transformers' own; only `model.visual` is a stand-in. Nothing is missing from the
-forward pass: embeddings enter through `mm_encoder_outputs`, as upstream's generate does it.
+The classes are transformers' own; only `model.visual` is a placeholder. The forward pass is complete:
+embeddings enter through `mm_encoder_outputs`, as in upstream's generate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VISUAL_KEYS = [r"(^|\.)visual\."]
 
 
 class AbsentVisionEncoder(nn.Module):
-    """Stands where the encoder was: holds no parameter, answers what its neighbours ask of it."""
+    """Placeholder for the encoder: no parameters, only the attributes that the model reads."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class AbsentVisionEncoder(nn.Module):
         self.dtype = torch.get_default_dtype()
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuse: pixels are encoded on the device.
+        """Raise: pixels are encoded on the device.
 
         Raises:
             RuntimeError: always.
@@ -52,7 +52,7 @@ class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        # from_pretrained builds on the meta device, so the encoder replaced here never had memory.
+        # from_pretrained builds on the meta device, so the encoder replaced here was never allocated.
         self.model.visual = AbsentVisionEncoder(config.vision_config)
 
 
@@ -71,13 +71,13 @@ _CLASSES: dict[str, Any] = {"qwen3_vl": DenseLanguageModel, "qwen3_vl_moe": MoeL
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A language model ready to generate, and what requests are checked against.
+    """A language model ready to generate, and the properties that requests are checked against.
 
     Attributes:
         model: `DenseLanguageModel` or `MoeLanguageModel`, in eval mode.
         end_ids: token ids that end an answer.
-        parameters: of the language model, tied ones counted once.
-        vision_parameters: that the checkpoint holds and that were not loaded.
+        parameters: parameter count of the language model, tied ones counted once.
+        vision_parameters: parameter count of the checkpoint's encoder, which was not loaded.
     """
 
     name: str
@@ -92,7 +92,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where prompts enter; with a `device_map` over several devices, the embedding table's."""
+        """Device of the model inputs; with a `device_map` over several devices, the embedding table's."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -109,7 +109,7 @@ class LoadedModel:
         return int(elements * self.dtype.itemsize)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/readyz` and `/v1/models`."""
+        """Details for `/readyz` and `/v1/models`."""
         return {
             "engine": "transformers",
             "parameters": self.parameters,
@@ -125,14 +125,14 @@ def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> Loade
 
     Raises:
         CheckpointError: a file is missing or malformed, a weight of the language model is absent, or the
-            attention implementation or device is not to be had on this machine.
+            attention implementation or device is not available on this machine.
     """
     shape = model_shape(checkpoint)
     vision_parameters = sum(math.prod(tensor.entry.shape) for tensor in checkpoint.visual_tensors.values())
     tokenizer = load_tokenizer(checkpoint)
     model = _load_model(checkpoint, options)
     end_ids = end_ids_of(model.generation_config.eos_token_id, tokenizer)
-    # Requests carry every sampling parameter; what the checkpoint recommends must not fill in for them.
+    # Requests set every sampling parameter; the checkpoint's recommendations must not act as defaults.
     model.generation_config = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=end_ids[-1])
     return LoadedModel(
         name=checkpoint.name,
@@ -158,7 +158,7 @@ def _load_model(checkpoint: Checkpoint, options: ServerOptions) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers and accelerate raise many kinds; all mean that it cannot be loaded so
+    except Exception as error:  # transformers and accelerate raise many types; all mean that loading failed
         reason = " ".join(str(error).split())[:300]
         flash = "flash" in reason.lower()
         raise CheckpointError(

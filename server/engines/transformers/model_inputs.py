@@ -1,4 +1,4 @@
-"""A validated request as the model's own inputs."""
+"""Convert a validated request to the model's inputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
 
 def position_ids(inputs: dict[str, torch.Tensor], loaded: LoadedModel) -> tuple[torch.Tensor, int]:
-    """Where each token of a prompt stands, as `Qwen3VLForConditionalGeneration._prepare_position_ids_for_generation`.
+    """Positions of a prompt's tokens, as `Qwen3VLForConditionalGeneration._prepare_position_ids_for_generation`.
 
     Args:
         inputs: `prompt_inputs` of the request.
 
     Returns:
-        int64 [4, 1, L]: text positions, then time, height and width of M-RoPE; and `rope_deltas`, by which the
-        M-RoPE positions of the answer differ from its text positions.
+        int64 [4, 1, L]: text positions, then time, height and width of M-RoPE; and `rope_deltas`, the offset of
+        the answer's M-RoPE positions from its text positions.
     """
     ids = inputs["input_ids"]
     text = torch.arange(ids.shape[1], device=ids.device)[None, None]
@@ -33,7 +33,7 @@ def position_ids(inputs: dict[str, torch.Tensor], loaded: LoadedModel) -> tuple[
 
 
 def prompt_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, torch.Tensor]:
-    """A prompt without masked tokens, as upstream's model takes it.
+    """Upstream model inputs of a prompt without masked tokens.
 
     Returns:
         `input_ids` and `attention_mask` int64 [1, L]; with media also `mm_token_type_ids` int32 [1, L] (0 text,
@@ -54,9 +54,7 @@ def prompt_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, to
 
 
 def generation_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, Any]:
-    """The same with the embeddings: all that upstream's `generate` needs. The engine itself does not use it; what
-    the engine computes is held against it.
-    """
+    """All inputs of upstream's `generate`, with the embeddings; the reference that the engine is compared with."""
     return {**prompt_inputs(request, loaded), **encoder_outputs(request.media, loaded)}
 
 
@@ -83,6 +81,6 @@ def _encoder_output(items: list[MediaEmbeddings], loaded: LoadedModel) -> BaseMo
 
 
 def _tensor(array: NDArray[Any], loaded: LoadedModel) -> torch.Tensor:
-    # Views of a body from a foreign client may be unaligned or read-only, which torch does not take.
+    # Views of a request body may be unaligned or read-only, which torch does not accept.
     usable = np.require(array, requirements=["C", "A", "W"])
     return torch.from_numpy(usable).to(device=loaded.device, dtype=loaded.dtype)

@@ -1,7 +1,7 @@
-"""A prompt through the model: its logits, its keys and values, and the offset of its positions.
+"""Prefill of one prompt: its logits, its keys and values, and the offset of its positions.
 
-A prompt is computed alone, exactly as `generate` computes it; only decoding is done together. What an earlier request
-left of its beginning is not computed again: then ids, positions, embeddings and DeepStack levels of the rest go in.
+Each prompt is prefilled alone, exactly as `generate` does; only decode is batched. A cached prefix is not computed
+again: then only the ids, positions, embeddings and DeepStack levels of the rest are model inputs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from qwen3vl_edge.server.engines.transformers.model_inputs import encoder_output
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A prompt that was computed.
+    """Result of a prefill.
 
     Attributes:
-        logits: [vocabulary], after its last token.
-        layers: keys and values of all its tokens, [1, heads, tokens, width].
-        delta: what M-RoPE adds to the count of tokens.
+        logits: [vocabulary], after the last prompt token.
+        layers: keys and values of all prompt tokens, [1, heads, tokens, width].
+        delta: offset of M-RoPE positions from the token count.
     """
 
     logits: torch.Tensor
@@ -35,12 +35,12 @@ class Prefilled:
 
 @torch.inference_mode()
 def prefill(request: GenerateRequest, loaded: LoadedModel, held: Layers | None = None) -> Prefilled:
-    """Compute a prompt.
+    """Compute the logits and the KV cache of a prompt.
 
     Args:
-        request: checked, without masked tokens.
-        held: keys and values of its first tokens, fewer than all, that end outside of any medium. With them sums run
-            in another order: the logits are equal but for rounding.
+        request: validated, without masked tokens.
+        held: cached keys and values of a prefix, shorter than the prompt and ending outside of any medium. They change
+            the order of sums: the logits are equal up to rounding.
     """
     start = 0 if held is None else held[0][0].shape[2]
     inputs = prompt_inputs(request, loaded)

@@ -1,7 +1,7 @@
-"""Keys and values of ended requests, for the next turn of a chat: its beginning is the last turn's prompt and answer.
+"""Prefix cache: keys and values of ended requests, for later turns of a chat, which repeat their prompt and answer.
 
-Used only where the client, the token ids and the hashes of all embeddings before that place are the same. Bounded in
-bytes and in time; the longest unused go first. Belongs to the engine's thread.
+A prefix is reused only if client, token ids and the hashes of all embeddings in it are equal. Bounded in bytes and
+time, with LRU eviction. Belongs to the engine's thread.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings,
 from qwen3vl_edge.server.engines.prompt import media_spans
 from qwen3vl_edge.server.engines.transformers.decode_batch import Layers, layers_bytes
 
-MIN_TOKENS = 16  # fewer are computed as quickly as they are looked up
+MIN_TOKENS = 16  # computing fewer takes no longer than the lookup
 
 
 @dataclass(frozen=True)
 class _NamedSpan:
-    """A medium in a prompt, by what it holds."""
+    """A medium in a prompt, identified by the hash of its embeddings."""
 
     start: int
     end: int
@@ -42,12 +42,12 @@ class _Entry:
 
 
 class PrefixCache:
-    """Keys and values by what they were computed from.
+    """Keys and values by client, token ids and embeddings.
 
     Args:
-        max_bytes: of all together; 0 keeps none.
-        keep_s: seconds since the last use after which an entry goes.
-        clock: seconds, never going back.
+        max_bytes: size limit of all entries together; 0 disables the cache.
+        keep_s: seconds since the last use after which an entry expires.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class PrefixCache:
         self._next = 0
 
     def named(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with the hash of every medium, which names it here; devices send them along."""
+        """The request with the hash of every medium, computed if the device did not send it."""
         if self.max_bytes == 0 or all(item.hash for item in request.media):
             return request
         media = [item if item.hash else replace(item, hash=self._hash(item)) for item in request.media]
         return replace(request, media=tuple(media))
 
     def find(self, request: GenerateRequest, client: str) -> Layers | None:
-        """Of the longest known beginning of a prompt, without its last token; views, not to be changed."""
+        """Keys and values of the longest cached prefix of a prompt, without its last token; read-only views."""
         self.expire()
         if not self._entries:
             return None
@@ -86,11 +86,11 @@ class PrefixCache:
         return [(keys[:, :, :length], values[:, :, :length]) for keys, values in entry.layers]
 
     def keep(self, request: GenerateRequest, answer: list[int], client: str, take: Callable[[], Layers]) -> None:
-        """Hold an ended request's keys and values.
+        """Store an ended request's keys and values.
 
         Args:
             answer: its tokens; the last has no keys and values yet.
-            take: makes a copy of them; called only if they may fit.
+            take: copies them out of the batch; called only if they may fit.
         """
         if self.max_bytes == 0:
             return
@@ -108,18 +108,18 @@ class PrefixCache:
         self.nbytes += size
 
     def expire(self) -> None:
-        """Let go what nobody used for long."""
+        """Evict entries that were not used for `keep_s` seconds."""
         now = self._clock()
         while self._entries and next(iter(self._entries.values()))[1].expires <= now:
             self._drop(next(iter(self._entries)))
 
     def clear(self) -> None:
-        """Let all go: memory is short."""
+        """Evict everything, when memory is short."""
         self._entries.clear()
         self.nbytes = 0
 
     def _forget_beginnings_of(self, new: _Entry, client: str) -> None:
-        """The turns before this one, which it holds as well."""
+        """Evict earlier turns of a chat, which the new entry contains."""
         for key, (owner, entry) in list(self._entries.items()):
             if (
                 owner == client
@@ -142,7 +142,7 @@ class PrefixCache:
 
 
 def _common(ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], entry: _Entry) -> int:
-    """Tokens at the beginning that an entry has too; fewer than all, and never a part of a medium."""
+    """Length of the common prefix with an entry; less than the prompt, and never inside a medium."""
     count = min(ids.size - 1, entry.ids.size)
     differ = np.flatnonzero(ids[:count] != entry.ids[:count])
     length = int(differ[0]) if differ.size else count

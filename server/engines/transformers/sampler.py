@@ -1,6 +1,6 @@
 """The next token of one request, chosen as transformers' `generate` would for that request alone.
 
-Each request has a generator of its own: the same seed gives the same answer whatever runs beside it.
+Each request has its own generator: the same seed gives the same answer, whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Sampler:
 
     Args:
         request: its sampling, and its prompt for the repetition penalty.
-        device: where the logits come.
+        device: device of the logits.
     """
 
     def __init__(self, request: GenerateRequest, device: torch.device) -> None:

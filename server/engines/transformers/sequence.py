@@ -1,4 +1,4 @@
-"""One request on its way through this engine: `Pending`, and the tokens that it picks from logits."""
+"""An in-flight request of this engine: `Pending` with its own sampler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sequence(Pending):
 
     @property
     def tokens_at_most(self) -> int:
-        """Tokens whose keys and values it may come to hold."""
+        """Most tokens that it may hold in the KV cache."""
         return self.request.input_ids.size + self.request.sampling.max_new_tokens
 
     def begin(self) -> None:
@@ -30,7 +30,7 @@ class Sequence(Pending):
         """Choose the next token from the last position's logits [vocabulary]; True once the answer is complete.
 
         Raises:
-            Exception: whatever its `on_token` raises.
+            Exception: raised by its `on_token`.
         """
         assert self._sampler is not None
         return self.add(self._sampler.pick(logits, self.ids))  # type: ignore[arg-type]

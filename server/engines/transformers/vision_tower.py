@@ -1,6 +1,6 @@
-"""The vision encoder of the checkpoint, for `--allow-pixels`: pictures to the embeddings that the unsplit model has.
+"""The vision encoder of the checkpoint, for `--allow-pixels`: it computes the unsplit model's embeddings of pictures.
 
-It runs beside the language model, which stays as it is: its output is used as embeddings from a device are.
+It runs beside the unchanged language model, and its output is used like embeddings from a device.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class VisionTower:
     def __init__(self, encoder: Any, processor: Any) -> None:
         self._encoder = encoder
         self._processor = processor
-        self._lock = threading.Lock()  # one picture at a time, so that peak memory is known
+        self._lock = threading.Lock()  # one picture at a time, so that peak memory is bounded
 
     def encode(self, open_image: Callable[[], Image], check: Callable[[Grid], None]) -> MediaEmbeddings:
         """Embeddings of a picture.
 
         Args:
             open_image: decodes it into RGB.
-            check: called with the grid before the encoder runs, and raises where it is too large.
+            check: called with the grid before the encoder runs; raises if the grid is too large.
 
         Returns:
-            float16, or float32 for models in float32 and bfloat16, which it holds exactly.
+            float16; float32 for models in float32 and in bfloat16, whose values it represents exactly.
         """
         with self._lock, torch.inference_mode():
             inputs = self._processor(images=[open_image()], return_tensors="pt")
@@ -69,7 +69,7 @@ def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTowe
         processor = AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # transformers raises many kinds; all mean that it cannot be loaded so
+    except Exception as error:  # transformers raises many types; all mean that it cannot be loaded with these options
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the vision tower of {checkpoint.path} cannot be loaded ({type(error).__name__}: {reason})",

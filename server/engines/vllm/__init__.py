@@ -1,4 +1,4 @@
 """vLLM behind the engine protocol, in this process: for models on several GPUs or machines.
 
-Imported only where that engine is asked for: it needs an environment with vLLM, which pins its own torch.
+Imported only if this engine is selected: it needs an environment with vLLM, which pins its own torch.
 """

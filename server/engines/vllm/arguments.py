@@ -1,4 +1,4 @@
-"""The server's settings as vLLM's `AsyncEngineArgs`."""
+"""Convert the server's settings to vLLM's `AsyncEngineArgs`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen3vl_edge.server.options import ServerOptions
 
 WORKER_EXTENSION = "qwen3vl_edge.server.engines.vllm.worker.WorkerExtension"
 
-# What the settings above already say, and what would let vLLM answer another prompt than the device's.
+# Arguments that the server's own settings determine, and those that would change the device's prompt.
 RESERVED = (
     *("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
     *("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "distributed_executor_backend"),
@@ -26,10 +26,10 @@ RESERVED = (
 
 
 def require_vllm() -> None:
-    """Say in one line where vLLM is missing.
+    """Check that vLLM is installed.
 
     Raises:
-        InputError: it is.
+        InputError: it is not.
     """
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
@@ -45,10 +45,10 @@ def engine_arguments(checkpoint: Checkpoint, options: ServerOptions, known: Coll
     """Keyword arguments of `AsyncEngineArgs`.
 
     Args:
-        known: names that it has.
+        known: names of the arguments that it has.
 
     Raises:
-        InputError: `vllm_args` names an unknown argument or one that is set here; or a setting of the other engine.
+        InputError: `vllm_args` has an unknown argument or one that is set here; or a transformers-only setting is set.
     """
     _check_other_settings(options)
     check_names(options.vllm_args, known)
@@ -64,23 +64,23 @@ def engine_arguments(checkpoint: Checkpoint, options: ServerOptions, known: Coll
         "enable_expert_parallel": options.expert_parallel,
         "distributed_executor_backend": options.distributed_backend or None,
         "enable_prefix_caching": options.prefix_cache_mib > 0,
-        # Embeddings alone: with both limits at 0 vLLM loads no encoder, and with this flag it takes embeddings still.
+        # Embeddings only: with both limits at 0 vLLM loads no encoder, and with this flag it still accepts embeddings.
         "enable_mm_embeds": True,
         "limit_mm_per_prompt": {"image": 0, "video": 0},
-        "mm_processor_cache_gb": 0,  # of inputs to an encoder; there is none
+        "mm_processor_cache_gb": 0,  # cache of encoder inputs; there is no encoder
         "worker_extension_cls": WORKER_EXTENSION,
-        "generation_config": "vllm",  # not the checkpoint's: requests carry every sampling parameter
-        "logprobs_mode": "raw_logprobs",  # before temperature and cuts, as the contract says
-        "disable_log_stats": True,  # its own logger; figures come through `Figures`
+        "generation_config": "vllm",  # not the checkpoint's: requests set every sampling parameter
+        "logprobs_mode": "raw_logprobs",  # before temperature and truncation, as the contract defines
+        "disable_log_stats": True,  # vLLM's own logger; `StatLogger` provides the statistics
     }
     return {**arguments, **options.vllm_args}
 
 
 def check_names(arguments: Mapping[str, Any], known: Collection[str]) -> None:
-    """Hold the names in `vllm_args` against vLLM's.
+    """Validate the argument names in `vllm_args` against vLLM's.
 
     Raises:
-        InputError: one is unknown, or set by the server itself.
+        InputError: a name is unknown, or set by the server itself.
     """
     for name in arguments:
         if name in RESERVED:
@@ -98,7 +98,7 @@ def _check_other_settings(options: ServerOptions) -> None:
     ):
         if value != default:
             raise InputError(
-                "a setting of the transformers engine alone",
+                "this setting applies to the transformers engine only",
                 field=name,
                 got=value,
                 remedy="Leave it out: vLLM places the model by the parallel sizes and CUDA_VISIBLE_DEVICES, and takes "
@@ -107,7 +107,7 @@ def _check_other_settings(options: ServerOptions) -> None:
 
 
 def _dtype(checkpoint: Checkpoint, options: ServerOptions) -> str:
-    """As the checkpoint says where it is to choose: vLLM's own "auto" would run a float32 checkpoint in 16 bits."""
+    """The checkpoint's dtype for "auto": vLLM's own "auto" would run a float32 checkpoint in 16 bits."""
     if options.dtype != "auto":
         return options.dtype
     config = checkpoint.config

@@ -1,4 +1,4 @@
-"""What vLLM would refuse, change or misread in a request that the contract allows: refused before it is queued."""
+"""Reject, before queueing, requests that the contract allows but vLLM would reject, change or misread."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.prompt import media_spans
 from qwen3vl_edge.server.engines.vllm.model import VllmModel
 
-TEMPERATURES = (0.01, 2.0)  # vLLM 0.32 raises lower ones to 0.01 without a word to the caller, and refuses higher ones
+TEMPERATURES = (0.01, 2.0)  # vLLM 0.32 silently raises lower ones to 0.01, and rejects higher ones
 REMEDY = "Ask a server that runs with --engine transformers."
 
 
 def check_request(request: GenerateRequest, loaded: VllmModel) -> None:
-    """Hold a prepared request against vLLM's own bounds.
+    """Validate a prepared request against vLLM's own limits.
 
     Raises:
-        LimitError: a medium is larger than vLLM's cache of embeddings, or too many tokens are to be named.
+        LimitError: a medium is larger than vLLM's embedding cache, or too many likeliest tokens are requested.
         WireError: a temperature that vLLM would change, or a clip whose frames it would not find.
     """
     _check_sampling(request.sampling)
     if request.logprobs is not None and request.logprobs > loaded.max_logprobs:
         raise LimitError(
-            "too many likeliest tokens are asked for",
+            "too many likeliest tokens are requested",
             field="logprobs",
             expected=f"at most {loaded.max_logprobs}",
             got=request.logprobs,
@@ -42,14 +42,14 @@ def check_request(request: GenerateRequest, loaded: VllmModel) -> None:
 
 
 def check_clips(request: GenerateRequest, loaded: VllmModel) -> None:
-    """Each frame must stand between `<|vision_start|>` and `<|vision_end|>`, as Qwen's processor writes them.
+    """Check that each frame is enclosed by `<|vision_start|>` and `<|vision_end|>`, as Qwen's processor writes them.
 
-    vLLM finds the frames of a clip by these markers, transformers by the placeholders alone; where the markers stand
-    elsewhere the two would number positions differently. Nor may a picture stand between two frames: its range would
-    overlap the clip's.
+    vLLM finds the frames of a clip by these markers, transformers by the placeholders only; with other markers the
+    two would assign different positions. A picture between two frames is rejected too: its range would overlap the
+    clip's.
 
     Raises:
-        WireError: they stand elsewhere.
+        WireError: a frame is not enclosed by its markers, or a picture is between two frames.
     """
     ids = request.input_ids
     foreign = np.isin(ids, (loaded.vision_start_id, loaded.vision_end_id, loaded.shape.image_token_id))
@@ -70,7 +70,7 @@ def check_clips(request: GenerateRequest, loaded: VllmModel) -> None:
 
 def _unmarked(place: int) -> WireError:
     return WireError(
-        "the frames of a clip do not each stand between <|vision_start|> and <|vision_end|>, by which vLLM finds them",
+        "the frames of a clip must each be enclosed by <|vision_start|> and <|vision_end|>, by which vLLM finds them",
         field="input_ids",
         got=f"frame at token {place}",
         remedy=REMEDY,

@@ -1,9 +1,11 @@
-"""vLLM's `AsyncLLM` behind the engine protocol: an event loop in a thread of its own; the model is in other processes.
+"""vLLM's `AsyncLLM` behind the engine protocol: an event loop in its own thread; the model runs in other processes.
 
-In process and not by proxy to vLLM's HTTP server: that server writes the prompt again with its own template, so nobody
-could prove that the model read the device's tokens. Here they enter as they are, and each answer is held against them.
+It runs in process, not as a proxy to vLLM's HTTP server: that server renders the prompt again with its own template,
+so it would be impossible to prove that the model read the device's tokens. Here the token ids enter unchanged, and
+the prompt ids of each answer are compared with them.
 
-Requests wait here, in `FairQueue`, and at most `max_batch` are in vLLM: it would serve them in the order they came.
+Requests wait here, in `FairQueue`, and at most `max_batch` are in vLLM, which would serve them first come, first
+served.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ logger = logging.getLogger("server")
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """How requests share vLLM; as `BatchOptions` of the other engine."""
+    """How requests share vLLM; as `BatchOptions` of the transformers engine."""
 
     max_queue: int = 16
     max_queue_per_client: int | None = None
@@ -54,9 +56,9 @@ class VllmEngine:
     """vLLM and the queue before it.
 
     Args:
-        llm: an `AsyncLLM` that was made in `loop`.
+        llm: an `AsyncLLM` that was created in `loop`.
         loop: runs in another thread; `close` stops it.
-        stat_logger: the one that `llm` was made with.
+        stat_logger: the stat logger of `llm`.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class VllmEngine:
         self.limits = limits
         self._llm, self._loop, self._stat_logger, self._options = llm, loop, stat_logger, options
         self._queue: FairQueue[Pending] = FairQueue(options.max_queue, options.max_queue_per_client)
-        self._running: dict[Pending, asyncio.Task[None]] = {}  # of the loop's thread
+        self._running: dict[Pending, asyncio.Task[None]] = {}  # used only in the loop's thread
         self._moved = time.perf_counter()  # when vLLM last returned an output
         self._reused_tokens = 0
         self._last_seconds = 1.0
@@ -92,7 +94,7 @@ class VllmEngine:
         pending = Pending(request, self.loaded, on_token, client)
         self._queue.put(client, pending, self._retry_after)
         self._soon(self._admit)
-        if self._closed.is_set():  # it came in between the check and the last look at the queue
+        if self._closed.is_set():  # closed between the check and `put`
             self._refuse_waiting()
 
         def cancel() -> None:
@@ -105,10 +107,10 @@ class VllmEngine:
         return Generation(pending.future, cancel)
 
     def generate(self, request: GenerateRequest, on_token: OnToken | None = None) -> GenerateResult:
-        """Check a request, wait its turn, and generate.
+        """Validate a request, queue it, and generate.
 
         Raises:
-            ContractError: as `prepare` and `submit`, or no time for it.
+            ContractError: as `prepare` and `submit`, or out of time.
         """
         return self.submit(self.prepare(request), on_token).future.result()
 
@@ -129,7 +131,7 @@ class VllmEngine:
         )
 
     def warm_up(self) -> GenerateResult:
-        """Generate two tokens from a text and the smallest picture: vLLM compiles parts of itself at first use."""
+        """Generate two tokens from a text and the smallest picture, because vLLM compiles code at its first use."""
         return self.generate(warm_up_request(self.loaded, logprobs=1))
 
     def close(self, timeout: float = 10.0) -> None:
@@ -158,13 +160,13 @@ class VllmEngine:
         return max(1, round(self._last_seconds))
 
     def _soon(self, call: Any, *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed; `close` has ended every request
+        with suppress(RuntimeError):  # the loop is closed and `close` has ended every request
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    # The loop's thread from here on.
+    # Methods below run in the loop's thread.
 
     def _admit(self) -> None:
-        """Hand on as many requests as vLLM may have at once."""
+        """Start queued requests, up to `max_batch` in vLLM."""
         while len(self._running) < self._options.max_batch and not self._closed.is_set():
             pending = self._queue.take()
             if pending is None:
@@ -189,7 +191,7 @@ class VllmEngine:
             await asyncio.wait(tasks)
 
     async def _run(self, pending: Pending) -> None:
-        """One request from its turn to its end; whatever goes wrong ends it alone."""
+        """Run one request to its end; an error fails only this request."""
         pending.begin()
         began = time.perf_counter()
         try:
@@ -207,16 +209,16 @@ class VllmEngine:
 
     async def _follow(self, pending: Pending) -> None:
         request = pending.request
-        wanted = [int(token) for token in request.input_ids]
+        prompt_ids = [int(token) for token in request.input_ids]
         prompt = await asyncio.to_thread(engine_input, request, self.loaded, pending.client)
         arguments = sampling_arguments(request, self.loaded.end_ids)
         parameters = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
-        # Ids of vLLM's must be unique; a client's own may come twice.
+        # vLLM's request ids must be unique; a client may reuse its own.
         async with aclosing(self._llm.generate(prompt, parameters, uuid.uuid4().hex)) as outputs:
             async for output in outputs:
                 self._moved = time.perf_counter()
-                if list(output.prompt_token_ids or ()) != wanted:
-                    raise PromptChangedError(len(wanted), len(output.prompt_token_ids or ()))
+                if list(output.prompt_token_ids or ()) != prompt_ids:
+                    raise PromptChangedError(len(prompt_ids), len(output.prompt_token_ids or ()))
                 self._count_reused(pending, output.num_cached_tokens or 0)
                 self._take(pending, output.outputs[0])
 
@@ -230,11 +232,11 @@ class VllmEngine:
         pending.reused_tokens = max(tokens, pending.reused_tokens)
 
     def _client_error(self, error: Exception) -> Exception:
-        """An error as clients may see it."""
+        """Convert an error to one that clients may see."""
         if isinstance(error, TimeoutError):
             return GenerationTimeoutError(self._options.max_seconds)
         if isinstance(error, EngineDeadError):
             return EngineDiedError()
         if isinstance(error, VLLMClientError):
-            return WireError(f"vLLM refused the request: {' '.join(str(error).split())[:300]}")
+            return WireError(f"vLLM rejected the request: {' '.join(str(error).split())[:300]}")
         return error

@@ -1,7 +1,7 @@
-"""A prepared request as vLLM's engine takes it: already rendered, so that vLLM writes no prompt of its own.
+"""Convert a prepared request to a rendered vLLM engine input, so that vLLM does not build its own prompt.
 
 vLLM's text processor would collapse and expand placeholders and write a clip's timestamps itself. A rendered input
-skips it: token ids, the places of media among them and their embeddings enter the engine as they are here.
+skips it: token ids, the positions of media among them and their embeddings enter the engine unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def engine_input(request: GenerateRequest, loaded: VllmModel, client: str) -> di
 
     Args:
         request: as `prepare` returned it.
-        client: salts what vLLM keeps of prompts, so that none can find out by the time it takes what another sent.
+        client: cache salt of vLLM's prefix cache, so that response times do not reveal another client's prompts.
     """
     ids = [int(token) for token in request.input_ids]
     salt = client or None
@@ -58,15 +58,15 @@ def _items(kind: str, media: list[MediaEmbeddings], loaded: VllmModel) -> Any:
 
 
 def _name(item: MediaEmbeddings, loaded: VllmModel, client: str) -> str:
-    """What vLLM keeps embeddings under: hashed from the tensors here, whatever hash the client gave them."""
+    """The key of vLLM's embedding cache: computed from the tensors, not from the hash that the client sent."""
     return f"{client}/{item.kind}/{embedding_hash(item, loaded.shape.model_hash)}"
 
 
 def _place(span: MediaSpan, request: GenerateRequest, loaded: VllmModel) -> PlaceholderRange:
-    """Where embeddings go.
+    """The placeholder range of a medium's embeddings.
 
-    A clip's range begins at the marker before its first frame: there vLLM starts to look for the frames, and finds
-    each by its markers (`check_clips`). The mask leaves out what stands between them.
+    A clip's range begins at the marker before its first frame: vLLM searches the frames from there by their markers
+    (`check_clips`). The mask excludes the tokens between frames.
     """
     if span.media.kind == "image":
         return PlaceholderRange(span.start, span.end - span.start)

@@ -1,4 +1,4 @@
-"""The model that vLLM serves, as requests and `/readyz` see it."""
+"""The model that vLLM serves, for request validation and `/readyz`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class VllmModel:
     """A language model in vLLM's workers.
 
     Attributes:
-        max_positions: tokens of prompt and answer together, vLLM's `max_model_len`.
-        max_medium_tokens: visual tokens of one picture or clip that vLLM takes.
-        max_logprobs: likeliest tokens that it names at a place.
-        vision_parameters: of the encoder, that the checkpoint holds.
-        workers: what each worker counted in its memory, `WorkerExtension` in `server/engines/vllm/worker.py`.
-        settings: vLLM's version, parallel sizes and what was set beside, as `/readyz` shows them.
+        max_positions: most tokens of prompt and answer together, vLLM's `max_model_len`.
+        max_medium_tokens: most visual tokens of one picture or clip that vLLM accepts.
+        max_logprobs: most likeliest tokens that it returns at a position.
+        vision_parameters: parameter count of the checkpoint's encoder.
+        workers: counts from each worker's memory, by `WorkerExtension` in `server/engines/vllm/worker.py`.
+        settings: vLLM's version, parallel sizes and further arguments, for `/readyz`.
     """
 
     name: str
@@ -37,18 +37,18 @@ class VllmModel:
 
     @property
     def torch_dtype(self) -> Any:
-        """The `torch.dtype` of the weights; embeddings are cast to it, as the other engine does."""
+        """The `torch.dtype` of the weights; embeddings are cast to it, as in the transformers engine."""
         import torch
 
         return getattr(torch, self.workers[0]["dtype"])
 
     @property
     def vision_parameters_loaded(self) -> int:
-        """Of the encoder, in all workers together."""
+        """Parameter count of the encoder in all workers together."""
         return sum(int(worker["vision_parameters"]) for worker in self.workers)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/readyz` and `/v1/models`; parameters as the workers counted them, copies included."""
+        """Details for `/readyz` and `/v1/models`; parameters as counted in the workers, copies included."""
         return {
             "engine": "vllm",
             **self.settings,

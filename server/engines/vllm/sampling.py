@@ -1,4 +1,4 @@
-"""Sampling parameters of the contract as vLLM's, and its probabilities as the protocol's tokens."""
+"""Convert the contract's sampling parameters to vLLM's, and vLLM's log-probabilities to the protocol's tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qwen3vl_edge.server.engines.protocol import Token
 def sampling_arguments(request: GenerateRequest, end_ids: tuple[int, ...]) -> dict[str, Any]:
     """Keyword arguments of `vllm.SamplingParams`.
 
-    All that shapes an answer is named, so that no default of vLLM's or of the checkpoint fills in. vLLM ends an answer
-    at `stop_token_ids` alone (`ignore_eos`) and returns that token as the last one.
+    Every parameter that affects an answer is set, so that no default of vLLM or of the checkpoint applies. vLLM ends
+    an answer only at `stop_token_ids` (`ignore_eos`) and returns that token as the last one.
     """
     sampling = request.sampling
     sampled = sampling.do_sample
@@ -37,10 +37,10 @@ def sampling_arguments(request: GenerateRequest, end_ids: tuple[int, ...]) -> di
 
 
 def token_of(token_id: int, logprobs: Mapping[int, Any] | None, count: int | None) -> Token:
-    """One token.
+    """One token with its log-probabilities.
 
     Args:
-        logprobs: vLLM's of this place by token id, the chosen one and the likeliest `count`.
+        logprobs: vLLM's at this position by token id: the chosen token and the `count` likeliest.
     """
     if logprobs is None or count is None:
         return Token(token_id)

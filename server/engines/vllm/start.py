@@ -1,4 +1,4 @@
-"""Start vLLM: arguments, an event loop in a thread of its own, the model, and a first generation."""
+"""Start vLLM: arguments, an event loop in its own thread, the model, and a first generation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from qwen3vl_edge.server.engines.checkpoint_config import end_ids_of, load_token
 from qwen3vl_edge.server.engines.vllm.arguments import engine_arguments, require_vllm
 from qwen3vl_edge.server.options import ServerOptions
 
-# Read when vLLM is imported. Its workers are started from a process that already has threads, which `fork` may hang.
+# Read when vLLM is imported. Its workers start from a process that already has threads, in which `fork` may hang.
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def open_engine(checkpoint: Checkpoint, options: ServerOptions) -> Any:
-    """A `VllmEngine`, loaded and warm: it has generated.
+    """Load a `VllmEngine` and warm it up with a generation.
 
     Raises:
-        InputError: vLLM is missing, or an argument of it is unknown or wrong.
+        InputError: vLLM is missing, or an argument for it is unknown or invalid.
         CheckpointError: the model cannot be loaded with these settings.
     """
     require_vllm()
@@ -86,11 +86,11 @@ def _wait(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
 
 
 async def _start_llm(kind: Any, arguments: Mapping[str, Any], stat_logger: Any) -> Any:
-    """In the loop that it will run in."""
+    """Create the `AsyncLLM`, inside the event loop that it will run in."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from qwen3vl_edge.server.engines.vllm import (
-        worker,  # its classes for this process too, where vLLM looks at the model's class
+        worker,  # registers its classes in this process too, where vLLM inspects the model's class
     )
 
     worker.register()
@@ -98,10 +98,10 @@ async def _start_llm(kind: Any, arguments: Mapping[str, Any], stat_logger: Any) 
 
 
 async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions) -> Any:
-    """The served model, with the facts that its workers report.
+    """The served model, with the counts that its workers report.
 
     Raises:
-        CheckpointError: a worker runs without DeepStack, so its answers would be another model's.
+        CheckpointError: a worker runs without DeepStack, so its answers would differ from the model's.
     """
     import vllm
 
@@ -143,7 +143,7 @@ async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions
 
 
 def _eos_token_id(checkpoint: Checkpoint) -> int | list[int] | None:
-    """As transformers fills `GenerationConfig.eos_token_id`: its own file, or else the model's config."""
+    """As transformers sets `GenerationConfig.eos_token_id`: from its own file, or else from the model's config."""
     file = checkpoint.path / "generation_config.json"
     try:
         end_ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
@@ -156,12 +156,12 @@ def _eos_token_id(checkpoint: Checkpoint) -> int | list[int] | None:
 
 
 def _start_error(error: BaseException, checkpoint: Checkpoint, options: ServerOptions) -> BaseException:
-    """vLLM raises many kinds; all mean that the model cannot be served so."""
+    """Convert a startup error: vLLM raises many types; all mean that these settings cannot serve the model."""
     if isinstance(error, ContractError) or not isinstance(error, Exception):
         return error
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, TypeError | ValueError):
-        return InputError(f"vLLM does not take these settings ({type(error).__name__}: {reason})", field="--engine")
+        return InputError(f"vLLM rejects these settings ({type(error).__name__}: {reason})", field="--engine")
     return CheckpointError(
         f"vLLM cannot serve {checkpoint.path} with --tensor-parallel {options.tensor_parallel}, --pipeline-parallel "
         f"{options.pipeline_parallel} and --dtype {options.dtype} ({type(error).__name__}: {reason})",

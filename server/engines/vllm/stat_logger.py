@@ -10,7 +10,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 class StatLogger(StatLoggerBase):  # type: ignore[misc]
     """Called by vLLM after each scheduler step, in the engine's event loop; its attributes are read from any thread.
 
-    vLLM calls it as a factory with its configuration; an engine of several data-parallel ranks would make one each.
+    vLLM calls it as a factory with its configuration; with several data-parallel ranks it would create one for each.
     """
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
-"""What runs inside vLLM's workers: Qwen3-VL's classes without the encoder's weights, and a count of what is held.
+"""Code inside vLLM's workers: Qwen3-VL classes without the encoder's weights, and a count of the loaded parameters.
 
-vLLM leaves an encoder out where the limit of its modalities is 0, and with `enable_mm_embeds` still takes embeddings.
-Its Qwen3-VL then also switches DeepStack off (0.32: `use_deepstack` asks for the encoder), although the levels arrive
-with the embeddings and are added in the language model. So these classes switch it on again; nothing else is changed.
+vLLM does not load an encoder if the limit of its modalities is 0, and with `enable_mm_embeds` still accepts embeddings.
+Its Qwen3-VL then also disables DeepStack (0.32: `use_deepstack` requires the encoder), although the levels arrive
+with the embeddings and are added in the language model. So these classes enable it again and change nothing else.
 
-vLLM imports this module in every worker, before it loads the model, because `WorkerExtension` is named in it as
-`worker_extension_cls`; the module's last lines are what makes it take these classes.
+vLLM imports this module in every worker before it loads the model, because `worker_extension_cls` names
+`WorkerExtension`; the last lines of the module register these classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WorkerExtension:
     """Mixed into vLLM's worker class; called there through `collective_rpc`."""
 
     def qwen3vl_edge_facts(self) -> dict[str, Any]:
-        """What this worker holds, counted when its memory was allotted: the CPU's kernels repack weights afterwards."""
+        """Properties of this worker's model; parameters counted at allocation, as CPU kernels repack weights later."""
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         vision = 0 if isinstance(model.visual, StageMissingLayer) else _count(model.visual)
         weight = next(model.language_model.parameters())
@@ -56,13 +56,13 @@ class WorkerExtension:
 
 
 def register() -> None:
-    """Make vLLM of this process take the classes above; twice does no harm."""
+    """Register the classes above with vLLM in this process; idempotent."""
     ModelRegistry.register_model("Qwen3VLForConditionalGeneration", DenseLanguageModel)
     ModelRegistry.register_model("Qwen3VLMoeForConditionalGeneration", MoeLanguageModel)
 
 
 def _switch_deepstack_on(model: Any, vllm_config: Any) -> None:
-    """As `Qwen3VLForConditionalGeneration.__init__` does where it loads the encoder."""
+    """Set up DeepStack as `Qwen3VLForConditionalGeneration.__init__` does when it loads the encoder."""
     levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None)
     if model.use_deepstack or not levels:
         return

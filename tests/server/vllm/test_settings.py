@@ -61,7 +61,7 @@ def test_further_arguments_are_checked_by_name(name: str, said: str) -> None:
 @pytest.mark.parametrize("changes", [{"device_map": "cuda:1"}, {"attention": "eager"}])
 def test_settings_of_the_other_engine_are_refused(changes: dict[str, str]) -> None:
     checkpoint = open_checkpoint(str(tiny.make_checkpoint()))
-    with pytest.raises(InputError, match="transformers engine alone"):
+    with pytest.raises(InputError, match="transformers engine only"):
         engine_arguments(checkpoint, options(**changes), KNOWN)
 
 
