@@ -55,7 +55,7 @@ def test_cli_interrupted(fresh: Path) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=120)
     assert (running.returncode, out) == (130, "")
-    assert "interrupted; the bundle is as it was" in err
+    assert "interrupted; the bundle is unchanged" in err
     assert sorted(fresh.rglob("*.plan")) == before
     open_bundle(fresh)
 

@@ -65,7 +65,7 @@ def build(
         with progress_bar() as progress:
             result = build_engines(bundle, request, progress)
     except KeyboardInterrupt:
-        sys.stderr.write("qwen3vl-edge: interrupted; the bundle is as it was\n")
+        sys.stderr.write("qwen3vl-edge: interrupted; the bundle is unchanged\n")
         raise SystemExit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(engine_json(result), indent=1) + "\n")
