@@ -114,8 +114,8 @@ def calibrate_bundle(
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
-            wanted = tuple(quantization.input_scales)
-            sensitivity = auto_exclude(evaluator, wanted, request.auto_exclude, _part(progress, 0.6, 0.2))
+            candidates = tuple(quantization.input_scales)
+            sensitivity = auto_exclude(evaluator, candidates, request.auto_exclude, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
         record = _record(key, base, request, statistics, quantization, products)
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
@@ -186,13 +186,13 @@ def choose(
                 field="--exclude",
                 expected=f"such as {products[0]} or blocks.0.*",
             )
-    wanted = [item for item in products if not any(fnmatchcase(item, pattern) for pattern in request.exclude)]
-    if not wanted:
+    included = [item for item in products if not any(fnmatchcase(item, pattern) for pattern in request.exclude)]
+    if not included:
         raise InputError("nothing is left to quantize", field="--exclude")
     scales: dict[str, float] = {}
     smoothing: list[Smoothing] = []
-    for index, product in enumerate(wanted):
-        progress(f"range of {product}", index / len(wanted))
+    for index, product in enumerate(included):
+        progress(f"range of {product}", index / len(included))
         histogram = statistics.histograms[product]
         factors: Vector = np.ones(len(histogram.largest), np.float32)
         if request.smooth > 0 and (item := _smoothing(bundle, product, weights, histogram, request.smooth)):

@@ -78,12 +78,12 @@ class Evaluator:
         by_stage: dict[str, set[str]] = {}
         for product in products:
             by_stage.setdefault(stage_of(product), set()).add(product)
-        wanted = {stage: frozenset(names) for stage, names in by_stage.items()}
-        self._sessions = {key: value for key, value in self._sessions.items() if key in wanted.values()}
-        for key in wanted.values():
+        products_by_stage = {stage: frozenset(names) for stage, names in by_stage.items()}
+        self._sessions = {key: value for key, value in self._sessions.items() if key in products_by_stage.values()}
+        for key in products_by_stage.values():
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
-        replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
+        replaced = {stage: self._sessions[key] for stage, key in products_by_stage.items()}
         cosines = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
         self._last = dict(enumerate(cosines))
         return min(cosines)

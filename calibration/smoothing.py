@@ -87,14 +87,14 @@ def smoothing_factors(
     producer = producer_of(linear)
     if producer is None:
         return None
-    seen, weights = histogram.largest, largest_weight
+    magnitudes, weights = histogram.largest, largest_weight
     if linear == "merger.linear_fc1":
         # Its norm runs before the patches are placed side by side: one factor for all of them.
-        seen, weights = (values.reshape(-1, spec.hidden_size).max(axis=0) for values in (seen, weights))
+        magnitudes, weights = (values.reshape(-1, spec.hidden_size).max(axis=0) for values in (magnitudes, weights))
     floor = np.float32(1e-5)
     with np.errstate(divide="ignore"):
-        factors = np.maximum(seen, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
-    factors = np.where((seen <= floor) | (weights <= floor), np.float32(1), factors)
+        factors = np.maximum(magnitudes, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
+    factors = np.where((magnitudes <= floor) | (weights <= floor), np.float32(1), factors)
     factors = np.clip(factors / np.exp(np.log(factors).mean()), 1e-3, 1e3)
     if linear == "merger.linear_fc1":
         factors = np.tile(factors, spec.merge_size**2)

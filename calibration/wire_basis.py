@@ -108,8 +108,8 @@ def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda wha
             else:
                 sums[tensor].add(rows)
     if not held[0]:
-        seen = sum(selection.per_bucket.values())
-        raise InputError("too few usable samples in the data", field="--data", expected="at least 2", got=seen)
+        usable = sum(selection.per_bucket.values())
+        raise InputError("too few usable samples in the data", field="--data", expected="at least 2", got=usable)
     fitted = [_fit(one, np.concatenate(rows), request) for one, rows in zip(sums, held, strict=True)]
     content = basis_file([basis for basis, _ in fitted], bundle.manifest.model.model_hash)
     basis = parse_basis(content)
@@ -133,8 +133,8 @@ def _check(request: BasisRequest) -> None:
     if not 0.0 < request.cosine < 1.0:
         raise InputError("bad target cosine", field="--cosine", expected="between 0 and 1", got=request.cosine)
     if not 0 <= request.rank <= MAX_RANK or request.rank % MULTIPLE:
-        wanted = f"a multiple of {MULTIPLE} up to {MAX_RANK}, or 0 to go by --cosine"
-        raise InputError("bad rank", field="--rank", expected=wanted, got=request.rank)
+        expected = f"a multiple of {MULTIPLE} up to {MAX_RANK}, or 0 to go by --cosine"
+        raise InputError("bad rank", field="--rank", expected=expected, got=request.rank)
 
 
 def _embeddings(
@@ -163,14 +163,14 @@ def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> t
     means = cosines.mean(axis=0)
     if request.rank:
         chosen = ranks.index(request.rank) if request.rank in ranks else None
-        wanted = f"--rank {request.rank}"
+        target = f"--rank {request.rank}"
     else:
         chosen = next((index for index, value in enumerate(means) if value >= request.cosine), None)
-        wanted = f"--cosine {request.cosine}"
+        target = f"--cosine {request.cosine}"
     if chosen is None:
         raise InputError(
             f"the embeddings do not lie in fewer directions than their {len(mean)} columns",
-            field=wanted,
+            field=target,
             got=f"cosine {means[-1]:.6f} in {ranks[-1]} directions" if ranks else f"{len(mean)} columns",
             remedy="Lower the target, give more data, or send int8 or int4 (wire_dtype).",
         )

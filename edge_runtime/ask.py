@@ -14,7 +14,7 @@ from qwen3vl_edge.contract.wire.compression import compress
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, stream
+from qwen3vl_edge.edge_runtime.client.sync_client import NO_CREDENTIALS, Event, stream
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt
 from qwen3vl_edge.edge_runtime.inputs.media import Message
 
@@ -55,7 +55,7 @@ def ask(
     messages: Sequence[Message],
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] = lambda text: None,
-    access: ServerAccess = ANYBODY,
+    access: ServerAccess = NO_CREDENTIALS,
 ) -> Answer:
     """Encode a conversation, send it, and collect the streamed answer.
 
@@ -66,10 +66,10 @@ def ask(
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
     """
-    asked = _Asked(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
-    for event in stream(server, asked.body, access=access):
-        asked.add(event)
-    return asked.answer()
+    request = _StreamedRequest(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
+    for event in stream(server, request.body, access=access):
+        request.add(event)
+    return request.answer()
 
 
 async def ask_async(
@@ -80,7 +80,7 @@ async def ask_async(
     on_text: Callable[[str], None] = lambda text: None,
     *,
     deadline_s: float = 600.0,
-    access: ServerAccess = ANYBODY,
+    access: ServerAccess = NO_CREDENTIALS,
 ) -> Answer:
     """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
 
@@ -97,16 +97,16 @@ async def ask_async(
         async with AsyncClient(server, access) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
     encoded = await encode_async(edge, messages, sampling, stream=True)
-    asked = await asyncio.to_thread(_Asked, encoded, on_text, edge.options.wire_zstd)
-    events = server.stream(asked.body, deadline_s, asked.request_id)
+    request = await asyncio.to_thread(_StreamedRequest, encoded, on_text, edge.options.wire_zstd)
+    events = server.stream(request.body, deadline_s, request.request_id)
     try:
         async with aclosing(events):
             async for event in events:
-                asked.add(event)
+                request.add(event)
     except BaseException:
-        server.forget(asked.request_id)  # nobody will ask for this answer again
+        server.forget(request.request_id)  # nobody will ask for this answer again
         raise
-    return asked.answer()
+    return request.answer()
 
 
 async def encode_async(
@@ -120,7 +120,7 @@ async def encode_async(
     return await asyncio.to_thread(edge.encode, messages, sampling, stream=stream)
 
 
-class _Asked:
+class _StreamedRequest:
     """A request on its way and what has come of its answer."""
 
     def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None], zstd: bool) -> None:

@@ -20,9 +20,9 @@ from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
 from qwen3vl_edge.edge_runtime.client.sync_client import (
-    ANYBODY,
     CONNECT_TIMEOUT_SECONDS,
     DONE,
+    NO_CREDENTIALS,
     Event,
     RefusedError,
     broken_off,
@@ -65,7 +65,7 @@ class AsyncClient:
     def __init__(
         self,
         server: str,
-        access: ServerAccess = ANYBODY,
+        access: ServerAccess = NO_CREDENTIALS,
         silence_s: float = 45.0,
         bandwidth: BandwidthEstimate | None = None,
     ) -> None:
@@ -125,12 +125,12 @@ class AsyncClient:
             RefusedError: the server refused the request.
         """
         post = _Post(f"{self.server}/v1/generate", body, deadline_s, key)
-        seen: list[str] = []
+        received: list[str] = []
         waits = _Waits(post.ends)
         while True:
-            known, complete = len(seen), False
+            received_before, complete = len(received), False
             try:
-                async with aclosing(self._events(post, seen)) as events:
+                async with aclosing(self._events(post, received)) as events:
                     async for event in events:
                         yield event
                         complete = event.final is not None
@@ -143,7 +143,7 @@ class AsyncClient:
             except _TryAgainError as again:
                 if complete:  # only the farewell was lost
                     return
-                if len(seen) > known:
+                if len(received) > received_before:
                     waits = _Waits(post.ends)
                 await waits.pause(again)
 
@@ -183,20 +183,20 @@ class AsyncClient:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _events(self, post: _Post, seen: list[str]) -> AsyncGenerator[Event, None]:
+    async def _events(self, post: _Post, received: list[str]) -> AsyncGenerator[Event, None]:
         """One try: the events after those whose data is in `seen`, which grows with them."""
         response = await self._open(post)
         position = 0
         async with aclosing(self._data(response, post)) as events:
             async for data in events:
                 event = self._event(data, response.status_code)
-                if position < len(seen):
-                    if data != seen[position]:
+                if position < len(received):
+                    if data != received[position]:
                         raise self._another_answer()
                     position += 1
                     continue
                 if event.final is None:
-                    seen.append(data)
+                    received.append(data)
                     position += 1
                 yield event
 

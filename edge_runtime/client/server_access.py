@@ -62,8 +62,8 @@ def access_from_environment(environment: Mapping[str, str] | None = None) -> Ser
     Raises:
         InputError: as `ServerAccess`.
     """
-    found = os.environ if environment is None else environment
+    variables = os.environ if environment is None else environment
     ca, cert, key = (
-        Path(value) if (value := found.get(f"{ENVIRONMENT}{name}")) else None for name in ("CA", "CERT", "KEY")
+        Path(value) if (value := variables.get(f"{ENVIRONMENT}{name}")) else None for name in ("CA", "CERT", "KEY")
     )
-    return ServerAccess(found.get(f"{ENVIRONMENT}API_KEY", ""), ca, cert, key)
+    return ServerAccess(variables.get(f"{ENVIRONMENT}API_KEY", ""), ca, cert, key)

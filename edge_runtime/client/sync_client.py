@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-ANYBODY = ServerAccess()
+NO_CREDENTIALS = ServerAccess()
 DONE = "[DONE]"
 
 
@@ -43,7 +43,9 @@ class Event:
     final: dict[str, Any] | None = None
 
 
-def generate(server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> dict[str, Any]:
+def generate(
+    server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = NO_CREDENTIALS
+) -> dict[str, Any]:
     """Send a request and wait for the whole answer.
 
     Args:
@@ -60,7 +62,9 @@ def generate(server: str, body: WireBody, *, timeout: float = 600.0, access: Ser
         return answer
 
 
-def stream(server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = ANYBODY) -> Iterator[Event]:
+def stream(
+    server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = NO_CREDENTIALS
+) -> Iterator[Event]:
     """Send a request that was encoded with `stream` set, and yield its events as they come.
 
     Raises:

@@ -33,20 +33,20 @@ class Reloader:
     def __init__(self, daemon: Daemon, read: Callable[[], DaemonConfig]) -> None:
         self._daemon = daemon
         self._read = read
-        self._asked = asyncio.Event()
+        self._signalled = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Reload at each SIGHUP, until cancelled."""
         loop = asyncio.get_running_loop()
         try:
-            loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+            loop.add_signal_handler(signal.SIGHUP, self._signalled.set)
         except (RuntimeError, ValueError, NotImplementedError):
             return  # not the main thread: whoever embeds the daemon has its own signals
         try:
             while True:
-                await self._asked.wait()
-                self._asked.clear()
+                await self._signalled.wait()
+                self._signalled.clear()
                 await self.reload()
         finally:
             loop.remove_signal_handler(signal.SIGHUP)

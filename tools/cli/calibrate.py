@@ -122,8 +122,8 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
 def _warn(result: CalibrationResult, errors: Console) -> None:
     warn_of_skipped(result.selection.skipped, errors)
     for bucket in result.thin_buckets:
-        seen = result.selection.per_bucket[bucket]
-        errors.print(f"[yellow]bucket {bucket} has only {seen} samples: add pictures of its shape to the data[/]")
+        count = result.selection.per_bucket[bucket]
+        errors.print(f"[yellow]bucket {bucket} has only {count} samples: add pictures of its shape to the data[/]")
 
 
 def warn_of_skipped(skipped: Sequence[tuple[str, str]], errors: Console) -> None:

@@ -170,13 +170,13 @@ def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> N
             tolerance = max(limits_of(name).layer_tolerance for name in precisions)
         cases = (sample.case for sample in candidate.samples)
         served = (case for case in cases if one.serves(case.grid) and two.serves(case.grid))
-        found = bisect(served, vision, one, two, tolerance, status.update)
-    first = earliest(found, vision)
+        bisections = bisect(served, vision, one, two, tolerance, status.update)
+    first = earliest(bisections, vision)
     labels = (_label(candidate, one), two.label)
     if as_json:
-        sys.stdout.write(json.dumps(_bisection_json(found, first, tolerance, labels), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_bisection_json(bisections, first, tolerance, labels), indent=1) + "\n")
     else:
-        _print_bisection(found, first, tolerance, labels)
+        _print_bisection(bisections, first, tolerance, labels)
     if first is not None:
         raise SystemExit(1)
 
@@ -186,7 +186,7 @@ def _label(candidate: Candidate, source: LayerSource) -> str:
 
 
 def _bisection_json(
-    found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
+    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> dict[str, Any]:
     return {
         "sides": labels,
@@ -195,13 +195,13 @@ def _bisection_json(
         "first": None if first is None else asdict(first),
         "cases": [
             {"bucket": item.bucket, "picture": item.picture, "first_layer": item.first.layer if item.first else None}
-            for item in found
+            for item in bisections
         ],
     }
 
 
 def _print_bisection(
-    found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
+    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -210,12 +210,12 @@ def _print_bisection(
 
     console = Console()
     console.print(
-        f"{labels[0]} against {labels[1]}, {len(found)} comparisons (pictures times buckets)",
+        f"{labels[0]} against {labels[1]}, {len(bisections)} comparisons (pictures times buckets)",
         highlight=False,
         soft_wrap=True,
     )
     if first is None or first.first is None:
-        worst = max((gap for item in found for gap in item.gaps), key=lambda gap: gap.relative_l2)
+        worst = max((gap for item in bisections for gap in item.gaps), key=lambda gap: gap.relative_l2)
         console.print(
             f"no layer parts by more than {tolerance:g}: the largest is {worst.layer}, relative L2 "
             f"{worst.relative_l2:.1e}",

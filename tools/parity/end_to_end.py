@@ -122,7 +122,7 @@ def compare_prompt(
 ) -> PromptResult:
     """Generate greedily with both models, then compare their logits along the unsplit answer."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    split_inputs, exact, sent = split.inputs(messages, sampling)
+    split_inputs, exact, sent_bytes = split.inputs(messages, sampling)
     unsplit_inputs = unsplit.inputs(messages, split.edge.policy)
     unsplit_ids = _greedy(unsplit.model, unsplit_inputs, max_new_tokens, split)
     split_ids = _greedy(split.loaded.model, split_inputs, max_new_tokens, split)
@@ -140,7 +140,7 @@ def compare_prompt(
         decode(split_ids, skip_special_tokens=True),
         first_divergence(unsplit_ids, split_ids),
         kl,
-        sent,
+        sent_bytes,
     )
 
 

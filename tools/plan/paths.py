@@ -76,29 +76,29 @@ def embedding_bytes(pictures: Pictures, wire_dtype: str) -> int:
 
 def predict(pictures: Pictures, speeds: Speeds, link: LinkSpeed) -> list[Prediction]:
     """Every way there is, the fastest first."""
-    found = [_split(pictures, speeds, link, name) for name in SPLIT_TYPES]
-    sent = CHAT_BYTES + int(pictures.file_bytes * BASE64)
+    predictions = [_split(pictures, speeds, link, name) for name in SPLIT_TYPES]
+    sent_bytes = CHAT_BYTES + int(pictures.file_bytes * BASE64)
     stages = {
-        "link": transfer_seconds(sent, link),
+        "link": transfer_seconds(sent_bytes, link),
         "encode": speeds.server_encode,
         "prefill": speeds.server_prefill,
     }
-    found.append(Prediction("unsplit server", stages, sent))
+    predictions.append(Prediction("unsplit server", stages, sent_bytes))
     if speeds.device_prefill is not None:
         stages = {"encode": speeds.device_encode, "prefill": speeds.device_prefill}
-        found.append(Prediction("all on the device", stages, 0))
-    return sorted(found, key=lambda item: item.seconds)
+        predictions.append(Prediction("all on the device", stages, 0))
+    return sorted(predictions, key=lambda item: item.seconds)
 
 
 def _split(pictures: Pictures, speeds: Speeds, link: LinkSpeed, wire_dtype: str) -> Prediction:
-    sent = embedding_bytes(pictures, wire_dtype)
+    sent_bytes = embedding_bytes(pictures, wire_dtype)
     stages = {
         "encode": speeds.device_encode,
         "pack": speeds.pack if wire_dtype in PACKINGS else 0.0,
-        "link": transfer_seconds(sent, link),
+        "link": transfer_seconds(sent_bytes, link),
         "prefill": speeds.server_prefill,
     }
-    return Prediction(f"split {wire_dtype}", stages, sent)
+    return Prediction(f"split {wire_dtype}", stages, sent_bytes)
 
 
 def break_even_mbit(pictures: Pictures, speeds: Speeds, rtt_s: float, wire_dtype: str = "fp16") -> float | None:
@@ -106,8 +106,8 @@ def break_even_mbit(pictures: Pictures, speeds: Speeds, rtt_s: float, wire_dtype
 
     def ahead(mbit: float) -> bool:
         link = LinkSpeed(mbit, rtt_s)
-        found = {item.name: item.seconds for item in predict(pictures, speeds, link)}
-        return found[f"split {wire_dtype}"] <= found["unsplit server"]
+        seconds = {item.name: item.seconds for item in predict(pictures, speeds, link)}
+        return seconds[f"split {wire_dtype}"] <= seconds["unsplit server"]
 
     low, high = 0.1, 100_000.0
     if not ahead(high):

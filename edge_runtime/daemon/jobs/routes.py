@@ -36,8 +36,8 @@ def job_routes(daemon: Daemon) -> APIRouter:
         with daemon.history.entry("job") as entry, daemon.slot():
             chat = await read_chat(request, daemon)
             digest = _digest(chat)
-            if key is not None and (known := await spool.find(key, digest)) is not None:
-                return JSONResponse(_accepted(known), status_code=202)
+            if key is not None and (existing := await spool.find(key, digest)) is not None:
+                return JSONResponse(_accepted(existing), status_code=202)
             spool.check_room()  # before a picture is encoded for nothing
             job_id = f"job-{uuid.uuid4().hex}"
             daemon.upstream.check(chat)

@@ -294,8 +294,8 @@ class Spool:
         size = len(new.body) + len(prompt.encode())
         now = time.time()
         with self._transaction():
-            if new.key is not None and (known := self._find(new.key, new.request_hash)) is not None:
-                return known
+            if new.key is not None and (existing := self._find(new.key, new.request_hash)) is not None:
+                return existing
             self._room(_counts(self._database), size)
             self._database.execute(
                 "INSERT INTO jobs (id, key, request_hash, status, created, deadline, due, attempts, bytes, prompt, "

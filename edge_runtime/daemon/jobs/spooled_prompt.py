@@ -11,7 +11,7 @@ from qwen3vl_edge.contract.wire.request import Limits
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
 from qwen3vl_edge.edge_runtime.edge import EdgeTimings, EncodedPrompt
 
-NOT_KEPT = "about:blank"  # stands for a picture's URL, which may hold its pixels
+OMITTED_URL = "about:blank"  # stands for a picture's URL, which may hold its pixels
 # It was within the limits of the server that it is meant for, or that server says so.
 _ANY = Limits(max_body_bytes=2**40, max_media=2**20)
 
@@ -47,5 +47,7 @@ def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) ->
 def _without_media(message: ChatMessage) -> ChatMessage:
     if isinstance(message.content, str):
         return message
-    parts = [part if part.type == "text" else part.model_copy(update={part.type: NOT_KEPT}) for part in message.content]
+    parts = [
+        part if part.type == "text" else part.model_copy(update={part.type: OMITTED_URL}) for part in message.content
+    ]
     return message.model_copy(update={"content": parts})

@@ -23,7 +23,7 @@ from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling
 from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, refused
+from qwen3vl_edge.edge_runtime.client.sync_client import NO_CREDENTIALS, Event, refused
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
@@ -34,7 +34,7 @@ logger = logging.getLogger("edge")
 class OpenAIServer:
     """A vLLM started with `--enable-mm-embeds`, or what speaks as it does."""
 
-    def __init__(self, url: str, model: str = "", access: ServerAccess = ANYBODY) -> None:
+    def __init__(self, url: str, model: str = "", access: ServerAccess = NO_CREDENTIALS) -> None:
         self._client = AsyncClient(url.rstrip("/").removesuffix("/v1"), access)
         self._model = model
 
@@ -99,13 +99,13 @@ class OpenAIServer:
             ServerUnavailableError: its list of models cannot be had.
             InputError: it does not serve the wanted model, or several and none is wanted.
         """
-        found = await self._client.get("/v1/models", timeout)
-        if found is None:
+        listing = await self._client.get("/v1/models", timeout)
+        if listing is None:
             raise ServerUnavailableError(f"server {self._client.server} does not list its models", field="server")
-        cards = found.get("data")
+        cards = listing.get("data")
         names = [str(card.get("id")) for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
-        wanted = self._model or (names[0] if len(names) == 1 else "")
-        if wanted not in names:
+        model = self._model or (names[0] if len(names) == 1 else "")
+        if model not in names:
             raise InputError(
                 "the server does not serve the wanted model, or serves several and none is wanted",
                 field="server_model",
@@ -113,8 +113,8 @@ class OpenAIServer:
                 got=repr(self._model),
                 remedy="Set server_model to one of them.",
             )
-        self._model = wanted
-        return wanted
+        self._model = model
+        return model
 
 
 class _Answer:

@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.client.server_access import ServerAccess
-from qwen3vl_edge.edge_runtime.client.sync_client import ANYBODY, Event, RefusedError
+from qwen3vl_edge.edge_runtime.client.sync_client import NO_CREDENTIALS, Event, RefusedError
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import OnSent
 from qwen3vl_edge.edge_runtime.daemon.upstreams.sent_hashes import SentHashes
@@ -38,7 +38,7 @@ class Qwen3VLServer:
         self,
         url: str,
         send_by_hash: bool = True,
-        access: ServerAccess = ANYBODY,
+        access: ServerAccess = NO_CREDENTIALS,
         zstd: bool = False,
         bandwidth: BandwidthEstimate | None = None,
     ) -> None:
@@ -94,8 +94,8 @@ class Qwen3VLServer:
             return body()
 
         first = await asyncio.to_thread(body)  # compressing takes milliseconds a picture, the event loop's otherwise
-        left = ends - asyncio.get_running_loop().time()
-        async with aclosing(self._client.stream(first, left, request.request_id, instead)) as events:
+        seconds_left = ends - asyncio.get_running_loop().time()
+        async with aclosing(self._client.stream(first, seconds_left, request.request_id, instead)) as events:
             begun = False
             async for event in events:
                 if not begun and sent is not None:

@@ -170,8 +170,8 @@ def _media(part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy)
     image, choice = bucket_image({**processor.image_defaults, **part}, policy)
     pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
-    given = pixels if processor.takes_pixels(choice.grid) else None
-    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, given))
+    uint8_pixels = pixels if processor.takes_pixels(choice.grid) else None
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels))
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
@@ -223,12 +223,14 @@ def _check_tokenizer(folder: Path) -> None:
     split = steps[0].get("pattern", {}).get("Regex") if steps else None
     if split != SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC":
         raise _not_lean(folder, "tokenizer.json splits text in another way than Qwen2Tokenizer")
-    known = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
+    token_ids = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
     added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
     named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
     named = [item["content"] if isinstance(item, dict) else item for item in named if item is not None]
     named += config.get("additional_special_tokens") or []
-    if not added.items() <= known.items() or any(name not in known for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]):
+    if not added.items() <= token_ids.items() or any(
+        name not in token_ids for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]
+    ):
         raise _not_lean(folder, "tokenizer_config.json adds tokens that tokenizer.json does not have")
 
 

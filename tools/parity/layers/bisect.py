@@ -124,8 +124,8 @@ def _common(names: Sequence[str], one: LayerSource, other: LayerSource) -> list[
 def _gaps(case: Case, names: list[str], one: LayerSource, other: LayerSource) -> list[LayerGap]:
     if not names:
         return []
-    left, right = one.run(case, names), other.run(case, names)
-    return [_gap(name, left[name], right[name]) for name in names]
+    first_layers, second_layers = one.run(case, names), other.run(case, names)
+    return [_gap(name, first_layers[name], second_layers[name]) for name in names]
 
 
 def _gap(layer: str, actual: NDArray[Any], reference: NDArray[Any]) -> LayerGap:
