@@ -43,7 +43,7 @@ class CalibrationRequest:
         method: how ranges are chosen, see `calibration/ranges.py`.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
-        auto_exclude: cosine that every output must hold; the products that suffer most are left out until it does.
+        auto_exclude: cosine that every output must reach; the products with the largest error are excluded until then.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.
@@ -79,7 +79,7 @@ def calibrate_bundle(
 ) -> CalibrationResult:
     """Add a quantized set to a bundle, or replace the one that it has; skipped where nothing changed.
 
-    The manifest is replaced last: whatever goes wrong, the bundle stays as it was. Statistics already gathered
+    The manifest is replaced last: after any error the bundle is unchanged. Statistics already gathered
     stay in the bundle, and a second run continues from them.
 
     Raises:
@@ -171,7 +171,7 @@ def choose(
     request: CalibrationRequest,
     progress: Progress,
 ) -> tuple[Quantization, list[Smoothing]]:
-    """Input scales and smoothing factors of every product that is not excluded.
+    """Input scales and smoothing factors of all products that are not excluded.
 
     Args:
         products: what the set can quantize.
@@ -206,7 +206,7 @@ def choose(
 def _products(bundle: Bundle, name: str) -> tuple[str, ...]:
     """What a set can quantize: attention scores only of `int8`, which CPUs run.
 
-    TensorRT has one kernel for an attention in half precision, and takes it apart if half of its products are
+    TensorRT has one fused kernel for attention in half precision, and does not use it if half of its products are
     quantized.
     """
     return quantizable(bundle.manifest.vision, scores=name == "int8")

@@ -1,7 +1,7 @@
 """A basis for embeddings on the wire, fitted to the encoder's outputs on calibration data (`contract/wire/basis.py`).
 
-Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed as the data
-streams by. Every eighth sample is held out: on its rows the ranks are chosen and measured.
+Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed while the
+data is streamed. Every eighth sample is held out: on its rows the ranks are chosen and measured.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> t
 
 
 def _cosines(rows: Rows, mean: NDArray[np.float64], vectors: Rows) -> tuple[list[int], Rows]:
-    """Ranks, all that save something, and for each the cosine of every row with its part in so many directions."""
+    """All ranks that save bytes, and for each the cosine of every row with its projection on so many directions."""
     ranks = list(range(MULTIPLE, min(len(mean) - 1, MAX_RANK) + 1, MULTIPLE))
     along, of_mean = (rows - mean) @ vectors.T, mean @ vectors.T
     at = [rank - 1 for rank in ranks]
@@ -189,7 +189,7 @@ def _cosines(rows: Rows, mean: NDArray[np.float64], vectors: Rows) -> tuple[list
 
 
 def _basis(mean: NDArray[np.float64], spreads: NDArray[np.float64], vectors: Rows, rank: int) -> TensorBasis:
-    """Each direction as long as the square root of its spread, which its coefficients then have left."""
+    """The directions, each scaled by the square root of its spread; that of its coefficients is then the same."""
     gain = np.sqrt(max(float(spreads[0]), 1e-30)) / STRONGEST_SPREAD
     floor = spreads[0] * 1e-6  # a component without any spread would have no direction
     directions = vectors[:rank] * np.sqrt(np.maximum(spreads[:rank], max(floor, 1e-30)))[:, None] * gain

@@ -1,4 +1,4 @@
-"""One question about pictures and clips: encoded here, answered by the server, printed as it comes."""
+"""One question about pictures and clips: encoded here, answered by the server, printed as it is streamed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from qwen3vl_edge.edge_runtime.inputs.media import Message
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what it cost.
+    """An answer, its timings and its size.
 
     Attributes:
         text: the whole answer.
         generated_ids: its token ids.
         seconds: stage name to seconds: preprocess, encode, first_token (request sent to first token
-            received, so network + queue + prefill), total, and the server's own as `server.*`.
+            received: network, queue and prefill), total, and the server's own as `server.*`.
         sent_bytes: bytes of the request body.
-        media: one dict per picture: kind, grid, native grid, scale, distortion, engine seconds.
+        media: one dict per picture: kind, grid, native grid, scale, distortion, encoder seconds.
         usage: token counts as the server reports them.
     """
 
@@ -61,7 +61,7 @@ def ask(
 
     Args:
         on_text: called with each new piece of text.
-        access: the token and certificates that the server asks for.
+        access: the token and certificates that the server requires.
 
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
@@ -85,7 +85,7 @@ async def ask_async(
     """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
 
     Args:
-        server: URL, or an open client where many requests share one pool of connections; both try again as
+        server: URL, or an open client where many requests share one pool of connections; both retry as
             `AsyncClient` does.
         deadline_s: seconds for the network part.
         access: as `ask`, where `server` is a URL; an open client has its own.
@@ -104,7 +104,7 @@ async def ask_async(
             async for event in events:
                 request.add(event)
     except BaseException:
-        server.forget(request.request_id)  # nobody will ask for this answer again
+        server.forget(request.request_id)  # no retry will follow
         raise
     return request.answer()
 
@@ -121,7 +121,7 @@ async def encode_async(
 
 
 class _StreamedRequest:
-    """A request on its way and what has come of its answer."""
+    """A request and the part of its answer received so far."""
 
     def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None], zstd: bool) -> None:
         body = encode_request(encoded.request)

@@ -1,4 +1,4 @@
-"""The token and certificates with which this device and its server prove who they are."""
+"""The token and certificates with which this device and its server authenticate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ServerAccess:
 
     Attributes:
         token: sent as a bearer token; kept out of logs and of this object's text.
-        ca: PEM file of the only authorities that the server's certificate may come from; None for the usual ones.
-        cert: this device's own certificate, for a server that asks for one. key: of it, where `cert` does not hold it.
+        ca: PEM file of the only authorities that may sign the server's certificate; None for the default ones.
+        cert: this device's own certificate, for a server that requires one. key: of it, where `cert` does not hold it.
 
     Raises:
         InputError: a token that no header can carry.

@@ -23,7 +23,7 @@ class RefusedError(ContractError):
     """The server answered with an error object, whose message is passed on.
 
     Attributes:
-        missing: hashes of embeddings that it does not hold, where that is the reason.
+        missing: hashes of embeddings that it does not store, if that is the reason.
     """
 
     code = "refused_by_server"
@@ -49,12 +49,12 @@ def generate(
     """Send a request and wait for the whole answer.
 
     Args:
-        access: the token and certificates that the server asks for.
+        access: the token and certificates that the server requires.
 
     Raises:
         InputError: a file of `access` cannot be used.
         ServerUnavailableError: the server cannot be reached or is not ready.
-        RefusedError: the server refused the request; the message says why.
+        RefusedError: the server refused the request; the message has the reason.
     """
     with _post(server, body, timeout, access) as response:
         response.read()
@@ -65,7 +65,7 @@ def generate(
 def stream(
     server: str, body: WireBody, *, timeout: float = 600.0, access: ServerAccess = NO_CREDENTIALS
 ) -> Iterator[Event]:
-    """Send a request that was encoded with `stream` set, and yield its events as they come.
+    """Send a request that was encoded with `stream` set, and yield its events as they arrive.
 
     Raises:
         InputError, ServerUnavailableError, RefusedError: as `generate`, also in the middle of the stream.
@@ -113,13 +113,13 @@ def unreachable(server: str, error: Exception) -> ServerUnavailableError:
 
 
 def _why(error: Exception) -> str:
-    """The kind of error; of TLS its text too, which says whose certificate is not trusted."""
+    """The kind of error; for TLS its text too, which names the certificate that is not trusted."""
     name = type(error).__name__
     return f"{name}: {error}"[:200] if "SSL" in str(error) or "certificate" in str(error) else name
 
 
 class _post:
-    """Context of one POST: the open response, or the error it stands for."""
+    """Context of one POST: the open response, or the error that it means."""
 
     def __init__(self, server: str, body: WireBody, timeout: float, access: ServerAccess) -> None:
         self._server = server
@@ -155,7 +155,7 @@ class _post:
 
 
 def error_body(response: httpx.Response) -> dict[str, Any]:
-    """The error object of a read response, or one with the status and text that came in its place."""
+    """The error object of a read response, or one made of its status and text."""
     try:
         body = response.json()
     except ValueError:

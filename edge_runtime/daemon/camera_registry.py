@@ -25,7 +25,7 @@ class CameraRegistry:
     """All cameras of one daemon; `close` stops their threads.
 
     Raises:
-        InputError, BucketError: the engine cannot serve one.
+        InputError, BucketError: the encoder cannot serve one.
     """
 
     def __init__(self, configs: Sequence[CameraConfig], edge: Edge, submit: Submit) -> None:

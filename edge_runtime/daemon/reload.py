@@ -1,7 +1,7 @@
-"""A new bundle without a pause: SIGHUP opens it beside the old one, which serves until the new one has encoded.
+"""A new bundle without downtime: SIGHUP opens it beside the old one, which serves until the new one has encoded.
 
 For as long as both are open the device needs memory for two engines. A bundle that cannot be used changes nothing:
-the old one goes on, and the reason is logged, counted and shown by `/readyz`.
+the old one stays in use, and the reason is logged, counted and shown by `/readyz`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("edge")
 
 
 class Reloader:
-    """Reads the settings again and swaps the pipeline; one reload at a time, and one more if asked meanwhile.
+    """Reads the settings again and swaps the pipeline; one reload at a time, and one more if signalled meanwhile.
 
     Args:
         read: the settings as they are now.
@@ -42,7 +42,7 @@ class Reloader:
         try:
             loop.add_signal_handler(signal.SIGHUP, self._signalled.set)
         except (RuntimeError, ValueError, NotImplementedError):
-            return  # not the main thread: whoever embeds the daemon has its own signals
+            return  # not the main thread: a program that embeds the daemon handles its own signals
         try:
             while True:
                 await self._signalled.wait()
@@ -54,7 +54,7 @@ class Reloader:
     async def reload(self) -> bool:
         """Whether the new settings serve now."""
         started = time.monotonic()
-        # systemd.service(5), Type=notify-reload: the stamp tells this reload from an earlier one.
+        # systemd.service(5), Type=notify-reload: the stamp distinguishes this reload from an earlier one.
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             old, config = self._daemon.pipeline, self._read()

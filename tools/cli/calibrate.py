@@ -1,4 +1,4 @@
-"""`qwen3vl-edge calibrate`: the encoder quantized on the pictures that it will see."""
+"""`qwen3vl-edge calibrate`: the encoder quantized, calibrated on your own pictures."""
 
 from __future__ import annotations
 
@@ -107,15 +107,15 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
-    """The set is kept, for parity to judge on real pictures; but nobody should learn only there that it lost much."""
+    """The set is written, and parity judges it on real pictures; this warns of a large error before."""
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     limit = PRECISIONS[result.graphs.precision].min_cosine
     worst = min(row.cosine for graph in result.graphs.graphs for row in graph.parity)
     if worst < limit:
         errors.print(
-            f"[yellow]the worst cosine is {worst:.5f}, and parity asks for {limit}: "
-            f"try --auto-exclude {limit}, another --smooth, or more of the pictures that the device will see[/]"
+            f"[yellow]the worst cosine is {worst:.5f}, and parity requires {limit}: "
+            f"try --auto-exclude {limit}, another --smooth, or more pictures like those of the device[/]"
         )
 
 
@@ -127,7 +127,7 @@ def _warn(result: CalibrationResult, errors: Console) -> None:
 
 
 def warn_of_skipped(skipped: Sequence[tuple[str, str]], errors: Console) -> None:
-    """Name what could not be read of the data, and why."""
+    """Print the files that could not be read, with the reasons."""
     from rich.markup import escape
 
     if skipped:

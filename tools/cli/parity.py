@@ -1,4 +1,4 @@
-"""`qwen3vl-edge parity`: the proof, its page, and the search for the layer that broke it."""
+"""`qwen3vl-edge parity`: the comparison, its page, and the search for the first layer that differs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parity(
     tolerance: Annotated[float | None, typer.Option(help="Relative L2 of a layer, for --bisect.", min=0.0)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
+    """Compare the split with the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
 
     With any --against option a second side is measured beside the first, on the same pixels.
     """
@@ -98,7 +98,7 @@ def parity(
 
 
 def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
-    """Measure, print, write the page, and exit with code 1 if the split does not hold.
+    """Measure, print, write the page, and exit with code 1 if a limit is exceeded.
 
     Args:
         page: HTML file to write; None for none.
@@ -134,7 +134,7 @@ def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
 
 
 def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> None:
-    """Name the first layer at which both sides part, and exit with code 1 if there is one.
+    """Print the first layer at which both sides differ, and exit with code 1 if there is one.
 
     Args:
         tolerance: relative L2 of a layer; None for the looser of both sides' defaults.
@@ -242,7 +242,7 @@ def _print_bisection(
 
 
 def _check_plotting() -> None:
-    """Before minutes of measuring, not after."""
+    """Checked before minutes of measuring, not after."""
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:

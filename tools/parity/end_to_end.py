@@ -1,8 +1,8 @@
-"""End-to-end parity: greedy tokens and logits of the split against the unsplit model, both in fp32.
+"""End-to-end parity: greedy tokens and logits of the split compared with the unsplit model's, both in fp32.
 
 The split's request goes through the wire format and the server's own checks and input building; only
-the socket is left out. The unsplit model sees what it would see without this project: the native grid
-of each picture, chosen by qwen-vl-utils, never a bucket.
+the socket is not used. The unsplit model gets its usual input: the native grid of each picture, chosen by
+qwen-vl-utils, never a bucket.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PromptResult:
 
     Attributes:
         exact: every picture was encoded at its native grid, so that answers must agree; False where
-            a bucket resized one, which changes the question itself.
+            a bucket resized one, which changes the model's input.
         first_divergence: index of the first token that differs, None if all agree.
         kl: KL(unsplit ‖ split) in nats at each step of the unsplit answer.
         sent_bytes: of the request body.

@@ -41,7 +41,7 @@ class ParityRequest:
         dump: a device's dump in place of a backend that runs here; it has no answers to compare.
         against: bundle and options of the other side.
         gate: thresholds that override the defaults.
-        layers: measure the layers even where no limit asks for them.
+        layers: measure the layers even where no limit needs them.
     """
 
     bundle: Path

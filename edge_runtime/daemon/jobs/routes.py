@@ -1,7 +1,7 @@
-"""`/v1/jobs`: chat requests that are answered whenever the server can be reached, and kept until then.
+"""`/v1/jobs`: chat requests that are stored until the server can be reached.
 
 202 means that the job is on the disk. It was checked and encoded before, so a bad request is refused at once, and
-what lies on the disk is embeddings and text, never pixels.
+the disk has embeddings and text, never pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUTES = ("/v1/jobs", "/v1/jobs/{id}")
 
 
 def job_routes(daemon: Daemon) -> APIRouter:
-    """The routes; without a spool they say how to get one."""
+    """The routes; without a spool their error names the setting."""
     router = APIRouter()
 
     @router.post("/v1/jobs")
@@ -82,7 +82,7 @@ def _spool(daemon: Daemon) -> Spool:
 
 
 def _digest(chat: ChatRequest) -> str:
-    """sha256 of what was asked; `stream` changes nothing for a job."""
+    """sha256 of the request without `stream`, which does not change a job."""
     return hashlib.sha256(chat.model_dump_json(exclude_unset=True, exclude={"stream"}).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A picture from a path, a URL, a data URI or PIL, opened once and checked before qwen-vl-utils sees it."""
+"""A picture from a path, a URL, a data URI or PIL, opened once and checked before qwen-vl-utils gets it."""
 
 from __future__ import annotations
 

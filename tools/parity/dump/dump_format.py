@@ -43,10 +43,10 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class DumpMeta:
-    """What the arrays are.
+    """Meta data of the arrays.
 
     Attributes:
-        set_identity: `set_identity` in `tools/parity/dump/identity.py` of what the device ran.
+        set_identity: `set_identity` in `tools/parity/dump/identity.py` of the encoder that the device ran.
         manifest_sha256: of the device's own manifest, engines included.
         environment: machine and library versions (`contract/machine/environment.py`).
     """
@@ -79,7 +79,7 @@ class DumpWriter:
 
 
 def write_dump(path: Path, fill: Any) -> None:
-    """Write a dump that appears whole or not at all.
+    """Write a dump, whole or not at all.
 
     Args:
         fill: called with a `DumpWriter`; adds the arrays, then the meta data.
@@ -134,7 +134,7 @@ def read_dump(path: Path) -> Dump:
         document = json.loads(arrays[META].tobytes())
     except InputError:
         raise
-    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+    except Exception as error:  # zipfile and numpy raise many kinds for a corrupt file
         raise _bad(path, f"is truncated, corrupt or no dump ({type(error).__name__})") from None
     if not isinstance(document, dict) or (document.get("format"), document.get("version")) != (FORMAT, VERSION):
         raise _bad(path, f"is no {FORMAT} of version {VERSION}")
