@@ -34,7 +34,11 @@ class ServerAccess:
 
     def __post_init__(self) -> None:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
-            raise InputError("the server's token holds what none can", field="server_api_key", expected="visible ASCII")
+            raise InputError(
+                "the server's token has a character that no header can carry",
+                field="server_api_key",
+                expected="visible ASCII",
+            )
 
     @property
     def headers(self) -> dict[str, str]:

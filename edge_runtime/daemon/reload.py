@@ -81,7 +81,7 @@ class Reloader:
             logger.error("not reloaded, the old bundle goes on: %s", error)
         else:
             logger.error("not reloaded, the old bundle goes on", exc_info=error)
-            error = InputError("the bundle could not be opened; the log says why", field="bundle")
+            error = InputError("the bundle could not be opened; the log has the reason", field="bundle")
         self._daemon.metrics.reloads.labels("failed").inc()
         self._daemon.last_reload = {"result": "failed", "at": int(time.time()), "error": error.to_openai()["error"]}
 

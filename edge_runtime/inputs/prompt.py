@@ -186,6 +186,4 @@ def check_messages(messages: Sequence[Message]) -> None:
         for number, part in enumerate(content):
             kinds = ("text", "image", "image_url", "video")
             if not isinstance(part, dict) or not any(kind in part for kind in kinds):
-                raise InputError(
-                    f"{where}.content[{number}] has nothing to show", field=where, expected=" or ".join(kinds)
-                )
+                raise InputError(f"{where}.content[{number}] has no content", field=where, expected=" or ".join(kinds))

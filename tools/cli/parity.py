@@ -92,7 +92,9 @@ def parity(
     if not bisect:
         _measure(request, report, as_json)
     elif report is not None or gate is not None:
-        raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
+        raise InputError(
+            "--bisect cannot be combined with --report or --gate", field="--bisect", remedy="Run them separately."
+        )
     else:
         _bisect(request, tolerance, as_json)
 

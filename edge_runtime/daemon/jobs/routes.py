@@ -76,7 +76,7 @@ def job_routes(daemon: Daemon) -> APIRouter:
 def _spool(daemon: Daemon) -> Spool:
     if daemon.spool is None:
         raise HttpError(
-            404, "jobs_off", "this daemon keeps no jobs", field="spool", remedy="Set `spool` to a file to keep them in."
+            404, "jobs_off", "this daemon has no spool for jobs", field="spool", remedy="Set `spool` to a file."
         )
     return daemon.spool
 

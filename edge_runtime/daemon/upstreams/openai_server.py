@@ -68,7 +68,7 @@ class OpenAIServer:
         for index, message in enumerate(chat.messages):
             if isinstance(message.content, list) and any(part.type == "video_url" for part in message.content):
                 raise InputError(
-                    "clips cannot be sent to this kind of server: it would write another prompt than Qwen's processor",
+                    "clips cannot be sent to this kind of server: its prompt would differ from Qwen's",
                     field=f"messages.{index}.content",
                     expected="text and images",
                     got="video_url",

@@ -183,7 +183,7 @@ def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
     pieces = text.split(IMAGE_TOKEN)
     if len(pieces) != len(grids) + 1 or VIDEO_TOKEN in text:
         raise InputError(
-            "the conversation's text holds placeholders of pictures or clips",
+            "the conversation's text contains placeholders of pictures or clips",
             field="messages",
             expected=f"{len(grids)} {IMAGE_TOKEN}, no {VIDEO_TOKEN}",
             got=f"{len(pieces) - 1} and {text.count(VIDEO_TOKEN)}",

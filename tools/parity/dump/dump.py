@@ -150,7 +150,7 @@ def _case(dump: Dump, index: int, record: SampleRecord, manifest: Manifest) -> C
 def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape or array.dtype.kind not in "fu":
         got = f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"dump {dump.path}: {name} is not what it should be", expected=list(shape), got=got)
+        raise InputError(f"dump {dump.path}: {name} has another shape or dtype", expected=list(shape), got=got)
 
 
 class DumpLayers:
