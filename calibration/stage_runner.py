@@ -124,7 +124,7 @@ class StageRunner:
         if observe is None:
             return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
         products = [name for name in quantizable(self.spec) if stage_of(name) == stage]
-        out, *seen = session.run(["out", *(observed_name(product) for product in products)], feeds)
-        for product, values in zip(products, seen, strict=True):
+        out, *product_inputs = session.run(["out", *(observed_name(product) for product in products)], feeds)
+        for product, values in zip(products, product_inputs, strict=True):
             observe(product, values)
         return out  # type: ignore[no-any-return]

@@ -78,9 +78,9 @@ class Reloader:
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, ContractError):
-            logger.error("not reloaded, the old bundle goes on: %s", error)
+            logger.error("not reloaded, the old bundle stays in use: %s", error)
         else:
-            logger.error("not reloaded, the old bundle goes on", exc_info=error)
+            logger.error("not reloaded, the old bundle stays in use", exc_info=error)
             error = InputError("the bundle could not be opened; the log has the reason", field="bundle")
         self._daemon.metrics.reloads.labels("failed").inc()
         self._daemon.last_reload = {"result": "failed", "at": int(time.time()), "error": error.to_openai()["error"]}

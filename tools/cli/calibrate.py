@@ -33,7 +33,7 @@ def calibrate(
         list[str] | None, typer.Option(help="Products to leave unquantized, as blocks.0.* ; may repeat.")
     ] = None,
     auto_exclude: Annotated[
-        float | None, typer.Option(help="Cosine to hold: the products that suffer most are left out until it does.")
+        float | None, typer.Option(help="Cosine to reach: the products with the largest error are excluded until then.")
     ] = None,
     rest: Annotated[
         str | None, typer.Option(help="fp32 or fp16 for all else; fp32 for int8 (CPUs), fp16 for fp8 (GPUs).")

@@ -1,7 +1,7 @@
 """A device's dump: one `.npz` without pickles, with the inputs and outputs of the encoder and where they were computed.
 
 `meta`                     uint8, JSON: format, bundle, backend, precision, environment, samples
-`<i>/pixels`               uint8 [frames, H, W, 3], where they give `pixel_values` to the bit, else
+`<i>/pixels`               uint8 [frames, H, W, 3], if bit-identical to `pixel_values`, else
 `<i>/pixel_values`         float32 [t·h·w, channels·temporal·patch²]
 `<i>/<output>`             [n, D] per encoder output, in the precision computed
 `<i>/layer/<name>`         [rows, width], only with `--layers`

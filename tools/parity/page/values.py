@@ -128,7 +128,7 @@ def outliers(rows: Sequence[LayerRow]) -> list[LayerRow]:
 
 
 def fact_groups(facts: dict[str, dict[str, Any]]) -> Iterator[FactGroup]:
-    """Facts in reading form: nested tables on one line, empty ones left out."""
+    """Facts in reading form: nested tables on one line, without empty ones."""
     for heading, group in facts.items():
         pairs = [(key, _on_one_line(value)) for key, value in group.items() if key != "files" and value is not None]
         yield FactGroup(heading[0].upper() + heading[1:], tuple(pairs), group.get("files", {}))
