@@ -43,7 +43,7 @@ class CalibrationRequest:
         method: how ranges are chosen, see `calibration/ranges.py`.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
-        auto_exclude: cosine that every output must hold; the products that suffer most are left out until it does.
+        auto_exclude: cosine that every output must reach; the products with the largest error are excluded until then.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.
@@ -79,7 +79,7 @@ def calibrate_bundle(
 ) -> CalibrationResult:
     """Add a quantized set to a bundle, or replace the one that it has; skipped where nothing changed.
 
-    The manifest is replaced last: whatever goes wrong, the bundle stays as it was. Statistics already gathered
+    The manifest is replaced last: after any error the bundle is unchanged. Statistics already gathered
     stay in the bundle, and a second run continues from them.
 
     Raises:
@@ -114,8 +114,8 @@ def calibrate_bundle(
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
-            wanted = tuple(quantization.input_scales)
-            sensitivity = auto_exclude(evaluator, wanted, request.auto_exclude, _part(progress, 0.6, 0.2))
+            candidates = tuple(quantization.input_scales)
+            sensitivity = auto_exclude(evaluator, candidates, request.auto_exclude, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
         record = _record(key, base, request, statistics, quantization, products)
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
@@ -171,7 +171,7 @@ def choose(
     request: CalibrationRequest,
     progress: Progress,
 ) -> tuple[Quantization, list[Smoothing]]:
-    """Input scales and smoothing factors of every product that is not excluded.
+    """Input scales and smoothing factors of all products that are not excluded.
 
     Args:
         products: what the set can quantize.
@@ -186,13 +186,13 @@ def choose(
                 field="--exclude",
                 expected=f"such as {products[0]} or blocks.0.*",
             )
-    wanted = [item for item in products if not any(fnmatchcase(item, pattern) for pattern in request.exclude)]
-    if not wanted:
+    included = [item for item in products if not any(fnmatchcase(item, pattern) for pattern in request.exclude)]
+    if not included:
         raise InputError("nothing is left to quantize", field="--exclude")
     scales: dict[str, float] = {}
     smoothing: list[Smoothing] = []
-    for index, product in enumerate(wanted):
-        progress(f"range of {product}", index / len(wanted))
+    for index, product in enumerate(included):
+        progress(f"range of {product}", index / len(included))
         histogram = statistics.histograms[product]
         factors: Vector = np.ones(len(histogram.largest), np.float32)
         if request.smooth > 0 and (item := _smoothing(bundle, product, weights, histogram, request.smooth)):
@@ -206,7 +206,7 @@ def choose(
 def _products(bundle: Bundle, name: str) -> tuple[str, ...]:
     """What a set can quantize: attention scores only of `int8`, which CPUs run.
 
-    TensorRT has one kernel for an attention in half precision, and takes it apart if half of its products are
+    TensorRT has one fused kernel for attention in half precision, and does not use it if half of its products are
     quantized.
     """
     return quantizable(bundle.manifest.vision, scores=name == "int8")

@@ -1,7 +1,7 @@
 """Histograms of an activation's magnitudes, one per channel, for calibration.
 
 Bins are logarithmic and the same for all tensors, so that batches add up without rescaling, and scaling a
-channel (SmoothQuant) moves its counts instead of asking for a second pass over the data.
+channel (SmoothQuant) shifts its counts and needs no second pass over the data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ChannelHistogram:
     Attributes:
         counts: uint32 [channels, BINS].
         largest: float32 [channels], exact.
-        rows: rows seen.
+        rows: rows counted.
     """
 
     counts: NDArray[np.uint32]

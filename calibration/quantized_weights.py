@@ -1,4 +1,4 @@
-"""The weights file of a quantized set: int8 or float8 matrices with a scale per output channel, all else as it was."""
+"""The weights file of a quantized set: int8 or float8 matrices with a scale per output channel, all else unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3vl_edge.export.onnx.quantization import LARGEST, Quantization, is_scor
 from qwen3vl_edge.export.onnx.stage_graphs import PATCHES
 from qwen3vl_edge.export.onnx.weights import StoredTensor, append_tensor, stored_dtype, stored_in_graphs
 
-SMALLEST_HALF = 2.0**-14  # below it a float16 loses bits, which no scale may
+SMALLEST_HALF = 2.0**-14  # a smaller float16 loses mantissa bits, which a scale must not
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def quantize_rows(
 
 
 class _Folded:
-    """The source's tensors with smoothing folded in: W·s for the linear, 1/s for what produces its input."""
+    """The source's tensors with smoothing folded in: W·s for the linear, 1/s for the producer of its input."""
 
     def __init__(self, source: SourceWeights, smoothing: Sequence[Smoothing]) -> None:
         self._source = source
@@ -125,9 +125,9 @@ class _Folded:
 
 
 def _divided(array: NDArray[np.float32], item: Smoothing) -> NDArray[np.float32]:
-    if item.producer.endswith("qkv"):  # rows of queries, keys, values; attention passes the values on as they are
+    if item.producer.endswith("qkv"):  # rows of queries, keys, values; attention is linear in the values
         array, values = array.copy(), 2 * len(array) // 3
         rows = array[:values] if is_scores(item.product) else array[values:]
         rows /= item.factors if array.ndim == 1 else item.factors[:, None]
         return array
-    return array / item.factors[: len(array)]  # a norm; the last merger's is a quarter as wide as what it feeds
+    return array / item.factors[: len(array)]  # a norm; the last merger's is a quarter as wide as its linear's input

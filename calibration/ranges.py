@@ -49,7 +49,7 @@ def activation_range(histogram: ChannelHistogram, factor: NDArray[np.float32], m
 
 
 def scale_of(limit: float, kind: str) -> float:
-    """Quantization step: what the stored 1 stands for."""
+    """Quantization step: the value of a stored 1."""
     return limit / LARGEST[kind]
 
 
@@ -58,7 +58,7 @@ def _collector(method: str, counts: NDArray[np.float64], edges: NDArray[np.float
 
     collector = HistogramCollector(method, True, len(counts), 128, PERCENTILE, "same")
     top = np.float32(edges[-1])
-    whole = np.rint(counts * 1024).astype(np.int64)  # whole numbers, and what a bin shares out is not rounded away
+    whole = np.rint(counts * 1024).astype(np.int64)  # integers, scaled so that fractions of a bin are not rounded away
     if method == "percentile":
         collector.histogram_dict = {"x": (whole, edges.astype(np.float32), -top, top)}
     else:  # two-sided: mirrored, each half with half of the bins
@@ -71,7 +71,7 @@ def _collector(method: str, counts: NDArray[np.float64], edges: NDArray[np.float
 
 
 def _mse(counts: NDArray[np.float64], edges: NDArray[np.float64]) -> float:
-    """The range with the least squared error: rounding below it (step²/12) and cutting off above it."""
+    """The range with the least squared error: rounding below it (step²/12) and clipping above it."""
     centres = (edges[1:] + edges[:-1]) / 2
     best, least = float(edges[-1]), np.inf
     for limit in np.linspace(edges[-1] / 64, edges[-1], 256):

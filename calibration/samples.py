@@ -1,4 +1,4 @@
-"""The pictures and clips to calibrate on, through the very preprocessing of the edge."""
+"""The pictures and clips to calibrate on, preprocessed as on the device."""
 
 from __future__ import annotations
 

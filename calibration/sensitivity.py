@@ -1,4 +1,4 @@
-"""Measure each product's loss by quantization, and exclude the fewest that bring the encoder to a target cosine."""
+"""Measure each product's loss by quantization, and exclude the fewest with which a target cosine is reached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.export.onnx.quantization import Quantization
 from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, stage_of
 
-RANKED_ON = 3  # samples that each product's effect is measured on: those that suffer most with all quantized
+RANKED_ON = 3  # samples on which each product's effect is measured: those with the largest error when all are quantized
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Products by effect, worst first; `cosine` is reached with `excluded` left out.
+    """Products by effect, worst first; `cosine` is reached without `excluded`.
 
     `effects` is empty where the target is reached with every product quantized.
     """
@@ -67,7 +67,7 @@ class Evaluator:
         self._last: dict[int, float] = {}
 
     def effect(self, product: str) -> Effect:
-        """Quantize one product alone and run from its stage on, on the samples that suffer most."""
+        """Quantize one product alone and run from its stage on, on the samples with the largest error."""
         stage = stage_of(product)
         replaced = {stage: self._session(frozenset([product]))}
         apart = [self._compare(stage, replaced, sample) for sample in self._worst_samples()]
@@ -78,12 +78,12 @@ class Evaluator:
         by_stage: dict[str, set[str]] = {}
         for product in products:
             by_stage.setdefault(stage_of(product), set()).add(product)
-        wanted = {stage: frozenset(names) for stage, names in by_stage.items()}
-        self._sessions = {key: value for key, value in self._sessions.items() if key in wanted.values()}
-        for key in wanted.values():
+        products_by_stage = {stage: frozenset(names) for stage, names in by_stage.items()}
+        self._sessions = {key: value for key, value in self._sessions.items() if key in products_by_stage.values()}
+        for key in products_by_stage.values():
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
-        replaced = {stage: self._sessions[key] for stage, key in wanted.items()}
+        replaced = {stage: self._sessions[key] for stage, key in products_by_stage.items()}
         cosines = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
         self._last = dict(enumerate(cosines))
         return min(cosines)
@@ -103,14 +103,14 @@ class Evaluator:
         """Worst cosine and relative L2 over the outputs."""
         trace = self._runner.resume(sample.input.grid, first, sample.trace.entered[first], replaced=replaced)
         apart = [distance(actual, sample.trace.outputs[name]) for name, actual in trace.outputs.items()]
-        # numpy's minimum and maximum let NaN through, so that it fails whoever compares it.
+        # numpy's minimum and maximum return NaN if there is one, and every comparison with it fails.
         return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))
 
 
 def auto_exclude(
     evaluator: Evaluator, products: Sequence[str], target: float, progress: Callable[[str, float], None]
 ) -> Sensitivity:
-    """Rank the products by their effect and leave out the fewest of the worst that bring the cosine to `target`.
+    """Rank the products by their effect and exclude the fewest of the worst with which the cosine reaches `target`.
 
     Raises:
         InputError: the target is not reached even without quantization.
@@ -124,7 +124,7 @@ def auto_exclude(
         effects.append(evaluator.effect(product))
     effects.sort(key=lambda effect: effect.cosine)
     ranked = [effect.product for effect in effects]
-    low, high = 0, len(ranked)  # with `low` left out the target is missed; with `high` all is as it was
+    low, high = 0, len(ranked)  # without the `low` worst the target is missed; without the `high` worst it is reached
     reached = {0: cosine, high: 1.0}
     while high - low > 1:
         middle = (low + high) // 2

@@ -2,13 +2,13 @@
 
 Per input channel c of a linear, s_c = max|X_c|^α / max|W_c|^(1-α); the linear reads X/s and its weights become
 W·s (Xiao et al., 2022, arXiv 2211.10438, eq. 4). Dividing by s costs nothing where the producer of X is linear:
-a LayerNorm takes it into weight and bias, attention into the value rows of qkv. The second linear of the MLP
-reads a GELU, which takes no factor, and is left as it is.
+a LayerNorm folds it into weight and bias, attention into the value rows of qkv. The second linear of the MLP
+reads a GELU, into which no factor can be folded, and is not smoothed.
 
 Attention scores read no weights but two activations, queries and keys: q·k is a sum over a head's channels, so that a
-channel of the queries may be divided by what it is multiplied by in the keys. The rotary embedding turns channels
-c and c + head width/2 into each other: both get one factor, sqrt(max|q| / max|k|) over the two, and then
-queries and keys are as large as each other.
+channel may be divided by a factor in the queries and multiplied by it in the keys. The rotary embedding rotates
+channels c and c + head width/2: both get one factor, sqrt(max|q| / max|k|) over the two, which gives queries and
+keys equal ranges.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Smoothing:
     Attributes:
         product: the linear whose input channels are divided, or the scores, whose queries and keys are.
         producer: the norm, or the qkv projection for its value rows or its query and key rows, that divides.
-        factors: float32 [input channels]; what the producer divides by may be a part of it, repeated.
+        factors: float32 [input channels]; the producer may divide by a part of it, repeated.
     """
 
     product: str
@@ -48,7 +48,7 @@ def check_alpha(alpha: float) -> None:
 
 
 def producer_of(linear: str) -> str | None:
-    """Which module divides the input of a linear without a cost; None where none can."""
+    """The module that can divide the input of a linear without a cost; None where none can."""
     if linear.endswith("attn.qkv"):
         return linear.replace("attn.qkv", "norm1")
     if linear.endswith("attn.proj"):
@@ -61,12 +61,12 @@ def producer_of(linear: str) -> str | None:
 
 
 def balanced_scores(spec: VisionSpec, scores: str, histogram: ChannelHistogram) -> Smoothing:
-    """The factors that make queries and keys as large as each other.
+    """The factors that give queries and keys equal ranges.
 
     Args:
         histogram: of the rotated queries, then keys: [2 · heads · head width] channels.
     """
-    # Which two channels the rotary embedding turns into each other: the halves of a head.
+    # The two channels that the rotary embedding rotates: one of each half of a head.
     largest = histogram.largest.reshape(2, spec.num_heads, 2, spec.head_dim // 2).max(axis=2, keepdims=True)
     queries, keys = np.maximum(largest, np.float32(1e-5))
     factors = np.clip(np.sqrt(queries / keys), 1e-3, 1e3).repeat(2, axis=1).ravel()
@@ -87,14 +87,14 @@ def smoothing_factors(
     producer = producer_of(linear)
     if producer is None:
         return None
-    seen, weights = histogram.largest, largest_weight
+    magnitudes, weights = histogram.largest, largest_weight
     if linear == "merger.linear_fc1":
         # Its norm runs before the patches are placed side by side: one factor for all of them.
-        seen, weights = (values.reshape(-1, spec.hidden_size).max(axis=0) for values in (seen, weights))
+        magnitudes, weights = (values.reshape(-1, spec.hidden_size).max(axis=0) for values in (magnitudes, weights))
     floor = np.float32(1e-5)
     with np.errstate(divide="ignore"):
-        factors = np.maximum(seen, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
-    factors = np.where((seen <= floor) | (weights <= floor), np.float32(1), factors)
+        factors = np.maximum(magnitudes, floor) ** alpha / np.maximum(weights, floor) ** (1 - alpha)
+    factors = np.where((magnitudes <= floor) | (weights <= floor), np.float32(1), factors)
     factors = np.clip(factors / np.exp(np.log(factors).mean()), 1e-3, 1e3)
     if linear == "merger.linear_fc1":
         factors = np.tile(factors, spec.merge_size**2)

@@ -1,4 +1,4 @@
-"""The encoder run stage by stage in ONNX Runtime, so that what every product reads can be seen."""
+"""The encoder run stage by stage in ONNX Runtime, so that the input of every product can be observed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class StageRunner:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = cpu_threads(self._threads)
         settings.log_severity_level = 3
-        settings.enable_cpu_mem_arena = False  # what one large picture needed is not kept
+        settings.enable_cpu_mem_arena = False  # so that the memory of one large picture is freed
         with tempfile.TemporaryDirectory(prefix="stage-", dir=self._folder.name) as name:
             weights, graph = Path(name) / "weights.bin", Path(name) / "stage.onnx"
             source = self._source.of_stage(stage)
@@ -124,7 +124,7 @@ class StageRunner:
         if observe is None:
             return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
         products = [name for name in quantizable(self.spec) if stage_of(name) == stage]
-        out, *seen = session.run(["out", *(observed_name(product) for product in products)], feeds)
-        for product, values in zip(products, seen, strict=True):
+        out, *product_inputs = session.run(["out", *(observed_name(product) for product in products)], feeds)
+        for product, values in zip(products, product_inputs, strict=True):
             observe(product, values)
         return out  # type: ignore[no-any-return]

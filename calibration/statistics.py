@@ -143,8 +143,8 @@ def _observe(
     progress: Callable[[str, float], None],
 ) -> None:
     saved = time.monotonic()
-    begun, left = statistics.done, samples - statistics.samples
-    for index, items in stream_samples(sources[begun:], bundle, policy, statistics.selection, left):
+    begun, remaining = statistics.done, samples - statistics.samples
+    for index, items in stream_samples(sources[begun:], bundle, policy, statistics.selection, remaining):
         progress(f"observing {items[0].source}", statistics.samples / min(samples, len(sources)))
         for item in items:
             stages.run(item.input, lambda name, values: statistics.histograms[name].add(values))

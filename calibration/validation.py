@@ -1,4 +1,4 @@
-"""Samples that a quantized encoder is measured with: real ones, and a drawn picture at every bucket."""
+"""Samples that a quantized encoder is measured with: real ones, and a synthetic picture at every bucket."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A basis for embeddings on the wire, fitted to the encoder's outputs on calibration data (`contract/wire/basis.py`).
 
-Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed as the data
-streams by. Every eighth sample is held out: on its rows the ranks are chosen and measured.
+Principal components of each of the encoder's tensors, from its rows' mean and covariance, which are summed while the
+data is streamed. Every eighth sample is held out: on its rows the ranks are chosen and measured.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def fit_basis(path: Path, request: BasisRequest, progress: Progress = lambda wha
             else:
                 sums[tensor].add(rows)
     if not held[0]:
-        seen = sum(selection.per_bucket.values())
-        raise InputError("too few usable samples in the data", field="--data", expected="at least 2", got=seen)
+        usable = sum(selection.per_bucket.values())
+        raise InputError("too few usable samples in the data", field="--data", expected="at least 2", got=usable)
     fitted = [_fit(one, np.concatenate(rows), request) for one, rows in zip(sums, held, strict=True)]
     content = basis_file([basis for basis, _ in fitted], bundle.manifest.model.model_hash)
     basis = parse_basis(content)
@@ -133,8 +133,8 @@ def _check(request: BasisRequest) -> None:
     if not 0.0 < request.cosine < 1.0:
         raise InputError("bad target cosine", field="--cosine", expected="between 0 and 1", got=request.cosine)
     if not 0 <= request.rank <= MAX_RANK or request.rank % MULTIPLE:
-        wanted = f"a multiple of {MULTIPLE} up to {MAX_RANK}, or 0 to go by --cosine"
-        raise InputError("bad rank", field="--rank", expected=wanted, got=request.rank)
+        expected = f"a multiple of {MULTIPLE} up to {MAX_RANK}, or 0 to go by --cosine"
+        raise InputError("bad rank", field="--rank", expected=expected, got=request.rank)
 
 
 def _embeddings(
@@ -163,14 +163,14 @@ def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> t
     means = cosines.mean(axis=0)
     if request.rank:
         chosen = ranks.index(request.rank) if request.rank in ranks else None
-        wanted = f"--rank {request.rank}"
+        target = f"--rank {request.rank}"
     else:
         chosen = next((index for index, value in enumerate(means) if value >= request.cosine), None)
-        wanted = f"--cosine {request.cosine}"
+        target = f"--cosine {request.cosine}"
     if chosen is None:
         raise InputError(
             f"the embeddings do not lie in fewer directions than their {len(mean)} columns",
-            field=wanted,
+            field=target,
             got=f"cosine {means[-1]:.6f} in {ranks[-1]} directions" if ranks else f"{len(mean)} columns",
             remedy="Lower the target, give more data, or send int8 or int4 (wire_dtype).",
         )
@@ -178,7 +178,7 @@ def _fit(covariance: Covariance, held: NDArray[Any], request: BasisRequest) -> t
 
 
 def _cosines(rows: Rows, mean: NDArray[np.float64], vectors: Rows) -> tuple[list[int], Rows]:
-    """Ranks, all that save something, and for each the cosine of every row with its part in so many directions."""
+    """All ranks that save bytes, and for each the cosine of every row with its projection on so many directions."""
     ranks = list(range(MULTIPLE, min(len(mean) - 1, MAX_RANK) + 1, MULTIPLE))
     along, of_mean = (rows - mean) @ vectors.T, mean @ vectors.T
     at = [rank - 1 for rank in ranks]
@@ -189,7 +189,7 @@ def _cosines(rows: Rows, mean: NDArray[np.float64], vectors: Rows) -> tuple[list
 
 
 def _basis(mean: NDArray[np.float64], spreads: NDArray[np.float64], vectors: Rows, rank: int) -> TensorBasis:
-    """Each direction as long as the square root of its spread, which its coefficients then have left."""
+    """The directions, each scaled by the square root of its spread; that of its coefficients is then the same."""
     gain = np.sqrt(max(float(spreads[0]), 1e-30)) / STRONGEST_SPREAD
     floor = spreads[0] * 1e-6  # a component without any spread would have no direction
     directions = vectors[:rank] * np.sqrt(np.maximum(spreads[:rank], max(floor, 1e-30)))[:, None] * gain

@@ -1,4 +1,4 @@
-"""One question about pictures and clips: encoded here, answered by the server, printed as it comes."""
+"""One question about pictures and clips: encoded here, answered by the server, printed as it is streamed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from qwen3vl_edge.edge_runtime.inputs.media import Message
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what it cost.
+    """An answer, its timings and its size.
 
     Attributes:
         text: the whole answer.
         generated_ids: its token ids.
         seconds: stage name to seconds: preprocess, encode, first_token (request sent to first token
-            received, so network + queue + prefill), total, and the server's own as `server.*`.
+            received: network, queue and prefill), total, and the server's own as `server.*`.
         sent_bytes: bytes of the request body.
-        media: one dict per picture: kind, grid, native grid, scale, distortion, engine seconds.
+        media: one dict per picture: kind, grid, native grid, scale, distortion, encoder seconds.
         usage: token counts as the server reports them.
     """
 
@@ -62,16 +62,16 @@ def ask(
 
     Args:
         on_text: called with each new piece of text.
-        access: the token and certificates that the server asks for.
+        access: the token and certificates that the server requires.
 
     Raises:
         ContractError: any input, bucket or server error, each with its remedy.
     """
-    asked = _Asked(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
+    request = _StreamedRequest(edge.encode(messages, sampling, stream=True), on_text, edge.options.wire_zstd)
     with Client(server, access) as client:
-        for event in client.stream(asked.body):
-            asked.add(event)
-    return asked.answer()
+        for event in client.stream(request.body):
+            request.add(event)
+    return request.answer()
 
 
 async def ask_async(
@@ -87,7 +87,7 @@ async def ask_async(
     """The same without blocking the event loop; an edge encodes in one thread at a time, so await them in turn.
 
     Args:
-        server: URL, or an open client where many requests share one pool of connections; both try again as
+        server: URL, or an open client where many requests share one pool of connections; both retry as
             `AsyncClient` does.
         deadline_s: seconds for the network part.
         access: as `ask`, where `server` is a URL; an open client has its own.
@@ -99,16 +99,16 @@ async def ask_async(
         async with AsyncClient(server, access) as client:
             return await ask_async(edge, client, messages, sampling, on_text, deadline_s=deadline_s)
     encoded = await encode_async(edge, messages, sampling, stream=True)
-    asked = await asyncio.to_thread(_Asked, encoded, on_text, edge.options.wire_zstd)
-    events = server.stream(asked.body, deadline_s, asked.request_id)
+    request = await asyncio.to_thread(_StreamedRequest, encoded, on_text, edge.options.wire_zstd)
+    events = server.stream(request.body, deadline_s, request.request_id)
     try:
         async with aclosing(events):
             async for event in events:
-                asked.add(event)
+                request.add(event)
     except BaseException:
-        server.forget(asked.request_id)  # nobody will ask for this answer again
+        server.forget(request.request_id)  # no retry will follow
         raise
-    return asked.answer()
+    return request.answer()
 
 
 async def encode_async(
@@ -122,8 +122,8 @@ async def encode_async(
     return await asyncio.to_thread(edge.encode, messages, sampling, stream=stream)
 
 
-class _Asked:
-    """A request on its way and what has come of its answer."""
+class _StreamedRequest:
+    """A request and the part of its answer received so far."""
 
     def __init__(self, encoded: EncodedPrompt, on_text: Callable[[str], None], zstd: bool) -> None:
         body = encode_request(encoded.request)

@@ -101,7 +101,7 @@ class Edge:
 
     Attributes:
         encoder: the loaded backend.
-        lean: serves all but clips; None where the reference serves everything.
+        lean: serves all but clips; None where the reference preprocesses everything.
         bandwidth: the estimate of that to the server, for `wire_dtype="auto"`.
         basis: whose coefficients are sent, None where the embeddings' rows are sent.
     """
@@ -313,7 +313,7 @@ def open_edge(
     options = options or EdgeOptions()
     if options.wire_dtype == AUTO and bandwidth is None:
         remedy = "Name one, or let the daemon choose (wire_dtype in its settings)."
-        raise InputError("only the daemon knows its link", field="--wire-dtype", got=AUTO, remedy=remedy)
+        raise InputError("only the daemon measures its link", field="--wire-dtype", got=AUTO, remedy=remedy)
     if options.wire_dtype not in (AUTO, *WIRE_DTYPES):
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
     if options.preprocess not in PREPROCESS:

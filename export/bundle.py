@@ -94,7 +94,7 @@ def export_bundle(
     image_uint8: bool = True,
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
-    """Export the encoder of a checkpoint; `out` appears whole or stays as it was.
+    """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
 
     Args:
         model: checkpoint folder or hub id.
@@ -108,7 +108,7 @@ def export_bundle(
 
     Raises:
         CheckpointError, BucketError, InputError: as `plan_export`.
-        ParityError: a graph misses its tolerance against PyTorch.
+        ParityError: a graph exceeds its tolerance against PyTorch.
     """
     out = out.absolute()  # "." has no name to rename to
     _check_replaceable(out)
@@ -133,7 +133,7 @@ def export_bundle(
 
 
 def _check_replaceable(out: Path) -> None:
-    """What the bundle replaces is deleted, so it must be a bundle: a slip in --out must not cost a home folder."""
+    """The replaced folder is deleted, so it must be a bundle: a mistake in --out must not delete a home folder."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

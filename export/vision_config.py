@@ -14,7 +14,7 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
 
 
 def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
-    """The `vision_config` of config.json, with transformers' defaults for what it leaves out.
+    """The `vision_config` of config.json, with transformers' defaults for missing values.
 
     Raises:
         CheckpointError: a value that the graph does not implement, named with what is supported.

@@ -1,1 +1,1 @@
-"""One file per way to run the encoder; each offers `load(...) -> Engine`."""
+"""One file per encoder backend; each has a `load(...) -> EncoderBackend`."""

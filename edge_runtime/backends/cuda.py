@@ -1,7 +1,7 @@
 """Device and pinned memory, a stream, a captured graph: the CUDA runtime through cuda-bindings.
 
 cuda-bindings and not torch's allocator: a device that runs TensorRT engines then needs no torch (6 GB), and an
-engine wants plain addresses and a stream handle, which both libraries give alike.
+engine takes plain addresses and a stream handle, which both libraries provide.
 """
 
 from __future__ import annotations

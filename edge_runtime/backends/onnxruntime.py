@@ -38,7 +38,7 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
             )
 
     def check_provider(self) -> None:
-        """Load one graph, so that a provider that does not start is an error now and not at the first picture."""
+        """Load one graph, so that a provider that does not start is an error here and not at the first picture."""
         self.loaded(self.graphs.graphs[0])
 
     def load_graph(self, graph: GraphRecord) -> Any:

@@ -1,7 +1,7 @@
 """The encoder on OpenVINO: the fastest on most x86-64 CPUs, AMD's too, where ONNX Runtime's own is always there.
 
-`openvino` computes what is not quantized in float32. `openvino-bf16` lets it use bfloat16 where the CPU has it:
-nearly twice as fast there, and as far from float32 as any bfloat16 encoder; the name travels with every request.
+`openvino` computes everything that is not quantized in float32. `openvino-bf16` uses bfloat16 where the CPU has it:
+nearly twice as fast there, and as far from float32 as any bfloat16 encoder; every request has the name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
 def openvino_core() -> ov.Core:
     """The process's one OpenVINO, which is never freed.
 
-    The CPU plug-in gives the thread that starts it a signal stack and takes it back with its `Core`. With two, freed
+    The CPU plug-in sets a signal stack for the thread that starts it and unmaps it with its `Core`. With two, freed
     in the order in which they were made, the thread is left with the first one's unmapped stack, and the next signal
     (Ctrl-C, SIGTERM) ends the process without a message: seen with 2026.4.1, in tests/edge_runtime/test_openvino.py.
     """

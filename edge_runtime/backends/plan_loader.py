@@ -35,7 +35,7 @@ def load_plan(bundle: Bundle, record: EngineRecord, plan: PlanRecord) -> LoadedP
     logger = logger_into(log)
     runtime = trt.Runtime(logger)
     with (bundle.path / plan.path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        engine = runtime.deserialize_cuda_engine(content)  # mapped: a Jetson has not the memory to hold it twice
+        engine = runtime.deserialize_cuda_engine(content)  # mapped: a Jetson does not have memory for two copies
     remedy = f"Rebuild it with: {rebuild_command(bundle, record)}"
     if engine is None:
         raise EngineError(f"plan {plan.path} cannot be loaded ({log.reason()})", field=plan.path, remedy=remedy)

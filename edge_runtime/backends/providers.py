@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers by short name: where each comes from, and the options that keep parity.
+"""ONNX Runtime's execution providers by short name: the package of each, and the options that preserve parity.
 
 A provider that cannot start makes ONNX Runtime fall back to the CPU with a line in its log. Here it is an error:
 a request for a GPU must not run on the CPU unnoticed.
@@ -32,7 +32,7 @@ class Provider:
 
     Attributes:
         execution_provider: ONNX Runtime's name for it.
-        plugin: the package that brings it as a plug-in, where it is not part of ONNX Runtime itself.
+        plugin: the package that has it as a plug-in, if it is not part of ONNX Runtime itself.
         install: how to get it.
         options: from a folder for caches to the provider's options.
     """
@@ -149,10 +149,10 @@ def make_session(
 
 
 def start_provider(bundle: Bundle, name: str) -> None:
-    """Load the smallest graph on a provider and let it go.
+    """Load the smallest graph on a provider and free it.
 
     Raises:
-        InputError: the provider does not run here, and why.
+        InputError: the provider does not run here; has the reason.
     """
     graphs = [graph for item in bundle.manifest.precisions for graph in item.graphs if graph.grid is not None]
     sized = sorted(graphs, key=lambda graph: 0 if graph.grid is None else graph.grid.patches)
@@ -161,7 +161,7 @@ def start_provider(bundle: Bundle, name: str) -> None:
 
 
 def _cache_folder(bundle: Bundle, name: str) -> Path:
-    """Where a provider keeps what it compiled; a read-only bundle is served without."""
+    """The folder for a provider's compiled files; None for a read-only bundle."""
     folder = bundle.path / ENGINE_FOLDER / f"onnxruntime-{name}"
     if name not in ("cpu", "cuda"):
         with contextlib.suppress(OSError):
@@ -177,7 +177,7 @@ def _preload_cuda() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime prints what fails, to stdout as well, and goes on; here it becomes an error of one line."""
+    """ONNX Runtime prints failures, also to stdout, and continues; here they become an error of one line."""
     ort.set_default_logger_severity(4)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

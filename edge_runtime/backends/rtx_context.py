@@ -11,7 +11,7 @@ from qwen3vl_edge.contract.machine.tensorrt_library import trt  # type-checked a
 
 
 def runtime_config(engine: trt.ICudaEngine, cache_file: Path) -> tuple[trt.IRuntimeConfig, trt.IRuntimeCache]:
-    """Contexts that capture their own graphs, share a block of memory, and start from the kernels of last time."""
+    """Contexts that capture their own graphs, share a block of memory, and reuse the kernels of the last start."""
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -28,4 +28,4 @@ def save_runtime_cache(cache: trt.IRuntimeCache, cache_file: Path) -> None:
     try:
         atomic.write_bytes(cache_file, memoryview(kernels))
     except OSError:
-        return  # a bundle on a read-only file system works as well, only starts slower
+        return  # a bundle on a read-only file system works too, but starts slower

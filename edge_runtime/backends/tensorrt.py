@@ -2,7 +2,7 @@
 
 Everything is allocated and captured when the engine is loaded. One execution context per profile, so that no
 profile is ever switched between two pictures; all contexts share one block of scratch memory, because runs
-take turns. A run copies the patches to pinned memory, launches one captured graph (copy, encode, copy), waits
+are sequential. A run copies the patches to pinned memory, launches one captured graph (copy, encode, copy), waits
 for the stream and copies the embeddings out.
 
 Written against the bindings of TensorRT 10.3 to 11.4 and TensorRT-RTX 1.7; not yet run on a GPU.
@@ -36,7 +36,7 @@ SCRATCH_ALIGNMENT = 256
 
 @dataclass
 class _Profile:
-    """One profile ready to run: its context, and where its inputs and outputs lie."""
+    """One profile ready to run: its context, and the addresses of its inputs and outputs."""
 
     context: trt.IExecutionContext
     tables: dict[str, DeviceBuffer]
@@ -172,7 +172,7 @@ class TensorRTBackend:
         self._set_shapes(profile, plan, grid)
         self._upload_tables(profile, grid)
         self._pixels_host.bytes[:] = 0
-        self._enqueue(profile, grid)  # the first run allocates and picks kernels, which a capture must not see
+        self._enqueue(profile, grid)  # the first run allocates and picks kernels, which must not be captured
         self._stream.wait()
         if self.name == "tensorrt":  # tensorrt_rtx captures by itself
             profile.graph = self._capture(profile, grid)

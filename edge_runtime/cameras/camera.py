@@ -44,7 +44,7 @@ class Camera:
         submit: queues work for the encoder's thread; this camera has at most one piece in the queue.
 
     Raises:
-        InputError, BucketError: the engine cannot serve one temporal patch of the camera's size.
+        InputError, BucketError: the encoder cannot serve one temporal patch of the camera's size.
     """
 
     def __init__(self, config: CameraConfig, edge: Edge, submit: Submit) -> None:

@@ -23,7 +23,7 @@ class Frame:
 class Sampler:
     """Samples at most one frame per interval of 1/fps seconds: the first that is nearest to the interval's start.
 
-    Repeated and late frames are skipped; an interval without frames stays empty. A clock that jumps back starts anew.
+    Repeated and late frames are skipped; an interval without frames stays empty. A clock that jumps back resets it.
     """
 
     def __init__(self, fps: float) -> None:

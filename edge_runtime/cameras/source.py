@@ -52,7 +52,7 @@ def _av_frames(config: CameraConfig, wanted: Wanted, stop: Event) -> Iterator[Fr
             if live or not config.loop:
                 return
     except (av.FFmpegError, OSError, ValueError) as error:
-        # Its message may hold the URL, and with it a password.
+        # Its message may contain the URL, and with it a password.
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(f"source {config.shown_source} cannot be read ({reason})", field="source") from None
 

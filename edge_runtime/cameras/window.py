@@ -1,8 +1,8 @@
 """The last seconds of a live stream as temporal patches, each encoded at most once.
 
 The encoder's attention does not cross temporal patches and its positions depend on h and w alone. So the embeddings
-of a window are those of its temporal patches in order, and a window that moved on by one temporal patch has one to
-encode.
+of a window are those of its temporal patches in order, and after a window has moved by one temporal patch, one is to be
+encoded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Snapshot:
         """The input of Qwen's processor for timestamps: each frame's position in the clip, to the millisecond.
 
         The processor divides a frame's index by `fps` and takes the mean of a temporal patch's first and last frame.
-        A camera's frames do not come at even distances, so an index here is a millisecond since the first frame.
+        A camera's frames do not have even distances, so an index here is a millisecond since the first frame.
         """
         start = self.patches[0].times[0]
         indices = [round((seconds - start) * 1000) for patch in self.patches for seconds in patch.times]
@@ -126,13 +126,13 @@ class Window:
     def add(self, seconds: float, frame: NDArray[np.uint8]) -> bool:
         """Add a sampled frame, uint8 [3, H, W]; True if it completed a temporal patch."""
         with self._lock:
-            # A source may be slower than `fps`: its last two gaps decide what counts as far apart.
+            # A source may be slower than `fps`: its last two gaps determine the largest gap within a patch.
             apart = 2 * max(self.interval, min(self._gaps))
             if self._last is not None:
                 self._gaps.append(seconds - self._last)
             self._last = seconds
             if self._first is not None and seconds - self._first[0] > apart:
-                # The source was away: frames this far apart are not a temporal patch of a clip at this rate.
+                # The source was lost: frames this far apart are not a temporal patch of a clip at this rate.
                 self.unpaired += 1
                 self._first = None
             if self._first is None:

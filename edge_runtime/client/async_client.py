@@ -1,4 +1,4 @@
-"""The same end of the wire for a process that serves many: one pool of connections, retries, deadlines."""
+"""The HTTP client of a process with many requests: one pool of connections, retries, deadlines."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ Instead = Callable[[RefusedError], "WireBody | None"]
 class AsyncClient:
     """One server, many requests at a time.
 
-    A request is tried again, with exponential waits and full jitter, as long as its deadline lets it.
+    A request is retried, with exponential backoff and full jitter, until its deadline.
 
     Args:
-        access: the token and certificates that the server asks for.
+        access: the token and certificates that the server requires.
         silence_s: httpx's read timeout within an answer; a connection without a byte for so long counts as broken. This
             project's server sends a comment every 15 s while a request waits. Before the answer begins it is four times
             as long: the end of the body may still be in this machine's buffers, on its way through a slow network.
         bandwidth: updated from every body.
 
     Attributes:
-        let_in: whether the server let the last request in, as its token goes; true before the first.
+        let_in: whether the server accepted the token of the last request; true before the first.
 
     Raises:
         InputError: a file of `access` cannot be used.
@@ -91,7 +91,7 @@ class AsyncClient:
         return await self.get("/readyz", timeout)
 
     async def get(self, path: str, timeout: float) -> dict[str, Any] | None:
-        """The JSON object at a path of the server, None where it cannot be had."""
+        """The JSON object at a path of the server, None if it cannot be fetched."""
         try:
             answer = await self._http.get(f"{self.server}{path}", timeout=timeout)
             content: dict[str, Any] = answer.json()
@@ -102,15 +102,15 @@ class AsyncClient:
     async def stream(
         self, body: WireBody, deadline_s: float, key: str, instead: Instead | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Send a request that was encoded with `stream` set, and yield its events as they come, each once.
+        """Send a request that was encoded with `stream` set, and yield its events as they arrive, each once.
 
-        It is tried again also when the connection breaks within the answer. All tries carry one Idempotency-Key, so
-        the server generates once and sends its answer from the start; what was yielded already is compared and left
-        out.
+        It is retried also when the connection breaks within the answer. All tries have one Idempotency-Key, so the
+        server generates once and sends its answer from the start; events that were yielded already are compared and
+        skipped.
 
         Args:
             deadline_s: seconds for everything, retries and answer.
-            key: the Idempotency-Key; the server goes on generating when this is closed early, until `forget`.
+            key: the Idempotency-Key; the server continues to generate when this is closed early, until `forget`.
             instead: called when a try is refused, also one within the answer: the same request in another form, which
                 is sent at once, or None to give up.
 
@@ -120,12 +120,12 @@ class AsyncClient:
             RefusedError: the server refused the request.
         """
         post = _Post(f"{self.server}/v1/generate", body, deadline_s, key)
-        seen: list[str] = []
+        received: list[str] = []
         backoff = Backoff(post.ends)
         while True:
-            known, complete = len(seen), False
+            received_before, complete = len(received), False
             try:
-                async with aclosing(self._events(post, seen)) as events:
+                async with aclosing(self._events(post, received)) as events:
                     async for event in events:
                         yield event
                         complete = event.final is not None
@@ -136,17 +136,17 @@ class AsyncClient:
                     raise
                 post.body = other
             except RetryableError as error:
-                if complete:  # only the farewell was lost
+                if complete:  # only the end of the connection was lost
                     return
-                if len(seen) > known:
+                if len(received) > received_before:
                     backoff = Backoff(post.ends)
                 await backoff.pause(error)
 
     async def event_data(self, path: str, body: WireBody, deadline_s: float) -> AsyncGenerator[str, None]:
         """POST a body and yield the data of the answer's events, without the last, `[DONE]`.
 
-        For servers that know no Idempotency-Key: once the answer has begun the request is not sent again, because the
-        second answer may be another one.
+        For servers without Idempotency-Keys: once the answer has begun the request is not sent again, because the
+        second answer may differ.
 
         Raises:
             ServerUnavailableError, RefusedError: as `stream`.
@@ -167,8 +167,8 @@ class AsyncClient:
             raise broken.cause from None
 
     def forget(self, key: str) -> None:
-        """Delete this answer on the server, in the background. Where the server cannot be reached, a generation that
-        nobody follows ends there after a while."""
+        """Delete this answer on the server, in the background. If the server cannot be reached, it cancels a generation
+        without a client by itself after `abandoned_s`."""
 
         async def delete() -> None:
             with suppress(httpx.HTTPError):
@@ -178,20 +178,20 @@ class AsyncClient:
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
-    async def _events(self, post: _Post, seen: list[str]) -> AsyncGenerator[Event, None]:
+    async def _events(self, post: _Post, received: list[str]) -> AsyncGenerator[Event, None]:
         """One try: the events after those whose data is in `seen`, which grows with them."""
         response = await self._open(post)
         position = 0
         async with aclosing(self._data(response, post)) as events:
             async for data in events:
                 event = self._event(data, response.status_code)
-                if position < len(seen):
-                    if data != seen[position]:
+                if position < len(received):
+                    if data != received[position]:
                         raise self._another_answer()
                     position += 1
                     continue
                 if event.final is None:
-                    seen.append(data)
+                    received.append(data)
                     position += 1
                 yield event
 
@@ -217,7 +217,8 @@ class AsyncClient:
         try:
             return event_of(data, status)
         except ContractError as error:
-            if error.code == ServerUnavailableError.code:  # it stops, or a client cancelled: the next try runs anew
+            # It stops, or a client cancelled: the next try starts a new generation.
+            if error.code == ServerUnavailableError.code:
                 raise RetryableError(error) from None
             raise
 

@@ -1,4 +1,4 @@
-"""The bandwidth to the server, estimated from the bodies that were sent, and the wire dtype that suits it."""
+"""The bandwidth to the server, estimated from the bodies that were sent, and the wire dtype for it."""
 
 from __future__ import annotations
 

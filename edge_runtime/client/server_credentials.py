@@ -1,4 +1,4 @@
-"""The token and certificates with which this device and its server prove who they are."""
+"""The token and certificates with which this device and its server authenticate."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ServerAccess:
 
     Attributes:
         token: sent as a bearer token; kept out of logs and of this object's text.
-        ca: PEM file of the only authorities that the server's certificate may come from; None for the usual ones.
-        cert: this device's own certificate, for a server that asks for one. key: of it, where `cert` does not hold it.
+        ca: PEM file of the only authorities that may sign the server's certificate; None for the default ones.
+        cert: this device's own certificate, for a server that requires one. key: of it, where `cert` does not hold it.
 
     Raises:
         InputError: a token that no header can carry.
@@ -35,7 +35,11 @@ class ServerAccess:
 
     def __post_init__(self) -> None:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
-            raise InputError("the server's token holds what none can", field="server_api_key", expected="visible ASCII")
+            raise InputError(
+                "the server's token has a character that no header can carry",
+                field="server_api_key",
+                expected="visible ASCII",
+            )
 
     @property
     def headers(self) -> dict[str, str]:
@@ -66,8 +70,8 @@ def access_from_environment(environment: Mapping[str, str] | None = None) -> Ser
     Raises:
         InputError: as `ServerAccess`.
     """
-    found = os.environ if environment is None else environment
+    variables = os.environ if environment is None else environment
     ca, cert, key = (
-        Path(value) if (value := found.get(f"{ENVIRONMENT}{name}")) else None for name in ("CA", "CERT", "KEY")
+        Path(value) if (value := variables.get(f"{ENVIRONMENT}{name}")) else None for name in ("CA", "CERT", "KEY")
     )
-    return ServerAccess(found.get(f"{ENVIRONMENT}API_KEY", ""), ca, cert, key)
+    return ServerAccess(variables.get(f"{ENVIRONMENT}API_KEY", ""), ca, cert, key)

@@ -1,1 +1,1 @@
-"""What runs on the device for months: a local OpenAI-compatible API in front of the encoder."""
+"""The device's long-running service: a local OpenAI-compatible API in front of the encoder."""

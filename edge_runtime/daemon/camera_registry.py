@@ -25,7 +25,7 @@ class CameraRegistry:
     """All cameras of one daemon; `close` stops their threads.
 
     Raises:
-        InputError, BucketError: the engine cannot serve one.
+        InputError, BucketError: the encoder cannot serve one.
     """
 
     def __init__(self, configs: Sequence[CameraConfig], edge: Edge, submit: Submit) -> None:
@@ -54,8 +54,8 @@ class CameraRegistry:
         parts = urlsplit(url)
         camera = self._cameras.get(parts.path)
         if camera is None:
-            known = ", ".join(self._cameras) or "none"
-            raise CameraNotFoundError("no such camera", field=f"{kind}_url", expected=known, got=parts.path[:80])
+            names = ", ".join(self._cameras) or "none"
+            raise CameraNotFoundError("no such camera", field=f"{kind}_url", expected=names, got=parts.path[:80])
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         if kind == "image" and not query:
             return {"type": "image", "image": camera.image()}

@@ -29,7 +29,7 @@ class ConcurrencyLimit:
         """Hold one slot while the block runs.
 
         Raises:
-            QueueFullError: all slots are in use; says when to retry.
+            QueueFullError: all slots are in use; has the seconds until a retry.
         """
         with self._lock:
             if self.in_flight >= self.limit:

@@ -1,4 +1,4 @@
-"""The daemon's settings: a TOML file, the environment over it, the command line over both."""
+"""The daemon's settings: a TOML file, overridden by the environment, overridden by the command line."""
 
 # ruff: noqa: RUF009 (setting() returns a dataclasses.field)
 
@@ -137,9 +137,9 @@ class DaemonConfig:
     server_ca: Path | None = setting(
         None, "PEM file of the only authorities that the server's certificate may come from."
     )
-    server_cert: Path | None = setting(None, "PEM file of this device's certificate, for a server that asks for one.")
+    server_cert: Path | None = setting(None, "PEM file of this device's certificate, for a server that requires one.")
     server_key: Path | None = setting(None, "PEM file of that certificate's key.")
-    page: bool = setting(True, "Serve a page to look at and to ask from at `/`.")
+    page: bool = setting(True, "Serve a web page for questions at `/`.")
     allowed_hosts: tuple[str, ...] = setting(
         (),
         "Names, beside localhost and this machine's own, by which browsers may reach the local API.",
@@ -172,9 +172,9 @@ class DaemonConfig:
     )
     wire_dtype: str = setting(
         "fp16",
-        """Type of the embeddings on the wire. A packing (fp8, int8, int4) sends fewer bytes and moves the embeddings a
-        little, which every answer reports. basis-int8 and basis-int4 send coefficients in the bundle's basis
-        (`fit-basis`), which the server must hold too. auto sends fp16 as long as the link brings it within
+        """Type of the embeddings on the wire. A packing (fp8, int8, int4) sends fewer bytes and changes the embeddings
+        a little, which every answer reports. basis-int8 and basis-int4 send coefficients in the bundle's basis
+        (`fit-basis`), which the server must have too. auto sends fp16 as long as the link sends it within
         wire_target_s, else int8, else int4.""",
         choices=_wire_dtypes,
     )
@@ -232,7 +232,7 @@ def load_config(
 
     Args:
         path: TOML file, or None.
-        options: of the command line, None where not given; they win.
+        options: of the command line, None where not given; they override the others.
         environment: os.environ by default; QWEN3VL_EDGE_PORT=8081 sets `port`.
 
     Raises:

@@ -38,7 +38,7 @@ class EncodePipeline:
         self.edge = edge
         self._access = access
         self.engine_memory = {"host": 0, "device": 0}
-        self._encoding = 0  # touched in the event loop alone
+        self._encoding = 0  # accessed in the event loop only
         # Tokenizers, processors and most backends are not thread-safe.
         self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -62,7 +62,7 @@ class EncodePipeline:
         """Preprocess and encode a generated picture, so that a broken encoder is detected before the first request.
 
         Raises:
-            ContractError: the encoder cannot be used; says why.
+            ContractError: the encoder cannot be used; has the reason.
         """
         from PIL import Image
 

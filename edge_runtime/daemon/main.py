@@ -120,7 +120,7 @@ def _upstream(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) 
 
     access = config.server_access
     if access.sends_token_in_clear(config.server):
-        logger.warning("server_api_key travels to %s where others may read it. Use https://.", config.server)
+        logger.warning("server_api_key is sent to %s without encryption. Use https://.", config.server)
     if config.server_kind == "openai":
         return OpenAIServer(config.server, config.server_model, access)
     if config.wire_zstd:

@@ -1,4 +1,4 @@
-"""Opens a bundle as the settings say and tests that it encodes: at the start and at each reload."""
+"""Opens the bundle of the settings and tests that it encodes: at the start and at each reload."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
     edge = open_edge(config.bundle.resolve(), options, bandwidth or BandwidthEstimate())
     try:
         pipeline = EncodePipeline(edge, access, config.cameras)
-    except BaseException:  # a camera that the engine cannot serve
+    except BaseException:  # a camera that the encoder cannot serve
         edge.encoder.close()
         raise
     try:

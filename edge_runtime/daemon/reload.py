@@ -1,7 +1,7 @@
-"""A new bundle without a pause: SIGHUP opens it beside the old one, which serves until the new one has encoded.
+"""A new bundle without downtime: SIGHUP opens it beside the old one, which serves until the new one has encoded.
 
 For as long as both are open the device needs memory for two engines. A bundle that cannot be used changes nothing:
-the old one goes on, and the reason is logged, counted and shown by `/readyz`.
+the old one stays in use, and the reason is logged, counted and shown by `/readyz`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("edge")
 
 
 class Reloader:
-    """Reads the settings again and swaps the pipeline; one reload at a time, and one more if asked meanwhile.
+    """Reads the settings again and swaps the pipeline; one reload at a time, and one more if signalled meanwhile.
 
     Args:
         read: the settings as they are now.
@@ -33,20 +33,20 @@ class Reloader:
     def __init__(self, daemon: Daemon, read: Callable[[], DaemonConfig]) -> None:
         self._daemon = daemon
         self._read = read
-        self._asked = asyncio.Event()
+        self._signalled = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Reload at each SIGHUP, until cancelled."""
         loop = asyncio.get_running_loop()
         try:
-            loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+            loop.add_signal_handler(signal.SIGHUP, self._signalled.set)
         except (RuntimeError, ValueError, NotImplementedError):
-            return  # not the main thread: whoever embeds the daemon has its own signals
+            return  # not the main thread: a program that embeds the daemon handles its own signals
         try:
             while True:
-                await self._asked.wait()
-                self._asked.clear()
+                await self._signalled.wait()
+                self._signalled.clear()
                 await self.reload()
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
@@ -54,7 +54,7 @@ class Reloader:
     async def reload(self) -> bool:
         """Whether the new settings serve now."""
         started = time.monotonic()
-        # systemd.service(5), Type=notify-reload: the stamp tells this reload from an earlier one.
+        # systemd.service(5), Type=notify-reload: the stamp distinguishes this reload from an earlier one.
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             old, config = self._daemon.pipeline, self._read()
@@ -78,10 +78,10 @@ class Reloader:
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, ContractError):
-            logger.error("not reloaded, the old bundle goes on: %s", error)
+            logger.error("not reloaded, the old bundle stays in use: %s", error)
         else:
-            logger.error("not reloaded, the old bundle goes on", exc_info=error)
-            error = InputError("the bundle could not be opened; the log says why", field="bundle")
+            logger.error("not reloaded, the old bundle stays in use", exc_info=error)
+            error = InputError("the bundle could not be opened; the log has the reason", field="bundle")
         self._daemon.metrics.reloads.labels("failed").inc()
         self._daemon.last_reload = {"result": "failed", "at": int(time.time()), "error": error.to_openai()["error"]}
 

@@ -70,7 +70,7 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> float | None:
-    # Reading a sensor of a suspended device fails: it is left out, not reported as 0.
+    # Reading a sensor of a suspended device fails: it is omitted, not reported as 0.
     try:
         return float(_text(file))
     except ValueError:

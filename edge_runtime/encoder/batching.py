@@ -45,7 +45,7 @@ def encode_items(backend: EncoderBackend, items: Sequence[EncoderInput], *, stac
     groups: dict[tuple[int, int, bool, int], list[int]] = {}
     for index, item in enumerate(items):
         grid = item.grid
-        # An item that the dynamic graph serves must not take one along that a fixed graph serves.
+        # An item of the dynamic graph must not be batched with one that a fixed graph serves.
         fixed = split_frames(grid.t, _lengths(grid.h, grid.w, serves)) is not None
         alone = not stack or item.pixels is not None
         groups.setdefault((grid.h, grid.w, fixed, index if alone else -1), []).append(index)
@@ -58,8 +58,8 @@ def encode_items(backend: EncoderBackend, items: Sequence[EncoderInput], *, stac
 def plan_runs(lengths: Sequence[int], h: int, w: int, serves: ServedGrids) -> tuple[int, ...]:
     """How many temporal patches each run takes, for items of `lengths` temporal patches, concatenated.
 
-    Fixed graphs where they make up the sum, because they are what serves such items one by one; the dynamic graph
-    otherwise, in runs of at most MAX_STACKED_PATCHES, but never less than one item.
+    Fixed graphs where their sizes add up to the total, because they also serve such items one by one; otherwise the
+    dynamic graph, in runs of at most MAX_STACKED_PATCHES, but never less than one item.
 
     Raises:
         BucketError: there are neither.
@@ -114,7 +114,7 @@ def _encode_group(backend: EncoderBackend, items: Sequence[EncoderInput]) -> lis
 
 
 def _runs_of(first: int, end: int, runs: Sequence[int], h: int, w: int) -> tuple[Grid, ...]:
-    """The runs that temporal patches `first` to `end` of their concatenation went through."""
+    """The runs that encoded temporal patches `first` to `end` of their concatenation."""
     grids, start = [], 0
     for length in runs:
         if start < end and start + length > first:

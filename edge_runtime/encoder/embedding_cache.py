@@ -71,7 +71,7 @@ class EmbeddingCache:
         return digest.hexdigest()
 
     def get(self, key: str) -> Embeddings | None:
-        """The embeddings, or None; a damaged file is removed."""
+        """The embeddings, or None; a corrupt file is removed."""
         stacked = self._read(key)  # finds what another daemon wrote too
         with self._lock:
             if stacked is None:
@@ -81,7 +81,7 @@ class EmbeddingCache:
         return Embeddings(stacked[0], tuple(stacked[1:]))
 
     def put(self, key: str, embeddings: Embeddings) -> None:
-        """Store embeddings. On a full or broken disk the entry is not stored, and the request goes on."""
+        """Store embeddings. On a full or broken disk the entry is not stored, and the request continues."""
         buffer = io.BytesIO()
         np.save(buffer, np.stack([embeddings.embeds, *embeddings.deepstack]), allow_pickle=False)
         body = buffer.getvalue()

@@ -28,7 +28,7 @@ class Embeddings:
     deepstack: tuple[NDArray[Any], ...]
 
     def to_fp16(self) -> Embeddings:
-        """The same in float16, as it travels.
+        """The same in float16, as it is sent.
 
         Raises:
             InputError: a value that float16 cannot hold, which would reach the server as infinity.
@@ -101,7 +101,7 @@ class EncoderBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds; it cannot be used afterwards."""
+        """Free the backend's memory; it cannot be used afterwards."""
         ...
 
 

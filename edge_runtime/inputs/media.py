@@ -1,7 +1,7 @@
 """Images and clips of a conversation, fetched by qwen-vl-utils at the size of their bucket.
 
-Where the bucket is the grid that `smart_resize` gives, what comes out is what qwen-vl-utils gives for
-the same message, to the bit.
+Where the bucket is the grid that `smart_resize` gives, the result is bit-identical to qwen-vl-utils' for
+the same message.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _image(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
         image = fetch_image(element, image_patch_size=patch)
         choice = policy.choose(policy.geometry.image_grid(image.height, image.width))
         if not choice.exact:
-            # From the original again: resizing twice would blur what the model was to see.
+            # From the original again: resizing twice would blur the picture.
             image = fetch_image(_resized(element, choice.grid, policy.geometry), image_patch_size=patch)
             _check_size(choice.grid, policy.geometry.image_grid(image.height, image.width))
     except ContractError:

@@ -38,7 +38,7 @@ def read_conversations(path: Path, option: str) -> list[Conversation]:
             raise InputError(f"{path}:{number} is not an object with messages", field=option) from None
         conversations.append((str(document.get("id", number)), rooted))
     if not conversations:
-        raise InputError(f"{path} holds no conversation", field=option)
+        raise InputError(f"{path} has no conversation", field=option)
     return conversations
 
 

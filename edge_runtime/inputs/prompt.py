@@ -26,7 +26,7 @@ class PreparedMedia:
     """One image or clip, ready for the encoder.
 
     Attributes:
-        input: what is encoded; without any patches where there is a window.
+        input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
     """
 
@@ -91,7 +91,7 @@ def load_processor(folder: Path) -> Processor:
         reason = str(error).split("\n")[0][:160]
         raise BundleError(f"processor files in {folder} cannot be loaded ({reason})", field=str(folder)) from None
     if getattr(hf.video_processor, "cap_pixels_per_frame", True) is None:
-        hf.video_processor.cap_pixels_per_frame = True  # moot here: qwen-vl-utils has resized already
+        hf.video_processor.cap_pixels_per_frame = True  # without effect here: qwen-vl-utils has resized already
     defaults = folder / VISION_DEFAULTS_NAME
     return Processor(hf, json.loads(defaults.read_text()) if defaults.is_file() else {})
 
@@ -119,14 +119,14 @@ def _process(hf: Any, text: str, media: Sequence[FetchedMedia]) -> Any:
         arguments["videos"] = [clip.pixels for clip in clips]
         arguments |= {"video_metadata": [clip.metadata for clip in clips], "do_sample_frames": False}
     try:
-        # qwen-vl-utils has resized to the grid; a second resize would only move the pixels again.
+        # qwen-vl-utils has resized to the grid; a second resize would only change the pixels again.
         return hf(**arguments, do_resize=False)
     except ValueError as error:  # such as placeholders of pictures in the conversation's own text
         raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
 
 
 def _widen_windows(input_ids: NDArray[np.int64], media: Sequence[FetchedMedia], hf: Any) -> NDArray[np.int64]:
-    """A window passed the processor with one visual token per temporal patch; here it gets all of them."""
+    """The processor wrote one visual token per temporal patch of a window; here they become all of its tokens."""
     if all(item.window is None for item in media):
         return input_ids
     merge = hf.video_processor.merge_size
@@ -186,6 +186,4 @@ def check_messages(messages: Sequence[Message]) -> None:
         for number, part in enumerate(content):
             kinds = ("text", "image", "image_url", "video")
             if not isinstance(part, dict) or not any(kind in part for kind in kinds):
-                raise InputError(
-                    f"{where}.content[{number}] has nothing to show", field=where, expected=" or ".join(kinds)
-                )
+                raise InputError(f"{where}.content[{number}] has no content", field=where, expected=" or ".join(kinds))

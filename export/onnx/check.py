@@ -1,4 +1,4 @@
-"""Every graph run in ONNX Runtime against the PyTorch encoder, on real pixels, before a bundle is written."""
+"""Every graph in ONNX Runtime compared with the PyTorch encoder, on pixels of pictures, before a bundle is written."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Outputs = list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What each output of a graph must hold against PyTorch in fp32."""
+    """Limits of each output of a graph, compared with PyTorch in fp32."""
 
     min_cosine: float
     max_relative_l2: float
 
 
 # fp32 differs only in the order of sums. fp16 rounds weights and products to 11 bits, layer after layer: measured
-# 7e-4 at the 2B size with random weights; trained ones with outliers may take more, and get twenty times that.
+# 7e-4 at the 2B size with random weights; trained ones with outliers may need more, so the limit is twenty times that.
 TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 1.4e-2)}
 
 
@@ -94,7 +94,7 @@ def measure_graph(
     spec: VisionSpec,
     disabled_optimizers: Collection[str] = (),
 ) -> GraphRecord:
-    """Check one graph's structure and record its distance from the cases' references, whatever it is.
+    """Check one graph's structure and record its distance from the cases' references, without a limit.
 
     A graph that takes uint8 pixels skips the cases without them.
 

@@ -11,14 +11,14 @@ from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 
 
 def drawn_input(grid: Grid, spec: VisionSpec, preprocessing: Preprocessing, seed: int) -> EncoderInput:
-    """A drawn picture or clip as both kinds of graph take it: patches, and of an image its uint8 pixels."""
+    """A synthetic picture or clip as both kinds of graph take it: patches, and of an image its uint8 pixels."""
     frames = draw_frames(grid, spec, seed)
     pixels = frames[0] if grid.t == 1 else None
     return EncoderInput(grid, patch_values(frames, grid, spec, preprocessing), pixels)
 
 
 def draw_frames(grid: Grid, spec: VisionSpec, seed: int) -> NDArray[np.uint8]:
-    """uint8 [frames, H, W, 3]: one drawn picture that moves from frame to frame; an image has one frame."""
+    """uint8 [frames, H, W, 3]: one synthetic picture that moves from frame to frame; an image has one frame."""
     from PIL import Image, ImageDraw
 
     rng = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""The encoder from patches to embeddings, as ONNX nodes; read it top to bottom.
+"""The encoder from patches to embeddings, as ONNX nodes; in the order of the model.
 
 Follows `Qwen3VLVisionModel.forward` (transformers 5.23, modeling_qwen3_vl.py). Activations are 2-D
 [patches, width] but inside attention, where they are [frames, heads, patches per frame, head width]:
 attention does not cross frames. In fp16, weights and matrix products are float16; norms, softmax,
 GELU and the residual stream stay float32, with the casts written in the graph. Products that
-`export/onnx/quantization.py` names read int8 or float8 through explicit Q/DQ pairs; all else is unchanged.
+`export/onnx/quantization.py` names read int8 or float8 through explicit Q/DQ pairs; everything else is unchanged.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class EncoderWriter:
         return emit.node("Add", [straight, turned], f"{name}.qk.rotated")
 
     def merger(self, hidden: Value, name: str, *, after_shuffle: bool) -> Value:
-        """merge² patches side by side through an MLP; DeepStack mergers norm after placing them side by side."""
+        """merge² concatenated patches through an MLP; DeepStack mergers normalize after the concatenation."""
         side_by_side = self.emit.shape("shape.merged", -1, self.spec.hidden_size * self.spec.merge_size**2)
         if after_shuffle:
             hidden = self.emit.node("Reshape", [hidden, side_by_side], f"{name}.shuffle")
@@ -245,7 +245,7 @@ class EncoderWriter:
         return emit.node("DequantizeLinear", [x, scale, zero], f"{name}.dequantized")
 
     def norm(self, x: Value, name: str) -> Value:
-        """LayerNorm in float32, given on in the precision of the products."""
+        """LayerNorm in float32, its output in the precision of the products."""
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{name}.bias")]
         return self.to_half(self.emit.node("LayerNormalization", inputs, name, axis=-1, epsilon=EPSILON), name)
 

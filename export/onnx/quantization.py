@@ -12,7 +12,7 @@ import numpy as np
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.export.onnx.weights import mergers
 
-# Largest magnitude each type is scaled to. int8 leaves -128 out: symmetric, as TensorRT wants it.
+# Largest magnitude each type is scaled to. int8 does not use -128: symmetric, as TensorRT requires.
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 
@@ -24,8 +24,8 @@ class Quantization:
     Attributes:
         kind: "int8" or "fp8" (float8 e4m3).
         input_scales: by linear, such as "blocks.3.mlp.linear_fc1": its input is quantized as x / scale. By
-            attention scores, such as "blocks.3.attn.scores": rotated queries and keys are, both with that scale. What
-            is not named stays in the graph's own precision.
+            attention scores, such as "blocks.3.attn.scores": rotated queries and keys are, both with that scale. All
+            other products stay in the graph's own precision.
     """
 
     kind: str = "int8"
@@ -51,9 +51,9 @@ def is_scores(name: str) -> bool:
 def quantizable(spec: VisionSpec, *, scores: bool = True) -> tuple[str, ...]:
     """Every product that can be quantized: those of a block in the order they run, then the mergers'.
 
-    The patch embedding is left out: a fiftieth of the products, and the uint8 graph computes it from other
-    weights than the patch graph. So is the product with the values: a step of 1/127 is coarser than what one of
-    many patches weighs.
+    The patch embedding is excluded: a fiftieth of the multiplications, and the uint8 graph computes it from other
+    weights than the patch graph. So is the product with the values: a step of 1/127 is coarser than the attention
+    weight of one of many patches.
 
     Args:
         scores: attention scores too.

@@ -1,4 +1,4 @@
-"""The encoder cut into stages, each a graph of its own for any grid: for looking inside with one stage in memory.
+"""The encoder cut into stages, each a graph of its own for any grid, so that one stage at a time is in memory.
 
 A stage computes what the whole graph computes, from the same weights file: `patches` (pixels to the residual
 stream), `blocks.k` (residual stream to residual stream), and each merger (residual stream to an output).

@@ -42,8 +42,8 @@ class BuildResult:
 def build_engines(path: Path, request: BuildRequest, progress: Progress = lambda what, done: None) -> BuildResult:
     """Build the engines of one target; skipped where nothing changed since they were built.
 
-    Plans get names of their own and the manifest is replaced last: whatever goes wrong, the bundle and the
-    engines that it had stay as they were.
+    Plans get names of their own and the manifest is replaced last: after any error the bundle and its engines are
+    unchanged.
 
     Raises:
         BundleError: the bundle is missing, altered, not writable, or got other graphs during the build.

@@ -147,18 +147,18 @@ def _bucket_options(manifest: Manifest, buckets: Sequence[Grid]) -> list[str]:
     return [word for name, sizes in options.items() for word in (name, ",".join(sizes))]
 
 
-def _precision(manifest: Manifest, target: Target, wanted: str | None) -> str:
+def _precision(manifest: Manifest, target: Target, requested: str | None) -> str:
     available = [item.precision for item in manifest.precisions]
     usable = [name for name in available if name in target.precisions]
-    if wanted is not None and wanted in available and wanted not in target.precisions:
+    if requested is not None and requested in available and requested not in target.precisions:
         raise EngineError(
-            f"target {target.name} cannot compute {wanted} ({target.devices})",
+            f"target {target.name} cannot compute {requested} ({target.devices})",
             field="--precision",
             expected=" or ".join(target.precisions),
-            got=wanted,
+            got=requested,
         )
-    if wanted is not None:
-        return wanted
+    if requested is not None:
+        return requested
     if not usable:
         raise EngineError(
             f"target {target.name} can compute none of the bundle's precisions",
@@ -172,8 +172,8 @@ def _precision(manifest: Manifest, target: Target, wanted: str | None) -> str:
 
 def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) -> tuple[Grid, ...]:
     exported = manifest.buckets(graphs.precision)
-    wanted = tuple(exported) if request.buckets is None else request.buckets
-    unknown = [grid for grid in wanted if grid not in exported]
+    requested = tuple(exported) if request.buckets is None else request.buckets
+    unknown = [grid for grid in requested if grid not in exported]
     # Profiles come from the dynamic-shape graph, which takes any grid; only then can a bucket be new.
     if request.layout == "per-bucket" and unknown:
         raise BucketError(
@@ -188,9 +188,9 @@ def _buckets(manifest: Manifest, graphs: PrecisionSet, request: BuildRequest) ->
             field="--layout",
             remedy="Export with --dynamic, or use --layout per-bucket.",
         )
-    if not wanted:
+    if not requested:
         raise BucketError("nothing to build", field="--buckets", remedy="Give --buckets.")
-    return wanted
+    return requested
 
 
 def build_key(job: BuildJob) -> str:

@@ -29,7 +29,7 @@ class PlanSettings:
     Attributes:
         compute_capabilities: for tensorrt_rtx, as (8, 9); () for any GPU from Ampere on, None for the one here.
         workspace: bytes of scratch memory that the builder may plan with.
-        timing_cache: read before and written after the build; None keeps none.
+        timing_cache: read before and written after the build; None for none.
         strip_weights: leave the weights out of the plan, to be refitted when it is loaded.
     """
 
@@ -75,7 +75,7 @@ def build_plan(
     cache_out = None if fresh_cache is None else str(fresh_cache)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy asks tensorrt_rtx for a timing cache
+            warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy requests a timing cache of tensorrt_rtx
             config = builder_config(parsed, profiles, settings, monitor)
             plan = polygraphy.EngineBytesFromNetwork(network, config=lambda *_: config, save_timing_cache=cache_out)()
     except polygraphy_error():
@@ -112,7 +112,7 @@ def builder_config(
         else:
             create = polygraphy.CreateConfig(**arguments)
         config: trt.IBuilderConfig = create(parsed.builder, parsed.network)
-        # On by default, and a matrix product of fp32 would silently keep 10 bits of mantissa.
+        # On by default, and would silently reduce a matrix product of fp32 to 10 bits of mantissa.
         config.clear_flag(trt.BuilderFlag.TF32)
         return config
 

@@ -82,7 +82,7 @@ def progress_monitor(progress: BuildProgress, cancelled: threading.Event) -> Any
 
 
 def run_cancellable(work: Callable[[threading.Event], T]) -> T:
-    """Run `work` in a thread: Ctrl-C reaches this one, where no library's callback or import can swallow it.
+    """Run `work` in a thread: Ctrl-C reaches this one, where no library's callback or import can suppress it.
 
     Args:
         work: gets an event; once it is set, it should stop by raising (`stop_if`).
@@ -97,7 +97,7 @@ def run_cancellable(work: Callable[[threading.Event], T]) -> T:
             return future.result()
         except KeyboardInterrupt:
             cancelled.set()
-            if future.exception() is None:  # waits; it was done before it saw the event
+            if future.exception() is None:  # waits; it was done before it checked the event
                 return future.result()
             raise
 

@@ -88,9 +88,11 @@ def check_tensors(expected: tuple[TensorSpec, ...], actual: list[TensorSpec], so
             expected=", ".join(spec.name for spec in expected),
             got=", ".join(spec.name for spec in actual),
         )
-    for wanted, got in zip(expected, actual, strict=True):
-        if wanted.dtype != got.dtype or fixed_shape(wanted) != fixed_shape(got):
-            raise EngineError(f"{source}: tensor {wanted.name} differs", field=wanted.name, expected=wanted, got=got)
+    for recorded, built in zip(expected, actual, strict=True):
+        if recorded.dtype != built.dtype or fixed_shape(recorded) != fixed_shape(built):
+            raise EngineError(
+                f"{source}: tensor {recorded.name} differs", field=recorded.name, expected=recorded, got=built
+            )
 
 
 def fixed_shape(spec: TensorSpec) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""polygraphy's builder for TensorRT: profiles, configuration, timing cache. It stands on one library per process."""
+"""polygraphy's builder for TensorRT: profiles, configuration, timing cache. It supports one library per process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def use_polygraphy(library: str) -> Any:
             remedy="Build for the other library in a process of its own.",
         )
     setattr(config, "USE_TENSORRT_RTX", library == "tensorrt_rtx")  # noqa: B010 (not in its type hints)
-    logger.module_severity = logger.CRITICAL + 1  # what it reports goes to stdout, which belongs to --json
+    logger.module_severity = logger.CRITICAL + 1  # its messages go to stdout, which is for --json only
     backend = importlib.import_module("polygraphy.backend.trt")
     _chosen = library
     return backend

@@ -1,4 +1,4 @@
-"""Named targets of `qwen3vl-edge build`: one row each; adding one touches this table alone.
+"""Named targets of `qwen3vl-edge build`: one row each; a new one needs a change of this table only.
 
 Sources: the support matrices of TensorRT 10.3 to 11.4 and of TensorRT-RTX 1.7. That SM75 takes no fp32 matrix
 products, that plans of several capabilities cost no more space, and that they are built without a GPU was

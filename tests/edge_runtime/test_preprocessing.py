@@ -173,7 +173,7 @@ BAD_PARTS: list[tuple[str, dict[str, Any], str]] = [
     ("not a clip", {"type": "video", "video": __file__}, "cannot be read"),
     ("empty clip", {"type": "video", "video": []}, "no frames"),
     ("thin", {"type": "image", "image": picture(2000, 4)}, "aspect ratio"),
-    ("nothing", {"type": "sound"}, "nothing to show"),
+    ("nothing", {"type": "sound"}, "has no content"),
 ]
 
 

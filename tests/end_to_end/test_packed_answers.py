@@ -91,5 +91,5 @@ def test_what_cannot_be_sent_is_refused_at_start(tmp_path: Path) -> None:
 
 
 def test_only_the_daemon_chooses(bundle: Path) -> None:
-    with pytest.raises(InputError, match="only the daemon knows its link"):
+    with pytest.raises(InputError, match="only the daemon measures its link"):
         open_edge(bundle, EdgeOptions(wire_dtype="auto"))

@@ -1,4 +1,4 @@
-"""`qwen3vl-edge ask`: print the answer as it streams, then where the time went."""
+"""`qwen3vl-edge ask`: print the answer as it is streamed, then the time per stage."""
 
 from __future__ import annotations
 

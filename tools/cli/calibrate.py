@@ -1,4 +1,4 @@
-"""`qwen3vl-edge calibrate`: the encoder quantized on the pictures that it will see."""
+"""`qwen3vl-edge calibrate`: the encoder quantized, calibrated on your own pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def calibrate(
         list[str] | None, typer.Option(help="Products to leave unquantized, as blocks.0.* ; may repeat.")
     ] = None,
     auto_exclude: Annotated[
-        float | None, typer.Option(help="Cosine to hold: the products that suffer most are left out until it does.")
+        float | None, typer.Option(help="Cosine to reach: the products with the largest error are excluded until then.")
     ] = None,
     rest: Annotated[
         str | None, typer.Option(help="fp32 or fp16 for all else; fp32 for int8 (CPUs), fp16 for fp8 (GPUs).")
@@ -107,27 +107,27 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
-    """The set is kept, for parity to judge on real pictures; but nobody should learn only there that it lost much."""
+    """The set is written, and parity judges it on real pictures; this warns of a large error before."""
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     limit = PRECISIONS[result.graphs.precision].min_cosine
     worst = min(row.cosine for graph in result.graphs.graphs for row in graph.parity)
     if worst < limit:
         errors.print(
-            f"[yellow]the worst cosine is {worst:.5f}, and parity asks for {limit}: "
-            f"try --auto-exclude {limit}, another --smooth, or more of the pictures that the device will see[/]"
+            f"[yellow]the worst cosine is {worst:.5f}, and parity requires {limit}: "
+            f"try --auto-exclude {limit}, another --smooth, or more pictures like those of the device[/]"
         )
 
 
 def _warn(result: CalibrationResult, errors: Console) -> None:
     warn_of_skipped(result.selection.skipped, errors)
     for bucket in result.thin_buckets:
-        seen = result.selection.per_bucket[bucket]
-        errors.print(f"[yellow]bucket {bucket} has only {seen} samples: add pictures of its shape to the data[/]")
+        count = result.selection.per_bucket[bucket]
+        errors.print(f"[yellow]bucket {bucket} has only {count} samples: add pictures of its shape to the data[/]")
 
 
 def warn_of_skipped(skipped: Sequence[tuple[str, str]], errors: Console) -> None:
-    """Name what could not be read of the data, and why."""
+    """Print the files that could not be read, with the reasons."""
     from rich.markup import escape
 
     if skipped:

@@ -1,4 +1,4 @@
-"""`qwen3vl-edge demo`: the whole path on the reference checkpoint."""
+"""`qwen3vl-edge demo`: all steps on the reference checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwen3vl-edge inspect`: what a bundle holds, what was measured, and what this machine can run of it."""
+"""`qwen3vl-edge inspect`: a bundle's contents and measurements, and the backends that this machine can run."""
 
 from __future__ import annotations
 

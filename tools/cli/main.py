@@ -1,4 +1,4 @@
-"""`qwen3vl-edge`: the commands put together; each is one file here, and imports what it needs only when it runs."""
+"""`qwen3vl-edge`: all commands; each is one file here, and imports its libraries only when it runs."""
 
 from __future__ import annotations
 

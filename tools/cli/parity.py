@@ -1,4 +1,4 @@
-"""`qwen3vl-edge parity`: the proof, its page, and the search for the layer that broke it."""
+"""`qwen3vl-edge parity`: the comparison, its page, and the search for the first layer that differs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parity(
     tolerance: Annotated[float | None, typer.Option(help="Relative L2 of a layer, for --bisect.", min=0.0)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold the split against the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
+    """Compare the split with the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
 
     With any --against option a second side is measured beside the first, on the same pixels.
     """
@@ -94,13 +94,15 @@ def parity(
     if not bisect:
         _measure(request, report, as_json)
     elif report is not None or gate is not None:
-        raise InputError("--bisect goes without --report and --gate", field="--bisect", remedy="Run them apart.")
+        raise InputError(
+            "--bisect cannot be combined with --report or --gate", field="--bisect", remedy="Run them separately."
+        )
     else:
         _bisect(request, tolerance, as_json)
 
 
 def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
-    """Measure, print, write the page, and exit with code 1 if the split does not hold.
+    """Measure, print, write the page, and exit with code 1 if a limit is exceeded.
 
     Args:
         page: HTML file to write; None for none.
@@ -136,7 +138,7 @@ def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
 
 
 def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> None:
-    """Name the first layer at which both sides part, and exit with code 1 if there is one.
+    """Print the first layer at which both sides differ, and exit with code 1 if there is one.
 
     Args:
         tolerance: relative L2 of a layer; None for the looser of both sides' defaults.
@@ -172,13 +174,13 @@ def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> N
             tolerance = max(limits_of(name).layer_tolerance for name in precisions)
         cases = (sample.case for sample in candidate.samples)
         served = (case for case in cases if one.serves(case.grid) and two.serves(case.grid))
-        found = bisect(served, vision, one, two, tolerance, status.update)
-    first = earliest(found, vision)
+        bisections = bisect(served, vision, one, two, tolerance, status.update)
+    first = earliest(bisections, vision)
     labels = (_label(candidate, one), two.label)
     if as_json:
-        sys.stdout.write(json.dumps(_bisection_json(found, first, tolerance, labels), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_bisection_json(bisections, first, tolerance, labels), indent=1) + "\n")
     else:
-        _print_bisection(found, first, tolerance, labels)
+        _print_bisection(bisections, first, tolerance, labels)
     if first is not None:
         raise SystemExit(1)
 
@@ -188,7 +190,7 @@ def _label(candidate: Candidate, source: LayerSource) -> str:
 
 
 def _bisection_json(
-    found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
+    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> dict[str, Any]:
     return {
         "sides": labels,
@@ -197,13 +199,13 @@ def _bisection_json(
         "first": None if first is None else asdict(first),
         "cases": [
             {"bucket": item.bucket, "picture": item.picture, "first_layer": item.first.layer if item.first else None}
-            for item in found
+            for item in bisections
         ],
     }
 
 
 def _print_bisection(
-    found: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
+    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -212,12 +214,12 @@ def _print_bisection(
 
     console = Console()
     console.print(
-        f"{labels[0]} against {labels[1]}, {len(found)} comparisons (pictures times buckets)",
+        f"{labels[0]} against {labels[1]}, {len(bisections)} comparisons (pictures times buckets)",
         highlight=False,
         soft_wrap=True,
     )
     if first is None or first.first is None:
-        worst = max((gap for item in found for gap in item.gaps), key=lambda gap: gap.relative_l2)
+        worst = max((gap for item in bisections for gap in item.gaps), key=lambda gap: gap.relative_l2)
         console.print(
             f"no layer parts by more than {tolerance:g}: the largest is {worst.layer}, relative L2 "
             f"{worst.relative_l2:.1e}",
@@ -244,7 +246,7 @@ def _print_bisection(
 
 
 def _check_plotting() -> None:
-    """Before minutes of measuring, not after."""
+    """Checked before minutes of measuring, not after."""
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:

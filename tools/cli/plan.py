@@ -1,4 +1,4 @@
-"""`qwen3vl-edge plan`: which way answers first over a link, from figures measured where they arise."""
+"""`qwen3vl-edge plan`: which way answers first over a link, from figures measured on each machine."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     """Show a bar, which is cleared at the end.
 
     Yields:
-        What to call with a step's description and the part that is done, 0 to 1.
+        A function of a step's description and the share done, 0 to 1.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

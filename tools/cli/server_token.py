@@ -11,7 +11,7 @@ import typer
 
 
 def server_token(
-    name: Annotated[str, typer.Argument(help="The client's name; what it brings is held under it.")],
+    name: Annotated[str, typer.Argument(help="The client's name; its stored embeddings and answers belong to it.")],
     file: Annotated[Path, typer.Option("--file", help="The server's tokens_file; made if missing.")],
     days: Annotated[
         int | None, typer.Option(min=1, max=36_500, help="Days until it expires; never by default.")

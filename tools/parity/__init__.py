@@ -1,1 +1,1 @@
-"""The split held against the unsplit model in fp32: embeddings, tokens and logits."""
+"""The split compared with the unsplit model in fp32: embeddings, tokens and logits."""

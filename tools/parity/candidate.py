@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         edge: None for a dump, which can run nothing more.
-        samples: its embeddings of each picture at each bucket; an iterator, read once.
+        samples: the candidate's embeddings of each picture at each bucket; an iterator, read once.
         layers: opens its own intermediate outputs; returns None where it has none.
         facts: of the machine that a dump was made on.
     """
@@ -62,7 +62,7 @@ def open_dump_candidate(path: Path, bundle_path: Path) -> Candidate:
     """A device's dump of this bundle.
 
     Raises:
-        InputError: no dump, or a damaged one.
+        InputError: no dump, or a corrupt one.
         ModelMismatchError: a dump of another bundle.
     """
     dump, bundle = read_dump(path), open_bundle(bundle_path)

@@ -1,4 +1,4 @@
-"""Encoder parity: every graph of a bundle against the PyTorch encoder in fp32, on the same pixels."""
+"""Encoder parity: every graph of a bundle compared with the PyTorch encoder in fp32, on the same pixels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""End-to-end parity: greedy tokens and logits of the split against the unsplit model, both in fp32.
+"""End-to-end parity: greedy tokens and logits of the split compared with the unsplit model's, both in fp32.
 
 The split's request goes through the wire format and the server's own checks and input building; only
-the socket is left out. The unsplit model sees what it would see without this project: the native grid
-of each picture, chosen by qwen-vl-utils, never a bucket.
+the socket is not used. The unsplit model gets its usual input: the native grid of each picture, chosen by
+qwen-vl-utils, never a bucket.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PromptResult:
 
     Attributes:
         exact: every picture was encoded at its native grid, so that answers must agree; False where
-            a bucket resized one, which changes the question itself.
+            a bucket resized one, which changes the model's input.
         first_divergence: index of the first token that differs, None if all agree.
         kl: KL(unsplit ‖ split) in nats at each step of the unsplit answer.
         sent_bytes: of the request body.
@@ -122,7 +122,7 @@ def compare_prompt(
 ) -> PromptResult:
     """Generate greedily with both models, then compare their logits along the unsplit answer."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    split_inputs, exact, sent = split.inputs(messages, sampling)
+    split_inputs, exact, sent_bytes = split.inputs(messages, sampling)
     unsplit_inputs = unsplit.inputs(messages, split.edge.policy)
     unsplit_ids = _greedy(unsplit.model, unsplit_inputs, max_new_tokens, split)
     split_ids = _greedy(split.loaded.model, split_inputs, max_new_tokens, split)
@@ -140,7 +140,7 @@ def compare_prompt(
         decode(split_ids, skip_special_tokens=True),
         first_divergence(unsplit_ids, split_ids),
         kl,
-        sent,
+        sent_bytes,
     )
 
 

@@ -17,7 +17,8 @@ class LayerFindings:
     """The encoder's layers.
 
     Attributes:
-        label: of the backend that computed them; for one that shows none (a TensorRT plan) its graph on ONNX Runtime.
+        label: of the backend that computed them; for one without outputs for them (a TensorRT plan), its graph on ONNX
+            Runtime.
         tolerance: relative L2 beyond which a layer counts as drifted.
     """
 

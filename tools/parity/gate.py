@@ -1,4 +1,4 @@
-"""Thresholds of a release, compared with what was measured; each becomes one row that passes or fails."""
+"""Thresholds of a release, compared with the measurements; each becomes one row that passes or fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AnswerLimits:
     Attributes:
         min_agreement: share of them with the unsplit model's tokens.
         max_kl: nats at any step.
-        min_prompts: how many have to be compared.
+        min_prompts: the least number of prompts to compare.
         required: limits fail when no prompt was compared at all.
     """
 
@@ -47,7 +47,7 @@ class Gate:
     """All limits of one run.
 
     Attributes:
-        outputs: limits per encoder output; `encoder` holds for those not named.
+        outputs: limits per encoder output; `encoder` applies to those not named.
         max_layer_l2: relative L2 of the residual stream and the mergers; None where layers are not limited.
     """
 
@@ -63,7 +63,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateRow:
-    """One limit and what was measured; None where it was not."""
+    """One limit and the measured value; None where nothing was measured."""
 
     what: str
     figure: str
@@ -73,7 +73,7 @@ class GateRow:
 
     @property
     def passed(self) -> bool:
-        """False for NaN, and for what was not measured."""
+        """False for NaN, and without a measurement."""
         if self.measured is None:
             return False
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
@@ -93,7 +93,7 @@ def default_gate(precision: str, wire_dtype: str) -> Gate:
 def judge(
     gate: Gate, encoder: Sequence[EncoderRow], prompts: Sequence[PromptResult], layers: Sequence[LayerRow] | None
 ) -> list[GateRow]:
-    """One row per limit and what it limits.
+    """One row per limit and output, layer or set of answers.
 
     Args:
         prompts: all that were compared.

@@ -1,6 +1,6 @@
 """Parity's default limits by precision; a gate file (`--gate`) overrides them.
 
-Cosine and agreement stand in `contract/bundle/precision.py`, beside each precision; here is what a layer may be off by.
+Limits of cosine and agreement are in `contract/bundle/precision.py`, beside each precision; here are those of layers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PrecisionLimits:
 
 # By the coarsest type that a set computes in; int8 and fp8 are provisional.
 LAYER_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1, "fp8": 1e-1}
-# For a precision that this release does not know.
+# For a precision that is new to this release.
 UNKNOWN = PrecisionLimits(min_cosine=0.999, min_agreement=0.98, layer_tolerance=1e-1)
 
 

@@ -1,4 +1,4 @@
-"""How far one encoder output is from its reference: as a whole, per token and by quantile."""
+"""The error of one encoder output against its reference: as a whole, per token and by quantile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
-# Decades of |error| that the histogram covers, in quarters; what is smaller falls into the first bin.
+# Decades of |error| that the histogram covers, in quarters; smaller values count in the first bin.
 HISTOGRAM_EDGES = np.linspace(-9.0, 3.0, 49)
 
 
@@ -21,7 +21,7 @@ class OutputError:
 
     Attributes:
         token_error: float64 [n], L2 of each token's error over the root mean square of the reference
-            tokens' norms, so that a token of small norm does not look bad for nothing.
+            tokens' norms, so that the small norm of a token does not exaggerate its error.
         quantiles: |error| at `QUANTILES`, in the output's own unit.
         histogram: int64 [48], values per bin of log10 |error| (`HISTOGRAM_EDGES`).
     """

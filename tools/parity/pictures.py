@@ -1,4 +1,4 @@
-"""Pictures to compare encoders on: a folder's, or drawn ones with edges, gradients, text and noise."""
+"""Pictures to compare encoders on: a folder's, or synthetic ones with edges, gradients, text and noise."""
 
 from __future__ import annotations
 

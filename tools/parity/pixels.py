@@ -1,4 +1,4 @@
-"""`pixel_values` back to the RGB that the encoder saw, and forth: patches are undone, then normalisation."""
+"""`pixel_values` to the encoder's RGB input and back: patches are undone, then normalisation."""
 
 from __future__ import annotations
 

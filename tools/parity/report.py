@@ -39,8 +39,8 @@ class ParityReport:
 
     Attributes:
         min_agreement: share of exact prompts whose tokens must be identical: 1.0 for fp32 embeddings on
-            the wire, 0.99 for fp16; a gate may ask for another.
-        gate: every limit and what was measured, encoder rows and agreement among them.
+            the wire, 0.99 for fp16; a gate may set another.
+        gate: every limit and the measured value, encoder rows and agreement among them.
         against: the other side, where two were compared.
     """
 
@@ -76,7 +76,7 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[GateRow, ...]:
-        """Limits that were missed."""
+        """Limits that were exceeded."""
         return tuple(row for row in self.gate if not row.passed)
 
     @property
@@ -104,7 +104,7 @@ class ParityReport:
 
 
 def print_report(report: ParityReport) -> None:
-    """Tables on stdout: encoder by bucket and output, the prompts that differ, the limits that were missed."""
+    """Tables on stdout: encoder by bucket and output, the prompts that differ, the limits that were exceeded."""
     console = Console()
     _print_encoder(console, f"encoder: {report.backend} {report.precision} against PyTorch fp32", report.encoder)
     if report.against is not None:

@@ -41,7 +41,7 @@ class ParityRequest:
         dump: a device's dump in place of a backend that runs here; it has no answers to compare.
         against: bundle and options of the other side.
         gate: thresholds that override the defaults.
-        layers: measure the layers even where no limit asks for them.
+        layers: measure the layers even where no limit needs them.
     """
 
     bundle: Path
@@ -93,7 +93,7 @@ def open_candidate(request: ParityRequest, pictures: dict[str, Any], stack: Exit
     if request.dump is not None:
         if request.images is not None or request.prompts is not None:
             raise InputError(
-                "a dump brings its own pictures and holds no answers",
+                "a dump has its own pictures and no answers",
                 field="--dump",
                 remedy="Leave --images and --prompts out, and give --images to `dump` on the device.",
             )

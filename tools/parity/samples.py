@@ -1,4 +1,4 @@
-"""What parity compares: each picture at each bucket as the encoder takes it, and a backend's embeddings of it."""
+"""Parity's samples: each picture at each bucket as the encoder takes it, and a backend's embeddings of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, run_encoder
 
-PAN = 4  # pixels that a picture moves per frame when it stands for a clip
+PAN = 4  # pixels that a picture moves per frame in a clip made of it
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Split, unsplit or all on the device: which answers first, predicted from link, device and model."""
+"""Split, unsplit or all on the device: the time to first token of each, predicted from link, device and model."""

@@ -1,4 +1,4 @@
-"""The three ways to an answer's first token, each as the sum of its stages."""
+"""The time to first token of three deployments, each as the sum of its stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLIT_TYPES = LADDER
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is asked about.
+    """The pictures of a request.
 
     Attributes:
         tokens: visual tokens of all pictures.
@@ -51,7 +51,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One way.
+    """One deployment.
 
     Attributes:
         stages: name to seconds, in order.
@@ -64,7 +64,7 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Until the first token is there."""
+        """Time to first token."""
         return sum(self.stages.values())
 
 
@@ -75,39 +75,39 @@ def embedding_bytes(pictures: Pictures, wire_dtype: str) -> int:
 
 
 def predict(pictures: Pictures, speeds: Speeds, link: LinkSpeed) -> list[Prediction]:
-    """Every way there is, the fastest first."""
-    found = [_split(pictures, speeds, link, name) for name in SPLIT_TYPES]
-    sent = CHAT_BYTES + int(pictures.file_bytes * BASE64)
+    """All deployments, the fastest first."""
+    predictions = [_split(pictures, speeds, link, name) for name in SPLIT_TYPES]
+    sent_bytes = CHAT_BYTES + int(pictures.file_bytes * BASE64)
     stages = {
-        "link": transfer_seconds(sent, link),
+        "link": transfer_seconds(sent_bytes, link),
         "encode": speeds.server_encode,
         "prefill": speeds.server_prefill,
     }
-    found.append(Prediction("unsplit server", stages, sent))
+    predictions.append(Prediction("unsplit server", stages, sent_bytes))
     if speeds.device_prefill is not None:
         stages = {"encode": speeds.device_encode, "prefill": speeds.device_prefill}
-        found.append(Prediction("all on the device", stages, 0))
-    return sorted(found, key=lambda item: item.seconds)
+        predictions.append(Prediction("all on the device", stages, 0))
+    return sorted(predictions, key=lambda item: item.seconds)
 
 
 def _split(pictures: Pictures, speeds: Speeds, link: LinkSpeed, wire_dtype: str) -> Prediction:
-    sent = embedding_bytes(pictures, wire_dtype)
+    sent_bytes = embedding_bytes(pictures, wire_dtype)
     stages = {
         "encode": speeds.device_encode,
         "pack": speeds.pack if wire_dtype in PACKINGS else 0.0,
-        "link": transfer_seconds(sent, link),
+        "link": transfer_seconds(sent_bytes, link),
         "prefill": speeds.server_prefill,
     }
-    return Prediction(f"split {wire_dtype}", stages, sent)
+    return Prediction(f"split {wire_dtype}", stages, sent_bytes)
 
 
 def break_even_mbit(pictures: Pictures, speeds: Speeds, rtt_s: float, wire_dtype: str = "fp16") -> float | None:
-    """The link from which on the split is as fast as an unsplit server; None: on no link, 0: on any."""
+    """The bandwidth above which the split is as fast as an unsplit server; None: on no link, 0: on any."""
 
     def ahead(mbit: float) -> bool:
         link = LinkSpeed(mbit, rtt_s)
-        found = {item.name: item.seconds for item in predict(pictures, speeds, link)}
-        return found[f"split {wire_dtype}"] <= found["unsplit server"]
+        seconds = {item.name: item.seconds for item in predict(pictures, speeds, link)}
+        return seconds[f"split {wire_dtype}"] <= seconds["unsplit server"]
 
     low, high = 0.1, 100_000.0
     if not ahead(high):

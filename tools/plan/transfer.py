@@ -1,9 +1,9 @@
-"""How long a body takes over a link, on a new connection: TCP begins slowly each time.
+"""How long a body takes over a link, on a new connection: with TCP's slow start.
 
-A connection takes a round trip to open. A sender may then have a window of bytes under way; it starts at ten segments
-(RFC 6928) and doubles with each round trip (slow start, RFC 5681) until it fills the link: then bytes go at the link's
-rate. On a connection that was left open the first round trip is saved and little else: after a pause the window starts
-anew (RFC 2861), and servers close what was idle for some seconds.
+A connection takes a round trip to open. A sender may then have a window of bytes in flight; it starts at ten segments
+(RFC 6928) and doubles with each round trip (slow start, RFC 5681) until it fills the link: then bytes are sent at the
+link's rate. A connection that was left open saves the first round trip and little else: after a pause the window is
+reset (RFC 2861), and servers close connections that were idle for some seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 SEGMENT_BYTES = 1448  # Ethernet's 1500 less IP and TCP headers with timestamps
 FIRST_WINDOW = 10 * SEGMENT_BYTES
-FRAME_SHARE = 1514 / SEGMENT_BYTES  # of the link a byte of the body takes with its headers
+FRAME_SHARE = 1514 / SEGMENT_BYTES  # bytes of the link for a byte of the body, with headers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LinkSpeed:
 
 
 def transfer_seconds(size: int, link: LinkSpeed) -> float:
-    """From the connection asked for until what answers the body's last byte is back.
+    """Seconds from the start of the connection until the acknowledgement of the body's last byte.
 
     Args:
         size: bytes of the body.

@@ -1,1 +1,1 @@
-"""Jobs that wait for the server: kept on disk, sent in order, each answered once."""
+"""Jobs that wait for the server: stored on disk, sent in order, each answered once."""

@@ -1,7 +1,7 @@
-"""`/v1/jobs`: chat requests that are answered whenever the server can be reached, and kept until then.
+"""`/v1/jobs`: chat requests that are stored until the server can be reached.
 
 202 means that the job is on the disk. It was checked and encoded before, so a bad request is refused at once, and
-what lies on the disk is embeddings and text, never pixels.
+the disk has embeddings and text, never pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUTES = ("/v1/jobs", "/v1/jobs/{id}")
 
 
 def job_routes(daemon: Daemon) -> APIRouter:
-    """The routes; without a spool they say how to get one."""
+    """The routes; without a spool their error names the setting."""
     router = APIRouter()
 
     @router.post("/v1/jobs")
@@ -36,8 +36,8 @@ def job_routes(daemon: Daemon) -> APIRouter:
         with daemon.history.entry("job") as entry, daemon.slot():
             chat = await read_chat(request, daemon)
             digest = _digest(chat)
-            if key is not None and (known := await spool.find(key, digest)) is not None:
-                return JSONResponse(_accepted(known), status_code=202)
+            if key is not None and (existing := await spool.find(key, digest)) is not None:
+                return JSONResponse(_accepted(existing), status_code=202)
             spool.check_room()  # before a picture is encoded for nothing
             job_id = f"job-{uuid.uuid4().hex}"
             daemon.upstream.check(chat)
@@ -76,13 +76,13 @@ def job_routes(daemon: Daemon) -> APIRouter:
 def _spool(daemon: Daemon) -> Spool:
     if daemon.spool is None:
         raise HttpError(
-            404, "jobs_off", "this daemon keeps no jobs", field="spool", remedy="Set `spool` to a file to keep them in."
+            404, "jobs_off", "this daemon has no spool for jobs", field="spool", remedy="Set `spool` to a file."
         )
     return daemon.spool
 
 
 def _digest(chat: ChatRequest) -> str:
-    """sha256 of what was asked; `stream` changes nothing for a job."""
+    """sha256 of the request without `stream`, which does not change a job."""
     return hashlib.sha256(chat.model_dump_json(exclude_unset=True, exclude={"stream"}).encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ from qwen3vl_edge.edge_runtime.daemon.jobs.spooled_prompt import from_disk
 from qwen3vl_edge.edge_runtime.daemon.upstreams.protocol import Upstream
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
-LONGEST_LOOK_SECONDS = 10.0  # between looks whether the server is back
+LONGEST_LOOK_SECONDS = 10.0  # between polls of an unreachable server
 NOTHING_TO_DO_SECONDS = 60.0
 # With these the same request may be answered later: a token that was renewed on one side is soon on the other.
 _LATER = frozenset({*NOT_LET_IN, 408, 429})
@@ -29,7 +29,7 @@ logger = logging.getLogger("edge")
 
 
 class JobRunner:
-    """Runs from `start` to `stop`, in the event loop. A job that was under way at `stop` waits for the next start."""
+    """Runs from `start` to `stop`, in the event loop. A job that was being sent at `stop` waits for the next start."""
 
     def __init__(
         self, spool: Spool, upstream: Upstream, config: DaemonConfig, bases: Callable[[], Bases] = lambda: NO_BASES
@@ -43,12 +43,12 @@ class JobRunner:
         self._attempts: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start to send."""
         workers = [self._work() for _ in range(self._config.job_concurrency)]
         self._tasks = [asyncio.create_task(task) for task in (self._housekeep(), *workers)]
 
     async def stop(self) -> None:
-        """End; what is under way stays in the spool."""
+        """Stop; jobs that are being sent stay in the spool."""
         for task in (*self._tasks, *self._attempts.values()):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._attempts.values(), return_exceptions=True)
@@ -66,7 +66,7 @@ class JobRunner:
 
     async def _work(self) -> None:
         while True:
-            woken = self._wake  # taken before the query, so that a job that comes during it wakes this worker
+            woken = self._wake  # taken before the query, so that a job added during it wakes this worker
             try:
                 due = await self._spool.next_due()
                 if due is None or due > 0:
@@ -77,7 +77,7 @@ class JobRunner:
                     await self._run(claimed)
                 else:
                     await self._sleep(0.1, woken)  # expired, or another worker was faster
-            except SpoolDiskError as error:  # what was accepted is still there
+            except SpoolDiskError as error:  # accepted jobs are still on the disk
                 logger.warning("%s", error)
                 await asyncio.sleep(random.uniform(1, 10))
 
@@ -93,7 +93,7 @@ class JobRunner:
             return
         if (failure := attempt.exception()) is None:
             await self._record(job.id, answer=attempt.result())
-            self._upstream.forget(job.id)  # only now: until here the server's copy is the spare one
+            self._upstream.forget(job.id)  # only now: before, the server had the only copy
             return
         error = failure if isinstance(failure, ContractError) else _logged(failure, job.id)
         if error is failure and (error.status >= 500 or error.status in _LATER):
@@ -102,7 +102,7 @@ class JobRunner:
             if error.status in NOT_LET_IN:
                 logger.warning("job %s waits: %s", job.id, error)
             await self._committed(job.id, partial(self._spool.postpone, job.id, wait))
-            self.wake()  # the housekeeper: it waits again, and may have expired meanwhile
+            self.wake()  # for the housekeeper: it waits again, and may have expired meanwhile
             return
         await self._record(job.id, error=error.to_openai()["error"])
 
@@ -133,7 +133,7 @@ class JobRunner:
                 await asyncio.sleep(random.uniform(1, 10))
 
     async def _until_server_is_ready(self) -> None:
-        """So that, while it is away, jobs keep their order and use up no attempts."""
+        """While it is down, jobs keep their order and use up no attempts."""
         wait = FIRST_WAIT_SECONDS
         while await self._upstream.ready() is None:
             await asyncio.sleep(random.uniform(wait / 2, wait))
@@ -149,13 +149,13 @@ class JobRunner:
                 await asyncio.sleep(NOTHING_TO_DO_SECONDS)
 
     async def _sleep(self, seconds: float | None, woken: asyncio.Event) -> None:
-        """Until then, or until there is something new."""
+        """Wait until then, or until a job is added."""
         limit = NOTHING_TO_DO_SECONDS if seconds is None else min(seconds + 0.01, NOTHING_TO_DO_SECONDS)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(woken.wait(), limit)
 
 
 def _logged(failure: BaseException, job_id: str) -> InternalError:
-    """A fault of this program: its stack trace goes to the log alone."""
+    """An error of this program: its stack trace is only logged."""
     logger.error("job %s failed", job_id, exc_info=failure)
     return InternalError("the server failed on this request", got=f"request {job_id}")

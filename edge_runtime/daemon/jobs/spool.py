@@ -1,7 +1,7 @@
-"""Jobs on disk: what was accepted is there after kill -9 and after power loss, and each answer is recorded once.
+"""Jobs on disk: accepted jobs survive kill -9 and power loss, and each answer is recorded once.
 
-SQLite in WAL mode with synchronous=FULL: a commit returns when its bytes are on the disk, or nothing of it is. One
-thread owns the only connection and does all of it, in turn; the file is locked against a second daemon.
+SQLite in WAL mode with synchronous=FULL: a commit returns once its bytes are on the disk, and is atomic. One thread
+owns the only connection and runs all calls in turn; the file is locked against a second daemon.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _EXPIRED = json.dumps(
 
 
 class SpoolFullError(LimitError):
-    """As many jobs or bytes wait as may."""
+    """The limit of jobs or bytes is reached."""
 
     status = 429
     code = "spool_full"
@@ -79,8 +79,8 @@ class NewJob:
     """A job to be stored.
 
     Attributes:
-        key: the client's Idempotency-Key. request_hash: sha256 of what the client sent.
-        prompt: all that the answer needs beside the body, as JSON; no pixels.
+        key: the client's Idempotency-Key. request_hash: sha256 of the client's request.
+        prompt: everything else that the answer needs, as JSON; no pixels.
         body: the request as `encode_request` has it, never compressed.
         lifetime_s: seconds from now until it expires.
     """
@@ -95,7 +95,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of a job; times in seconds since 1970."""
+    """A job's state; times in seconds since 1970."""
 
     id: str
     status: str
@@ -132,7 +132,7 @@ class Spool:
         max_bytes: of requests and answers together. max_waiting: jobs that wait or run.
 
     Raises:
-        InputError: the file cannot be used: damaged, of another program, or open in another daemon.
+        InputError: the file cannot be used: corrupt, of another program, or open in another daemon.
     """
 
     def __init__(self, path: Path, max_bytes: int, max_waiting: int) -> None:
@@ -155,7 +155,7 @@ class Spool:
         return await self._call(lambda: self._find(key, request_hash))
 
     async def add(self, new: NewJob) -> Job:
-        """Keep a job; on return it is on the disk. The same key gives the job that is there already.
+        """Store a job; on return it is on the disk. The same key gives the existing job.
 
         Raises:
             KeyReusedError, SpoolFullError: nothing was written.
@@ -164,7 +164,7 @@ class Spool:
         return await self._call(lambda: self._add(new))
 
     def check_room(self) -> None:
-        """Raises: SpoolFullError: there is no room for one more."""
+        """Raises: SpoolFullError: one more would exceed the limits."""
         self._room(self.counts, 0)
 
     async def get(self, job_id: str) -> Job | None:
@@ -203,7 +203,7 @@ class Spool:
         return await self._call(lambda: self._write(query, *values) > 0)
 
     async def sweep(self, keep_s: float) -> float | None:
-        """Mark what has expired, remove what has been kept long enough; seconds until a waiting job expires next."""
+        """Mark expired jobs, remove ended ones past their retention; seconds until the next waiting job expires."""
         return await self._call(lambda: self._sweep(keep_s))
 
     async def next_due(self) -> float | None:
@@ -294,8 +294,8 @@ class Spool:
         size = len(new.body) + len(prompt.encode())
         now = time.time()
         with self._transaction():
-            if new.key is not None and (known := self._find(new.key, new.request_hash)) is not None:
-                return known
+            if new.key is not None and (existing := self._find(new.key, new.request_hash)) is not None:
+                return existing
             self._room(_counts(self._database), size)
             self._database.execute(
                 "INSERT INTO jobs (id, key, request_hash, status, created, deadline, due, attempts, bytes, prompt, "
@@ -364,7 +364,7 @@ class Spool:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of the block is committed, or nothing of it."""
+        """All of the block is committed, or none of it."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield

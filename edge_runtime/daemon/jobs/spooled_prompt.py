@@ -1,4 +1,4 @@
-"""An encoded conversation to disk and back: the wire's body, and the little that the answer needs beside it."""
+"""An encoded conversation to disk and back: the wire's body, and the other fields that the answer needs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qwen3vl_edge.contract.wire.request import Limits
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
 from qwen3vl_edge.edge_runtime.edge import EdgeTimings, EncodedPrompt
 
-NOT_KEPT = "about:blank"  # stands for a picture's URL, which may hold its pixels
-# It was within the limits of the server that it is meant for, or that server says so.
+OMITTED_URL = "about:blank"  # in place of a picture's URL, which may contain its pixels
+# No limits here: the server that it is sent to checks its own.
 _ANY = Limits(max_body_bytes=2**40, max_media=2**20)
 
 
 @dataclass(frozen=True)
 class SpooledPrompt:
-    """What the job runner sends and answers with; `encoded.media`, the pixels, is empty."""
+    """The request to send and the conversation to answer; `encoded.media`, the pixels, is empty."""
 
     chat: ChatRequest
     encoded: EncodedPrompt
@@ -37,7 +37,7 @@ def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) ->
 
     Raises:
         WireError: the body is of another release.
-        ModelMismatchError: its embeddings are in a basis that the bundle has no more.
+        ModelMismatchError: its embeddings are in a basis that the bundle no longer has.
     """
     timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
     encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, bases=bases, keep_packed=True), (), timings)
@@ -47,5 +47,7 @@ def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) ->
 def _without_media(message: ChatMessage) -> ChatMessage:
     if isinstance(message.content, str):
         return message
-    parts = [part if part.type == "text" else part.model_copy(update={part.type: NOT_KEPT}) for part in message.content]
+    parts = [
+        part if part.type == "text" else part.model_copy(update={part.type: OMITTED_URL}) for part in message.content
+    ]
     return message.model_copy(update={"content": parts})

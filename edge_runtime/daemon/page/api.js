@@ -41,16 +41,16 @@ export async function streamChat(request, signal, onText) {
   const headers = { "Content-Type": "application/json" };
   const answer = await send("/v1/chat/completions", { method: "POST", headers, body, signal });
   if (!answer.ok) throw await refusal(answer);
-  const found = { evidence: null, usage: null, reason: null };
+  const summary = { evidence: null, usage: null, reason: null };
   for await (const event of events(answer.body)) {
-    if (event === "[DONE]") return found;
+    if (event === "[DONE]") return summary;
     const chunk = JSON.parse(event);
     if (chunk.error) throw new Refused(chunk.error, answer.status);
     const choice = chunk.choices[0];
     if (choice?.delta.content) onText(choice.delta.content);
-    found.reason = choice?.finish_reason ?? found.reason;
-    found.evidence = chunk.qwen3vl_edge ?? found.evidence;
-    found.usage = chunk.usage ?? found.usage;
+    summary.reason = choice?.finish_reason ?? summary.reason;
+    summary.evidence = chunk.qwen3vl_edge ?? summary.evidence;
+    summary.usage = chunk.usage ?? summary.usage;
   }
   throw new Refused({ message: "The answer broke off before its end.", code: "incomplete" }, answer.status);
 }

@@ -49,16 +49,16 @@ export function listen() {
 }
 
 export async function offerDeviceCameras() {
-  let found;
+  let response;
   try {
     // Asked for only where the daemon has the route: a 404 would stand in the browser's console.
     const { paths } = await getJson("/openapi.json");
     if (!("/v1/cameras" in paths)) return;
-    found = await getJson("/v1/cameras");
+    response = await getJson("/v1/cameras");
   } catch {
     return; // a daemon without cameras
   }
-  const cameras = Array.isArray(found) ? found : (found.data ?? found.cameras ?? []);
+  const cameras = Array.isArray(response) ? response : (response.data ?? response.cameras ?? []);
   const names = cameras.map((camera) => camera.name ?? camera).filter((name) => typeof name === "string");
   const select = byId("device-cameras").querySelector("select");
   select.append(...names.map((name) => element("option", { value: name, textContent: name })));

@@ -42,11 +42,11 @@ async function ask() {
   const started = performance.now();
   try {
     const request = { model: status.currentModel().id, messages: [...messages, message], ...options() };
-    const found = await streamChat(request, asking.signal, answer.add);
+    const summary = await streamChat(request, asking.signal, answer.add);
     const total = (performance.now() - started) / 1000;
     keep(message, answer.text(), added);
-    answer.end(found.reason === "length" ? "cut off at the token limit" : "");
-    answer.behind(found, wanted, total);
+    answer.end(summary.reason === "length" ? "cut off at the token limit" : "");
+    answer.behind(summary, wanted, total);
   } catch (error) {
     if (error.name === "AbortError") {
       keep(message, answer.text(), added);
@@ -65,10 +65,10 @@ async function ask() {
 }
 
 function options() {
-  const found = {};
-  if (byId("max-tokens").value) found.max_tokens = Number(byId("max-tokens").value);
-  if (byId("temperature").value) found.temperature = Number(byId("temperature").value);
-  return found;
+  const parameters = {};
+  if (byId("max-tokens").value) parameters.max_tokens = Number(byId("max-tokens").value);
+  if (byId("temperature").value) parameters.temperature = Number(byId("temperature").value);
+  return parameters;
 }
 
 function keep(message, text, added) {

@@ -30,7 +30,7 @@ async function look(onReady) {
     pills([
       ["good", "Device ready", sizes],
       ["", `${state.backend} ${state.precision}`, "what encodes"],
-      ofServer(state.server),
+      serverPill(state.server),
     ]);
     return true;
   } catch (error) {
@@ -39,16 +39,16 @@ async function look(onReady) {
   }
 }
 
-function ofServer(told) {
-  if (told === "ready") return ["good", "Server ready", ""];
-  return ["bad", told.startsWith("ready") ? "Server will not answer" : "Server not reachable", told];
+function serverPill(state) {
+  if (state === "ready") return ["good", "Server ready", ""];
+  return ["bad", state.startsWith("ready") ? "Server will not answer" : "Server not reachable", state];
 }
 
-function pills(found) {
-  const text = JSON.stringify(found);
+function pills(states) {
+  const text = JSON.stringify(states);
   if (byId("status").dataset.shown === text) return; // nothing new to read out
   byId("status").dataset.shown = text;
   byId("status").replaceChildren(
-    ...found.map(([tone, words, more]) => element("li", { className: `pill ${tone}`, textContent: words, title: more })),
+    ...states.map(([tone, words, more]) => element("li", { className: `pill ${tone}`, textContent: words, title: more })),
   );
 }

@@ -1,8 +1,8 @@
-"""A foreign server: OpenAI's chat completions with vLLM's `image_embeds` parts. Held against vLLM 0.32.
+"""A foreign server: OpenAI's chat completions with vLLM's `image_embeds` parts. Tested with vLLM 0.32.
 
-Such a server writes the prompt itself, from the messages and its own chat template, and has no hash of its model.
-So an answer never claims to be the unsplit model's: it says what is not proven, and whether the server's count of
-prompt tokens is this device's.
+Such a server renders the prompt itself, from the messages and its own chat template, and has no hash of its model.
+So its answers are not proven to be the unsplit model's: their evidence has `model_proven` false, and whether the
+server's count of prompt tokens equals this device's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("edge")
 
 
 class OpenAIServer:
-    """A vLLM started with `--enable-mm-embeds`, or what speaks as it does."""
+    """A vLLM started with `--enable-mm-embeds`, or a server with the same API."""
 
     def __init__(self, url: str, model: str = "", access: ServerAccess = NO_CREDENTIALS) -> None:
         self._client = AsyncClient(url.rstrip("/").removesuffix("/v1"), access)
@@ -40,7 +40,7 @@ class OpenAIServer:
 
     @property
     def evidence(self) -> dict[str, Any] | None:
-        """What every answer says of this server."""
+        """The evidence about this server in every answer."""
         return {"kind": "openai", "model": self._model or None, "model_proven": False}
 
     @property
@@ -57,7 +57,7 @@ class OpenAIServer:
         await self._client.__aexit__(kind, value, trace)
 
     async def ready(self) -> dict[str, Any] | None:
-        """Its list of models, None while it cannot be reached or does not serve the wanted one."""
+        """Its list of models, None while it cannot be reached or does not serve the requested one."""
         try:
             await self._find_model(2.0)
         except (ServerUnavailableError, InputError):
@@ -68,7 +68,7 @@ class OpenAIServer:
         for index, message in enumerate(chat.messages):
             if isinstance(message.content, list) and any(part.type == "video_url" for part in message.content):
                 raise InputError(
-                    "clips cannot be sent to this kind of server: it would write another prompt than Qwen's processor",
+                    "clips cannot be sent to this kind of server: its prompt would differ from Qwen's",
                     field=f"messages.{index}.content",
                     expected="text and images",
                     got="video_url",
@@ -93,32 +93,32 @@ class OpenAIServer:
         yield Event("", answer.final())
 
     async def _find_model(self, timeout: float) -> str:
-        """The name to ask for.
+        """The model name to request.
 
         Raises:
-            ServerUnavailableError: its list of models cannot be had.
-            InputError: it does not serve the wanted model, or several and none is wanted.
+            ServerUnavailableError: its list of models cannot be fetched.
+            InputError: it does not serve the requested model, or serves several and none is requested.
         """
-        found = await self._client.get("/v1/models", timeout)
-        if found is None:
+        listing = await self._client.get("/v1/models", timeout)
+        if listing is None:
             raise ServerUnavailableError(f"server {self._client.server} does not list its models", field="server")
-        cards = found.get("data")
+        cards = listing.get("data")
         names = [str(card.get("id")) for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
-        wanted = self._model or (names[0] if len(names) == 1 else "")
-        if wanted not in names:
+        model = self._model or (names[0] if len(names) == 1 else "")
+        if model not in names:
             raise InputError(
-                "the server does not serve the wanted model, or serves several and none is wanted",
+                "the server does not serve the requested model, or serves several and none is requested",
                 field="server_model",
                 expected=" or ".join(names)[:200],
                 got=repr(self._model),
                 remedy="Set server_model to one of them.",
             )
-        self._model = wanted
-        return wanted
+        self._model = model
+        return model
 
 
 class _Answer:
-    """Chunks of a chat completion, added up."""
+    """Chunks of a chat completion, concatenated."""
 
     def __init__(self, evidence: dict[str, Any], prompt_tokens: int) -> None:
         self._evidence, self._prompt_tokens = evidence, prompt_tokens
@@ -142,7 +142,7 @@ class _Answer:
         return text
 
     def final(self) -> dict[str, Any]:
-        """The last event. A prompt of another length than this device's is logged and stands in the evidence."""
+        """The last event. A prompt of another length than this device's is logged and noted in the evidence."""
         counted = self._usage.get("prompt_tokens")
         same = counted == self._prompt_tokens
         if not same:
@@ -152,7 +152,7 @@ class _Answer:
 
 
 def openai_body(model: str, encoded: EncodedPrompt, chat: ChatRequest) -> dict[str, Any]:
-    """The chat request as it goes out: each image part in place of its picture, everything else as it came."""
+    """The chat request as sent: each picture replaced by its image part, everything else unchanged."""
     media = iter(encoded.request.media)
     return {
         "model": model,
@@ -165,11 +165,11 @@ def openai_body(model: str, encoded: EncodedPrompt, chat: ChatRequest) -> dict[s
 
 
 def image_embeds(item: MediaEmbeddings) -> dict[str, Any]:
-    """One image as vLLM's content part, one part per image: vLLM itself puts those of a request together.
+    """One image as vLLM's content part, one part per image: vLLM itself batches those of a request.
 
-    Embeddings and DeepStack levels stand side by side on the feature axis, [n, D·(1 + levels)]; the grid is int64 [3].
+    Embeddings and DeepStack levels are concatenated on the feature axis, [n, D·(1 + levels)]; the grid is int64 [3].
     vLLM 0.32 stacks the grids of a request and takes the result's first axis for the images: from [1, 3] it makes
-    [images, 1, 3] and refuses even one image. All images in one part it refuses too (vllm issue 32309).
+    [images, 1, 3] and refuses even one image. It also refuses all images in one part (vllm issue 32309).
     """
     embeds = np.concatenate(item.arrays, axis=1)
     grid = np.array(item.grid.as_list(), dtype=np.int64)

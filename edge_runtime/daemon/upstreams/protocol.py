@@ -24,12 +24,12 @@ class Upstream(Protocol):
 
     @property
     def evidence(self) -> dict[str, Any] | None:
-        """What every answer carries about the server, None where its model is proven by its hash."""
+        """The evidence about the server in every answer, None where its model is proven by its hash."""
         ...
 
     @property
     def let_in(self) -> bool:
-        """False once the server has refused this device's token, until it lets a request in."""
+        """False once the server has refused this device's token, until it accepts a request."""
         ...
 
     async def __aenter__(self) -> Upstream: ...
@@ -53,16 +53,16 @@ class Upstream(Protocol):
     def stream(
         self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
     ) -> AsyncGenerator[Event, None]:
-        """The answer as it comes; the last event has `final`, with `usage` and `finish_reason`, and `server` where the
-        evidence has more about it.
+        """The answer as it is streamed; the last event has `final`, with `usage` and `finish_reason`, and `server` with
+        further evidence, if there is any.
 
-        Requests with the same `encoded.request.request_id` are one request that is sent again; where the server
-        knows Idempotency-Key, that is it. It may go on generating when this is closed early: see `forget`.
+        Requests with the same `encoded.request.request_id` are one request that is retried; it is the Idempotency-Key,
+        if the server supports one. The server may continue to generate when this is closed early: see `forget`.
 
         Args:
             chat: the conversation as the client sent it; its media are `encoded.request.media`, in order.
             deadline_s: seconds for everything, retries and answer.
-            on_sent: called for each body that went out.
+            on_sent: called for each body that was sent.
 
         Raises:
             ServerUnavailableError: not reached, or the answer not complete, within the deadline.
@@ -71,5 +71,5 @@ class Upstream(Protocol):
         ...
 
     def forget(self, request_id: str) -> None:
-        """The answer to this request is needed no more. Returns at once, from within the event loop; raises nothing."""
+        """Drop the answer to this request on the server. Returns at once, within the event loop; raises nothing."""
         ...

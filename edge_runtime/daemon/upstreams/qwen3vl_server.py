@@ -27,8 +27,8 @@ from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 class Qwen3VLServer:
     """An `Upstream` of this project.
 
-    Embeddings that were sent before are sent by hash. Where the server does not hold them any longer, or was replaced
-    by a release that holds none, they are sent in full at once.
+    Embeddings that were sent before are sent by hash. If the server no longer stores them, or was replaced by a
+    release that stores none, they are sent in full at once.
     """
 
     evidence: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ class Qwen3VLServer:
         return await self._client.ready()
 
     def check(self, chat: ChatRequest) -> None:
-        pass  # whatever can be encoded can be sent
+        pass  # it answers every request that can be encoded
 
     async def stream(
         self, encoded: EncodedPrompt, chat: ChatRequest, deadline_s: float, on_sent: OnSent
@@ -83,7 +83,7 @@ class Qwen3VLServer:
             return wire
 
         def instead(error: RefusedError) -> WireBody | None:
-            """With the tensors that the server does not hold; it may be another one than began the answer."""
+            """With the tensors that the server does not store; it may not be the one that began the answer."""
             nonlocal named
             if sent is None or not named or not _may_hold_no_longer(error):
                 return None
@@ -94,17 +94,17 @@ class Qwen3VLServer:
             return body()
 
         first = await asyncio.to_thread(body)  # compressing takes milliseconds a picture, the event loop's otherwise
-        left = ends - asyncio.get_running_loop().time()
-        async with aclosing(self._client.stream(first, left, request.request_id, instead)) as events:
+        seconds_left = ends - asyncio.get_running_loop().time()
+        async with aclosing(self._client.stream(first, seconds_left, request.request_id, instead)) as events:
             begun = False
             async for event in events:
                 if not begun and sent is not None:
-                    sent.add(names)  # it checked them before it began to answer, and holds them
+                    sent.add(names)  # it checked and stored them before it began to answer
                 begun = True
                 yield event
 
     async def _server_holds(self) -> bool:
-        """Whether `/readyz` says so; looked up once, and again when it turned out otherwise."""
+        """`holds_embeddings` of `/readyz`; looked up once, and again after a contradicting answer."""
         if self._holds is None and (ready := await self._client.ready()) is not None:
             self._holds = ready.get("holds_embeddings") is True
         return bool(self._holds)
@@ -120,5 +120,5 @@ def _with_hashes(request: GenerateRequest) -> GenerateRequest:
 
 
 def _may_hold_no_longer(error: RefusedError) -> bool:
-    """Not held, or not understood by an older release that took this one's place."""
+    """Not stored, or not supported by an older release that replaced this one."""
     return error.code == "embeddings_not_held" or error.field == "version"

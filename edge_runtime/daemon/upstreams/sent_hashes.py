@@ -1,4 +1,4 @@
-"""What one server has been sent, as far as this daemon remembers."""
+"""The hashes of embeddings that this daemon has sent to one server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_HASHES = 4096  # some 100 bytes each; a server with room for more pictures i
 
 
 class SentHashes:
-    """Hashes of embeddings, the longest unused first to be forgotten. Used from the event loop alone."""
+    """Hashes of embeddings, evicted least recently used first. Used from the event loop only."""
 
     def __init__(self, limit: int = MAX_HASHES) -> None:
         self._limit = limit
@@ -20,7 +20,7 @@ class SentHashes:
         return {name for name in names if name in self._hashes}
 
     def add(self, names: Iterable[str]) -> None:
-        """The server has them now."""
+        """Add hashes that the server stores now."""
         for name in names:
             self._hashes[name] = None
             self._hashes.move_to_end(name)
@@ -28,6 +28,6 @@ class SentHashes:
             self._hashes.popitem(last=False)
 
     def forget(self, names: Iterable[str]) -> None:
-        """The server has them no longer."""
+        """Remove hashes that the server no longer stores."""
         for name in names:
             self._hashes.pop(name, None)

@@ -1,8 +1,8 @@
 """A checkpoint's chat template, rendered as transformers' `apply_chat_template` renders it.
 
 Settings of the environment (blocks trimmed, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop
-controls) and what is done to messages beforehand: `utils/chat_template_utils.py` of transformers 5.24.
-tests/edge_runtime/lean/test_prompt.py holds both against each other.
+controls) and the conversion of messages before: `utils/chat_template_utils.py` of transformers 5.24.
+tests/edge_runtime/lean/test_prompt.py compares both.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _part(part: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Plain JSON values; of a picture a template may see no more than that it is there."""
+    """Plain JSON values; of a picture a template gets no more than that there is one."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""RGB bytes to the patches that the HF image processor makes, to the bit.
+"""RGB bytes to patches, bit-identical to those of the HF image processor.
 
 transformers' `rescale_and_normalize` folds rescaling into mean and std and works in float32, value by value; so each
 channel has 256 possible values, and a table of them is all that is needed.

@@ -1,9 +1,9 @@
 """Conversations of text and pictures to token ids and patches, without torch and transformers.
 
 Clips, and checkpoints whose files need more than this, go to the reference (edge_runtime/inputs/prompt.py). The lean
-path gives the encoder the very patches that the reference gives it, to the bit, so that answers, cache and parity
-evidence are the same on both. `lean-uint8` runs the uint8 graphs instead: they compute the patch embedding in half the
-products, and so round differently.
+path's patches are bit-identical to the reference's, so that answers, cache and parity evidence are the same on both.
+`lean-uint8` runs the uint8 graphs instead: they compute the patch embedding with half of the multiplications, and so
+round differently.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PREPROCESS = {
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
 TOKENIZERS = {"Qwen2Tokenizer", "Qwen2TokenizerFast"}
-# How `Qwen2Tokenizer` of transformers splits text, whatever tokenizer.json says.
+# How `Qwen2Tokenizer` of transformers splits text, regardless of tokenizer.json.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -67,7 +67,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
     """The lean processor of a bundle.
 
     Raises:
-        BundleError: the bundle needs what only the reference does; names it.
+        BundleError: the bundle needs a feature that only the reference has; names it.
         ImportError: jinja2 or tokenizers is not installed.
     """
     from jinja2 import TemplateError
@@ -100,7 +100,7 @@ def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> Lea
     """The lean processor; None where the reference preprocesses everything.
 
     Raises:
-        BundleError: `preprocess` requires lean, and the bundle's files do not allow it.
+        BundleError: `preprocess` requires lean, and the bundle's files do not support it.
         InputError: `preprocess` requires lean, and a package is not installed.
     """
     if preprocess == "reference":
@@ -143,7 +143,7 @@ def serves(messages: Sequence[Message]) -> bool:
 
 
 def prepare_lean_prompt(messages: Sequence[Message], processor: LeanProcessor, policy: BucketPolicy) -> Prompt:
-    """Turn a conversation without clips into token ids and patches, equal to `prepare_prompt`'s to the bit.
+    """Turn a conversation without clips into token ids and patches, bit-identical to `prepare_prompt`'s.
 
     Raises:
         InputError: a malformed message, or a picture that cannot be read.
@@ -170,20 +170,20 @@ def _media(part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy)
     image, choice = bucket_image({**processor.image_defaults, **part}, policy)
     pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
-    given = pixels if processor.takes_pixels(choice.grid) else None
-    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, given))
+    uint8_pixels = pixels if processor.takes_pixels(choice.grid) else None
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels))
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
     """Each image's placeholder as often as the image has visual tokens.
 
     Raises:
-        InputError: text of the conversation holds placeholders of its own.
+        InputError: text of the conversation contains placeholders of its own.
     """
     pieces = text.split(IMAGE_TOKEN)
     if len(pieces) != len(grids) + 1 or VIDEO_TOKEN in text:
         raise InputError(
-            "the conversation's text holds placeholders of pictures or clips",
+            "the conversation's text contains placeholders of pictures or clips",
             field="messages",
             expected=f"{len(grids)} {IMAGE_TOKEN}, no {VIDEO_TOKEN}",
             got=f"{len(pieces) - 1} and {text.count(VIDEO_TOKEN)}",
@@ -223,12 +223,14 @@ def _check_tokenizer(folder: Path) -> None:
     split = steps[0].get("pattern", {}).get("Regex") if steps else None
     if split != SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC":
         raise _not_lean(folder, "tokenizer.json splits text in another way than Qwen2Tokenizer")
-    known = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
+    token_ids = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
     added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
     named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
     named = [item["content"] if isinstance(item, dict) else item for item in named if item is not None]
     named += config.get("additional_special_tokens") or []
-    if not added.items() <= known.items() or any(name not in known for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]):
+    if not added.items() <= token_ids.items() or any(
+        name not in token_ids for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]
+    ):
         raise _not_lean(folder, "tokenizer_config.json adds tokens that tokenizer.json does not have")
 
 

@@ -1,7 +1,7 @@
-"""A picture to RGB at its bucket's size, to the bit as qwen-vl-utils' `fetch_image` makes it.
+"""A picture to RGB at its bucket's size, bit-identical to qwen-vl-utils' `fetch_image`.
 
 Formulas and constants: `smart_resize`, `to_rgb` and `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`).
-tests/edge_runtime/lean/test_pixels.py holds both against each other.
+tests/edge_runtime/lean/test_pixels.py compares both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_TOKENS, MAX_TOKENS = 4, 16384
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> tuple[int, int]:
-    """The size, in multiples of `factor`, that the model sees of a picture of height × width pixels.
+    """The model's input size, in multiples of `factor`, for a picture of height × width pixels.
 
     Args:
         min_pixels, max_pixels: of the whole picture; None for 4 and 16384 visual tokens.
@@ -39,7 +39,7 @@ def smart_resize(
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_RATIO:
         raise ValueError(f"absolute aspect ratio must be smaller than {MAX_RATIO}, got {ratio}")
-    # Python rounds halves to even here, and so must we.
+    # Python rounds halves to even there, and so must this.
     rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
     if rows * columns > highest:
         shrink = math.sqrt((height * width) / highest)
@@ -60,10 +60,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """What transformers' `convert_to_rgb` makes of an RGB picture that still has a transparent colour.
+    """transformers' `convert_to_rgb` for an RGB picture that still has a transparent colour.
 
-    Pillow carries the transparent colour of a palette or PNG file along as RGB, through the resize too, and the HF
-    processor then paints the pixels of exactly that colour white.
+    Pillow keeps the transparent colour of a palette or PNG file as RGB metadata, through the resize too, and the HF
+    processor then makes the pixels of exactly that colour white.
     """
     if image.info.get("transparency") is None:
         return image

@@ -14,7 +14,7 @@ _NOUNS = {"image": "picture", "video": "clip"}
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """What may be read. The defaults are for references that somebody else wrote: no file and no private address.
+    """What may be read. The defaults are for untrusted references: no file and no private address.
 
     Attributes:
         schemes: of SCHEMES; a plain path counts as "file".

@@ -1,8 +1,8 @@
 """A picture or clip from an `http(s)://` URL, within an access policy.
 
-A client reaches more through the daemon than by itself: the network that the device stands in. So where the policy
-allows no private address, the host's addresses are checked, and the connection goes to the very address that was
-checked, at every redirect again: a name that resolves to another address in between (DNS rebinding) gains nothing.
+The daemon can reach more than its clients: the device's own network. So where the policy allows no private address, the
+host's addresses are checked, at every redirect again, and the connection is made to the checked address itself: a name
+that resolves to another address in between (DNS rebinding) has no effect.
 """
 
 from __future__ import annotations

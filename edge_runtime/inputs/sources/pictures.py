@@ -1,4 +1,4 @@
-"""A picture from a path, a URL, a data URI or PIL, opened once and checked before qwen-vl-utils sees it."""
+"""A picture from a path, a URL, a data URI or PIL, opened once and checked before qwen-vl-utils gets it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"picture {label} cannot be read ({error.strerror})", field="image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{label} is not a picture that Pillow knows", field="image") from None
+        raise InputError(f"{label} is not in a picture format of Pillow", field="image") from None
     except Image.DecompressionBombError as error:
         limit = f"at most {MAX_IMAGE_PIXELS} pixels"
         raise InputError(f"picture {label} is too large", field="image", expected=limit, got=error) from None

@@ -14,7 +14,7 @@ from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaS
 def read_source(source: MediaSource, access: AccessPolicy) -> bytes | Path:
     """The content of a data URI or URL as bytes, of a file as its path. Blocks.
 
-    Without `access.folders` a path is returned unchecked: whoever opens it says what is wrong with it.
+    Without `access.folders` a path is returned unchecked: the function that opens it reports its errors.
 
     Raises:
         InputError: not allowed, missing, unreachable, or a data URI of another kind or not in base64.
@@ -69,12 +69,14 @@ def _data_uri(source: MediaSource, access: AccessPolicy) -> bytes:
 
 def _file_in_folders(source: MediaSource, access: AccessPolicy, folders: tuple[Path, ...]) -> Path:
     try:
-        real = file_path(source.reference).resolve(strict=True)  # a link out of an allowed folder leads out of it
+        real = file_path(source.reference).resolve(
+            strict=True
+        )  # a link inside an allowed folder may point outside of it
     except (OSError, RuntimeError, ValueError):
         real = None
     inside = real is not None and any(real.is_relative_to(folder.resolve()) for folder in folders)
     if real is None or not inside or not real.is_file():
-        # One message for both: whether a file exists elsewhere is none of the client's business.
+        # One message for both: a client must not learn whether a file exists elsewhere.
         allowed = ", ".join(str(folder) for folder in folders) or "none"
         raise InputError(
             f"{source.label} is not a file in an allowed folder",

@@ -123,5 +123,5 @@ def test_what_cannot_be_bisected(small_bundle: Path, reference: Path, tmp_path: 
     arguments = ("parity", "--bisect", "--bundle", small_bundle, "--model", reference)
     done = run_here(*arguments, "--report", tmp_path / "page.html")
     assert done.returncode == 2
-    assert "--bisect goes without --report" in done.stderr
+    assert "--bisect cannot be combined with --report" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ def dump_edge(
     """Run the edge's encoder on every picture at every bucket and write its outputs.
 
     Args:
-        layers: where intermediate outputs come from; None leaves them out.
+        layers: source of intermediate outputs; None omits them.
 
     Raises:
         InputError: the file cannot be written.
@@ -69,7 +69,7 @@ def _add_sample(writer: DumpWriter, index: int, case: Case, edge: Edge, layers: 
 
 
 def _add_pixels(writer: DumpWriter, index: int, case: Case, manifest: Manifest) -> None:
-    """A quarter of the bytes where they mean the same to the bit."""
+    """uint8 pixels, a quarter of the bytes, where they convert to bit-identical values."""
     rgb = to_rgb(case.input.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
     if np.array_equal(from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing), case.input.pixel_values):
         writer.add(f"{index}/pixels", rgb)
@@ -150,7 +150,7 @@ def _case(dump: Dump, index: int, record: SampleRecord, manifest: Manifest) -> C
 def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape or array.dtype.kind not in "fu":
         got = f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"dump {dump.path}: {name} is not what it should be", expected=list(shape), got=got)
+        raise InputError(f"dump {dump.path}: {name} has another shape or dtype", expected=list(shape), got=got)
 
 
 class DumpLayers:

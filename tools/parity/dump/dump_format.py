@@ -1,7 +1,7 @@
 """A device's dump: one `.npz` without pickles, with the inputs and outputs of the encoder and where they were computed.
 
 `meta`                     uint8, JSON: format, bundle, backend, precision, environment, samples
-`<i>/pixels`               uint8 [frames, H, W, 3], where they give `pixel_values` to the bit, else
+`<i>/pixels`               uint8 [frames, H, W, 3], if bit-identical to `pixel_values`, else
 `<i>/pixel_values`         float32 [t·h·w, channels·temporal·patch²]
 `<i>/<output>`             [n, D] per encoder output, in the precision computed
 `<i>/layer/<name>`         [rows, width], only with `--layers`
@@ -43,10 +43,10 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class DumpMeta:
-    """What the arrays are.
+    """Meta data of the arrays.
 
     Attributes:
-        set_identity: `set_identity` in `tools/parity/dump/identity.py` of what the device ran.
+        set_identity: `set_identity` in `tools/parity/dump/identity.py` of the encoder that the device ran.
         manifest_sha256: of the device's own manifest, engines included.
         environment: machine and library versions (`contract/machine/environment.py`).
     """
@@ -79,7 +79,7 @@ class DumpWriter:
 
 
 def write_dump(path: Path, fill: Any) -> None:
-    """Write a dump that appears whole or not at all.
+    """Write a dump, whole or not at all.
 
     Args:
         fill: called with a `DumpWriter`; adds the arrays, then the meta data.
@@ -134,7 +134,7 @@ def read_dump(path: Path) -> Dump:
         document = json.loads(arrays[META].tobytes())
     except InputError:
         raise
-    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+    except Exception as error:  # zipfile and numpy raise many kinds for a corrupt file
         raise _bad(path, f"is truncated, corrupt or no dump ({type(error).__name__})") from None
     if not isinstance(document, dict) or (document.get("format"), document.get("version")) != (FORMAT, VERSION):
         raise _bad(path, f"is no {FORMAT} of version {VERSION}")

@@ -1,7 +1,7 @@
-"""What identifies the encoder of a bundle across machines: its model, and one precision's graphs and weights.
+"""The identity of a bundle's encoder across machines: its model, and one precision's graphs and weights.
 
 Not the manifest's own hash: `build` writes engines into the manifest on the device and `calibrate` more sets on
-the workstation, and the set that was dumped is still the same.
+the workstation, without a change to the set that was dumped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The first layer at which two implementations of the encoder differ by more than a tolerance.
 
-One run shows the residual stream and what each branch adds to it; the first that is off names a module, and
-a second run shows everything inside that module.
+One run compares the residual stream and the output of each branch; the first that differs gives a module, and
+a second run compares everything inside that module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qwen3vl_edge.tools.parity.samples import Case
 
 @dataclass(frozen=True)
 class LayerGap:
-    """How far two sides are apart at one layer.
+    """The difference of two sides at one layer.
 
     Attributes:
         relative_l2: ‖a - b‖ / ‖b‖, b the second side.
@@ -124,8 +124,8 @@ def _common(names: Sequence[str], one: LayerSource, other: LayerSource) -> list[
 def _gaps(case: Case, names: list[str], one: LayerSource, other: LayerSource) -> list[LayerGap]:
     if not names:
         return []
-    left, right = one.run(case, names), other.run(case, names)
-    return [_gap(name, left[name], right[name]) for name in names]
+    first_layers, second_layers = one.run(case, names), other.run(case, names)
+    return [_gap(name, first_layers[name], second_layers[name]) for name in names]
 
 
 def _gap(layer: str, actual: NDArray[Any], reference: NDArray[Any]) -> LayerGap:

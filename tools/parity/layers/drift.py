@@ -1,4 +1,4 @@
-"""Error and size of the encoder's layers, one picture per bucket: where drift begins, and which channels stick out."""
+"""Error and size of the encoder's layers, one picture per bucket: where drift begins, and outlier channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3vl_edge.tools.parity.samples import Case
 
 @dataclass(frozen=True)
 class Activation:
-    """How large a layer's output is, [rows, channels], in the reference.
+    """Magnitudes of a layer's output, [rows, channels], in the reference.
 
     Attributes:
         p999: |value| that one in a thousand exceeds.

@@ -36,7 +36,7 @@ BLOCK_PARTS = {
 SMOOTHED_PARTS = ("norm", "norm1", "norm2", "attn.qkv", "attn.flat")
 MERGER_PARTS = ("norm", "linear_fc1", "act", "linear_fc2")
 EMBED_PARTS = ("patch_embed.proj", "pos_embed.flat")
-# For people, where the name alone does not say it.
+# Descriptions for readers, where the name is not enough.
 MEANING = {
     "attn.flat": "attention: rotary, scores, softmax and mix",
     "attn.qk.rotated": "rotary of queries and keys",
@@ -74,7 +74,7 @@ def stream_layers(vision: VisionSpec) -> list[str]:
 
 
 def branch_layers(vision: VisionSpec) -> list[str]:
-    """The stream and what each branch adds to it, where a fault shows before the stream dilutes it."""
+    """The stream and the output of each branch, where a fault is visible before the stream dilutes it."""
     names = list(EMBED_PARTS)
     for block in range(vision.depth):
         names += [f"blocks.{block}.{part}" for part in ("attn.proj", "attn.residual", "mlp.linear_fc2", "mlp.residual")]
@@ -90,13 +90,13 @@ def layers_within(module: str) -> list[str]:
 
 
 def module_of(layer: str) -> str:
-    """`blocks.3` of `blocks.3.attn.proj`, `merger` of `merger.norm`, `patch_embed` of what comes before blocks."""
+    """`blocks.3` of `blocks.3.attn.proj`, `merger` of `merger.norm`, `patch_embed` of everything before the blocks."""
     match = re.match(r"blocks\.\d+|deepstack_merger_list\.\d+|merger", layer)
     return match.group() if match else "patch_embed"
 
 
 def part_of(layer: str) -> str:
-    """What is left of a layer's name without its module: `attn.proj`."""
+    """A layer's name without its module: `attn.proj`."""
     return layer.removeprefix(f"{module_of(layer)}.")
 
 

@@ -1,4 +1,4 @@
-"""Where a backend's intermediate outputs come from."""
+"""Sources of a backend's intermediate outputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def layers_of_graph(bundle: Bundle, precision: str, provider: str = "cpu", threa
 
 
 def no_layers(backend: str, option: str) -> InputError:
-    """The error where layers of a backend are requested that shows none."""
+    """The error where layers are requested of a backend without outputs for them."""
     return InputError(
         f"{backend} shows no intermediate layers",
         field=option,

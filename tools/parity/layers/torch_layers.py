@@ -1,4 +1,4 @@
-"""Intermediate activations of transformers' encoder, by the names that the ONNX graph gives the same values."""
+"""Intermediate activations of transformers' encoder, under the names of the same values in the ONNX graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a picture the tokens are off: the picture as the encoder saw it, and the error of each token over it."""
+"""The error of each token, drawn over the picture as the encoder got it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwen3vl_edge.tools.parity.pixels import to_rgb
 from qwen3vl_edge.tools.parity.samples import Case
 
 SIDE = 420  # pixels of the longer side, enough for half a column
-# From dark blue through red to yellow: hue and lightness both rise, so that it reads in grey too.
+# From dark blue through red to yellow: hue and lightness both rise, so that it is legible in grey too.
 COLOURS = np.array(
     [(13, 16, 60), (72, 18, 107), (140, 41, 99), (206, 66, 67), (245, 125, 36), (250, 200, 60), (252, 245, 170)],
     dtype=np.float64,

@@ -48,7 +48,7 @@ Figure = TypeVar("Figure", bound=Callable[..., Markup])
 
 
 def styled(draw: Figure) -> Figure:
-    """Draw with `STYLE`, leaving the settings of whoever imports this as they are."""
+    """Draw with `STYLE`, without a change of the importing program's settings."""
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> Markup:
@@ -109,7 +109,7 @@ def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> 
 
 @styled
 def activation_figure(layers: LayerFindings) -> Markup:
-    """How large the oracle's layers are, and how far the largest channel stands out; worst over the buckets."""
+    """Magnitudes of the reference's layers, and the largest channel over the median one; worst over the buckets."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = _panels(2, 3.1, share=False)
@@ -140,7 +140,7 @@ def activation_figure(layers: LayerFindings) -> Markup:
 
 @styled
 def error_figure(measurements: Sequence[Measurement], candidate: str, against: str | None) -> Markup:
-    """How many values are off by how much, all pictures together, one panel per output."""
+    """Histograms of the errors, all pictures together, one panel per output."""
     outputs = list(measurements[0].candidate)
     figure, axes = _panels(len(outputs), 2.6)
     for axis, output in zip(axes, outputs, strict=True):
@@ -221,7 +221,7 @@ def _svg(figure: Any, name: str) -> Markup:
 
 
 def _used(measurements: Sequence[Measurement]) -> tuple[float, float]:
-    """The decades that hold values."""
+    """The decades with values."""
     filled = np.sum(
         [
             error.histogram
@@ -233,7 +233,7 @@ def _used(measurements: Sequence[Measurement]) -> tuple[float, float]:
     ).nonzero()[0]
     if not len(filled):
         return -9.0, 3.0
-    # Exact zeros fill the first bin and would stretch the axis for nothing.
+    # Exact zeros fill the first bin and would stretch the axis.
     first = filled[1] if filled[0] == 0 and len(filled) > 1 else filled[0]
     return float(HISTOGRAM_EDGES[first]), float(HISTOGRAM_EDGES[filled[-1] + 1])
 

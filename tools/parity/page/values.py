@@ -1,4 +1,4 @@
-"""What the page's templates show that findings do not hold ready: joined, sorted and cut; templates format it."""
+"""Values of the page's templates, derived from the findings: joined, sorted and cut; templates format them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUANTILE_HEADINGS = ["largest" if share == 1 else f"{share:.1%}".replace(".0%", 
 
 @dataclass(frozen=True)
 class WorstPicture:
-    """One picture at one bucket, with the output that is furthest off there.
+    """One picture at one bucket, with the output that has the largest error there.
 
     Attributes:
         cosine: of `output` against PyTorch.
@@ -122,13 +122,13 @@ def quantiles(findings: Findings) -> Iterator[tuple[str, str, list[float]]]:
 
 
 def outliers(rows: Sequence[LayerRow]) -> list[LayerRow]:
-    """The layers whose largest channel stands out most, each at its worst bucket."""
+    """The layers with the largest outlier channels, each at its worst bucket."""
     worst = {row.layer: row for row in sorted(rows, key=lambda row: row.activation.channel_peak)}
     return sorted(worst.values(), key=lambda row: -row.activation.channel_peak)[:SHOWN_OUTLIERS]
 
 
 def fact_groups(facts: dict[str, dict[str, Any]]) -> Iterator[FactGroup]:
-    """Facts in reading form: nested tables on one line, empty ones left out."""
+    """Facts in reading form: nested tables on one line, without empty ones."""
     for heading, group in facts.items():
         pairs = [(key, _on_one_line(value)) for key, value in group.items() if key != "files" and value is not None]
         yield FactGroup(heading[0].upper() + heading[1:], tuple(pairs), group.get("files", {}))
