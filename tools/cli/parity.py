@@ -26,6 +26,7 @@ from qwen3vl_edge.tools.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from qwen3vl_edge.edge_runtime.edge import EdgeOptions
     from qwen3vl_edge.tools.parity.candidate import Candidate
     from qwen3vl_edge.tools.parity.layers.bisect import Bisection
     from qwen3vl_edge.tools.parity.layers.names import LayerSource
@@ -75,19 +76,10 @@ def parity(
     options = EdgeOptions(
         backend=backend, backend_options=backend_options, wire_dtype=wire_dtype, preprocess=preprocess
     )
+    chosen = (against_backend, against_provider, against_precision, against_target)
     other = None
-    if any(
-        item is not None for item in (against, against_backend, against_provider, against_precision, against_target)
-    ):
-        other_backend = BackendOptions(
-            against_precision, threads, Path(model), against_provider or "cpu", against_target
-        )
-        other = (
-            against or bundle,
-            replace(
-                options, backend=against_backend or "onnxruntime", backend_options=other_backend, preprocess="reference"
-            ),
-        )
+    if against is not None or any(item is not None for item in chosen):
+        other = (against or bundle, _other_options(options, *chosen))
     request = ParityRequest(
         bundle, model, options, images, prompts, max_new_tokens, dump, other, gate, layers=report is not None
     )
@@ -99,6 +91,14 @@ def parity(
         )
     else:
         _bisect(request, tolerance, as_json)
+
+
+def _other_options(
+    options: EdgeOptions, backend: str | None, provider: str | None, precision: str | None, target: str | None
+) -> EdgeOptions:
+    """The options of the --against side; what is not given has its default, not the first side's value."""
+    backend_options = replace(options.backend_options, precision=precision, provider=provider or "cpu", target=target)
+    return replace(options, backend=backend or "onnxruntime", backend_options=backend_options, preprocess="reference")
 
 
 def _measure(request: ParityRequest, page: Path | None, as_json: bool) -> None:
