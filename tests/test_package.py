@@ -135,8 +135,9 @@ def test_the_wheel_holds_what_is_shipped(wheel: Path) -> None:
         for path in (ROOT / part).rglob("*.py")
         if not path.is_relative_to(ROOT / "tools" / "dev")
     }
-    page = ROOT / "edge_runtime" / "daemon" / "page"
-    expected |= {f"qwen3vl_edge/edge_runtime/daemon/page/{path.name}" for path in page.iterdir()}
+    pages = ("edge_runtime/daemon/page", "tools/parity/page")
+    assets = [path for folder in pages for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix != ".py"]
+    expected |= {f"qwen3vl_edge/{path.relative_to(ROOT)}" for path in assets}
     expected |= {f"qwen3vl_edge/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
     found = contents(wheel)
     info = f"qwen3vl_edge-{qwen3vl_edge.__version__}.dist-info"

@@ -47,8 +47,8 @@ def test_settings_become_arguments() -> None:
     ("name", "said"),
     [
         ("blok_size", "Did you mean block_size?"),
-        ("tensor_parallel_size", "sets itself"),
-        ("hf_overrides", "sets itself"),
+        ("tensor_parallel_size", "of vLLM itself"),
+        ("hf_overrides", "of vLLM itself"),
     ],
 )
 def test_further_arguments_are_checked_by_name(name: str, said: str) -> None:
