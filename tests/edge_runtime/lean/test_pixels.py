@@ -137,8 +137,8 @@ def test_a_thousand_pictures_reach_the_engine_as_the_reference_has_them(edge: Ed
         served += 1
         one, other = lean.media[0], reference.media[0]
         assert one.choice == other.choice, name
-        assert one.pixel_values.dtype == other.pixel_values.dtype
-        assert one.pixel_values.tobytes() == other.pixel_values.tobytes(), name
+        assert one.input.pixel_values.dtype == other.input.pixel_values.dtype
+        assert one.input.pixel_values.tobytes() == other.input.pixel_values.tobytes(), name
         assert lean.text == reference.text.replace("<|image_pad|>", "<|image_pad|>" * (one.grid.patches // 4))
         np.testing.assert_array_equal(lean.input_ids, reference.input_ids, name)
         resized += not one.choice.exact
@@ -153,7 +153,7 @@ def test_every_mode_is_converted_as_upstream_does(edge: Edge, mode: str) -> None
     reference = prepared(prepare_prompt, part, edge.processor, edge.policy)
     assert lean is not None
     assert reference is not None
-    np.testing.assert_array_equal(lean.media[0].pixel_values, reference.media[0].pixel_values)
+    np.testing.assert_array_equal(lean.media[0].input.pixel_values, reference.media[0].input.pixel_values)
 
 
 def test_smart_resize_is_upstreams(edge: Edge) -> None:
@@ -201,8 +201,8 @@ def test_uint8_graphs_get_the_references_bytes_and_agree(bundle: Path, edge: Edg
             from_upstream = vision_process.fetch_image(
                 {"image": image, "resized_height": height, "resized_width": width}, 16
             )
-            assert item.pixels is not None
-            np.testing.assert_array_equal(item.pixels, np.asarray(from_upstream))
+            assert item.input.pixels is not None
+            np.testing.assert_array_equal(item.input.pixels, np.asarray(from_upstream))
             one, other = pixels.encode(messages).request.media[0], edge.encode(messages).request.media[0]
             assert (one.origin["input"], other.origin["input"]) == ("uint8", "patches")
             for a, b in zip((one.embeds, *one.deepstack), (other.embeds, *other.deepstack), strict=True):
