@@ -12,7 +12,7 @@ class ContractError(ValueError):
 
     Args:
         message: one sentence that names the input and the limit it broke.
-        field: the field, file or option at fault (`"input_ids"`, `"--bucket"`, a path).
+        field: the field, file or option at fault (`"input_ids"`, `"--buckets"`, a path).
         expected: what would have been accepted.
         got: the actual value.
         remedy: what to do about it.

@@ -1,5 +1,5 @@
 # The server on a CUDA machine. torch's wheels contain the CUDA libraries; the host provides the driver.
-FROM python:3.12-slim
+FROM python:3.11-slim
 
 WORKDIR /opt/qwen3vl-edge
 # The parts, and the package with the links to them; the wheel holds the files.

@@ -1,4 +1,4 @@
-"""One question about pictures and clips: encoded here, answered by the server, printed as it is streamed."""
+"""One question about pictures and clips: encoded here, answered by the server, its text handed on as it streams."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.waiting import until
 
 PARTS = ("calibration", "contract", "edge_runtime", "export", "server", "tools")
-OLD = ROOT / "tests" / "support" / "written_before_the_move"
+OLD = ROOT / "tests" / "support" / "files_of_an_earlier_version"
 BUILD_SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
 

@@ -29,7 +29,7 @@ BENCHES = {
 
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="encoder, wire, packing, server, concurrency, e2e, growth, …")],
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHES))],
 ) -> None:
     """Measure one part against its peers and its floor; `bench NAME --help` shows its options."""
     if name not in BENCHES:
@@ -44,5 +44,5 @@ def bench(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "qwen3vl_edge":
             raise
-        remedy = "pip install 'qwen3vl-edge[bench]'"
+        remedy = "pip install -e '.[bench]'"
         raise InputError(f"{error.name} is not installed", field=name, remedy=remedy) from None

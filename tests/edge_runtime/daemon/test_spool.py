@@ -22,7 +22,7 @@ from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request, encod
 from qwen3vl_edge.edge_runtime.daemon.jobs.spool import NewJob, Spool, SpoolDiskError, SpoolFullError
 from tests.support.paths import ROOT
 
-WRITTEN_BEFORE = ROOT / "tests" / "support" / "written_before_the_move"
+EARLIER = ROOT / "tests" / "support" / "files_of_an_earlier_version"
 
 T = TypeVar("T")
 
@@ -80,8 +80,8 @@ def test_jobs_come_in_order_and_are_answered_once(tmp_path: Path) -> None:
 
 
 def test_a_spool_of_an_earlier_release_opens_and_its_job_can_be_sent(tmp_path: Path) -> None:
-    shutil.copy(WRITTEN_BEFORE / "spool.sqlite3", tmp_path / "jobs.db")
-    written = (WRITTEN_BEFORE / "request.bin").read_bytes()
+    shutil.copy(EARLIER / "spool.sqlite3", tmp_path / "jobs.db")
+    written = (EARLIER / "request.bin").read_bytes()
 
     async def work(spool: Spool) -> None:
         assert spool.counts.jobs == {"done": 1, "waiting": 1}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from qwen3vl_edge.tools.dev.train_reference.scenes import COLOURS, SHAPES, Clip, Scene, Thing
 
-TASKS = ("colour", "shape", "count", "where", "relation", "number", "compare", "motion", "first_colour")
 _COUNT_WORDS = ("no", "1", "2", "3", "4", "5", "6")
 
 

@@ -14,7 +14,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from tests.support.paths import ROOT
 
-WRITTEN = ROOT / "tests" / "support" / "written_before_the_move"
+WRITTEN = ROOT / "tests" / "support" / "files_of_an_earlier_version"
 BODY = (WRITTEN / "request.bin").read_bytes()
 
 
