@@ -69,7 +69,7 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"picture {label} cannot be read ({error.strerror})", field="image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{label} is not in a picture format of Pillow", field="image") from None
+        raise InputError(f"{label} is not a picture that Pillow can read", field="image") from None
     except Image.DecompressionBombError as error:
         limit = f"at most {MAX_IMAGE_PIXELS} pixels"
         raise InputError(f"picture {label} is too large", field="image", expected=limit, got=error) from None
