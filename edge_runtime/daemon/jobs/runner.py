@@ -11,7 +11,8 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-from qwen3vl_edge.contract.errors import ContractError, InternalError, WireError
+from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.http.errors import as_contract_error
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.edge_runtime.client.async_client import NOT_LET_IN
 from qwen3vl_edge.edge_runtime.daemon.chat import Progress, completion, generate
@@ -95,7 +96,7 @@ class JobRunner:
             await self._record(job.id, answer=attempt.result())
             self._upstream.forget(job.id)  # only now: before, the server had the only copy
             return
-        error = failure if isinstance(failure, ContractError) else _logged(failure, job.id)
+        error = as_contract_error(failure, job.id)
         if error is failure and (error.status >= 500 or error.status in _LATER):
             longest = min(FIRST_WAIT_SECONDS * 2 ** min(job.attempts, 20), LONGEST_WAIT_SECONDS)
             wait = max(random.uniform(0, longest), getattr(error, "retry_after", 0))
@@ -153,9 +154,3 @@ class JobRunner:
         limit = NOTHING_TO_DO_SECONDS if seconds is None else min(seconds + 0.01, NOTHING_TO_DO_SECONDS)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(woken.wait(), limit)
-
-
-def _logged(failure: BaseException, job_id: str) -> InternalError:
-    """An error of this program: its stack trace is only logged."""
-    logger.error("job %s failed", job_id, exc_info=failure)
-    return InternalError("the server failed on this request", got=f"request {job_id}")
