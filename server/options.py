@@ -80,6 +80,14 @@ class ServerOptions:
     max_queue_per_client: int = setting(
         0, "Requests of one client that may wait; 0 for no limit of its own.", within=(0, 1_000_000)
     )
+    max_in_flight: int = setting(
+        4,
+        "All requests in flight may hold this many times what one request may: bytes, values, tokens.",
+        within=(1, 10_000),
+    )
+    max_in_flight_per_client: int = setting(
+        2, "The requests of one client in flight: the same, as a multiple of one request's limits.", within=(1, 10_000)
+    )
     max_batch: int = setting(8, "Requests that generate at once.", option="--max-batch", within=(1, 4096))
     max_batch_tokens: int = setting(
         65_536, "Tokens of their prompts and answers together, padding included.", within=(1, 2**32)
