@@ -18,7 +18,10 @@ from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape, Sampling
 from qwen3vl_edge.server.errors import BodySchemaError
 
+MAX_QUOTES = 2_000  # the known names have 42; of each unknown one there would be an error
 GridRow = Annotated[list[int], Field(min_length=3, max_length=3)]
+# The first wrong value is enough: of a million there would be a million errors.
+Integers = Annotated[list[int], Field(fail_fast=True)]
 
 
 class GenerateBody(BaseModel):
@@ -40,12 +43,12 @@ class GenerateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    input_ids: list[int]
+    input_ids: Integers
     vision_embeddings: list[Any] = []
     deepstack_embeddings: list[list[Any]] = []
-    image_grid_thw: list[GridRow] = []
-    video_grid_thw: list[GridRow] = []
-    attention_mask: list[int] | None = None
+    image_grid_thw: Annotated[list[GridRow], Field(fail_fast=True)] = []
+    video_grid_thw: Annotated[list[GridRow], Field(fail_fast=True)] = []
+    attention_mask: Integers | None = None
     model_hash: str | None = None
     request_id: str = ""
     stream: bool = False
@@ -64,22 +67,30 @@ def decode_json(
     model: ModelShape,
     limits: Limits,
     check: Callable[[GenerateRequest], GenerateRequest] = lambda request: request,
+    claim: Callable[[int], None] = lambda _: None,
 ) -> GenerateRequest:
     """Parse a JSON body into the same request as its binary form; embeddings become float32.
 
+    Its values are counted by the caller: `check_values` in `contract/formats/strict_json.py`.
+
     Args:
         check: the engine's validation, run here so that its errors name the JSON fields too.
+        claim: called with the number of visual tokens before the embeddings are converted; may raise.
 
     Raises:
         BodySchemaError: a field is missing, unknown or of the wrong type.
         WireError, LimitError: a value does not fit; names the JSON field.
     """
+    if (quotes := body.count(b'"')) > MAX_QUOTES:
+        raise LimitError(
+            "the body has too many strings", field="body", expected=f"at most {MAX_QUOTES // 2}", got=quotes // 2
+        )
     try:
         parsed = GenerateBody.model_validate_json(body)
     except ValidationError as error:
         raise _schema_error(error) from None
     try:
-        return check(_request(parsed, model, limits))
+        return check(_request(parsed, model, limits, claim))
     except ContractError as error:
         raise rename_fields(error, len(parsed.image_grid_thw)) from None
 
@@ -104,11 +115,11 @@ def rename_fields(error: ContractError, images: int) -> ContractError:
     return error
 
 
-def _request(parsed: GenerateBody, model: ModelShape, limits: Limits) -> GenerateRequest:
+def _request(parsed: GenerateBody, model: ModelShape, limits: Limits, claim: Callable[[int], None]) -> GenerateRequest:
     return GenerateRequest(
         model_hash=parsed.model_hash,
         input_ids=_integers(parsed.input_ids, "input_ids"),
-        media=_media(parsed, model, limits),
+        media=_media(parsed, model, limits, claim),
         attention_mask=None if parsed.attention_mask is None else _integers(parsed.attention_mask, "attention_mask"),
         sampling=Sampling.from_dict({item.name: getattr(parsed, item.name) for item in fields(Sampling)}),
         stream=parsed.stream,
@@ -116,7 +127,9 @@ def _request(parsed: GenerateBody, model: ModelShape, limits: Limits) -> Generat
     )
 
 
-def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[MediaEmbeddings, ...]:
+def _media(
+    parsed: GenerateBody, model: ModelShape, limits: Limits, claim: Callable[[int], None]
+) -> tuple[MediaEmbeddings, ...]:
     kinds = ["image"] * len(parsed.image_grid_thw) + ["video"] * len(parsed.video_grid_thw)
     grids = [Grid(*row) for row in (*parsed.image_grid_thw, *parsed.video_grid_thw)]
     if len(grids) > limits.max_media:
@@ -132,6 +145,14 @@ def _media(parsed: GenerateBody, model: ModelShape, limits: Limits) -> tuple[Med
                 got=grid.as_list(),
             )
     counts = [grid.tokens(model.merge_size) for grid in grids]
+    if sum(counts) > limits.max_visual_tokens:
+        raise LimitError(
+            "too many visual tokens",
+            field="grid_thw",
+            expected=f"at most {limits.max_visual_tokens}",
+            got=sum(counts),
+        )
+    claim(sum(counts))
     embeds = _split(parsed.vision_embeddings, counts, "vision_embeddings")
     levels = [
         _split(level, counts, f"deepstack_embeddings.{index}")
@@ -182,7 +203,7 @@ def _integers(values: list[int], field: str) -> NDArray[np.int64]:
 
 
 def _schema_error(error: ValidationError) -> ContractError:
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return WireError("the body is not JSON", field="body", got=first["msg"])
     field = ".".join(str(part) for part in first["loc"]) or "body"

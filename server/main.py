@@ -16,6 +16,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.http.listener import http_server, listen, quiet_stop, renew_tls
 from qwen3vl_edge.contract.http.tls import ServerTls
 from qwen3vl_edge.contract.http.tracing import start_tracing
+from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
 from qwen3vl_edge.contract.wire.basis import Bases, bases_of, read_basis
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
@@ -92,6 +93,7 @@ def _load(
         readiness.failure = error
         server.should_exit = True
         return
+    exclude_from_collections()
     readiness.set(engine, pixels)
     logger.info("listening on %s", url)
 

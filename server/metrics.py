@@ -7,11 +7,12 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qwen3vl_edge.contract.http.deprecated_metrics import DeprecatedAliases
+from qwen3vl_edge.contract.http.ledger import Ledger
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Metrics:
     """
 
     def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore) -> None:
-        current = CollectorRegistry()
+        current = self._current = CollectorRegistry()
         counter, histogram = partial(_new_counter, current), partial(_new_histogram, current)
         self.requests = counter("requests", "HTTP requests", "endpoint", "status")
         self.received_bytes = counter("received_bytes", "Bytes of request bodies, as received")
@@ -130,6 +131,12 @@ class Metrics:
         old_names = {f"{PREFIX}_{old}": f"{PREFIX}_{new}" for old, new in RENAMED.items()}
         self.registry.register(DeprecatedAliases(current, old_names))
 
+    def watch_ledger(self, ledger: Ledger) -> None:
+        """Also export what the requests in flight hold."""
+        held = Gauge(f"{PREFIX}_held_in_flight", "What requests in flight hold", ["resource"], registry=self._current)
+        for name in ledger.held:
+            held.labels(name.lower().replace(" ", "_")).set_function(partial(_held, ledger, name))
+
     def record(self, client: str, future: Future[GenerateResult]) -> None:
         """Count an ended generation; a callback of its future, so it counts with and without readers."""
         try:
@@ -156,6 +163,10 @@ class Metrics:
         for phase, value in (("queue", timings.queue_s), ("prefill", timings.prefill_s), ("decode", timings.decode_s)):
             if phase == "queue" or result.generated_ids:
                 self.generation_seconds.labels(phase).observe(value)
+
+
+def _held(ledger: Ledger, name: str) -> float:
+    return float(ledger.held[name])
 
 
 def _new_counter(registry: CollectorRegistry, name: str, documentation: str, *labels: str) -> Counter:

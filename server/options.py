@@ -111,6 +111,13 @@ class ServerOptions:
         "A lower limit for JSON bodies, in MiB: their numbers cost several times their text in memory.",
         within=(1, 16_384),
     )
+    max_json_values: int = setting(
+        1_000_000, "Most values (numbers, strings, lists, objects) of a JSON body.", within=(100, 10**9)
+    )
+    max_chat_values: int = setting(20_000, "The same of a chat, whose embeddings are text.", within=(100, 10**9))
+    max_prompt_characters: int = setting(
+        524_288, "Most characters of a chat's text; by default 16 for each of its tokens.", within=(1, 2**30)
+    )
     body_timeout_s: float = setting(60.0, "Seconds that a client may take to send its body.", within=(0.01, 3600))
     drain_s: int = setting(30, "Seconds in which running requests may finish after SIGTERM.", within=(0, 3600))
     hold_embeddings_mib: int = setting(
@@ -127,6 +134,7 @@ class ServerOptions:
         "Load the vision encoder too, and accept pictures in chats as well as embeddings.",
         option="--allow-pixels",
     )
+    max_pixels: int = setting(50_000_000, "Most pixels of a request's pictures together.", within=(1, 10**9))
     keep_answers_s: float = setting(
         600.0,
         "Seconds for which the answer to a request with an Idempotency-Key is stored, in memory.",
@@ -212,6 +220,11 @@ class ServerOptions:
     def most_json_bytes(self, limits: Limits) -> int:
         """Size limit in bytes of a JSON body for these limits."""
         return min(limits.max_body_bytes, self.max_json_body_mib * 2**20)
+
+    @property
+    def max_values(self) -> int:
+        """Most JSON values of a chat."""
+        return min(self.max_chat_values, self.max_json_values)
 
     @property
     def tls(self) -> ServerTls | None:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from anyio import CapacityLimiter, to_thread
+
+from qwen3vl_edge.contract.http.ledger import (
+    BODY_BYTES,
+    DECOMPRESSED_BYTES,
+    JSON_VALUES,
+    PIXELS,
+    VISUAL_TOKENS,
+    Ledger,
+    Resource,
+)
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.server.embeddings.disk import open_disk
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
@@ -12,6 +25,9 @@ from qwen3vl_edge.server.http.access import Guard
 from qwen3vl_edge.server.metrics import Metrics
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
+
+T = TypeVar("T")
+DECODING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,8 @@ class ServerState:
         store: embeddings held by hash.
         keyed: generations and answers by Idempotency-Key.
         guard: access tokens, rate limits and the audit log.
+        ledger: what the requests in flight hold.
+        decoding: limits the threads that decode bodies.
     """
 
     readiness: Readiness
@@ -34,6 +52,15 @@ class ServerState:
     keyed: KeyedGenerations
     metrics: Metrics
     guard: Guard
+    ledger: Ledger
+    decoding: CapacityLimiter
+
+    async def decode(self, work: Callable[[], T]) -> T:
+        """Run work on a body in a thread.
+
+        Few threads at once: each holds the interpreter for milliseconds at a time, and the event loop waits for all.
+        """
+        return await to_thread.run_sync(work, limiter=self.decoding)
 
     def close(self) -> None:
         """Release the folder of stored embeddings."""
@@ -50,4 +77,23 @@ def open_state(readiness: Readiness, options: ServerOptions, bases: Bases = NO_B
     store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
     metrics = Metrics(readiness.stats, store)
     keyed = KeyedGenerations(options, metrics.idempotent_requests)
-    return ServerState(readiness, options, bases, store, keyed, metrics, Guard(options))
+    ledger = open_ledger(options)
+    metrics.watch_ledger(ledger)
+    decoding = CapacityLimiter(DECODING_THREADS)
+    return ServerState(readiness, options, bases, store, keyed, metrics, Guard(options), ledger, decoding)
+
+
+def open_ledger(options: ServerOptions) -> Ledger:
+    """The ledger of a server with these limits."""
+    body_bytes = options.max_body_mib * 2**20
+    return Ledger(
+        [
+            Resource(BODY_BYTES, "body", "max_body_mib", body_bytes),
+            Resource(DECOMPRESSED_BYTES, "body", "max_body_mib", body_bytes),
+            Resource(JSON_VALUES, "body", "max_json_values", options.max_json_values),
+            Resource(PIXELS, "messages", "max_pixels", options.max_pixels),
+            Resource(VISUAL_TOKENS, "grid_thw", "max_visual_tokens", options.max_visual_tokens),
+        ],
+        options.max_in_flight_per_client,
+        options.max_in_flight,
+    )

@@ -78,13 +78,17 @@ def header_length(prefix: bytes | memoryview, limit: int = MAX_HEADER_BYTES) -> 
     return length
 
 
-def parse_header(text: bytes, data_start: int) -> Layout:
+def parse_header(text: bytes, data_start: int, max_values: int | None = None) -> Layout:
     """Parse and check the JSON table: known dtypes, sizes that match shapes, no gap, no overlap.
+
+    Args:
+        max_values: the most JSON values of an untrusted table.
 
     Raises:
         WireError: names the tensor and the fault.
+        LimitError: more than `max_values` values.
     """
-    table = strict_object(text, "header")
+    table = strict_object(text, "header", max_values)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WireError("metadata is not a map of strings", field="__metadata__")

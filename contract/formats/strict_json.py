@@ -5,27 +5,69 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qwen3vl_edge.contract.errors import WireError
+from qwen3vl_edge.contract.errors import LimitError, WireError
 
 
-def strict_object(text: str | bytes, field: str) -> dict[str, Any]:
+def count_values(text: str | bytes | bytearray) -> int:
+    """At least as many as the JSON text has values, counted without parsing: a value follows a bracket or a comma.
+
+    Commas and brackets within strings count too.
+    """
+    if isinstance(text, str):
+        return 1 + text.count(",") + text.count("[") + text.count("{")
+    return 1 + text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def _count_outside_strings(text: bytes, most: int) -> int:
+    """As `count_values`, without what stands in strings; more than `most` where there are so many strings."""
+    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    pieces = unescaped.split(b'"', 4 * most)  # each string is a value or a value's name
+    return max(1 + sum(count_values(piece) - 1 for piece in pieces[::2]), len(pieces) // 4)
+
+
+def check_values(text: str | bytes | bytearray, most: int, field: str, setting: str | None = None) -> int:
+    """Count the values of untrusted JSON before it is parsed: parsed, a value of two characters takes a hundred bytes.
+
+    Args:
+        field: the field that an error names.
+        setting: the setting that sets the limit.
+
+    Returns:
+        Their number, or a little more: commas and brackets in strings count where that changes nothing.
+
+    Raises:
+        LimitError: more than `most`.
+    """
+    count = count_values(text)
+    if count > most:
+        count = _count_outside_strings(text.encode() if isinstance(text, str) else bytes(text), most)
+    if count > most:
+        limit = f"at most {most}" if setting is None else f"at most {most} ({setting})"
+        raise LimitError(f"{field} has too many JSON values", field=field, expected=limit, got=count)
+    return count
+
+
+def strict_object(text: str | bytes, field: str, max_values: int | None = None) -> dict[str, Any]:
     """Parse a JSON object.
 
     Args:
         field: the field that an error names.
+        max_values: the most values of untrusted text.
 
     Raises:
         WireError: not JSON, not an object, a repeated name, nested too deeply, a number of thousands of digits, or a
             lone surrogate, which cannot be encoded as UTF-8 again.
+        LimitError: more than `max_values` values.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise WireError(f"{field} repeats a name", field=next(name for name in names if names.count(name) > 1)[:80])
+            raise WireError(f"{field} repeats a name", field=_first_repeated(pairs)[:80])
         return members
 
+    if max_values is not None:
+        check_values(text, max_values, field)
     try:
         # json.loads would decode bytes as UTF-16 or UTF-32 too, with lone surrogates in them.
         text = text.decode() if isinstance(text, bytes) else text
@@ -39,3 +81,12 @@ def strict_object(text: str | bytes, field: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise WireError(f"{field} is not a JSON object", field=field, got=type(document).__name__)
     return document
+
+
+def _first_repeated(pairs: list[tuple[str, Any]]) -> str:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    raise AssertionError("no name is repeated")

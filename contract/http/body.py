@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError
 from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.http.ledger import BODY_BYTES, DECOMPRESSED_BYTES, Account
 from qwen3vl_edge.contract.wire.compression import ZSTD, decompress
 
 Body = bytearray | bytes | memoryview
@@ -36,7 +39,9 @@ def content_type(request: Request, *known: str) -> str:
     return kind
 
 
-async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: bool = False) -> Body:
+async def read_body(
+    request: Request, limit: int, timeout_s: float, *, zstd: bool = False, account: Account | None = None
+) -> Body:
     """Read the whole body, into one buffer if Content-Length is given.
 
     The buffer costs address space only, because the system allocates pages when they are written. Sets
@@ -46,11 +51,13 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
     Args:
         limit: most bytes, both as sent and decompressed.
         zstd: accept a compressed body (`Content-Encoding: zstd`).
+        account: claims the bytes as they arrive, and those of a compressed body again as they are decompressed.
 
     Raises:
         HttpError: 411 without a length or chunks, 400 for a length that is not a number or is exceeded, or a client
             that disconnected, 408 after `timeout_s` seconds, 415 for an unsupported content encoding.
-        LimitError: more than `limit` bytes, announced, sent or decompressed.
+        LimitError: more than `limit` bytes, announced, sent or decompressed; or they do not fit beside the bodies of
+            other requests.
         WireError: the body cannot be decompressed.
     """
     headers = request.headers
@@ -74,7 +81,9 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
         raise _too_large(limit, f"{length[:_MAX_DIGITS]} bytes")
     started = time.perf_counter()
     try:
-        body = await asyncio.wait_for(_collect(request, limit, None if length is None else int(length)), timeout_s)
+        body = await asyncio.wait_for(
+            _collect(request, limit, None if length is None else int(length), account), timeout_s
+        )
     except asyncio.TimeoutError:
         raise HttpError(
             408, "body_timeout", "the body came too slowly", field="body", expected=f"all within {timeout_s:g} s"
@@ -85,7 +94,9 @@ async def read_body(request: Request, limit: int, timeout_s: float, *, zstd: boo
     request.state.received_bytes = len(body)
     if not encoding:
         return body
-    return await run_in_threadpool(decompress, body, limit)
+    if account is None:
+        return await run_in_threadpool(decompress, body, limit)
+    return await run_in_threadpool(decompress, body, limit, partial(account.claim, DECOMPRESSED_BYTES))
 
 
 def received_header(request: Request) -> dict[str, str]:
@@ -94,17 +105,26 @@ def received_header(request: Request) -> dict[str, str]:
     return {} if seconds is None else {"Server-Timing": f"receive;dur={seconds * 1e3:.3f}"}
 
 
-async def _collect(request: Request, limit: int, length: int | None) -> bytearray | memoryview:
+async def _collect(request: Request, limit: int, length: int | None, account: Account | None) -> bytearray | memoryview:
+    chunks = _claimed_chunks(request, account)
     if length is None:
-        return await _collect_chunks(request, limit)
-    return await _collect_announced(request, length)
+        return await _collect_chunks(chunks, limit)
+    return await _collect_announced(chunks, length)
 
 
-async def _collect_announced(request: Request, length: int) -> memoryview:
+async def _claimed_chunks(request: Request, account: Account | None) -> AsyncIterator[bytes]:
+    """The body's chunks, each claimed once it is here: a client that announces much and sends little holds little."""
+    async for chunk in request.stream():
+        if account is not None:
+            await account.wait_for(BODY_BYTES, len(chunk))
+        yield chunk
+
+
+async def _collect_announced(chunks: AsyncIterator[bytes], length: int) -> memoryview:
     """Collect a body of a known length within the limit; each byte is copied once."""
     buffer = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
     filled = 0
-    async for chunk in request.stream():
+    async for chunk in chunks:
         end = filled + len(chunk)
         if end > length:
             raise HttpError(
@@ -115,14 +135,14 @@ async def _collect_announced(request: Request, length: int) -> memoryview:
     return buffer[:filled]
 
 
-async def _collect_chunks(request: Request, limit: int) -> bytearray:
+async def _collect_chunks(chunks: AsyncIterator[bytes], limit: int) -> bytearray:
     """Collect a body of unknown length.
 
     Raises:
         LimitError: more than `limit` bytes.
     """
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in chunks:
         if len(body) + len(chunk) > limit:
             raise _too_large(limit, "more")
         body += chunk

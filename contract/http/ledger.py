@@ -22,6 +22,13 @@ WAIT_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 2
 PER_CLIENT, IN_ALL = "max_in_flight_per_client", "max_in_flight"
 
+# Names of resources.
+BODY_BYTES = "body bytes"
+DECOMPRESSED_BYTES = "decompressed bytes"
+JSON_VALUES = "JSON values"
+PIXELS = "pixels"
+VISUAL_TOKENS = "visual tokens"
+
 
 class InFlightError(LimitError):
     """The requests in flight hold too much; the same request is accepted once they hold less."""

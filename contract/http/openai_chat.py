@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.strict_json import check_values
 from qwen3vl_edge.contract.wire.request import Sampling
 
 # They identify the caller or request bookkeeping; they do not change the answer.
@@ -74,17 +75,26 @@ class ChatOptions(BaseModel):
 AnyChat = TypeVar("AnyChat", bound=ChatOptions)
 
 
-def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray) -> AnyChat:
-    """A chat request from its JSON.
+def parse_chat_as(
+    kind: type[AnyChat], body: bytes | bytearray, max_values: int, setting: str = "max_json_values"
+) -> AnyChat:
+    """A chat request from its JSON. Takes a second for the largest: call it in a thread.
+
+    Args:
+        max_values: the most JSON values of the body.
+        setting: the setting that sets this limit.
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
+        LimitError: more than `max_values` values; found before it is parsed.
     """
+    check_values(body, max_values, "body", setting)
     try:
         parsed = kind.model_validate_json(bytes(body))
     except ValidationError as error:
         # For a union, pydantic reports the errors of each type; the deepest one belongs to the intended type.
-        first = max(error.errors(), key=lambda detail: len(detail["loc"]))
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        first = max(details, key=lambda detail: len(detail["loc"]))
         where = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "body"
         raise InputError(f"bad request: {first['msg'].lower()}"[:300], field=where[:120]) from None
     for name, value in (parsed.model_extra or {}).items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,20 @@ from qwen3vl_edge.contract.wire.media_codec import (
     NUMPY_DTYPES,
     PACKED_VERSION,
     Named,
+    declare_media,
     medium_item,
     medium_tensors,
-    read_media,
     take,
 )
-from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, MediaReference, Sampling
+from qwen3vl_edge.contract.wire.request import (
+    GenerateRequest,
+    Limits,
+    MediaEmbeddings,
+    MediaReference,
+    ModelShape,
+    Sampling,
+)
+from qwen3vl_edge.contract.wire.validate import validate_declared, validate_declared_medium, visual_tokens
 from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 WIRE_VERSION = 1
@@ -41,6 +50,8 @@ REFERENCE_VERSION = 2  # for bodies that name embeddings without sending them
 VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION, BASIS_VERSION)
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
+_VALUES_PER_MEDIUM = 200  # JSON values in the header: some 80 for the most, packed with three DeepStack levels
+_VALUES_BESIDE = 2_000
 
 Lookup = Callable[[Sequence[MediaReference]], Sequence[MediaEmbeddings]]
 """Returns the embeddings of references, in order; raises if some are not in the store."""
@@ -110,45 +121,62 @@ def decode_request(
     bases: Bases = NO_BASES,
     *,
     keep_packed: bool = False,
+    model: ModelShape | None = None,
+    claim: Callable[[int], None] = lambda _: None,
 ) -> GenerateRequest:
     """Parse a body; the request's arrays are views of it, except those that were packed.
 
-    The structure is checked here (container, names, dtypes, ranks, counts of the document); what depends on
-    the server's model is checked by `validate_request` in `contract/wire/validate.py`.
+    The structure is checked here (container, names, dtypes, ranks, counts of the document). With a model, so is
+    everything that the body declares, before anything is unpacked or looked up; only the values are left to
+    `validate_request` in `contract/wire/validate.py`.
 
     Args:
         lookup: returns media that the body names by hash, checked against their grids; None rejects such a body.
         bases: the bases that embeddings may be sent in.
         keep_packed: media also keep their packed form, to be sent again in it.
+        model: the server's model.
+        claim: called with the number of visual tokens before anything is unpacked or looked up; may raise.
 
     Raises:
         WireError: names the field at fault.
-        ModelMismatchError: embeddings are in a basis that is not among `bases`.
+        ModelMismatchError: embeddings are in a basis that is not among `bases`, or of another model.
         LimitError: body, unpacked or not, or media count above the limits.
     """
     limits = limits or Limits()
     document, arrays = _parse(body, limits)
-    items = read_media(document, arrays, limits, bases, keep_packed)
+    declared = declare_media(document, arrays, limits, bases)
     input_ids = take(arrays, "input_ids", ("<i8", "<i4"), 1)
     mask = take(arrays, "attention_mask", ("<u1",), 1) if "attention_mask" in arrays else None
     _reject_unnamed_tensors(arrays)
     _check_lengths(input_ids, mask, limits)
     sampling = Sampling.from_dict(document.get("sampling", {}))
-    return GenerateRequest(
+    request = GenerateRequest(
         model_hash=document.get("model_hash"),
         input_ids=input_ids.astype(np.int64, copy=False),
-        media=_resolve(items, document["version"], lookup),
         attention_mask=None if mask is None else mask.astype(np.int64),
         sampling=sampling,
         stream=bool(document.get("stream", False)),
         request_id=document.get("request_id", ""),
     )
+    if model is not None:
+        validate_declared(request, declared, model, limits)
+        claim(visual_tokens(declared, model))
+    items = [item.open(keep_packed) for item in declared]
+    return replace(request, media=_resolve(items, document["version"], lookup))
 
 
 def decode_medium(
-    body: bytes | bytearray | memoryview, limits: Limits | None = None, bases: Bases = NO_BASES
+    body: bytes | bytearray | memoryview,
+    limits: Limits | None = None,
+    bases: Bases = NO_BASES,
+    *,
+    model: ModelShape | None = None,
+    claim: Callable[[int], None] = lambda _: None,
 ) -> tuple[MediaEmbeddings, str | None]:
     """Parse the body of `encode_medium`: one picture or clip and its model's hash; arrays are views of the body.
+
+    Args:
+        model, claim: as for `decode_request`.
 
     Raises:
         WireError, LimitError, ModelMismatchError: as `decode_request`.
@@ -159,9 +187,12 @@ def decode_medium(
         raise WireError(
             "the body must contain exactly one medium", field="media", expected=1, got=len(document["media"])
         )
-    items = read_media(document, arrays, limits, bases)
+    declared = declare_media(document, arrays, limits, bases)
     _reject_unnamed_tensors(arrays)
-    return _resolve(items, document["version"], None)[0], document.get("model_hash")
+    if model is not None:
+        validate_declared_medium(declared[0], model, limits, document.get("model_hash"))
+        claim(visual_tokens(declared, model))
+    return _resolve([declared[0].open()], document["version"], None)[0], document.get("model_hash")
 
 
 def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -173,7 +204,7 @@ def _parse(body: bytes | bytearray | memoryview, limits: Limits) -> tuple[dict[s
             expected=f"at most {limits.max_body_bytes} bytes",
             got=f"{view.nbytes} bytes",
         )
-    layout = _layout(view)
+    layout = _layout(view, _most_values(limits))
     document = _document(layout, limits)
     return document, {name: _view(view, layout, name) for name in layout.tensors}
 
@@ -214,11 +245,15 @@ def _bytes_of(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _layout(view: memoryview) -> Layout:
+def _most_values(limits: Limits) -> int:
+    return _VALUES_BESIDE + _VALUES_PER_MEDIUM * limits.max_media
+
+
+def _layout(view: memoryview, max_values: int) -> Layout:
     length = header_length(view, limit=MAX_WIRE_HEADER_BYTES)
     if view.nbytes < 8 + length:
         raise WireError("body is truncated", field="header", expected=f"{8 + length} bytes", got=f"{view.nbytes} bytes")
-    layout = parse_header(bytes(view[8 : 8 + length]), data_start=8 + length)
+    layout = parse_header(bytes(view[8 : 8 + length]), data_start=8 + length, max_values=max_values)
     if view.nbytes != layout.total_bytes:
         raise WireError(
             "body length does not match its tensors",
@@ -232,7 +267,7 @@ def _layout(view: memoryview) -> Layout:
 def _document(layout: Layout, limits: Limits) -> dict[str, Any]:
     if "request" not in layout.metadata:
         raise WireError("metadata has no request document", field="request")
-    document = strict_object(layout.metadata["request"], "request")
+    document = strict_object(layout.metadata["request"], "request", _most_values(limits))
     version = document.get("version")
     if type(version) is not int or version not in VERSIONS:
         raise WireError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,13 +71,67 @@ def take(arrays: dict[str, NDArray[Any]], name: str, dtypes: tuple[str, ...], ra
     return array
 
 
-def read_media(
-    document: dict[str, Any],
-    arrays: dict[str, NDArray[Any]],
-    limits: Limits,
-    bases: Bases = NO_BASES,
-    keep_packed: bool = False,
-) -> list[MediaEmbeddings | MediaReference]:
+@dataclass(frozen=True)
+class DeclaredMedia:
+    """A picture or clip as its body declares it: nothing is unpacked yet, nor looked up.
+
+    Attributes:
+        index: its index among the request's media.
+        hash: as sent, None without one.
+        by_hash: it is named by its hash, without tensors.
+        tensors: as sent, views of the body.
+        basis: the basis of its coefficients; None if its tensors are the rows themselves.
+    """
+
+    index: int
+    kind: str
+    grid: Grid
+    origin: dict[str, Any]
+    hash: str | None
+    by_hash: bool = False
+    tensors: tuple[NDArray[Any] | Packed, ...] = ()
+    basis: Basis | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Shapes of the embeddings and of each DeepStack level once unpacked; None if it is named by its hash."""
+        if self.by_hash:
+            return None
+        if self.basis is not None:
+            return tuple((tensor.shape[0], self.basis.columns) for tensor in self.tensors)
+        return tuple(tensor.shape for tensor in self.tensors)
+
+    def open(self, keep_packed: bool = False) -> MediaEmbeddings | MediaReference:
+        """The embeddings, unpacked, or the reference to them.
+
+        Raises:
+            WireError: scales do not fit their codes, or are negative or not finite.
+        """
+        if self.by_hash:
+            return MediaReference(self.index, self.kind, self.grid, str(self.hash), self.origin)
+        packed = tuple(tensor for tensor in self.tensors if isinstance(tensor, Packed))
+        for name, tensor in zip(_names(self.index, len(packed) - 1), packed, strict=False):
+            check_packed(tensor, name + SCALES)
+        rows = [unpack(tensor) if isinstance(tensor, Packed) else tensor for tensor in self.tensors]
+        if self.basis is not None:
+            rows = [tensor.rows(own) for own, tensor in zip(rows, self.basis.tensors, strict=True)]
+        basis = self.basis.sha256 if self.basis is not None and keep_packed else None
+        embeds, *deepstack = rows
+        return MediaEmbeddings(
+            self.kind,
+            self.grid,
+            embeds,
+            tuple(deepstack),
+            self.origin,
+            self.hash,
+            packed if keep_packed else (),
+            basis,
+        )
+
+
+def declare_media(
+    document: dict[str, Any], arrays: dict[str, NDArray[Any]], limits: Limits, bases: Bases = NO_BASES
+) -> list[DeclaredMedia]:
     """The document's media; their tensors are removed from `arrays`.
 
     Raises:
@@ -91,14 +147,12 @@ def read_media(
             "grid_thw does not match the media list", field="grid_thw", expected=[len(items), 3], got=list(grids.shape)
         )
     return [
-        _medium(index, item, Grid(*(int(value) for value in grids[index])), arrays, bases, keep_packed)
+        _declare(index, item, Grid(*(int(value) for value in grids[index])), arrays, bases)
         for index, item in enumerate(items)
     ]
 
 
-def _medium(
-    index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]], bases: Bases, keep_packed: bool
-) -> MediaEmbeddings | MediaReference:
+def _declare(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]], bases: Bases) -> DeclaredMedia:
     if not isinstance(item, dict) or item.get("kind") not in KINDS:
         raise WireError("media item has no kind", field=f"media.{index}.kind", expected=" or ".join(KINDS))
     kind, name, by_hash, origin = item["kind"], item.get("hash"), item.get("by_hash", False), item.get("origin", {})
@@ -109,7 +163,7 @@ def _medium(
     if by_hash:
         if "levels" in item:
             raise WireError("media item by hash has levels", field=f"media.{index}.levels")
-        return MediaReference(index, kind, grid, str(name), origin)
+        return DeclaredMedia(index, kind, grid, origin, name, by_hash=True)
     levels = item.get("levels")
     if type(levels) is not int or not 0 <= levels <= MAX_LEVELS:
         raise WireError(
@@ -119,26 +173,23 @@ def _medium(
     if (packing := item.get("packing")) is None:
         if "basis" in item:
             raise WireError("a basis without a packing", field=f"media.{index}.basis", expected="a packing too")
-        embeds, *deepstack = (take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
-        return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name)
+        plain = tuple(take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
+        return DeclaredMedia(index, kind, grid, origin, name, tensors=plain)
     packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
-    rows = [unpack(tensor) for tensor in packed]
-    if (basis := item.get("basis")) is not None:
-        rows = _from_basis(rows, names, bases[basis])
-    embeds, *deepstack = rows
-    packed_form = (packed, basis) if keep_packed else ((), None)
-    return MediaEmbeddings(kind, grid, embeds, tuple(deepstack), origin, name, *packed_form)
+    basis = None if item.get("basis") is None else bases[item["basis"]]
+    if basis is not None:
+        _check_coefficients(packed, names, basis)
+    return DeclaredMedia(index, kind, grid, origin, name, tensors=packed, basis=basis)
 
 
-def _from_basis(rows: list[NDArray[Any]], names: list[str], basis: Basis) -> list[NDArray[Any]]:
-    if len(rows) != len(basis.tensors):
+def _check_coefficients(packed: Sequence[Packed], names: list[str], basis: Basis) -> None:
+    if len(packed) != len(basis.tensors):
         raise WireError(
-            "wrong number of tensors for the basis", field=names[0], expected=len(basis.tensors), got=len(rows)
+            "wrong number of tensors for the basis", field=names[0], expected=len(basis.tensors), got=len(packed)
         )
-    for name, own, tensor in zip(names, rows, basis.tensors, strict=True):
+    for name, own, tensor in zip(names, packed, basis.tensors, strict=True):
         if own.shape[1] != tensor.rank:
             raise WireError("coefficients do not fit their basis", field=name, expected=tensor.rank, got=own.shape[1])
-    return [tensor.rows(own) for own, tensor in zip(rows, basis.tensors, strict=True)]
 
 
 def _names(index: int, levels: Any) -> list[str]:
@@ -149,10 +200,7 @@ def _names(index: int, levels: Any) -> list[str]:
 
 def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
     codes = take(arrays, name, (NUMPY_DTYPES[packing.dtype],), 2)
-    scales = take(arrays, name + SCALES, ("<f2",), 2)
-    packed = Packed(packing, codes, scales)
-    check_packed(packed, name + SCALES)
-    return packed
+    return Packed(packing, codes, take(arrays, name + SCALES, ("<f2",), 2))
 
 
 def _check_unpacked_size(

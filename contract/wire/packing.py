@@ -145,7 +145,7 @@ def check_packed(packed: Packed, field: str) -> None:
     """
     rows, columns = packed.shape
     a, b = packed.scales.shape
-    if a not in (1, rows) or b == 0 or columns % b:
+    if a not in (1, rows) or b == 0 or columns == 0 or columns % b:
         wanted = f"[1 or {rows}, a divisor of {columns}]"
         raise WireError("scales do not fit their codes", field=field, expected=wanted, got=[a, b])
     if not np.isfinite(packed.scales).all() or (packed.scales < 0).any():

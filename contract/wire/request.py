@@ -46,6 +46,11 @@ class MediaEmbeddings:
         return self.embeds, *self.deepstack
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of all its tensors."""
+        return tuple(array.shape for array in self.arrays)
+
+    @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 

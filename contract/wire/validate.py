@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape
 
 _CHUNK = 1 << 18  # elements checked for NaN and infinity at a time: bounds the scratch memory
+
+
+class Declared(Protocol):
+    """A picture or clip of which the embeddings may still be packed, or in a store.
+
+    Attributes:
+        shapes: of the embeddings and of each DeepStack level; None if a store has them.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...] | None: ...
 
 
 def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits) -> None:
@@ -21,22 +40,34 @@ def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits
         LimitError: more tokens or media than allowed.
         WireError: shapes, dtypes, counts, ids or values that do not fit; names the field.
     """
-    if request.model_hash is not None and request.model_hash != model.model_hash:
-        raise ModelMismatchError(
-            "the embeddings were made for another model",
-            field="model_hash",
-            expected=model.model_hash,
-            got=request.model_hash[:80],
-            remedy="Export the bundle from the checkpoint that the server runs.",
-        )
-    _check_prompt(request, model, limits)
+    validate_declared(request, request.media, model, limits)
     for index, item in enumerate(request.media):
-        _check_media(index, item, model)
-    _check_placeholders(request, model)
-    visual = sum(item.embeds.shape[0] for item in request.media)
-    _at_most("visual tokens", "grid_thw", visual, limits.max_visual_tokens)
-    for index, item in enumerate(request.media):
+        _check_dtypes(index, item)
         _check_values(index, item)
+
+
+def validate_declared(request: GenerateRequest, media: Sequence[Declared], model: ModelShape, limits: Limits) -> None:
+    """The checks of `validate_request` that need no tensor but the prompt.
+
+    Args:
+        request: its own media are not looked at.
+        media: what they will be.
+
+    Raises:
+        ModelMismatchError, LimitError, WireError: as `validate_request`.
+    """
+    _check_model(request.model_hash, model)
+    _at_most("media", "media", len(media), limits.max_media)
+    _check_prompt(request, model, limits)
+    for index, item in enumerate(media):
+        _check_media(index, item, model)
+    _check_placeholders(request.input_ids, media, model)
+    _at_most("visual tokens", "grid_thw", visual_tokens(media, model), limits.max_visual_tokens)
+
+
+def visual_tokens(media: Sequence[Declared], model: ModelShape) -> int:
+    """Visual tokens of media with valid grids."""
+    return sum(item.grid.tokens(model.merge_size) for item in media)
 
 
 def validate_medium(item: MediaEmbeddings, model: ModelShape, limits: Limits) -> None:
@@ -45,15 +76,37 @@ def validate_medium(item: MediaEmbeddings, model: ModelShape, limits: Limits) ->
     Raises:
         LimitError, WireError: as `validate_request`, with media index 0.
     """
-    _check_media(0, item, model)
-    _at_most("visual tokens", "grid_thw", item.embeds.shape[0], limits.max_visual_tokens)
+    validate_declared_medium(item, model, limits)
+    _check_dtypes(0, item)
     _check_values(0, item)
 
 
+def validate_declared_medium(item: Declared, model: ModelShape, limits: Limits, model_hash: str | None = None) -> None:
+    """The checks of `validate_medium` that need no tensor.
+
+    Raises:
+        ModelMismatchError: `model_hash` is another model's.
+        LimitError, WireError: as `validate_medium`.
+    """
+    _check_model(model_hash, model)
+    _check_media(0, item, model)
+    _at_most("visual tokens", "grid_thw", visual_tokens([item], model), limits.max_visual_tokens)
+
+
+def _check_model(model_hash: str | None, model: ModelShape) -> None:
+    if model_hash is not None and model_hash != model.model_hash:
+        raise ModelMismatchError(
+            "the embeddings were made for another model",
+            field="model_hash",
+            expected=model.model_hash,
+            got=model_hash[:80],
+            remedy="Export the bundle from the checkpoint that the server runs.",
+        )
+
+
 def _check_values(index: int, item: MediaEmbeddings) -> None:
-    _check_finite(f"embeds.{index}", item.embeds)
-    for level, array in enumerate(item.deepstack):
-        _check_finite(f"deepstack.{index}.{level}", array)
+    for name, array in zip(_names(index, len(item.deepstack)), item.arrays, strict=True):
+        _check_finite(name, array)
 
 
 def _at_most(what: str, field: str, value: int, limit: int) -> None:
@@ -66,7 +119,6 @@ def _check_prompt(request: GenerateRequest, model: ModelShape, limits: Limits) -
     if ids.ndim != 1 or ids.size == 0:
         raise WireError("the prompt is empty or not a vector", field="input_ids", expected="[L]", got=list(ids.shape))
     _at_most("prompt tokens", "input_ids", ids.size, limits.max_prompt_tokens)
-    _at_most("media", "media", len(request.media), limits.max_media)
     _at_most("new tokens", "sampling.max_new_tokens", request.sampling.max_new_tokens, limits.max_new_tokens)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= model.vocab_size:
@@ -90,7 +142,7 @@ def _check_prompt(request: GenerateRequest, model: ModelShape, limits: Limits) -
             raise WireError("the attention mask hides a visual placeholder", field="attention_mask")
 
 
-def _check_media(index: int, item: MediaEmbeddings, model: ModelShape) -> None:
+def _check_media(index: int, item: Declared, model: ModelShape) -> None:
     grid, merge = item.grid, model.merge_size
     if min(grid.as_list()) < 1 or grid.h % merge or grid.w % merge or (item.kind == "image" and grid.t != 1):
         raise WireError(
@@ -99,35 +151,45 @@ def _check_media(index: int, item: MediaEmbeddings, model: ModelShape) -> None:
             expected=f"t >= 1 (1 for an image), h and w positive multiples of {merge}",
             got=grid.as_list(),
         )
-    if len(item.deepstack) != model.deepstack_levels:
+    if item.shapes is None:
+        return
+    if len(item.shapes) - 1 != model.deepstack_levels:
         raise WireError(
             "DeepStack levels do not match the model",
             field=f"deepstack.{index}",
             expected=model.deepstack_levels,
-            got=len(item.deepstack),
+            got=len(item.shapes) - 1,
         )
     expected = (grid.tokens(merge), model.hidden_size)
-    arrays = {f"embeds.{index}": item.embeds}
-    arrays |= {f"deepstack.{index}.{level}": array for level, array in enumerate(item.deepstack)}
-    for name, array in arrays.items():
-        if array.shape != expected:
+    for name, shape in zip(_names(index, model.deepstack_levels), item.shapes, strict=True):
+        if shape != expected:
             raise WireError(
                 f"tensor {name!r} does not match grid_thw {grid.as_list()} and the model's width",
                 field=name,
                 expected=list(expected),
-                got=list(array.shape),
+                got=list(shape),
             )
+
+
+def _names(index: int, levels: int) -> list[str]:
+    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(levels))]
+
+
+def _check_dtypes(index: int, item: MediaEmbeddings) -> None:
+    for name, array in zip(_names(index, len(item.deepstack)), item.arrays, strict=True):
         if array.dtype not in (np.dtype("<f2"), np.dtype("<f4")):
             raise WireError(f"tensor {name!r} has the wrong dtype", field=name, expected="F16 or F32", got=array.dtype)
 
 
-def _check_placeholders(request: GenerateRequest, model: ModelShape) -> None:
+def _check_placeholders(input_ids: NDArray[np.int64], media: Sequence[Declared], model: ModelShape) -> None:
     """Each run of placeholders must be one image, or one frame of a clip, in the order of the media."""
     merge = model.merge_size
     for kind, token in (("image", model.image_token_id), ("video", model.video_token_id)):
-        runs = _run_lengths(request.input_ids == token)
+        runs = _run_lengths(input_ids == token)
         spans: list[int] = []
-        for item in request.of_kind(kind):
+        for item in media:
+            if item.kind != kind:
+                continue
             frames = item.grid.t if kind == "video" else 1
             spans += [item.grid.tokens(merge) // frames] * frames
         if sum(runs) != sum(spans):

@@ -46,7 +46,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
     """
-    return parse_chat_as(ChatRequest, body)
+    return parse_chat_as(ChatRequest, body, 100_000)
 
 
 def fetch_messages(

@@ -29,6 +29,7 @@ from qwen3vl_edge.server.options import ServerOptions
 
 logger = logging.getLogger("server")
 _SUFFIX = ".embeds"
+_HEADER_BYTES = 2**16  # most of a file's header; some 1,000 with three DeepStack levels
 
 
 @dataclass
@@ -106,13 +107,20 @@ class EmbeddingDisk:
                 self._files[key] = _File(size, self._now())
         self._stamp(key)
 
-    def find(self, name: str, namespace: str) -> MediaEmbeddings | None:
+    def find(self, name: str, namespace: str, most_bytes: int | None = None) -> MediaEmbeddings | None:
         """The verified embeddings of a hash, or None; counts as a use. The arrays are views of the file's bytes.
+
+        Args:
+            most_bytes: embeddings that are larger cannot be the ones that are wanted, and are not read.
 
         Raises:
             ServerUnavailableError: the model is still loading, so its hash is unknown.
         """
         key = (_folder_of(namespace), name)
+        with self._lock:
+            size = self._files[key].size if key in self._files else 0
+        if most_bytes is not None and size > most_bytes + _HEADER_BYTES:
+            return None
         if not self._touch(key):
             return None
         model_hash = self._model_hash()

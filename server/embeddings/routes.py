@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
 from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.http.ledger import VISUAL_TOKENS
 from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, check_hash, is_hash
@@ -39,10 +41,10 @@ def embedding_routes(state: ServerState) -> APIRouter:
         engine = state.readiness.engine
         content_type(request, CONTENT_TYPE)
         namespace = client_of(request).name
-        body = await read_body(request, engine.limits.max_body_bytes, state.options.body_timeout_s, zstd=True)
+        most, timeout_s = engine.limits.max_body_bytes, state.options.body_timeout_s
 
-        def hold() -> int:
-            medium = _checked_medium(body, name, engine, state.bases)
+        def hold(body: Body, claim: Callable[[int], None]) -> int:
+            medium = _checked_medium(body, name, engine, state.bases, claim)
             known = store.find(name, namespace) is not None
             if not store.keep(medium, namespace):
                 raise LimitError(
@@ -53,7 +55,9 @@ def embedding_routes(state: ServerState) -> APIRouter:
                 )
             return 200 if known else 201
 
-        status = await run_in_threadpool(hold)
+        with state.ledger.open(client_of(request).turn) as account:
+            body = await read_body(request, most, timeout_s, zstd=True, account=account)
+            status = await state.decode(partial(hold, body, partial(account.claim, VISUAL_TOKENS)))
         return JSONResponse({"hash": name, "held": True}, status_code=status)
 
     @router.head(PATH, include_in_schema=False)
@@ -61,21 +65,23 @@ def embedding_routes(state: ServerState) -> APIRouter:
     async def held(request: Request, name: Name) -> dict[str, Any]:
         """Description of the embeddings stored under a hash, without tensors; 404 if there are none."""
         _check_name(name)
-        if (medium := await run_in_threadpool(store.find, name, client_of(request).name)) is None:
+        if (medium := await state.decode(partial(store.find, name, client_of(request).name))) is None:
             raise EmbeddingsNotHeldError("path", (name,))
         return _describe(name, medium)
 
     return router
 
 
-def _checked_medium(body: Body, name: str, engine: Engine, bases: Bases) -> MediaEmbeddings:
+def _checked_medium(
+    body: Body, name: str, engine: Engine, bases: Bases, claim: Callable[[int], None]
+) -> MediaEmbeddings:
     """Decode a body, and validate it against the hash `name` and the served model.
 
     Raises:
         ContractError: the body is invalid.
     """
-    medium, model_hash = decode_medium(body, engine.limits, bases)
     shape = engine.loaded.shape
+    medium, model_hash = decode_medium(body, engine.limits, bases, model=shape, claim=claim)
     if model_hash != shape.model_hash:
         raise ModelMismatchError(
             "the embeddings were made for another model",

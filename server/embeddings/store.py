@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import WireError
-from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference, ModelShape
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
 from qwen3vl_edge.server.errors import EmbeddingsNotHeldError
 
@@ -98,8 +99,11 @@ class EmbeddingStore:
         for item in request.media:
             self.keep(item, namespace)
 
-    def find(self, name: str, namespace: str = "") -> MediaEmbeddings | None:
+    def find(self, name: str, namespace: str = "", most_bytes: int | None = None) -> MediaEmbeddings | None:
         """The embeddings of a hash, or None; counts as a use. May read from disk.
+
+        Args:
+            most_bytes: a larger file is not read.
 
         Raises:
             ServerUnavailableError: as `EmbeddingDisk.find`.
@@ -108,19 +112,31 @@ class EmbeddingStore:
             self._expire()
             media = self._touch((namespace, name))
         if media is None and self.disk is not None:
-            media = self.disk.find(name, namespace)
+            media = self.disk.find(name, namespace, most_bytes)
             if media is not None and media.nbytes <= self.max_bytes:
                 self._keep_in_memory((namespace, name), media)
         return media
 
-    def lookup(self, references: Sequence[MediaReference], namespace: str = "") -> list[MediaEmbeddings]:
+    def lookup(
+        self, references: Sequence[MediaReference], namespace: str = "", model: ModelShape | None = None
+    ) -> list[MediaEmbeddings]:
         """The embeddings of references, in order; their arrays are read-only.
+
+        Each is read once, however often it is named.
+
+        Args:
+            model: nothing larger than the grids of the references is read from disk.
 
         Raises:
             EmbeddingsNotHeldError: some are not in the store; names all of them.
             WireError: a reference names another grid than the embeddings have.
         """
-        held = [self.find(item.hash, namespace) for item in references]
+        most: dict[str, int | None] = {}
+        for item in references:
+            size = None if model is None else most_bytes(item.grid, model)
+            most[item.hash] = size if size is None else max(size, most.get(item.hash) or 0)
+        found = {name: self.find(name, namespace, size) for name, size in most.items()}
+        held = [found[item.hash] for item in references]
         missing = [item for item, media in zip(references, held, strict=True) if media is None]
         with self._lock:
             self.misses += len(missing)
@@ -150,6 +166,11 @@ class EmbeddingStore:
 
     def _drop(self, key: tuple[str, str]) -> None:
         self._bytes -= self._entries.pop(key).media.nbytes
+
+
+def most_bytes(grid: Grid, model: ModelShape) -> int:
+    """The most bytes of a grid's embeddings and DeepStack levels: float32."""
+    return grid.tokens(model.merge_size) * model.hidden_size * (1 + model.deepstack_levels) * 4
 
 
 def _owned(array: NDArray[np.floating]) -> NDArray[np.floating]:

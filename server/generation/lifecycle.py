@@ -18,6 +18,7 @@ from qwen3vl_edge.contract.http.disconnect import (
     cancel_on_disconnect,
 )
 from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
+from qwen3vl_edge.contract.http.ledger import Account
 from qwen3vl_edge.server.generation.keyed import KeyedGenerations
 from qwen3vl_edge.server.generation.live_generation import Detach, LiveGeneration
 from qwen3vl_edge.server.http.identity import Client, client_of
@@ -33,11 +34,13 @@ class Admission:
 
     Attributes:
         key: its Idempotency-Key, or None.
+        account: what it holds; open until the block that uses it ends, and its generation with it.
     """
 
     engine: Engine
     client: Client
     key: str | None
+    account: Account
 
 
 def admit(request: Request, state: ServerState) -> Admission:
@@ -51,7 +54,7 @@ def admit(request: Request, state: ServerState) -> Admission:
     key = idempotency_key(request.headers)
     if key is None or not state.keyed.contains(key, client.name):
         engine.check_room(client.turn)
-    return Admission(engine, client, key)
+    return Admission(engine, client, key, state.ledger.open(client.turn))
 
 
 async def start_or_join(
@@ -62,6 +65,8 @@ async def start_or_join(
 ) -> tuple[LiveGeneration, Detach]:
     """Start or join a generation; returns it and the function to call when its reader disconnects or is done.
 
+    One that starts keeps what the request holds until it ends, whether or not the reader stays.
+
     Args:
         digest: returns the digest of what determines the answer; called in a thread, and only if there is a key.
 
@@ -69,10 +74,16 @@ async def start_or_join(
         KeyReusedError: the key was sent with another request.
         ContractError: as `start`.
     """
-    if admitted.key is None:
+
+    def begin() -> LiveGeneration:
         generation = start()
+        generation.future.add_done_callback(admitted.account.hold())
+        return generation
+
+    if admitted.key is None:
+        generation = begin()
         return generation, generation.cancel
-    return keyed.attach(admitted.key, await run_in_threadpool(digest), start, admitted.client.name)
+    return keyed.attach(admitted.key, await run_in_threadpool(digest), begin, admitted.client.name)
 
 
 async def respond(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.http.body import Body, content_type, read_body
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.idempotency_key import HEADER, idempotency_key
+from qwen3vl_edge.contract.http.ledger import JSON_VALUES, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, decode_request
 from qwen3vl_edge.contract.wire.embedding_hash import check_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
@@ -25,6 +25,7 @@ from qwen3vl_edge.server.generation.lifecycle import admit, respond, start_or_jo
 from qwen3vl_edge.server.generation.live_generation import LiveGeneration, start_generation
 from qwen3vl_edge.server.generation.streaming import event_stream
 from qwen3vl_edge.server.http.identity import client_of, request_id_of
+from qwen3vl_edge.server.http.json_body import read_json
 from qwen3vl_edge.server.openapi import FORGET, GENERATE, JSON
 from qwen3vl_edge.server.state import ServerState
 
@@ -44,9 +45,10 @@ def generation_routes(state: ServerState) -> APIRouter:
         """Answer a prompt whose pictures are embeddings: JSON, or server-sent events with `stream`."""
         admitted = admit(request, state)
         engine, client = admitted.engine, admitted.client
-        prepared = await _read_request(request, engine, state)
-        start = partial(start_generation, engine, prepared, partial(state.metrics.record, client.name), client.turn)
-        generation, detach = await start_or_join(state.keyed, admitted, partial(fingerprint, prepared), start)
+        with admitted.account as account:
+            prepared = await _read_request(request, engine, state, account)
+            start = partial(start_generation, engine, prepared, partial(state.metrics.record, client.name), client.turn)
+            generation, detach = await start_or_join(state.keyed, admitted, partial(fingerprint, prepared), start)
         stream = event_stream(engine, prepared, generation) if prepared.stream else None
         return await respond(request, generation, detach, stream, partial(_complete, prepared, generation, engine))
 
@@ -62,36 +64,41 @@ def generation_routes(state: ServerState) -> APIRouter:
     return router
 
 
-async def _read_request(request: Request, engine: Engine, state: ServerState) -> GenerateRequest:
+async def _read_request(request: Request, engine: Engine, state: ServerState, account: Account) -> GenerateRequest:
     """Read and validate a request in either of the two content types.
 
     Raises:
         ContractError: the request is invalid.
     """
     kind = content_type(request, CONTENT_TYPE, JSON)
-    limits = engine.limits
-    limit = state.options.most_json_bytes(limits) if kind == JSON else limits.max_body_bytes
-    body = await read_body(request, limit, state.options.body_timeout_s, zstd=True)
-    namespace, request_id = client_of(request).name, request_id_of(request)
-    state.metrics.received_bytes.inc(request.state.received_bytes)
+    limits, options = engine.limits, state.options
+    claim = partial(account.claim, VISUAL_TOKENS)
+    if kind == JSON:
+        most, values = options.most_json_bytes(limits), options.max_json_values
+        body = await read_json(request, state, account, most, values, "max_json_values")
+        prepared = await state.decode(lambda: decode_json(body, engine.loaded.shape, limits, engine.prepare, claim))
+        account.give_back(JSON_VALUES)
+    else:
+        content = await read_body(request, limits.max_body_bytes, options.body_timeout_s, zstd=True, account=account)
+        state.metrics.received_bytes.inc(request.state.received_bytes)
+        namespace = client_of(request).name
+        prepared = await state.decode(lambda: _binary_request(content, engine, state, namespace, claim))
+    return _with_request_id(prepared, request_id_of(request))
 
-    def decode() -> GenerateRequest:
-        if kind == JSON:
-            return _with_request_id(decode_json(bytes(body), engine.loaded.shape, limits, engine.prepare), request_id)
-        return _with_request_id(_binary_request(body, engine, state, namespace), request_id)
 
-    return await run_in_threadpool(decode)
-
-
-def _binary_request(body: Body, engine: Engine, state: ServerState, namespace: str) -> GenerateRequest:
+def _binary_request(
+    body: Body, engine: Engine, state: ServerState, namespace: str, claim: Callable[[int], None]
+) -> GenerateRequest:
     """Decode and validate a request; load media named by hash from the store, add media sent with a hash to it."""
     looked_up: list[MediaEmbeddings] = []
+    shape = engine.loaded.shape
 
     def lookup(references: Sequence[MediaReference]) -> list[MediaEmbeddings]:
-        looked_up.extend(state.store.lookup(references, namespace))
+        looked_up.extend(state.store.lookup(references, namespace, shape))
         return looked_up
 
-    prepared = engine.prepare(decode_request(body, engine.limits, lookup, state.bases))
+    decoded = decode_request(body, engine.limits, lookup, state.bases, model=shape, claim=claim)
+    prepared = engine.prepare(decoded)
     for index, item in enumerate(prepared.media):
         if not any(item is known for known in looked_up):  # stored media were validated when they were added
             check_hash(f"media.{index}.hash", item, engine.loaded.shape.model_hash)

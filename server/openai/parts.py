@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.http.ledger import PIXELS, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import decode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
@@ -53,12 +55,14 @@ class PartReader:
     Attributes:
         pixels: the vision tower, None without `--allow-pixels`.
         bases: bases of packed embeddings, by sha256.
+        account: claims pixels and visual tokens before they are spent; None claims nothing.
     """
 
     shape: ModelShape
     limits: Limits
     pixels: PixelEncoder | None = None
     bases: Bases = field(default_factory=dict)
+    account: Account | None = None
 
     def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
         """All media of a conversation in order. Blocks.
@@ -85,8 +89,8 @@ class PartReader:
         if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
             url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
             medium = self.pixels.encode(
-                lambda: open_data_uri(url, f"{where}.image_url"),
-                lambda grid: self._check_grid(grid, "image", where, budget),
+                lambda: open_data_uri(url, f"{where}.image_url", partial(self._claim, PIXELS)),
+                lambda grid: self._admit_grid(grid, "image", where, budget),
             )
             return Medium(where, medium, "pixels", True)
         if part.type not in ("image_embeds", "video_embeds"):
@@ -108,7 +112,7 @@ class PartReader:
         tensors, grid_value = getattr(embeds, f"{kind}_embeds"), getattr(embeds, f"{kind}_grid_thw")
         grid = None if grid_value is None else read_grid(grid_value, f"{where}.{kind}_grid_thw")
         if grid is not None:
-            self._check_grid(grid, kind, f"{where}.{kind}_grid_thw", budget)
+            self._admit_grid(grid, kind, f"{where}.{kind}_grid_thw", budget)
         if tensors is None:
             if embeds.hash is None or grid is None:
                 raise InputError(
@@ -151,7 +155,8 @@ class PartReader:
     ) -> tuple[MediaEmbeddings, str | None]:
         """A part whose content is a body of `PUT /v1/embeddings/{sha256}`."""
         try:
-            medium, model_hash = decode_medium(data, self.limits, self.bases)
+            claim = partial(self._claim, VISUAL_TOKENS if grid is None else None)
+            medium, model_hash = decode_medium(data, self.limits, self.bases, model=self.shape, claim=claim)
         except ContractError as error:
             error.field = f"{where}: {error.field}"
             raise
@@ -164,6 +169,15 @@ class PartReader:
             )
         self._check_grid(medium.grid, kind, where, budget)
         return medium, model_hash
+
+    def _claim(self, resource: str | None, amount: int) -> None:
+        if self.account is not None and resource is not None:
+            self.account.claim(resource, amount)
+
+    def _admit_grid(self, grid: Grid, kind: str, where: str, budget: int) -> None:
+        """Check a grid, and claim its visual tokens."""
+        self._check_grid(grid, kind, where, budget)
+        self._claim(VISUAL_TOKENS, grid.tokens(self.shape.merge_size))
 
     def _check_model(self, model_hash: str | None, where: str) -> None:
         if model_hash is not None and model_hash != self.shape.model_hash:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
+from qwen3vl_edge.contract.formats.picture_size import most_pixels
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 50_000_000  # 150 MB as RGB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_FILE_BYTES = 64 * 2**20
 CheckGrid = Callable[[Grid], None]
@@ -59,8 +59,11 @@ def refuse_pixels(kind: str, where: str, allowed: bool = False) -> InputError:
     )
 
 
-def open_data_uri(uri: str, where: str) -> Image:
+def open_data_uri(uri: str, where: str, claim: Callable[[int], None]) -> Image:
     """Decode the picture of a `data:` URI into RGB, transparency on white, as qwen-vl-utils does on the device.
+
+    Args:
+        claim: called with its number of pixels before it is decoded; may raise.
 
     Raises:
         InputError: another kind of URL, or not a picture.
@@ -80,19 +83,26 @@ def open_data_uri(uri: str, where: str) -> Image:
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            size = f"{image.width}x{image.height}"
-            raise LimitError("picture is too large", field=where, expected=f"at most {MAX_PIXELS} pixels", got=size)
+        pixels, most = image.width * image.height, most_pixels(len(data))
+        if pixels > most:
+            raise _too_large(where, most, len(data), f"{image.width}x{image.height}")
+        claim(pixels)
         image.load()
         return _rgb(image)
     except UnidentifiedImageError:
         raise InputError("not a picture", field=where, expected=" or ".join(FORMATS)) from None
     except Image.DecompressionBombError:
-        raise LimitError("picture is too large", field=where, expected=f"at most {MAX_PIXELS} pixels") from None
+        raise _too_large(where, most_pixels(len(data)), len(data), "more than Pillow decodes") from None
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         if isinstance(error, (InputError, LimitError)):
             raise
         raise InputError(f"picture is corrupt ({error})"[:200], field=where) from None
+
+
+def _too_large(where: str, most: int, size: int, got: str) -> LimitError:
+    return LimitError(
+        "picture has too many pixels for its file", field=where, expected=f"at most {most} in {size} bytes", got=got
+    )
 
 
 def _rgb(image: Image) -> Image:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.formats.strict_json import check_values
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
 
 DEFAULT_MAX_TOKENS = 512  # same as the daemon's
-# An object of two characters takes a kilobyte once parsed, so they are counted first. Base64 has neither character.
-MAX_SIGNS = ((b"{", 100_000), (b",", 1_000_000))
+MAX_ARGUMENT_VALUES = 10_000  # of a tool call's arguments, whose brackets may be escaped in the body
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is searched for after every token, in the engine's thread
 
 
@@ -78,7 +78,7 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -91,7 +91,7 @@ class ChatMessage(BaseModel):
 class ChatRequest(ChatOptions):
     """The supported fields of a chat request."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None  # unchanged: the template writes their keys in this order
@@ -113,18 +113,21 @@ class ChatRequest(ChatOptions):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def parse_chat(body: bytes | bytearray) -> ChatRequest:
+def parse_chat(body: bytes | bytearray, max_values: int, max_characters: int) -> ChatRequest:
     """A chat request from its JSON.
+
+    Args:
+        max_values: the most JSON values, the setting `max_chat_values`.
+        max_characters: the most characters of text, the setting `max_prompt_characters`.
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
-        LimitError: more JSON values than a chat may have.
+        LimitError: more JSON values or text than a chat may have.
     """
-    for sign, most in MAX_SIGNS:
-        if (count := body.count(sign)) > most:
-            limit = f"at most {most} of {sign.decode()!r}"
-            raise LimitError("the body holds too many values", field="body", expected=limit, got=count)
-    parsed = parse_chat_as(ChatRequest, body)
+    parsed = parse_chat_as(ChatRequest, body, max_values, "max_chat_values")
+    if (characters := text_characters(parsed)) > max_characters:
+        limit = f"at most {max_characters} (max_prompt_characters)"
+        raise LimitError("the text has too many characters", field="messages", expected=limit, got=characters)
     if parsed.top_logprobs and not parsed.logprobs:
         raise InputError("top_logprobs without logprobs", field="top_logprobs", remedy="Set logprobs to true.")
     if parsed.parallel_tool_calls is False and parsed.usable_tools:
@@ -150,6 +153,17 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     return parsed
 
 
+def text_characters(chat: ChatRequest) -> int:
+    """Characters of all text that becomes a part of the prompt."""
+    count = len(json.dumps(chat.usable_tools, ensure_ascii=False)) if chat.usable_tools else 0
+    for message in chat.messages:
+        parts = message.content if isinstance(message.content, list) else []
+        texts = [message.content] if isinstance(message.content, str) else [part.text or "" for part in parts]
+        calls = [text for call in message.tool_calls or () for text in (call.function.name, call.function.arguments)]
+        count += sum(map(len, (*texts, *calls)))
+    return count
+
+
 def _check_message(message: ChatMessage, where: str) -> None:
     if message.content is None and not message.tool_calls:
         raise InputError("message has no content", field=f"{where}.content")
@@ -172,7 +186,9 @@ def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:
 
     Raises:
         InputError: not a JSON object.
+        LimitError: more JSON values than arguments may have.
     """
+    check_values(call.function.arguments, MAX_ARGUMENT_VALUES, f"{where}.function.arguments")
     try:
         arguments = json.loads(call.function.arguments)
     except (ValueError, RecursionError):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.errors import ContractError
-from qwen3vl_edge.contract.http.body import Body, content_type, read_body
+from qwen3vl_edge.contract.http.body import content_type
 from qwen3vl_edge.contract.http.errors import HttpError
+from qwen3vl_edge.contract.http.ledger import JSON_VALUES
 from qwen3vl_edge.contract.http.openai_chat import sampling_of
 from qwen3vl_edge.contract.wire.embedding_hash import check_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
@@ -25,6 +25,7 @@ from qwen3vl_edge.server.generation.keyed import fingerprint
 from qwen3vl_edge.server.generation.lifecycle import admit, respond, start_or_join
 from qwen3vl_edge.server.generation.live_generation import start_generation
 from qwen3vl_edge.server.http.identity import Client
+from qwen3vl_edge.server.http.json_body import read_json
 from qwen3vl_edge.server.openai.answers import PreparedChat, chat_completion, chat_completion_chunks, provenance_of
 from qwen3vl_edge.server.openai.parts import Medium, PartReader, with_part_fields
 from qwen3vl_edge.server.openai.prompt import PromptWriter
@@ -46,25 +47,23 @@ def openai_routes(state: ServerState) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions, streamed and not; pictures are embeddings, or named by hash."""
         admitted = admit(request, state)
-        engine, client = admitted.engine, admitted.client
-        body = await _body(request, engine, state.options)
-        state.metrics.received_bytes.inc(request.state.received_bytes)
-        parts = PartReader(engine.loaded.shape, engine.limits, state.readiness.pixels, state.bases)
-        chats = ChatReader(engine, state.store, parts)
-        prepared = await run_in_threadpool(chats.prepare, body, client, admitted.key)
-        record = partial(state.metrics.record, client.name)
-        start = partial(start_generation, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
-        generation, detach = await start_or_join(state.keyed, admitted, partial(_digest, prepared), start)
+        engine, client, options = admitted.engine, admitted.client, state.options
+        content_type(request, openapi.JSON)
+        with admitted.account as account:
+            most = options.most_json_bytes(engine.limits)
+            body = await read_json(request, state, account, most, options.max_values, "max_chat_values")
+            parts = PartReader(engine.loaded.shape, engine.limits, state.readiness.pixels, state.bases, account)
+            chats = ChatReader(engine, state.store, parts, options)
+            prepared = await state.decode(partial(chats.prepare, body, client, admitted.key))
+            account.give_back(JSON_VALUES)
+            record = partial(state.metrics.record, client.name)
+            start = partial(start_generation, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)
+            generation, detach = await start_or_join(state.keyed, admitted, partial(_digest, prepared), start)
         stream = chat_completion_chunks(prepared, generation, engine) if prepared.chat.stream else None
         complete = partial(chat_completion, prepared, generation, engine)
         return await respond(request, generation, detach, stream, complete)
 
     return router
-
-
-async def _body(request: Request, engine: Engine, options: ServerOptions) -> Body:
-    content_type(request, openapi.JSON)
-    return await read_body(request, options.most_json_bytes(engine.limits), options.body_timeout_s, zstd=True)
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,15 @@ class ChatReader:
     engine: Engine
     store: EmbeddingStore
     parts: PartReader
+    options: ServerOptions
 
-    def prepare(self, body: Body, client: Client, key: str | None) -> PreparedChat:
+    def prepare(self, body: bytes, client: Client, key: str | None) -> PreparedChat:
         """Body to checked request.
 
         Raises:
             ContractError: the request is invalid; names the field of the chat.
         """
-        chat = parse_chat(bytes(body))
+        chat = parse_chat(body, self.options.max_values, self.options.max_prompt_characters)
         self._check_model(chat)
         media = self.parts.read(chat.messages)
         ids = self._writer.write(chat, media)
@@ -101,7 +101,8 @@ class ChatReader:
             self._keep(media, request, client)
         except ContractError as error:
             raise _with_chat_fields(with_part_fields(error, media)) from None
-        return PreparedChat(chat, request, provenance_of(media))
+        without_media = chat.model_copy(update={"messages": []})  # it is kept as long as the answer
+        return PreparedChat(without_media, request, provenance_of(media))
 
     @property
     def _writer(self) -> PromptWriter:
@@ -121,7 +122,7 @@ class ChatReader:
     def _embeddings(self, media: list[Medium], client: Client) -> list[MediaEmbeddings]:
         """The media's embeddings; those named by hash come from the store."""
         references = [item.media for item in media if isinstance(item.media, MediaReference)]
-        held = iter(self.store.lookup(references, client.name))
+        held = iter(self.store.lookup(references, client.name, self.engine.loaded.shape))
         return [next(held) if isinstance(item.media, MediaReference) else item.media for item in media]
 
     def _keep(self, media: list[Medium], request: GenerateRequest, client: Client) -> None:

@@ -15,6 +15,7 @@ from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_leng
 
 CONTAINERS = "torch.save's ZIP file or safetensors"
 MAX_HEADER_BYTES = 2**16
+MAX_HEADER_VALUES = 10_000
 _DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I32": "<i4", "I64": "<i8"}
 
 
@@ -62,7 +63,7 @@ def safetensors_layout(data: bytes, field: str) -> Layout:
         raise WireError("unknown tensor container", field=field, expected=CONTAINERS, got=f"bytes {data[:8]!a} …")
     try:
         length = header_length(data, MAX_HEADER_BYTES)
-        layout = parse_header(data[8 : 8 + length], 8 + length)
+        layout = parse_header(data[8 : 8 + length], 8 + length, MAX_HEADER_VALUES)
     except WireError as error:
         raise WireError(f"not a safetensors file: {error.message}", field=field, got=error.got) from None
     if layout.total_bytes != len(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class TextStream:
         self._calls = StopStrings(MARKERS if tools else ())
         self._decoded = 0  # characters
         self._emitted = 0  # of those
-        self._pending: list[tuple[int, Token]] = []  # tokens not emitted yet, and the character where each begins
+        self._pending: deque[tuple[int, Token]] = deque()  # tokens not emitted yet, and the character where each begins
 
     def add(self, token: Token) -> TextPiece | None:
         """The text that this token completes; None once a stop string has ended the text."""
@@ -83,9 +84,10 @@ class TextStream:
 
     def _emit(self, text: str, last: bool = False) -> TextPiece | None:
         self._emitted += len(text)
+        tokens: list[Token] = []
         if last and not self._stops.found:
             tokens = [token for _, token in self._pending if token.id not in self._end_ids]
-        else:
-            tokens = [token for begin, token in self._pending if begin < self._emitted]
-        self._pending = self._pending[len(tokens) :]
+            self._pending.clear()
+        while self._pending and self._pending[0][0] < self._emitted:
+            tokens.append(self._pending.popleft()[1])
         return TextPiece(text, tuple(tokens)) if text or tokens else None

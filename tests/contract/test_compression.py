@@ -13,7 +13,15 @@ import zstandard
 
 from qwen3vl_edge.contract.errors import InputError, LimitError, WireError
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
-from qwen3vl_edge.contract.wire.compression import MAX_WINDOW_BYTES, ZSTD, compress, decompress
+from qwen3vl_edge.contract.wire.compression import (
+    FREE_BYTES,
+    MAX_RATIO,
+    MAX_WINDOW_BYTES,
+    ZSTD,
+    compress,
+    decompress,
+)
+from qwen3vl_edge.contract.wire.wire_body import WireBody
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.main import serve
 from tests.support.http_api.generate import post
@@ -45,6 +53,36 @@ def test_exactly_the_limit_is_taken() -> None:
     assert len(decompress(zstandard.ZstdCompressor().compress(bytes(LIMIT)), LIMIT)) == LIMIT
     with pytest.raises(LimitError):
         decompress(zstandard.ZstdCompressor().compress(bytes(LIMIT + 1)), LIMIT)
+
+
+def test_a_small_body_does_not_become_a_large_one() -> None:
+    """32 times as sent, or 4 MiB; in blocks, each claimed before the next is made."""
+    library = zstandard.ZstdCompressor()
+    assert len(decompress(library.compress(bytes(FREE_BYTES)), 2**30)) == FREE_BYTES
+    noise = np.random.default_rng(0).bytes(LIMIT)
+    packed = library.compress(noise + bytes(40 * LIMIT))
+    with pytest.raises(LimitError, match=f"at most {MAX_RATIO * len(packed)} bytes, 32 times as sent.*uncompressed"):
+        decompress(packed, 2**30)
+    blocks: list[int] = []
+
+    def claim(size: int) -> None:
+        blocks.append(size)
+        if sum(blocks) > 2 * LIMIT:
+            raise LimitError("no room")
+
+    with pytest.raises(LimitError, match="no room"):
+        decompress(library.compress(noise * 8), 2**30, claim)
+    assert max(blocks) <= LIMIT
+    assert sum(blocks) <= 3 * LIMIT
+
+
+def test_a_body_that_servers_would_refuse_to_expand_is_sent_as_it_is() -> None:
+    """A device never compresses what no server takes."""
+    empty = WireBody((memoryview(bytes(FREE_BYTES + 1)),), CONTENT_TYPE)
+    assert compress(empty) is empty
+    small = compress(WireBody((memoryview(bytes(FREE_BYTES)),), CONTENT_TYPE))
+    assert small.encoding == ZSTD
+    assert len(decompress(bytes(small), 2**30)) == FREE_BYTES
 
 
 def wide_window() -> bytes:

@@ -231,7 +231,7 @@ JSON_REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("negative grid", {"image_grid_thw": [[1, -4, -6]]}, 400, "image_grid_thw.0"),
     ("negative clip", {"video_grid_thw": [[-3, 4, 4]]}, 400, "video_grid_thw.0"),
     ("image of frames", {"image_grid_thw": [[2, 2, 6]]}, 400, "image_grid_thw.0"),
-    ("huge grid", {"image_grid_thw": [[1, 2**40, 2**40]]}, 400, "vision_embeddings.0"),
+    ("huge grid", {"image_grid_thw": [[1, 2**40, 2**40]]}, 413, "grid_thw"),
     ("ragged rows", {"vision_embeddings": [[[1.0], [1.0, 2.0]], [[1.0]]]}, 400, "vision_embeddings.0"),
     ("rows of text", {"vision_embeddings": [[["1"]], [["1"]]]}, 400, "vision_embeddings.0"),
     ("flat, too few rows", {"vision_embeddings": [[0.0] * 64] * 2}, 400, "vision_embeddings"),

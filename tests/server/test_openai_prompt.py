@@ -19,9 +19,10 @@ from qwen3vl_edge.server.engines.transformers.language_model import model_shape
 from qwen3vl_edge.server.openai.logprobs import token_bytes
 from qwen3vl_edge.server.openai.parts import PartReader
 from qwen3vl_edge.server.openai.prompt import PromptWriter
-from qwen3vl_edge.server.openai.request import parse_chat
+from qwen3vl_edge.server.openai.request import ChatRequest, parse_chat
 from qwen3vl_edge.server.openai.text_stream import Ending, TextPiece, TextStream
 from qwen3vl_edge.server.openai.tool_calls import parse_calls
+from qwen3vl_edge.server.options import ServerOptions
 from tests.support.http_api.tools import TOOLS, WEATHER
 from tests.support.openai_parts import REFERENCE, chat_of, part_of, processor, questions, torch_saved
 
@@ -33,8 +34,14 @@ def body(messages: list[dict[str, Any]], **options: Any) -> bytes:
     return json.dumps({"messages": messages, **options}).encode()
 
 
+def parsed(content: bytes) -> ChatRequest:
+    """With a server's default limits."""
+    options = ServerOptions(model="unused")
+    return parse_chat(content, options.max_chat_values, options.max_prompt_characters)
+
+
 def ids_of(messages: list[dict[str, Any]], limits: Limits = Limits()) -> Any:
-    chat = parse_chat(body(messages))
+    chat = parsed(body(messages))
     return PromptWriter(TOKENIZER, SHAPE, limits).write(chat, PartReader(SHAPE, limits).read(chat.messages))
 
 
@@ -88,7 +95,7 @@ def test_a_text_beyond_all_limits_is_not_tokenized() -> None:
 def rendered(messages: list[dict[str, Any]], template: str = TOOLS, **options: Any) -> str:
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
     tokenizer.chat_template = template
-    return PromptWriter(tokenizer, SHAPE, Limits()).render(parse_chat(body(messages, **options)))
+    return PromptWriter(tokenizer, SHAPE, Limits()).render(parsed(body(messages, **options)))
 
 
 ASKED = {"role": "user", "content": "Weather?"}
@@ -198,8 +205,35 @@ def test_bytes_of_tokens() -> None:
 
 
 def test_a_body_of_empty_messages_is_refused_before_it_is_parsed() -> None:
-    with pytest.raises(ContractError, match="too many values"):
-        parse_chat(b'{"messages":[' + b"{}," * 100_001 + b"{}]}")
+    with pytest.raises(ContractError, match=r"too many JSON values.*20000 \(max_chat_values\)"):
+        parsed(b'{"messages":[' + b"{}," * 100_001 + b"{}]}")
+
+
+def test_the_text_of_a_chat_is_limited_wherever_it_stands() -> None:
+    long, tool = "x" * 600, {"type": "function", "function": {"name": "f", "arguments": json.dumps({"a": "x" * 600})}}
+    described = {"type": "function", "function": {"name": "f", "description": long}}
+    for messages, options in (
+        ([{"role": "user", "content": long}], {}),
+        ([{"role": "user", "content": [{"type": "text", "text": long[:300]}] * 2}], {}),
+        ([{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [tool]}], {}),
+        ([{"role": "user", "content": "?"}], {"tools": [described]}),
+    ):
+        with pytest.raises(ContractError, match=r"too many characters.*at most 500 \(max_prompt_characters\)") as found:
+            parse_chat(body(messages, **options), 1000, 500)
+        assert found.value.status == 413
+        assert parse_chat(body(messages, **options), 1000, 800)
+
+
+def test_arguments_are_counted_before_they_are_parsed() -> None:
+    """Their brackets may be escaped in the body, where they are counted first."""
+    arguments = "[" * 20_000
+    call = '{"type":"function","function":{"name":"f","arguments":"' + "\\u005b" * len(arguments) + '"}}'
+    content = '{"messages":[{"role":"user","content":"?"},{"role":"assistant","tool_calls":[' + call + "]}]}"
+    chat = parsed(content.encode())
+    assert chat.messages[1].tool_calls is not None
+    assert chat.messages[1].tool_calls[0].function.arguments == arguments
+    with pytest.raises(ContractError, match="too many JSON values"):
+        PromptWriter(TOKENIZER, SHAPE, Limits()).render(chat)
 
 
 def test_the_daemons_own_parts_are_read_to_the_bit() -> None:
@@ -209,7 +243,7 @@ def test_the_daemons_own_parts_are_read_to_the_bit() -> None:
         "image", item.grid, item.embeds.astype("f2"), tuple(level.astype("f2") for level in item.deepstack)
     )
     for sent in (item, half):
-        chat = parse_chat(body([{"role": "user", "content": [image_embeds(sent)]}]))
+        chat = parsed(body([{"role": "user", "content": [image_embeds(sent)]}]))
         found = PartReader(SHAPE, Limits()).read(chat.messages)[0].media
         assert isinstance(found, MediaEmbeddings)
         assert embedding_hash(found, "x") == embedding_hash(sent, "x")

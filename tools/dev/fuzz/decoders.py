@@ -51,10 +51,10 @@ def decoders(shape: ModelShape) -> list[Callable[[bytes], object]]:
     bases = bases_of(drawn_basis(shape))
     return [
         lambda data: _request(data, bases),
-        lambda data: decode_medium(data, LIMITS, bases),
+        lambda data: decode_medium(data, LIMITS, bases, model=shape),
         lambda data: read_tensor(data, "x"),
         lambda data: decode_json(data, shape, LIMITS),
-        parse_chat,
+        lambda data: parse_chat(data, 100_000, 524_288),
     ]
 
 
