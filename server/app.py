@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -12,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from qwen3vl_edge.contract.http.errors import install_error_handlers
 from qwen3vl_edge.contract.http.request_counter import RequestCounter
 from qwen3vl_edge.contract.http.tracing import TraceMiddleware
+from qwen3vl_edge.contract.machine.free_memory import keep_returning_free_memory
 from qwen3vl_edge.server.embeddings.routes import embedding_routes
 from qwen3vl_edge.server.generation.answer_json import model_facts
 from qwen3vl_edge.server.generation.routes import PATH as GENERATE
@@ -26,7 +30,14 @@ ROUTES = (GENERATE, CHAT, "/v1/models", "/readyz", "/healthz")
 
 def create_app(state: ServerState) -> FastAPI:
     """The application of one server."""
-    app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        trimming = asyncio.create_task(keep_returning_free_memory(lambda: state.ledger.opened))
+        yield
+        trimming.cancel()
+
+    app = FastAPI(title="qwen3vl-edge server", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(TraceMiddleware)
     state.guard.install(app)

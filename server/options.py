@@ -112,11 +112,13 @@ class ServerOptions:
         within=(1, 16_384),
     )
     max_json_values: int = setting(
-        1_000_000, "Most values (numbers, strings, lists, objects) of a JSON body.", within=(100, 10**9)
+        500_000, "Most values (numbers, strings, lists, objects) of a JSON body.", within=(100, 10**9)
     )
     max_chat_values: int = setting(20_000, "The same of a chat, whose embeddings are text.", within=(100, 10**9))
-    max_prompt_characters: int = setting(
-        524_288, "Most characters of a chat's text; by default 16 for each of its tokens.", within=(1, 2**30)
+    max_text_kib: int = setting(
+        256,
+        "Most text of a chat, in KiB of UTF-8: by default 8 bytes for each of its tokens.",
+        within=(1, 2**20),
     )
     body_timeout_s: float = setting(60.0, "Seconds that a client may take to send its body.", within=(0.01, 3600))
     drain_s: int = setting(30, "Seconds in which running requests may finish after SIGTERM.", within=(0, 3600))

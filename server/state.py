@@ -27,7 +27,7 @@ from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
 
 T = TypeVar("T")
-DECODING_THREADS = 4
+DECODING_THREADS = 2
 
 
 @dataclass(frozen=True)

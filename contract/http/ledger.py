@@ -62,6 +62,9 @@ class Ledger:
         per_client: one client's requests may hold this many times what one request may.
         in_all: all requests together.
         wait_s: seconds that `Account.wait_for` waits.
+
+    Attributes:
+        opened: requests so far.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class Ledger:
         self._clients: dict[str, Counter[str]] = {}  # only those that hold something
         self._held: Counter[str] = Counter()
         self._waiting: set[_Waiter] = set()
+        self.opened = 0
 
     def open(self, client: str) -> Account:
         """A new request of a client."""
+        self.opened += 1
         return Account(self, client)
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -106,6 +107,11 @@ def parse_chat_as(
 def _is_branch(part: int | str) -> bool:
     """Whether a step of pydantic's path names a type of a union instead of a field."""
     return isinstance(part, str) and (part in ("str", "Url") or "[" in part)
+
+
+def utf8_bytes(texts: Iterable[str]) -> int:
+    """Bytes of texts in UTF-8; lone surrogates, which JSON may contain, count as what replaces them."""
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def sampling_of(request: ChatOptions, default_max_tokens: int) -> Sampling:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.formats.strict_json import check_values
-from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as
+from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as, utf8_bytes
 
 DEFAULT_MAX_TOKENS = 512  # same as the daemon's
 MAX_ARGUMENT_VALUES = 10_000  # of a tool call's arguments, whose brackets may be escaped in the body
@@ -113,21 +113,21 @@ class ChatRequest(ChatOptions):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def parse_chat(body: bytes | bytearray, max_values: int, max_characters: int) -> ChatRequest:
+def parse_chat(body: bytes | bytearray, max_values: int, max_text_bytes: int) -> ChatRequest:
     """A chat request from its JSON.
 
     Args:
         max_values: the most JSON values, the setting `max_chat_values`.
-        max_characters: the most characters of text, the setting `max_prompt_characters`.
+        max_text_bytes: the most bytes of text in UTF-8, the setting `max_text_kib`.
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
         LimitError: more JSON values or text than a chat may have.
     """
     parsed = parse_chat_as(ChatRequest, body, max_values, "max_chat_values")
-    if (characters := text_characters(parsed)) > max_characters:
-        limit = f"at most {max_characters} (max_prompt_characters)"
-        raise LimitError("the text has too many characters", field="messages", expected=limit, got=characters)
+    if (size := text_bytes(parsed)) > max_text_bytes:
+        limit = f"at most {max_text_bytes} bytes (max_text_kib)"
+        raise LimitError("the request has too much text", field="messages", expected=limit, got=f"{size} bytes")
     if parsed.top_logprobs and not parsed.logprobs:
         raise InputError("top_logprobs without logprobs", field="top_logprobs", remedy="Set logprobs to true.")
     if parsed.parallel_tool_calls is False and parsed.usable_tools:
@@ -153,14 +153,14 @@ def parse_chat(body: bytes | bytearray, max_values: int, max_characters: int) ->
     return parsed
 
 
-def text_characters(chat: ChatRequest) -> int:
-    """Characters of all text that becomes a part of the prompt."""
-    count = len(json.dumps(chat.usable_tools, ensure_ascii=False)) if chat.usable_tools else 0
+def text_bytes(chat: ChatRequest) -> int:
+    """Bytes, in UTF-8, of all text that becomes a part of the prompt."""
+    count = utf8_bytes([json.dumps(chat.usable_tools, ensure_ascii=False)]) if chat.usable_tools else 0
     for message in chat.messages:
         parts = message.content if isinstance(message.content, list) else []
         texts = [message.content] if isinstance(message.content, str) else [part.text or "" for part in parts]
         calls = [text for call in message.tool_calls or () for text in (call.function.name, call.function.arguments)]
-        count += sum(map(len, (*texts, *calls)))
+        count += utf8_bytes([*texts, *calls])
     return count
 
 

@@ -81,7 +81,7 @@ class ChatReader:
         Raises:
             ContractError: the request is invalid; names the field of the chat.
         """
-        chat = parse_chat(body, self.options.max_values, self.options.max_prompt_characters)
+        chat = parse_chat(body, self.options.max_values, self.options.max_text_kib * 1024)
         self._check_model(chat)
         media = self.parts.read(chat.messages)
         ids = self._writer.write(chat, media)

@@ -37,7 +37,7 @@ def body(messages: list[dict[str, Any]], **options: Any) -> bytes:
 def parsed(content: bytes) -> ChatRequest:
     """With a server's default limits."""
     options = ServerOptions(model="unused")
-    return parse_chat(content, options.max_chat_values, options.max_prompt_characters)
+    return parse_chat(content, options.max_chat_values, options.max_text_kib * 1024)
 
 
 def ids_of(messages: list[dict[str, Any]], limits: Limits = Limits()) -> Any:
@@ -210,15 +210,15 @@ def test_a_body_of_empty_messages_is_refused_before_it_is_parsed() -> None:
 
 
 def test_the_text_of_a_chat_is_limited_wherever_it_stands() -> None:
-    long, tool = "x" * 600, {"type": "function", "function": {"name": "f", "arguments": json.dumps({"a": "x" * 600})}}
+    long, tool = "é" * 300, {"type": "function", "function": {"name": "f", "arguments": json.dumps({"a": "x" * 600})}}
     described = {"type": "function", "function": {"name": "f", "description": long}}
     for messages, options in (
         ([{"role": "user", "content": long}], {}),
-        ([{"role": "user", "content": [{"type": "text", "text": long[:300]}] * 2}], {}),
+        ([{"role": "user", "content": [{"type": "text", "text": long[:150]}] * 2}], {}),
         ([{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [tool]}], {}),
         ([{"role": "user", "content": "?"}], {"tools": [described]}),
     ):
-        with pytest.raises(ContractError, match=r"too many characters.*at most 500 \(max_prompt_characters\)") as found:
+        with pytest.raises(ContractError, match=r"too much text.*at most 500 bytes \(max_text_kib\)") as found:
             parse_chat(body(messages, **options), 1000, 500)
         assert found.value.status == 413
         assert parse_chat(body(messages, **options), 1000, 800)

@@ -47,14 +47,12 @@ class Attack:
         name: of its row there.
         against: "server" or "daemon".
         send: sends it so many times, and so many at once; returns what became of it.
-        accepted: statuses that its requests may be answered with.
         settings: of the process under attack, beside the defaults.
     """
 
     name: str
     against: str
     send: Callable[[Target, int, int], Outcome]
-    accepted: frozenset[int]
     settings: dict[str, Any] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from qwen3vl_edge.tools.dev.attack.target import MIB, Target
 
 RECOVERY_SECONDS = 30.0
 SETTLED_MIB = 16  # allocators keep a little
+POOLED_THREADS = 8  # that pools keep for the next work
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Cost:
     kept_threads: int
 
 
-def measure(attack: Attack, target: Target, times: int, at_once: int) -> Cost:
+def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool = True) -> Cost:
     """Attack a target that is warm.
+
+    Args:
+        wait: wait for memory and threads to come back.
 
     Raises:
         AssertionError: the honest client's answer changed.
@@ -59,7 +63,8 @@ def measure(attack: Attack, target: Target, times: int, at_once: int) -> Cost:
         experience = ended()
     if len(set(experience.answers)) != 1:
         raise AssertionError(f"{attack.name}: the honest client's answers differ: {set(experience.answers)}")
-    _wait_for_recovery(target, steady, threads)
+    if wait:
+        _wait_for_recovery(target, steady, threads)
     return Cost(
         name=attack.name,
         statuses=dict(sorted(outcome.statuses.items())),

@@ -23,10 +23,12 @@ import httpx
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.tools.dev.attack import bodies
-from qwen3vl_edge.tools.dev.attack.measure import Cost, measure
+from qwen3vl_edge.tools.dev.attack.measure import POOLED_THREADS, Cost, measure
+from qwen3vl_edge.tools.dev.attack.table import Bound, read_bounds
 from qwen3vl_edge.tools.dev.attack.target import Target
 from qwen3vl_edge.tools.server_process import running_server
 
+CPU_SECONDS, HEALTHZ_MS, KEPT_MIB = 1.0, 100.0, 64
 ATTACKS = {attack.name: attack for attack in (*bodies.ATTACKS,)}
 
 
@@ -40,15 +42,38 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [attack for name, attack in ATTACKS.items() if not arguments.names or name in arguments.names]
     costs: list[Cost] = []
+    bounds = read_bounds()
     for settings, attacks in groupby(chosen, lambda attack: (attack.against, attack.settings)):
         with open_target(settings[0], arguments.reference, settings[1]) as target:
             for attack in attacks:
                 costs.append(measure(attack, target, arguments.times, arguments.at_once))
                 sys.stdout.write(json.dumps(asdict(costs[-1])) + "\n")
                 sys.stdout.flush()
+    excesses = [text for cost in costs for text in excesses_of(cost, bounds[cost.name], arguments.at_once)]
+    for text in excesses:
+        sys.stderr.write(f"{text}\n")
     if arguments.out is not None:
         document = {"environment": environment(), "rows": [asdict(cost) for cost in costs]}
         atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
+    raise SystemExit(1 if excesses else 0)
+
+
+def excesses_of(cost: Cost, bound: Bound, at_once: int) -> list[str]:
+    """In which ways an attack cost more than its row and the goals say."""
+    found = []
+    if other := set(cost.statuses) - bound.statuses:
+        found.append(f"answered {sorted(other)}")
+    for what, value, most in (
+        ("MiB of memory", cost.peak_mib, bound.mib * at_once),
+        ("CPU seconds a request", cost.cpu_s, CPU_SECONDS),
+        ("ms until /healthz (p99)", cost.p99_ms, HEALTHZ_MS),
+        ("failed /healthz", cost.failures, 0),
+        ("MiB kept", cost.kept_mib, KEPT_MIB),
+        ("threads kept", cost.kept_threads, POOLED_THREADS),
+    ):
+        if value > most:
+            found.append(f"{value} {what}, at most {most}")
+    return [f"{cost.name}: {text}" for text in found]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def decoders(shape: ModelShape) -> list[Callable[[bytes], object]]:
         lambda data: decode_medium(data, LIMITS, bases, model=shape),
         lambda data: read_tensor(data, "x"),
         lambda data: decode_json(data, shape, LIMITS),
-        lambda data: parse_chat(data, 100_000, 524_288),
+        lambda data: parse_chat(data, 20_000, 2**18),
     ]
 
 
