@@ -95,14 +95,6 @@ class DaemonConfig:
     max_waiting: int = setting(
         16, "Requests in flight at once, running or waiting; the next is answered 429.", within=(1, 10_000)
     )
-    max_in_flight: int = setting(
-        4,
-        "All requests in flight may hold this many times what one request may: bytes, values, pixels.",
-        within=(1, 10_000),
-    )
-    max_in_flight_per_client: int = setting(
-        2, "The requests of one client in flight: the same, as a multiple of one request's limits.", within=(1, 10_000)
-    )
     deadline_s: float = setting(
         300.0, "Seconds for the network part of a request, retries included.", within=(0.1, 86_400)
     )

@@ -16,6 +16,9 @@ from qwen3vl_edge.edge_runtime.inputs.sources.clips import clip_file
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_image
 
 
+MAX_VALUES = 100_000  # JSON values of a chat, whose media are text
+
+
 class Part(BaseModel):
     """One part of a message's content."""
 
@@ -46,7 +49,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
     """
-    return parse_chat_as(ChatRequest, body, 100_000)
+    return parse_chat_as(ChatRequest, body, MAX_VALUES)
 
 
 def fetch_messages(
