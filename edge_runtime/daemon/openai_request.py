@@ -15,7 +15,6 @@ from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import clip_file
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_image
 
-
 MAX_VALUES = 100_000  # JSON values of a chat, whose media are text
 
 
