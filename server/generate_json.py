@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape, Sampling
+from qwen3vl_edge.contract.wire.validate import check_visual_tokens
 from qwen3vl_edge.server.errors import BodySchemaError
 
 MAX_QUOTES = 2_000  # the known names have 42; of each unknown one there would be an error
@@ -145,13 +146,7 @@ def _media(
                 got=grid.as_list(),
             )
     counts = [grid.tokens(model.merge_size) for grid in grids]
-    if sum(counts) > limits.max_visual_tokens:
-        raise LimitError(
-            "too many visual tokens",
-            field="grid_thw",
-            expected=f"at most {limits.max_visual_tokens}",
-            got=sum(counts),
-        )
+    check_visual_tokens(sum(counts), limits)
     claim(sum(counts))
     embeds = _split(parsed.vision_embeddings, counts, "vision_embeddings")
     levels = [

@@ -19,10 +19,10 @@ def count_values(text: str | bytes | bytearray) -> int:
 
 
 def _count_outside_strings(text: bytes, most: int) -> int:
-    """As `count_values`, without what stands in strings; more than `most` where there are so many strings."""
+    """As `count_values`, without what stands in strings: in the first two for each of `most` values."""
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    pieces = unescaped.split(b'"', 4 * most)  # each string is a value or a value's name
-    return max(1 + sum(count_values(piece) - 1 for piece in pieces[::2]), len(pieces) // 4)
+    pieces = unescaped.split(b'"', 4 * most)  # a value has at most two strings: its name and itself
+    return 1 + sum(count_values(piece) - 1 for piece in pieces[::2])
 
 
 def check_values(text: str | bytes | bytearray, most: int, field: str, setting: str | None = None) -> int:

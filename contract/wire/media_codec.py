@@ -14,7 +14,7 @@ from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireErr
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases, Basis
 from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, Packing, check_packed, unpack
-from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, MediaReference
+from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, MediaReference, tensor_names
 
 PACKED_VERSION = 3  # for bodies with packed embeddings
 BASIS_VERSION = 4  # for bodies with coefficients in a basis
@@ -30,7 +30,7 @@ Named = tuple[str, NDArray[Any], str | None]  # name, array, and the wire dtype 
 
 def medium_tensors(index: int, item: MediaEmbeddings) -> list[Named]:
     """The wire tensors of a request's medium `index`."""
-    names = _names(index, len(item.deepstack))
+    names = tensor_names(index, len(item.deepstack))
     if not item.packed:
         return [(name, array, None) for name, array in zip(names, item.arrays, strict=True)]
     codes: list[Named] = [
@@ -110,7 +110,7 @@ class DeclaredMedia:
         if self.by_hash:
             return MediaReference(self.index, self.kind, self.grid, str(self.hash), self.origin)
         packed = tuple(tensor for tensor in self.tensors if isinstance(tensor, Packed))
-        for name, tensor in zip(_names(self.index, len(packed) - 1), packed, strict=False):
+        for name, tensor in zip(tensor_names(self.index, len(packed) - 1), packed, strict=False):
             check_packed(tensor, name + SCALES)
         rows = [unpack(tensor) if isinstance(tensor, Packed) else tensor for tensor in self.tensors]
         if self.basis is not None:
@@ -169,7 +169,7 @@ def _declare(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]],
         raise WireError(
             "media item is malformed", field=f"media.{index}", expected=f"levels (0 to {MAX_LEVELS}) and origin"
         )
-    names = _names(index, levels)
+    names = tensor_names(index, levels)
     if (packing := item.get("packing")) is None:
         if "basis" in item:
             raise WireError("a basis without a packing", field=f"media.{index}.basis", expected="a packing too")
@@ -192,12 +192,6 @@ def _check_coefficients(packed: Sequence[Packed], names: list[str], basis: Basis
             raise WireError("coefficients do not fit their basis", field=name, expected=tensor.rank, got=own.shape[1])
 
 
-def _names(index: int, levels: Any) -> list[str]:
-    """Names of a medium's tensors; only the first if `levels` is not a valid count."""
-    count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0
-    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(count))]
-
-
 def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
     codes = take(arrays, name, (NUMPY_DTYPES[packing.dtype],), 2)
     return Packed(packing, codes, take(arrays, name + SCALES, ("<f2",), 2))
@@ -217,7 +211,9 @@ def _check_unpacked_size(
         if not isinstance(name, str) or name not in PACKINGS:
             raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
         packing, basis = PACKINGS[name], _basis(index, item, version, bases)
-        for tensor in _names(index, item.get("levels")):
+        levels: Any = item.get("levels")
+        count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0  # the others are refused later
+        for tensor in tensor_names(index, count):
             if (codes := arrays.get(tensor)) is not None and codes.ndim == 2:
                 columns = codes.shape[1] * packing.per_byte if basis is None else basis.columns
                 size += len(codes) * columns * np.dtype(packing.unpacked).itemsize

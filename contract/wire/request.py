@@ -16,6 +16,11 @@ from qwen3vl_edge.contract.wire.packing import Packed, Packing, pack, unpack
 KINDS = ("image", "video")
 
 
+def tensor_names(index: int, levels: int) -> list[str]:
+    """Names of a request's medium `index`, in bodies and errors: the embeddings, then each DeepStack level."""
+    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(levels))]
+
+
 @dataclass(frozen=True)
 class MediaEmbeddings:
     """One image or clip as its embeddings.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
-from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape, tensor_names
 
 _CHUNK = 1 << 18  # elements checked for NaN and infinity at a time: bounds the scratch memory
 
@@ -62,12 +62,17 @@ def validate_declared(request: GenerateRequest, media: Sequence[Declared], model
     for index, item in enumerate(media):
         _check_media(index, item, model)
     _check_placeholders(request.input_ids, media, model)
-    _at_most("visual tokens", "grid_thw", visual_tokens(media, model), limits.max_visual_tokens)
+    check_visual_tokens(visual_tokens(media, model), limits)
 
 
 def visual_tokens(media: Sequence[Declared], model: ModelShape) -> int:
     """Visual tokens of media with valid grids."""
     return sum(item.grid.tokens(model.merge_size) for item in media)
+
+
+def check_visual_tokens(count: int, limits: Limits) -> None:
+    """Raises: LimitError: more visual tokens than a request may have."""
+    _at_most("visual tokens", "grid_thw", count, limits.max_visual_tokens)
 
 
 def validate_medium(item: MediaEmbeddings, model: ModelShape, limits: Limits) -> None:
@@ -90,7 +95,7 @@ def validate_declared_medium(item: Declared, model: ModelShape, limits: Limits, 
     """
     _check_model(model_hash, model)
     _check_media(0, item, model)
-    _at_most("visual tokens", "grid_thw", visual_tokens([item], model), limits.max_visual_tokens)
+    check_visual_tokens(visual_tokens([item], model), limits)
 
 
 def _check_model(model_hash: str | None, model: ModelShape) -> None:
@@ -105,7 +110,7 @@ def _check_model(model_hash: str | None, model: ModelShape) -> None:
 
 
 def _check_values(index: int, item: MediaEmbeddings) -> None:
-    for name, array in zip(_names(index, len(item.deepstack)), item.arrays, strict=True):
+    for name, array in zip(tensor_names(index, len(item.deepstack)), item.arrays, strict=True):
         _check_finite(name, array)
 
 
@@ -161,7 +166,7 @@ def _check_media(index: int, item: Declared, model: ModelShape) -> None:
             got=len(item.shapes) - 1,
         )
     expected = (grid.tokens(merge), model.hidden_size)
-    for name, shape in zip(_names(index, model.deepstack_levels), item.shapes, strict=True):
+    for name, shape in zip(tensor_names(index, model.deepstack_levels), item.shapes, strict=True):
         if shape != expected:
             raise WireError(
                 f"tensor {name!r} does not match grid_thw {grid.as_list()} and the model's width",
@@ -171,12 +176,8 @@ def _check_media(index: int, item: Declared, model: ModelShape) -> None:
             )
 
 
-def _names(index: int, levels: int) -> list[str]:
-    return [f"embeds.{index}", *(f"deepstack.{index}.{level}" for level in range(levels))]
-
-
 def _check_dtypes(index: int, item: MediaEmbeddings) -> None:
-    for name, array in zip(_names(index, len(item.deepstack)), item.arrays, strict=True):
+    for name, array in zip(tensor_names(index, len(item.deepstack)), item.arrays, strict=True):
         if array.dtype not in (np.dtype("<f2"), np.dtype("<f4")):
             raise WireError(f"tensor {name!r} has the wrong dtype", field=name, expected="F16 or F32", got=array.dtype)
 

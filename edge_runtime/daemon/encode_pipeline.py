@@ -6,7 +6,6 @@ While the encoder runs one request, the next is fetched, resized and tokenized, 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.contract.machine.free_memory import return_free_memory
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.daemon.camera_registry import CameraRegistry
@@ -82,7 +82,8 @@ class EncodePipeline:
         while self._encoding:
             await asyncio.sleep(IDLE_POLL_SECONDS)
         await asyncio.to_thread(self.close)
-        await asyncio.to_thread(_return_free_memory)
+        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(return_free_memory)
 
     def close(self) -> None:
         self.cameras.close()
@@ -96,11 +97,3 @@ class EncodePipeline:
             return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _return_free_memory() -> None:
-    """Return freed memory to the system; glibc would keep it in its arenas (malloc_trim(3))."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
-    if trim is not None:
-        trim(0)

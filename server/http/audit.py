@@ -71,7 +71,8 @@ class AuditLog:
 class _PrivateFile(WatchedFileHandler):
     """The stdlib's handler with a file of mode 0600, one write for each line, and errors raised to the caller."""
 
-    stream: FileIO | None  # type: ignore[assignment]  # unbuffered: what a full disk refuses must not be written later, without its beginning
+    # Unbuffered: what a full disk refuses must not be written later, without its beginning.
+    stream: FileIO | None  # type: ignore[assignment]
 
     def _open(self) -> FileIO:  # type: ignore[override]
         file = FileIO(self.baseFilename, "a", opener=partial(os.open, mode=0o600))

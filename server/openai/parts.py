@@ -155,8 +155,14 @@ class PartReader:
     ) -> tuple[MediaEmbeddings, str | None]:
         """A part whose content is a body of `PUT /v1/embeddings/{sha256}`."""
         try:
-            claim = partial(self._claim, VISUAL_TOKENS if grid is None else None)
-            medium, model_hash = decode_medium(data, self.limits, self.bases, model=self.shape, claim=claim)
+            medium, model_hash = decode_medium(
+                data,
+                self.limits,
+                self.bases,
+                model=self.shape,
+                # A grid that the part has was admitted with it.
+                claim=partial(self._claim, VISUAL_TOKENS) if grid is None else lambda _: None,
+            )
         except ContractError as error:
             error.field = f"{where}: {error.field}"
             raise
@@ -170,8 +176,8 @@ class PartReader:
         self._check_grid(medium.grid, kind, where, budget)
         return medium, model_hash
 
-    def _claim(self, resource: str | None, amount: int) -> None:
-        if self.account is not None and resource is not None:
+    def _claim(self, resource: str, amount: int) -> None:
+        if self.account is not None:
             self.account.claim(resource, amount)
 
     def _admit_grid(self, grid: Grid, kind: str, where: str, budget: int) -> None:

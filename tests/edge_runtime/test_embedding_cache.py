@@ -20,7 +20,7 @@ from qwen3vl_edge.edge_runtime.ask import build_messages
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings
-from tests.support.instructions import instructions
+from qwen3vl_edge.tools.dev.instructions import instructions
 
 GRID = Grid(1, 4, 4)
 

@@ -22,10 +22,10 @@ from qwen3vl_edge.server.engines.protocol import GenerateResult, Timings, Token
 from qwen3vl_edge.server.generation.keyed import KeyedGenerations
 from qwen3vl_edge.server.generation.live_generation import LiveGeneration, TokenLog
 from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.tools.dev.instructions import instructions
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
 from tests.support.http_api.generate import events_of, key_headers, post
 from tests.support.http_api.metrics import metric
-from tests.support.instructions import instructions
 from tests.support.server_checkpoint import make_case, make_checkpoint
 from tests.support.waiting import until
 from tests.support.wire_bodies import body_of

@@ -25,7 +25,7 @@ from qwen3vl_edge.tools.dev.attack.open_target import Models, open_target
 from qwen3vl_edge.tools.dev.attack.table import Bound, read_bounds
 
 CPU_SECONDS, HEALTHZ_MS, KEPT_MIB = 1.0, 100.0, 64
-ATTACKS = {attack.name: attack for attack in (*bodies.ATTACKS,)}
+ATTACKS = {attack.name: attack for attack in bodies.ATTACKS}
 
 
 def main() -> None:

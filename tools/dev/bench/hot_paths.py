@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, pack, unpack
 from qwen3vl_edge.contract.wire.request import Limits
 from qwen3vl_edge.tools.dev.bench.wire_formats import pictures, request_of
+from qwen3vl_edge.tools.dev.instructions import instructions
 
 COUNTS = Path(__file__).with_suffix(".json")
 IMAGES = 4
@@ -53,26 +51,13 @@ def hot_paths() -> dict[str, tuple[Callable[[], object], int]]:
 def count(work: Callable[[], object], size: int) -> dict[str, float]:
     """Python instructions of one run, and the most bytes it allocates, as a share of the bytes that it handles."""
     work()  # caches are filled, modules imported
-    instructions = 0
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal instructions
-        frame.f_trace_opcodes = True
-        instructions += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+    counted = instructions(work)
     tracemalloc.start()
     result = work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     del result
-    return {"instructions": instructions, "bytes": size, "allocated_share": round(peak / size, 4)}
+    return {"instructions": counted, "bytes": size, "allocated_share": round(peak / size, 4)}
 
 
 def count_all() -> dict[str, dict[str, float]]:
