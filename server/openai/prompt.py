@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.machine.free_memory import return_free_memory
 from qwen3vl_edge.contract.wire.request import Limits, ModelShape
 from qwen3vl_edge.server.openai.parts import Medium
 from qwen3vl_edge.server.openai.request import ChatMessage, ChatRequest, Part, arguments_of
 
 Message = dict[str, Any]
+# Characters from which tokenizing leaves so much free memory in its thread that it is returned at once.
+LONG_TEXT = 2**16
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,13 @@ class PromptWriter:
         if len(text) > 4 * self.limits.max_prompt_tokens * _longest_token(self.tokenizer):
             limit = f"at most {self.limits.max_prompt_tokens} tokens"
             raise LimitError("too many prompt tokens", field="messages", expected=limit, got=f"{len(text)} characters")
-        return np.array(self.tokenizer(text)["input_ids"], dtype=np.int64)
+        # The same ids as calling the tokenizer, in two thirds of its memory: without the offsets of each token.
+        (encoding,) = self.tokenizer.backend_tokenizer.encode_batch_fast([text])
+        ids = np.array(encoding.ids, dtype=np.int64)
+        del encoding
+        if len(text) > LONG_TEXT:
+            return_free_memory()
+        return ids
 
     def render(self, chat: ChatRequest) -> str:
         """The conversation as text, one placeholder per medium.
