@@ -99,18 +99,21 @@ class Metrics:
     Args:
         stats: called at each scrape; None while the engine loads.
         store: embeddings by hash.
+        clients: also count tokens by the name of their client; without it no metric names one.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore) -> None:
+    def __init__(self, stats: Callable[[], EngineStats | None], store: EmbeddingStore, clients: bool = False) -> None:
         current = self._current = CollectorRegistry()
         counter, histogram = partial(_new_counter, current), partial(_new_histogram, current)
         self.requests = counter("requests", "HTTP requests", "endpoint", "status")
         self.received_bytes = counter("received_bytes", "Bytes of request bodies, as received")
         self.tokens = counter("tokens", "Tokens by kind: prompt, visual, generated", "kind")
         self.generations = counter("generations", "Ended generations by finish reason", "finish_reason")
-        self.client_tokens = counter(
-            "client_tokens", "Tokens by client and kind; the name of its token, or empty", "client", "kind"
-        )
+        self.client_tokens: Counter | None = None
+        if clients:
+            self.client_tokens = counter(
+                "client_tokens", "Tokens by client and kind; the name of its token, or empty", "client", "kind"
+            )
         self.idempotent_requests = counter(
             "idempotent_requests",
             "Requests with an Idempotency-Key by outcome: started, joined, replayed, conflict",
@@ -154,7 +157,8 @@ class Metrics:
             ("generated", len(result.generated_ids)),
         ):
             self.tokens.labels(kind).inc(count)
-            self.client_tokens.labels(client, kind).inc(count)
+            if self.client_tokens is not None:
+                self.client_tokens.labels(client, kind).inc(count)
         timings = result.timings
         if result.generated_ids:
             self.time_to_first_token.observe(timings.queue_s + timings.prefill_s)

@@ -163,6 +163,9 @@ class ServerOptions:
         option="--tokens-file",
     )
     metrics_token: bool = setting(False, "Require a token at `/metrics` too.")
+    metrics_clients: bool = setting(
+        False, "Count tokens by client in `/metrics`, which then tells the clients' names to whoever may read it."
+    )
     tls_cert: Path | None = setting(None, "Certificate (PEM); the server then serves HTTPS only.", option="--tls-cert")
     tls_key: Path | None = setting(None, "The certificate's key (PEM).", option="--tls-key")
     tls_client_ca: Path | None = setting(

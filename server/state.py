@@ -75,7 +75,7 @@ def open_state(readiness: Readiness, options: ServerOptions, bases: Bases = NO_B
     """
     disk = open_disk(options, lambda: readiness.engine.loaded.shape.model_hash)
     store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
-    metrics = Metrics(readiness.stats, store)
+    metrics = Metrics(readiness.stats, store, options.metrics_clients)
     keyed = KeyedGenerations(options, metrics.idempotent_requests)
     ledger = open_ledger(options)
     metrics.watch_ledger(ledger)

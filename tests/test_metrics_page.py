@@ -57,9 +57,10 @@ def test_server(tmp_path: Path) -> None:
     disk = EmbeddingDisk(tmp_path, 1000, 60, lambda: "")
     try:
         stats = EngineStats(waiting=1, running=2, kv_tokens=3, steps=4, step_rows=5, reused_tokens=6)
-        metrics = server_metrics.Metrics(lambda: stats, EmbeddingStore(1000, 60, disk=disk))
+        metrics = server_metrics.Metrics(lambda: stats, EmbeddingStore(1000, 60, disk=disk), clients=True)
         metrics.time_per_output_token.observe(0.01)
         metrics.requests.labels("/healthz", "200").inc()
+        assert metrics.client_tokens is not None
         metrics.client_tokens.labels("a", "prompt").inc()
         check(metrics.registry, "qwen3vl_edge_", "Server", server_metrics.RENAMED)
         assert metrics.registry.get_sample_value("qwen3vl_edge_running") == 2

@@ -36,7 +36,7 @@ def load_torch_encoder(
         RuntimeError: the tensors do not match the config's encoder (torch's `load_state_dict`).
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, GenerationMixin  # noqa: F401 - torch 2.8 cannot import it on meta
 
     dtype = dtype or torch.float32
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True).vision_config

@@ -1,7 +1,7 @@
 """Embeddings on disk by the content that they were computed from, so that no picture is encoded twice.
 
-A file is the sha256 of its content, then one array in numpy's format: [1 + DeepStack levels, n, D]. A truncated
-or altered file is deleted and its picture encoded again.
+A file is a sha256, then one array in numpy's format: [1 + DeepStack levels, n, D]. The sha256 is of the file's name and
+the array, so that a truncated, altered or renamed file is noticed; it is deleted and its picture encoded again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,22 @@ logger = logging.getLogger("edge")
 _DIGEST_BYTES = 32
 _SUFFIX = ".embeds"
 _ABANDONED_SECONDS = 600  # a temporary file this old belongs to a process that was killed
+_FILES_A_PUT = 64  # that a put looks at, for what other daemons did
+
+
+@dataclass
+class _File:
+    size: int
+    used: int  # its modification time in nanoseconds
 
 
 class EmbeddingCache:
     """A folder of at most `max_bytes`, evicted least recently used first; shared by threads and across restarts.
+
+    Several daemons may share it; the limit is for all of them. Each knows its own files, and sees those of the others
+    as it goes through the folder, a few files with each put. So a put costs by its own size, and the folder may exceed
+    its limit by what the others wrote meanwhile: for each further daemon by about a thirty-second of the files, or
+    nothing in a folder of fewer than 64.
 
     Args:
         folder: created if missing.
@@ -48,13 +63,13 @@ class EmbeddingCache:
         self.hits = self.misses = 0
         self._identity = hashlib.sha256(identity.encode()).digest()
         self._lock = threading.Lock()
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._files: OrderedDict[str, _File] = OrderedDict()  # in LRU order
         self._bytes = 0
+        self._round: Iterator[None] = iter(())
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
-            next(folder.iterdir(), None)
-            self._make_room(0)
+            self._index()
         except OSError as error:
             raise InputError(f"cache folder {folder} cannot be used ({error.strerror})", field="cache") from None
 
@@ -89,24 +104,26 @@ class EmbeddingCache:
         if size > self.max_bytes:
             return
         with self._lock:
-            self._make_room(size)
             try:
-                atomic.write_bytes(self._path(key), hashlib.sha256(body).digest() + body)
-                _touch(self._path(key))
+                self._look_around()
+                self._make_room(size)
+                atomic.write_bytes(self._path(key), _digest(key, body) + body)
             except OSError as error:
                 logger.warning("cache %s cannot be written (%s)", self.folder, error.strerror)
                 return
-            self._bytes += size - self._sizes.pop(key, 0)
-            self._sizes[key] = size
+            self._add(key, size, _touch(self._path(key)))
 
     def _read(self, key: str) -> NDArray[Any] | None:
         path = self._path(key)
         try:
-            content = path.read_bytes()
-            if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+            content = memoryview(path.read_bytes())
+            body = content[_DIGEST_BYTES:]
+            if _digest(key, body) != content[:_DIGEST_BYTES]:
+                if hashlib.sha256(body).digest() == content[:_DIGEST_BYTES]:  # of an earlier release: nobody's fault
+                    self._forget(key)
+                    return None
                 raise ValueError("its checksum is wrong")
-            stacked: NDArray[Any] = np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False)
-            _touch(path)
+            stacked: NDArray[Any] = np.load(io.BytesIO(body), allow_pickle=False)
         except FileNotFoundError:
             self._forget(key)
             return None
@@ -114,6 +131,9 @@ class EmbeddingCache:
             logger.warning("cache entry %s is dropped (%s)", path.name, error)
             self._forget(key)
             return None
+        used = _touch(path)
+        with self._lock:
+            self._add(key, len(content), used)
         return stacked
 
     def _remove_abandoned(self) -> None:
@@ -125,32 +145,88 @@ class EmbeddingCache:
             except FileNotFoundError:
                 pass  # another daemon was still writing it, and is done now
 
-    def _make_room(self, size: int) -> None:
-        """Evict until `size` bytes fit. The folder is listed anew: the limit is for all daemons that write there."""
+    def _index(self) -> None:
         files = []
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):  # evicted by another daemon
-                status = path.stat()
-                files.append((status.st_mtime_ns, path.stem, status.st_size))
-        self._sizes = OrderedDict((key, length) for _, key, length in sorted(files))
-        self._bytes = sum(self._sizes.values())
-        while self._sizes and self._bytes + size > self.max_bytes:
-            key, freed = self._sizes.popitem(last=False)
-            self._bytes -= freed
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if (file := _file(entry)) is not None:
+                    files.append((file.used, entry.name.removesuffix(_SUFFIX), file.size))
+        for used, key, size in sorted(files):
+            self._add(key, size, used)
+        self._make_room(0)
+
+    def _look_around(self) -> None:
+        """Go on through the folder, over and over: what other daemons added, used and evicted."""
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the folder; the put makes it again
+            left = _FILES_A_PUT - sum(1 for _ in islice(self._round, _FILES_A_PUT))
+            if left:
+                self._round = self._whole_folder()
+                deque(islice(self._round, left), 0)
+
+    def _whole_folder(self) -> Iterator[None]:
+        """Each step is one file."""
+        unseen = dict.fromkeys(self._files)
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                yield
+                key = entry.name.removesuffix(_SUFFIX)
+                unseen.pop(key, None)
+                file, known = _file(entry), self._files.get(key)
+                if file is not None and (known is None or known.used < file.used):
+                    self._add(key, file.size, file.used)
+        for key in unseen:
+            yield
+            if key in self._files and not self._path(key).exists():
+                self._bytes -= self._files.pop(key).size
+
+    def _make_room(self, size: int) -> None:
+        """Evict until `size` bytes fit."""
+        while self._files and self._bytes + size > self.max_bytes:
+            key, file = self._files.popitem(last=False)
+            self._bytes -= file.size
             self._path(key).unlink(missing_ok=True)
+
+    def _add(self, key: str, size: int, used: int) -> None:
+        """It is the one that was used last."""
+        known = self._files.pop(key, None)
+        self._bytes += size - (0 if known is None else known.size)
+        self._files[key] = _File(size, used)
 
     def _forget(self, key: str) -> None:
         with self._lock:
-            self._bytes -= self._sizes.pop(key, 0)
+            if (file := self._files.pop(key, None)) is not None:
+                self._bytes -= file.size
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
 
 
-def _touch(path: Path) -> None:
+def _digest(key: str, body: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(f"{key}{_SUFFIX}\n".encode())
+    digest.update(body)
+    return digest.digest()
+
+
+def _file(entry: os.DirEntry[str]) -> _File | None:
+    """A file of the cache; None for any other, and for one that another daemon has evicted."""
+    if not entry.name.endswith(_SUFFIX) or entry.name.startswith("."):
+        return None
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return None
+    return _File(status.st_size, status.st_mtime_ns)
+
+
+def _touch(path: Path) -> int:
     """Record a use: the order of use is in the files' times, so it survives a restart. The kernel's own clock for them
-    is too coarse for that."""
+    is too coarse for that.
+
+    Returns:
+        The time of the use in nanoseconds.
+    """
     now = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # evicted by another daemon
         os.utime(path, ns=(now, now))
+    return now

@@ -1,10 +1,11 @@
 """Embeddings on disk, as a second level below memory: they survive a restart.
 
-    FOLDER/<sha256 of the client's name>/<hash of the embeddings>.embeds
+    FOLDER/<sha256 of the client's name>/<hash of the embeddings>.held
 
-A file is the body of a `PUT /v1/embeddings/{hash}`. Its content is verified against its name when read, and so against
-the served model: a truncated or altered file, or one of another model, is never used. So writes need not wait for the
-disk, and a power failure loses entries, not answers. A file's modification time is its last use.
+A file is the body of a `PUT /v1/embeddings/{hash}`, then the sha256 of its two names. Its content is verified against
+its names when read, and so against the served model: a truncated or altered file, or one of another model or from
+another client's folder, is never used. So writes need not wait for the disk, and a power failure loses entries, not
+answers. A file's modification time is its last use.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
 from qwen3vl_edge.server.options import ServerOptions
 
 logger = logging.getLogger("server")
-_SUFFIX = ".embeds"
+_SUFFIX, _EARLIER_SUFFIX = ".held", ".embeds"  # an earlier release's files do not say whose they are
+_MARK_BYTES = 32
+_EXPIRED_AT_ONCE = 64  # so that a request never waits while thousands are deleted
 _HEADER_BYTES = 2**16  # most of a file's header; some 1,000 with three DeepStack levels
 
 
@@ -88,7 +91,7 @@ class EmbeddingDisk:
         if media.hash is None or self._touch(key := (_folder_of(namespace), media.hash)):
             return
         body = encode_medium(media, self._model_hash())
-        size = body.size
+        size = body.size + _MARK_BYTES
         if size > self.max_bytes:
             return
         path = self._path(key)
@@ -96,7 +99,7 @@ class EmbeddingDisk:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._lock:
                 self._make_room(size)
-            atomic.write_bytes(path, bytes(body), 0o600, sync=False)
+            atomic.write_bytes(path, bytes(body) + _mark(key), 0o600, sync=False)
         except OSError as error:
             logger.warning("embeddings cannot be held in %s (%s)", self._folder, error.strerror)
             return
@@ -126,7 +129,10 @@ class EmbeddingDisk:
         model_hash = self._model_hash()
         try:
             content = self._path(key).read_bytes()
-            media, made_for = decode_medium(content, Limits(max_body_bytes=len(content)))
+            if content[-_MARK_BYTES:] != _mark(key):
+                raise InputError("it was stored under another name")
+            body = memoryview(content)[:-_MARK_BYTES]
+            media, made_for = decode_medium(body, Limits(max_body_bytes=len(content)))
             if made_for != model_hash:
                 return None  # from another model, which may be served again
             if media.hash != name or embedding_hash(media, model_hash) != name:
@@ -157,12 +163,15 @@ class EmbeddingDisk:
     def _scan(self) -> None:
         """Index the files of an earlier server, and delete its unfinished ones."""
         files = []
-        for path in self._folder.glob(f"*/*{_SUFFIX}*"):
-            if path.name.startswith("."):
+        for path in self._folder.glob("*/*"):
+            unfinished = path.name.startswith(".") and (_SUFFIX in path.name or _EARLIER_SUFFIX in path.name)
+            if not is_hash(path.parent.name) or not (unfinished or is_hash(path.stem)):
+                continue
+            if unfinished or path.suffix == _EARLIER_SUFFIX:
                 path.unlink(missing_ok=True)
-            elif is_hash(path.name.removesuffix(_SUFFIX)) and is_hash(path.parent.name):
+            elif path.suffix == _SUFFIX:
                 status = path.stat()
-                key = (path.parent.name, path.name.removesuffix(_SUFFIX))
+                key = (path.parent.name, path.stem)
                 files.append((min(status.st_mtime, self._now()), key, status.st_size))
         for used, key, size in sorted(files):
             self._files[key] = _File(size, used)
@@ -174,6 +183,9 @@ class EmbeddingDisk:
             self._make_room(0)
             file = self._files.get(key)
             if file is None:
+                return False
+            if self._expired(file):
+                self._forget(key)
                 return False
             file.used = self._now()
             self._files.move_to_end(key)
@@ -187,13 +199,21 @@ class EmbeddingDisk:
             os.utime(self._path(key), (now, now))
 
     def _make_room(self, size: int) -> None:
-        """Called with the lock."""
-        oldest = self._now() - self._keep_s
+        """Evict until `size` bytes fit, and a few that have expired; one that has and is still here is not found.
+
+        Called with the lock.
+        """
+        expired = 0
         while self._files:
             key, file = next(iter(self._files.items()))
-            if file.used > oldest and self._bytes + size <= self.max_bytes:
-                return
+            if self._bytes + size <= self.max_bytes:
+                if expired == _EXPIRED_AT_ONCE or not self._expired(file):
+                    return
+                expired += 1
             self._forget(key)
+
+    def _expired(self, file: _File) -> bool:
+        return file.used <= self._now() - self._keep_s
 
     def _drop(self, key: tuple[str, str]) -> bool:
         with self._lock:
@@ -222,6 +242,11 @@ def open_disk(options: ServerOptions, model_hash: Callable[[], str]) -> Embeddin
     if options.hold_folder is None:
         return None
     return EmbeddingDisk(options.hold_folder, options.hold_disk_mib * 2**20, options.hold_disk_s, model_hash)
+
+
+def _mark(key: tuple[str, str]) -> bytes:
+    """Ends a file: its two names."""
+    return hashlib.sha256("/".join(key).encode()).digest()
 
 
 def _folder_of(namespace: str) -> str:

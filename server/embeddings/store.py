@@ -23,6 +23,8 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings,
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
 from qwen3vl_edge.server.errors import EmbeddingsNotHeldError
 
+_EXPIRED_AT_ONCE = 64  # so that a request never waits while thousands are dropped
+
 
 @dataclass
 class _Entry:
@@ -155,14 +157,22 @@ class EmbeddingStore:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        entry.expires = self._clock() + self._keep_s
+        now = self._clock()
+        if entry.expires <= now:
+            self._drop(key)
+            return None
+        entry.expires = now + self._keep_s
         self._entries.move_to_end(key)
         return entry.media
 
     def _expire(self) -> None:
+        """Drop a few that have expired; one that has and is still here is not found."""
         now = self._clock()
-        while self._entries and next(iter(self._entries.values())).expires <= now:  # in LRU order
-            self._drop(next(iter(self._entries)))
+        for _ in range(_EXPIRED_AT_ONCE):
+            key, oldest = next(iter(self._entries.items()), (("", ""), None))  # in LRU order
+            if oldest is None or oldest.expires > now:
+                return
+            self._drop(key)
 
     def _drop(self, key: tuple[str, str]) -> None:
         self._bytes -= self._entries.pop(key).media.nbytes

@@ -26,7 +26,7 @@ class EngineStuckError(ServerUnavailableError):
         super().__init__("the engine is stuck in a step", got=f"{seconds:.0f} s", remedy="Restart the server.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # the log of a stored answer holds thousands
 class Token:
     """One token of an answer.
 

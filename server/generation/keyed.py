@@ -27,7 +27,10 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.generation.live_generation import Detach, LiveGeneration
 from qwen3vl_edge.server.options import ServerOptions
 
-_BYTES_PER_TOKEN = 64  # estimate for the log, the result's ids and its text
+# What a stored answer holds, by tracemalloc: itself, a token in the log and in the result's ids, and each of the
+# likeliest tokens that were asked for at its position.
+_BYTES_PER_ANSWER, _BYTES_PER_TOKEN, _BYTES_PER_LIKELY_TOKEN = 2048, 112, 128
+_EVICTED_AT_ONCE = 64  # so that a request never waits for the eviction of thousands
 
 
 def fingerprint(request: GenerateRequest) -> bytes:
@@ -77,17 +80,21 @@ class KeyedGenerations:
     Args:
         options: `keep_answers_s`, `keep_answers`, `keep_answers_mib` and `abandoned_s`.
         outcomes: counts requests by `outcome`: started, joined, replayed, conflict.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, options: ServerOptions, outcomes: Counter) -> None:
+    def __init__(self, options: ServerOptions, outcomes: Counter, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
+        self._clock = clock
         self._outcomes = outcomes
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._entries: dict[_Key, _Entry] = {}
+        self._answers: OrderedDict[_Key, _Entry] = OrderedDict()  # those that have ended, the oldest first
+        self._bytes = 0  # of the answers
+        self._evicting = False
 
     def contains(self, key: str, namespace: str = "") -> bool:
         """Whether this key has a generation or an answer, so that the request needs no room in the queue."""
-        self._evict()
-        return (namespace, key) in self._entries
+        return self._find((namespace, key)) is not None
 
     def attach(
         self, key: str, digest: bytes, start: Callable[[], LiveGeneration], namespace: str = ""
@@ -106,8 +113,7 @@ class KeyedGenerations:
             ContractError: as `start`; the key is then not used.
         """
         scoped = (namespace, key)
-        self._evict()
-        entry = self._entries.get(scoped)
+        entry = self._find(scoped)
         if entry is None:
             entry = self._entries[scoped] = _Entry(start(), digest)
             on_end = partial(self._on_end, asyncio.get_running_loop(), scoped, entry)
@@ -133,11 +139,26 @@ class KeyedGenerations:
             loop = asyncio.get_running_loop()
             entry.abandonment = loop.call_later(self._options.abandoned_s, self._drop, scoped, entry)
 
+    def _find(self, scoped: _Key) -> _Entry | None:
+        if not self._evicting:
+            self._evict()
+        entry = self._entries.get(scoped)
+        if entry is not None and self._expired(entry):
+            self._remove(scoped, entry)
+            return None
+        return entry
+
     def _drop(self, scoped: _Key, entry: _Entry) -> None:
-        if self._entries.get(scoped) is entry:  # not a later generation under the same key
-            del self._entries[scoped]
+        self._remove(scoped, entry)
         entry.keep_alive()
         entry.generation.cancel()
+
+    def _remove(self, scoped: _Key, entry: _Entry) -> None:
+        if self._entries.get(scoped) is not entry:  # a later generation under the same key
+            return
+        del self._entries[scoped]
+        if self._answers.pop(scoped, None) is not None:
+            self._bytes -= entry.nbytes
 
     def _on_end(self, loop: asyncio.AbstractEventLoop, scoped: _Key, entry: _Entry, _: object) -> None:
         """The future's callback, in the engine's thread."""
@@ -151,21 +172,34 @@ class KeyedGenerations:
         try:
             result = entry.generation.result
         except BaseException:  # its readers get the error; the next request generates again
-            del self._entries[scoped]
+            self._remove(scoped, entry)
             return
-        entry.ended = time.monotonic()
-        entry.nbytes = len(result.generated_ids) * _BYTES_PER_TOKEN + len(result.text)
-        self._entries.move_to_end(scoped)
-        self._evict()
+        entry.ended = self._clock()
+        entry.nbytes = (
+            _BYTES_PER_ANSWER
+            + len(result.generated_ids) * _BYTES_PER_TOKEN
+            + entry.generation.log.likely_tokens * _BYTES_PER_LIKELY_TOKEN
+            + len(result.text)
+        )
+        self._answers[scoped] = entry
+        self._bytes += entry.nbytes
+        if not self._evicting:
+            self._evict()
+
+    def _expired(self, entry: _Entry) -> bool:
+        return entry.ended is not None and self._clock() - entry.ended > self._options.keep_answers_s
 
     def _evict(self) -> None:
-        """Evict expired answers, then the oldest beyond the limits. In-flight generations stay."""
+        """Evict expired answers, then the oldest beyond the limits: a few now, the others when the loop has time.
+
+        An answer that has expired and is still here is not found. In-flight generations stay.
+        """
         options = self._options
-        ended = [(scoped, entry) for scoped, entry in self._entries.items() if entry.ended is not None]
-        count, nbytes = len(ended), sum(entry.nbytes for _, entry in ended)
-        for scoped, entry in ended:
-            expired = time.monotonic() - (entry.ended or 0.0) > options.keep_answers_s
-            if not expired and count <= options.keep_answers and nbytes <= options.keep_answers_mib * 2**20:
+        for _ in range(_EVICTED_AT_ONCE):
+            scoped, oldest = next(iter(self._answers.items()), (("", ""), None))
+            fits = len(self._answers) <= options.keep_answers and self._bytes <= options.keep_answers_mib * 2**20
+            self._evicting = oldest is not None and (not fits or self._expired(oldest))
+            if oldest is None or not self._evicting:
                 return
-            del self._entries[scoped]
-            count, nbytes = count - 1, nbytes - entry.nbytes
+            self._remove(scoped, oldest)
+        asyncio.get_running_loop().call_soon(self._evict)

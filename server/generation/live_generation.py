@@ -29,6 +29,11 @@ class TokenLog:
         self._changed = asyncio.Event()
         self.ended = False
 
+    @property
+    def likely_tokens(self) -> int:
+        """How many of the likeliest tokens it holds, of all positions."""
+        return sum(len(token.top) for token in self._tokens)
+
     def put(self, token: Token) -> None:
         """Called in the engine's thread."""
         self._call(self._tokens.append, token)

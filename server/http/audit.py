@@ -12,15 +12,17 @@ nothing was generated. A repeated request with the same Idempotency-Key has the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from concurrent.futures import CancelledError
 from functools import partial
-from io import TextIOWrapper
+from io import FileIO
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,8 @@ class AuditLog:
     """An append-only file that only this user can read; thread-safe.
 
     A file that was moved or deleted is created again before the next line. A full disk loses lines, not requests: the
-    failure is logged, and the next line is written if possible.
+    failure is logged, and the next line is written if possible. After a part of a line, which a full disk or a power
+    failure leaves, the next begins a line of its own.
 
     Raises:
         InputError: the file cannot be opened at the start.
@@ -54,7 +57,7 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = _PrivateFile(path, encoding="ascii")
+            self._file = _PrivateFile(path)
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})", field="audit_log") from None
 
@@ -66,13 +69,36 @@ class AuditLog:
 
 
 class _PrivateFile(WatchedFileHandler):
-    """The stdlib's handler with a file of mode 0600, and with errors raised to the caller."""
+    """The stdlib's handler with a file of mode 0600, one write for each line, and errors raised to the caller."""
 
-    def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding=self.encoding, opener=partial(os.open, mode=0o600))
+    stream: FileIO | None  # type: ignore[assignment]  # unbuffered: what a full disk refuses must not be written later, without its beginning
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704  (called inside an except block)
+    def _open(self) -> FileIO:  # type: ignore[override]
+        file = FileIO(self.baseFilename, "a", opener=partial(os.open, mode=0o600))
+        self._torn = _ends_within_a_line(self.baseFilename)
+        return file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reopenIfNeeded()
+        if self.stream is None:
+            self.stream = self._open()
+        line = (b"\n" if self._torn else b"") + record.getMessage().encode() + b"\n"
+        written = self.stream.write(line) or 0
+        self._torn = _ends_within_a_line(self.baseFilename) if written < len(line) else False
+        if written < len(line):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes of a line were written")
+
+
+def _ends_within_a_line(path: str) -> bool:
+    """Whether a regular file has a last line without an end."""
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not file.seek(0, os.SEEK_END):
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # it may be written and not read: an empty line at worst
+        return True
 
 
 class RequestRecord:

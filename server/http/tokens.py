@@ -22,7 +22,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -198,6 +197,7 @@ def add_token(path: Path, name: str, expires: datetime | None = None) -> str:
 def _append(path: Path, text: str) -> None:
     import fcntl  # not available on every system
 
+    path = atomic.target_of(path)  # one lock for all links to it
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -207,10 +207,8 @@ def _append(path: Path, text: str) -> None:
             return
         read_tokens(path)  # do not add to a file that the server would reject
         before, old = path.stat(), path.read_bytes()
-        atomic.write_bytes(
-            path, old.rstrip() + (b"\n\n" if old.strip() else b"") + text.encode(), before.st_mode & 0o777
-        )
-        with suppress(OSError):  # when root writes it, the server's user must be able to read it
-            os.chown(path, before.st_uid, before.st_gid)
+        new = old.rstrip() + (b"\n\n" if old.strip() else b"") + text.encode()
+        # When root writes it, the server's user must be able to read it.
+        atomic.write_bytes(path, new, before.st_mode & 0o777, owner=(before.st_uid, before.st_gid))
     finally:
         os.close(folder)

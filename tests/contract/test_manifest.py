@@ -115,3 +115,20 @@ def test_atomic_file_leaves_the_old_one_on_failure(tmp_path: Path) -> None:
         atomic.write_bytes(file, "text")  # type: ignore[arg-type]
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_link_leads_to_is_replaced_and_not_the_link(tmp_path: Path) -> None:
+    folder, file, other = tmp_path / "folder", tmp_path / "file", tmp_path / "other"
+    links = [tmp_path / "links" / name for name in ("folder", "file", "other")]
+    links[0].parent.mkdir()
+    for link, target in zip(links, (folder, file, other), strict=True):
+        link.symlink_to(target)
+    for content in ("first", "second"):  # what they lead to is made, then replaced
+        with atomic.new_folder(links[0]) as staging:
+            (staging / "one").write_text(content)
+        atomic.write_bytes(links[1], content.encode())
+        with atomic.new_file(links[2]) as staging:
+            staging.write_text(content)
+        assert [path.read_text() for path in (folder / "one", file, other)] == [content] * 3
+        assert all(link.is_symlink() for link in links)
+    assert sorted(tmp_path.iterdir()) == sorted((folder, file, other, links[0].parent))

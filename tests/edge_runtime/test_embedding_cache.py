@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ from qwen3vl_edge.edge_runtime.ask import build_messages
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings
+from tests.support.instructions import instructions
 
 GRID = Grid(1, 4, 4)
 
@@ -168,3 +171,76 @@ def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "cannot be written" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_under_another_name_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = EmbeddingCache(tmp_path, 2**20, "a")
+    mine, others = cache.key(GRID, pixels(0)), cache.key(GRID, pixels(1))
+    cache.put(mine, embeddings(0))
+    (tmp_path / f"{mine}.embeds").rename(tmp_path / f"{others}.embeds")
+    assert cache.get(others) is None
+    assert others in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_of_an_earlier_release_is_made_again_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was the sha256 of the array alone, then the array."""
+    cache = EmbeddingCache(tmp_path, 2**20, "a")
+    key = cache.key(GRID, pixels(0))
+    cache.put(key, embeddings(0))
+    path = tmp_path / f"{key}.embeds"
+    body = path.read_bytes()[32:]
+    path.write_bytes(hashlib.sha256(body).digest() + body)
+    assert cache.get(key) is None
+    assert not path.exists()
+    assert not caplog.text
+
+
+def fill(folder: Path, count: int) -> EmbeddingCache:
+    """A cache that is full of so many small files."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:064x}.embeds").write_bytes(bytes(2000))
+    return EmbeddingCache(folder, count * 2000, "a")
+
+
+def test_a_put_costs_the_same_however_many_files_there_are(tmp_path: Path) -> None:
+    few, many = fill(tmp_path / "few", 200), fill(tmp_path / "many", 4000)
+    costs = [instructions(lambda: cache.put("new", embeddings(0))) for cache in (few, many)]  # noqa: B023
+    assert costs[1] < 1.1 * costs[0]
+    assert many.bytes == sum(file.stat().st_size for file in many.folder.iterdir()) <= many.max_bytes
+
+
+def test_daemons_that_share_a_folder_see_what_the_others_do(tmp_path: Path) -> None:
+    """More files than a put looks at; the limit is exceeded by a thirty-second at most, for the one other daemon."""
+    size = 32 + 128 + 3 * 4 * 8 * 2  # digest, numpy's header, rows
+    limit = 200 * size
+    one, other = (EmbeddingCache(tmp_path, limit, "a") for _ in range(2))
+    most = 0
+    for number in range(1000):
+        for name, cache in (("one", one), ("other", other)):
+            cache.put(f"{name}{number}", embeddings(0))
+        if number % 10 == 0:
+            most = max(most, sum(file.stat().st_size for file in tmp_path.iterdir()))
+    assert limit * 0.9 < most <= limit * (1 + 1 / 32) + size
+    for number in range(20):  # the other one is silent now
+        one.put(f"last{number}", embeddings(0))
+    files = {file.stem: file.stat().st_size for file in tmp_path.iterdir()}
+    assert one.bytes == sum(files.values()) <= limit
+    assert {f"last{number}" for number in range(20)} <= set(files)
+    assert min(int(name.removeprefix("other")) for name in files if name.startswith("other")) > 850, "the oldest went"
+    for file in tmp_path.glob("one*"):
+        file.unlink()
+    for number in range(20):
+        other.put(f"more{number}", embeddings(0))
+    assert other.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache", 2**20, "a")
+    cache.put("0", embeddings(0))
+    shutil.rmtree(tmp_path / "cache")
+    cache.put("1", embeddings(1))
+    assert cache.get("1") is not None

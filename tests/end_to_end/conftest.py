@@ -10,10 +10,10 @@ import pytest
 
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split, open_both
-from tests.support.daemon_process import running_daemon
 from tests.support.http_api.chat import ask
 from tests.support.packed_answers import COLOUR, QUESTIONS
 

@@ -12,11 +12,11 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.dev.soak.faults import Proxy
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split
-from tests.support.daemon_process import running_daemon
 from tests.support.http_api.chat import ask, image, post_chat, user
 from tests.support.packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job
 

@@ -15,8 +15,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from qwen3vl_edge.contract.http.tracing import HEADER, TraceMiddleware, outgoing_headers
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import running_daemon
 from tests.support.http_api.chat import image, post_chat, user
 from tests.support.waiting import until
 

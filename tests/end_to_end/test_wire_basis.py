@@ -20,11 +20,11 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Split
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import running_daemon
 from tests.support.packed_answers import COLOUR, QUESTIONS, asked_twice_and_as_a_job
 from tests.support.run_cli import run_here
 

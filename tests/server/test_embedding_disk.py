@@ -16,7 +16,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.codec import encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
-from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
+from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk, _File
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from tests.support.http_api.app import BY_HASH, CASE, PUT, URL, App, reference_engine
@@ -62,7 +62,7 @@ def disks(tmp_path: Path) -> Iterator[Disks]:
 
 
 def files(disks: Disks) -> list[Path]:
-    return sorted(disks.folder.glob("*/*.embeds"))
+    return sorted(disks.folder.glob("*/*.held"))
 
 
 def same(found: MediaEmbeddings | None, wanted: MediaEmbeddings) -> bool:
@@ -88,6 +88,49 @@ def test_a_restart_finds_it_and_names_are_apart(disks: Disks) -> None:
     assert "first" not in str(path.parent.name)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert again.disk.bytes == path.stat().st_size
+
+
+def test_a_file_in_another_clients_folder_is_not_found(disks: Disks) -> None:
+    """Its content is as its hash says; only the folder is wrong."""
+    medium, other = hashed(0), hashed(1)
+    disk = disks()
+    disk.keep(medium, "a")
+    disk.keep(other, "b")
+    name = f"{medium.hash}.held"
+    (path,) = disks.folder.glob(f"*/{name}")
+    (folder,) = {file.parent for file in files(disks)} - {path.parent}
+    path.rename(folder / name)
+    disk = disks()
+    assert disk.find(str(medium.hash), "b") is None
+    assert (disk.damaged, len(files(disks))) == (1, 1)
+    assert same(disk.find(str(other.hash), "b"), other)
+
+
+def test_files_of_an_earlier_release_are_removed(disks: Disks) -> None:
+    disks().keep(hashed(0), "a")
+    (path,) = files(disks)
+    earlier = path.with_suffix(".embeds")
+    earlier.write_bytes(path.read_bytes()[:-32])
+    assert disks().bytes == path.stat().st_size
+    assert not earlier.exists()
+
+
+def test_files_that_expire_at_once_delay_no_request(disks: Disks) -> None:
+    many, few = 300, 100
+    disk = disks()
+    for number in range(many):
+        disk._files["f" * 64, f"{number:064x}"] = _File(1, disks.now)
+    disks.now += 61
+    assert disk.find(f"{many - 1:064x}", "") is None
+    assert len(disk._files) > many - few
+    store = EmbeddingStore(2**20, 60, lambda: disks.now)
+    for number in range(many):
+        store.keep(hashed(number), "")
+    disks.now += 61
+    assert store.find(str(hashed(many - 1).hash)) is None
+    assert len(store._entries) > many - few
+    while store.bytes or disk.bytes > 0:
+        pass
 
 
 def damage(how: str, content: bytearray) -> bytes:
@@ -131,7 +174,7 @@ def test_another_models_are_never_found(disks: Disks) -> None:
 
 def test_its_size_and_age_are_bounded_through_restarts(disks: Disks) -> None:
     media = [hashed(seed) for seed in range(6)]
-    size = encode_medium(media[0], MODEL).size
+    size = encode_medium(media[0], MODEL).size + 32  # a sha256
     disk = disks(3 * size, 60)
     for medium in media[:4]:
         disks.now += 1
@@ -164,7 +207,7 @@ def test_one_server_at_a_time_and_what_a_killed_one_left(disks: Disks) -> None:
     torn = path.with_name(f".{path.name}.x1y2")
     torn.write_bytes(b"half")
     (disks.folder / "README").write_text("not ours")
-    (path.parent / "notes.embeds").write_text("not ours")
+    (path.parent / "notes.held").write_text("not ours")
     disk = disks()
     assert not torn.exists()
     assert (disks.folder / "README").exists()
@@ -220,7 +263,7 @@ def test_a_server_answers_by_hash_after_a_restart(engine: TransformersEngine, tm
     assert answer.json()["generated_ids"] == oracle().greedy(CASE, 4)
     assert "qwen3vl_edge_embedding_disk_hits_total 1.0" in second("GET", "/metrics").text
     second.state.close()
-    (path,) = (tmp_path / "held").glob("*/*.embeds")
+    (path,) = (tmp_path / "held").glob("*/*.held")
     content = bytearray(path.read_bytes())
     content[-1] ^= 0x40
     path.write_bytes(content)

@@ -30,11 +30,12 @@ from tests.support.wire_bodies import HeaderEdit, body_of, with_document, with_h
 
 LIMITS = {"max_body_mib": 1, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
+SETTINGS = {**LIMITS, "max_queue": 4, "prefix_cache_mib": 0, "metrics_clients": True}  # a panel shows each client
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with running_server(threads=1, model=str(make_checkpoint()), **LIMITS, max_queue=4, prefix_cache_mib=0) as running:
+    with running_server(threads=1, model=str(make_checkpoint()), **SETTINGS) as running:
         yield running
 
 

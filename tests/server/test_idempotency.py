@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
+from qwen3vl_edge.server.engines.protocol import GenerateResult, Timings, Token
+from qwen3vl_edge.server.generation.keyed import KeyedGenerations
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration, TokenLog
+from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.tools.server_process import ServerProcess, running_server
 from tests.support.http_api.generate import events_of, key_headers, post
 from tests.support.http_api.metrics import metric
+from tests.support.instructions import instructions
 from tests.support.server_checkpoint import make_case, make_checkpoint
 from tests.support.waiting import until
 from tests.support.wire_bodies import body_of
@@ -204,3 +211,89 @@ def test_without_a_key_each_is_generated(client: httpx.Client) -> None:
         content = {"Content-Type": CONTENT_TYPE}
         assert client.post("/v1/generate", content=body_of(SHORT), headers=content).status_code == 200
     assert generations(client) == before + 2
+
+
+class Kept:
+    """Kept answers of a server that has answered `count` requests; their keys are the numbers from 0."""
+
+    def __init__(self, count: int, **options: Any) -> None:
+        self.now = 0.0
+        outcomes = Counter("outcomes", "", ["outcome"], registry=CollectorRegistry())
+        settings = ServerOptions(**{"model": "m", "keep_answers": 10**6, "keep_answers_mib": 2**20, **options})
+        self.keyed = KeyedGenerations(settings, outcomes, lambda: self.now)
+        for number in range(count):
+            self.ended(str(number))
+
+    def ended(self, key: str, likely: int = 0) -> None:
+        log, future = TokenLog(), Future[GenerateResult]()
+        log._tokens.extend(Token(7, -0.5, ((7, -0.5),) * likely) for _ in range(5))
+        self.keyed.attach(key, b"digest", lambda: LiveGeneration(future, log, lambda: None))
+        future.set_result(GenerateResult((7,) * 5, "five", "length", 3, 0, Timings(0, 0, 0)))
+
+    @property
+    def held(self) -> int:
+        return len(self.keyed._answers)
+
+
+async def settled() -> None:
+    """The loop has run all that was due."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_a_request_costs_the_same_however_many_answers_are_kept() -> None:
+    async def cost(count: int) -> int:
+        kept = Kept(count)
+        await settled()
+        assert kept.held == count
+        return instructions(lambda: (kept.keyed.contains("none"), kept.keyed.contains("0")))
+
+    assert asyncio.run(cost(5_000)) == asyncio.run(cost(5))
+
+
+def test_answers_that_expire_at_once_delay_no_request() -> None:
+    async def expire() -> None:
+        kept, one = Kept(5_000), Kept(1)
+        await settled()
+        kept.now = one.now = 601.0
+        assert instructions(lambda: kept.keyed.contains("4999")) < 100 * instructions(lambda: one.keyed.contains("0"))
+        assert not kept.keyed.contains("4998"), "it has expired and was not evicted yet"
+        assert kept.held > 4_000
+        while kept.held:
+            await asyncio.sleep(0)
+        assert kept.keyed._bytes == 0
+
+    asyncio.run(expire())
+
+
+def test_the_sums_are_right_whatever_ends_an_answer() -> None:
+    async def change() -> None:
+        kept = Kept(10)
+        await settled()
+        each = kept.keyed._bytes // 10
+        kept.keyed.forget("3")
+        assert (kept.held, kept.keyed._bytes) == (9, 9 * each)
+        kept.now = 599.0
+        kept.ended("3")
+        await settled()
+        kept.now = 601.0
+        assert [kept.keyed.contains(str(number)) for number in range(10)] == [number == 3 for number in range(10)]
+        assert (kept.held, kept.keyed._bytes) == (1, each)
+        kept.ended("logprobs", likely=20)
+        await settled()
+        assert kept.keyed._bytes >= 2 * each + 5 * 20 * 100, "the likeliest tokens are held too"
+
+    asyncio.run(change())
+
+
+def test_answers_beyond_the_limits_go_whatever_their_number() -> None:
+    async def fill() -> None:
+        few, small = Kept(1_000, keep_answers=100), Kept(1_000, keep_answers_mib=1)
+        await settled()
+        while few.held > 100 or small.keyed._bytes > 2**20:
+            await asyncio.sleep(0)
+        assert few.keyed.contains("999")
+        assert not few.keyed.contains("899")
+        assert small.keyed.contains("999")
+
+    asyncio.run(fill())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.daemon_process import running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import ask
 from tests.support.http_api.jobs import chat, ended, post_job
 

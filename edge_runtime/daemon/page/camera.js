@@ -49,20 +49,16 @@ export function listen() {
 }
 
 export async function offerDeviceCameras() {
-  let response;
+  let cameras;
   try {
-    // Asked for only where the daemon has the route: a 404 would stand in the browser's console.
-    const { paths } = await getJson("/openapi.json");
-    if (!("/v1/cameras" in paths)) return;
-    response = await getJson("/v1/cameras");
+    cameras = (await getJson("/v1/cameras")).data;
   } catch {
-    return; // a daemon without cameras
+    return; // the status line says that the daemon is away
   }
-  const cameras = Array.isArray(response) ? response : (response.data ?? response.cameras ?? []);
-  const names = cameras.map((camera) => camera.name ?? camera).filter((name) => typeof name === "string");
+  const names = cameras.map((camera) => camera.id);
   const select = byId("device-cameras").querySelector("select");
   select.append(...names.map((name) => element("option", { value: name, textContent: name })));
-  byId("device-cameras").hidden = names.length === 0;
+  byId("device-cameras").hidden = cameras.length === 0;
   select.addEventListener("change", () => {
     if (select.value) addCamera(select.value);
     select.value = "";

@@ -20,8 +20,8 @@ from qwen3vl_edge.edge_runtime.ask import build_messages
 from qwen3vl_edge.edge_runtime.client.answers import Event
 from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import running_daemon
 from tests.support.http_api.chat import image, user
 from tests.support.stalling_proxy import stalling_proxy
 

@@ -20,8 +20,8 @@ from qwen3vl_edge.edge_runtime.ask import build_messages
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.upstreams.qwen3vl_server import Qwen3VLServer
 from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import ask
 from tests.support.http_api.port import free_port
 

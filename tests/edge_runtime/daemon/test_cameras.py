@@ -13,7 +13,7 @@ import pytest
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.daemon.config import load_config
-from tests.support.daemon_process import running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import user
 from tests.support.waiting import until
 

@@ -23,7 +23,7 @@ from qwen3vl_edge.contract.wire.request import Limits, Sampling
 from qwen3vl_edge.edge_runtime.ask import ask, build_messages
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from tests.support.daemon_process import DaemonProcess, running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import data_uri, image, user
 
 TINY = "qwen3vl-tiny"

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import post_chat, text_of
 from tests.support.http_api.jobs import PICTURE, chat, ended, plain, post_job, show
 from tests.support.http_api.metrics import metric

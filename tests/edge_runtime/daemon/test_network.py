@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import post_chat
 from tests.support.http_api.metrics import metric
 from tests.support.http_api.port import free_port

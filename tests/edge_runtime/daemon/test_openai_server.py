@@ -20,7 +20,7 @@ from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from tests.support.daemon_process import DaemonProcess, running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import image, post_chat, user
 
 KEY = "a-key-that-must-not-be-logged"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
-from tests.support.daemon_process import running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import data_uri, image, post_chat, text_of, user
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.chromium import CHROMIUM, Tab, running_chromium
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import data_uri, post_chat, user
 
 WITH_BROWSER = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.daemon_process import DaemonProcess, running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import image, post_chat, user
 from tests.support.http_api.metrics import metric_sum
 from tests.support.waiting import until

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 
 from qwen3vl_edge.server.http.tokens import add_token
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.jobs import ENDED, ended, plain, post_job, show
 from tests.support.server_checkpoint import make_checkpoint
 from tests.support.waiting import until

@@ -82,6 +82,10 @@ def in_a_file(rng: random.Random, image: Image.Image, form: str) -> Image.Image:
     if form == "GIF" and isinstance(image.info.get("transparency"), bytes):  # GIF has one transparent colour
         image.info["transparency"] = 3
     image.save(buffer, form, **options)
+    try:
+        Image.open(buffer).load()
+    except OSError:  # Pillow below 13 calls some of its own TIFF files truncated
+        return image
     return decode_image(buffer.getvalue(), form)
 
 

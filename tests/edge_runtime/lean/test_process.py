@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.daemon_process import running_daemon
+from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import post_chat, user
 from tests.support.paths import ROOT
 

@@ -12,8 +12,8 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.open import open_model_of
 from qwen3vl_edge.edge_runtime.edge import Edge
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
-from tests.support.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import image, post_chat
 from tests.support.vllm.stock_server import needs_vllm, running_vllm
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.daemon_process import DaemonProcess
+from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess
 from tests.support.http_api.chat import image, user
 from tests.support.waiting import until
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from qwen3vl_edge.tools.dev.attack.measure import measure
-from qwen3vl_edge.tools.dev.attack.run import ATTACKS, open_target
+from qwen3vl_edge.tools.dev.attack.open_target import Models, open_target
+from qwen3vl_edge.tools.dev.attack.run import ATTACKS
 from qwen3vl_edge.tools.dev.attack.table import read_bounds
 from qwen3vl_edge.tools.dev.attack.target import Target
-from tests.support.paths import ROOT
 
 BOUNDS = read_bounds()
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory of another process is read from /proc: Linux")
@@ -25,7 +26,8 @@ def test_the_table_has_a_row_for_each_attack() -> None:
 class Targets:
     """The last target stays open: the attacks of the table are grouped by their settings."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Models) -> None:
+        self._models = models
         self._stack = ExitStack()
         self._key: object = None
         self._target: Target | None = None
@@ -35,7 +37,7 @@ class Targets:
         if self._target is None or self._key != (attack.against, attack.settings):
             self.close()
             self._key = (attack.against, attack.settings)
-            opened = open_target(attack.against, ROOT / "reference" / "qwen3vl-tiny", attack.settings)
+            opened = open_target(attack.against, self._models, attack.settings)
             self._target = self._stack.enter_context(opened)
         return self._target
 
@@ -45,8 +47,8 @@ class Targets:
 
 
 @pytest.fixture(scope="module")
-def targets() -> Iterator[Targets]:
-    opened = Targets()
+def targets(reference: Path, bundle: Path) -> Iterator[Targets]:
+    opened = Targets(Models(reference, bundle))
     yield opened
     opened.close()
 

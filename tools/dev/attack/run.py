@@ -11,22 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.machine.environment import environment
+from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.attack import bodies
 from qwen3vl_edge.tools.dev.attack.measure import POOLED_THREADS, Cost, measure
+from qwen3vl_edge.tools.dev.attack.open_target import Models, open_target
 from qwen3vl_edge.tools.dev.attack.table import Bound, read_bounds
-from qwen3vl_edge.tools.dev.attack.target import Target
-from qwen3vl_edge.tools.server_process import running_server
 
 CPU_SECONDS, HEALTHZ_MS, KEPT_MIB = 1.0, 100.0, 64
 ATTACKS = {attack.name: attack for attack in (*bodies.ATTACKS,)}
@@ -36,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *ATTACKS], default=[])
     parser.add_argument("--reference", type=Path, default=Path("reference/qwen3vl-tiny"))
+    parser.add_argument("--bundle", type=Path, help="of that checkpoint; made if it is not given")
     parser.add_argument("--times", type=int, default=40, help="requests of each attack")
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--out", type=Path)
@@ -43,12 +40,14 @@ def main() -> None:
     chosen = [attack for name, attack in ATTACKS.items() if not arguments.names or name in arguments.names]
     costs: list[Cost] = []
     bounds = read_bounds()
-    for settings, attacks in groupby(chosen, lambda attack: (attack.against, attack.settings)):
-        with open_target(settings[0], arguments.reference, settings[1]) as target:
-            for attack in attacks:
-                costs.append(measure(attack, target, arguments.times, arguments.at_once))
-                sys.stdout.write(json.dumps(asdict(costs[-1])) + "\n")
-                sys.stdout.flush()
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-attack-") as scratch:
+        models = Models(arguments.reference, arguments.bundle or _bundle(arguments.reference, Path(scratch)))
+        for (side, settings), attacks in groupby(chosen, lambda attack: (attack.against, attack.settings)):
+            with open_target(side, models, settings) as target:
+                for attack in attacks:
+                    costs.append(measure(attack, target, arguments.times, arguments.at_once))
+                    sys.stdout.write(json.dumps(asdict(costs[-1])) + "\n")
+                    sys.stdout.flush()
     excesses = [text for cost in costs for text in excesses_of(cost, bounds[cost.name], arguments.at_once)]
     for text in excesses:
         sys.stderr.write(f"{text}\n")
@@ -56,6 +55,11 @@ def main() -> None:
         document = {"environment": environment(), "rows": [asdict(cost) for cost in costs]}
         atomic.write_bytes(arguments.out, (json.dumps(document, indent=1) + "\n").encode())
     raise SystemExit(1 if excesses else 0)
+
+
+def _bundle(reference: Path, folder: Path) -> Path:
+    export_bundle(str(reference), folder / "bundle", image_buckets="128x128", video_buckets="8x96x96")
+    return folder / "bundle"
 
 
 def excesses_of(cost: Cost, bound: Bound, at_once: int) -> list[str]:
@@ -74,15 +78,6 @@ def excesses_of(cost: Cost, bound: Bound, at_once: int) -> list[str]:
         if value > most:
             found.append(f"{value} {what}, at most {most}")
     return [f"{cost.name}: {text}" for text in found]
-
-
-@contextmanager
-def open_target(side: str, reference: Path, settings: dict[str, Any]) -> Iterator[Target]:
-    """A server or daemon with these settings, ready."""
-    assert side == "server"
-    with running_server(threads=1, model=str(reference), **settings) as server:
-        model_hash = httpx.get(f"{server.url}/readyz").json()["model_hash"]
-        yield Target(side, server.url, server.process.pid, model_hash, server.log)
 
 
 if __name__ == "__main__":

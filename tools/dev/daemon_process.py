@@ -17,6 +17,8 @@ import httpx
 
 @dataclass(frozen=True)
 class DaemonProcess:
+    """A running daemon."""
+
     url: str
     process: subprocess.Popen[bytes]
     log: Path
@@ -26,7 +28,16 @@ class DaemonProcess:
 def running_daemon(
     folder: Path, bundle: Path, server: str, settings: str = "", **environment: str
 ) -> Iterator[DaemonProcess]:
-    """Start `qwen3vl-edge edge` with a settings file, wait until it is ready, stop it at the end."""
+    """Start `qwen3vl-edge edge` with a settings file, wait until it is ready, stop it at the end.
+
+    Args:
+        folder: for its settings and its log.
+        server: URL of its server.
+        settings: more lines of TOML.
+
+    Raises:
+        AssertionError: it did not start; with the end of its log.
+    """
     config, log = folder / "edge.toml", folder / "daemon.log"
     config.write_text(f'bundle = "{bundle}"\nserver = "{server}"\nport = 0\n{settings}')
     command = [sys.executable, "-m", "qwen3vl_edge", "edge", "--config", str(config)]
