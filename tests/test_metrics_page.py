@@ -17,6 +17,8 @@ from qwen3vl_edge.server import metrics as server_metrics
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk
 from qwen3vl_edge.server.embeddings.store import EmbeddingStore
 from qwen3vl_edge.server.engines.protocol import EngineStats
+from qwen3vl_edge.server.options import ServerOptions
+from qwen3vl_edge.server.state import open_ledger
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
@@ -58,6 +60,7 @@ def test_server(tmp_path: Path) -> None:
     try:
         stats = EngineStats(waiting=1, running=2, kv_tokens=3, steps=4, step_rows=5, reused_tokens=6)
         metrics = server_metrics.Metrics(lambda: stats, EmbeddingStore(1000, 60, disk=disk), clients=True)
+        metrics.watch_ledger(open_ledger(ServerOptions(model="unused")))
         metrics.time_per_output_token.observe(0.01)
         metrics.requests.labels("/healthz", "200").inc()
         assert metrics.client_tokens is not None

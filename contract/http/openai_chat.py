@@ -76,14 +76,12 @@ class ChatOptions(BaseModel):
 AnyChat = TypeVar("AnyChat", bound=ChatOptions)
 
 
-def parse_chat_as(
-    kind: type[AnyChat], body: bytes | bytearray, max_values: int, setting: str = "max_json_values"
-) -> AnyChat:
+def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray, max_values: int, setting: str | None = None) -> AnyChat:
     """A chat request from its JSON. Takes a second for the largest: call it in a thread.
 
     Args:
         max_values: the most JSON values of the body.
-        setting: the setting that sets this limit.
+        setting: the setting that sets this limit, None where it is fixed.
 
     Raises:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.

@@ -91,7 +91,7 @@ def parse_chat(body: bytes | bytearray, limits: ChatLimits) -> ChatRequest:
         InputError: not JSON, a field missing, of the wrong type, out of range or not supported; names it.
         LimitError: more JSON values, text or media than one request may have.
     """
-    parsed = parse_chat_as(ChatRequest, body, limits.max_json_values)
+    parsed = parse_chat_as(ChatRequest, body, limits.max_json_values, "max_json_values")
     size = utf8_bytes(text for message in parsed.messages for text in message.texts)
     if size > limits.max_text_bytes:
         limit = f"at most {limits.max_text_bytes} bytes (max_text_kib)"
