@@ -33,6 +33,7 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
 )
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class EdgeOptions:
         max_distortion, min_scale: beyond them a picture is encoded by the dynamic-shape graph.
         stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
+        limits: of the pictures and clips of one conversation.
     """
 
     backend: str = "onnxruntime"
@@ -64,6 +66,7 @@ class EdgeOptions:
     cache_bytes: int = 2**30
     stack: bool = True
     preprocess: str = "auto"
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
 
 @dataclass(frozen=True)
@@ -162,29 +165,35 @@ class Edge:
 
         Raises:
             InputError: media or messages that cannot be used.
+            LimitError: more media than `options.limits` allows.
             BucketError: no graph serves a picture.
         """
         return self.embed(self.prepare(messages), sampling, stream=stream)
 
-    def prepare(self, messages: Sequence[Message]) -> Prepared:
+    def prepare(self, messages: Sequence[Message], budget: MediaBudget | None = None) -> Prepared:
         """The first half of `encode`: media fetched and resized, prompt tokenized. One thread at a time.
 
+        Args:
+            budget: what the media may cost; as the options say by default.
+
         Raises:
-            InputError, BucketError: as `encode`.
+            InputError, LimitError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        prompt = self.prompt(messages, self.policy)
+        prompt = self.prompt(messages, self.policy, budget)
         return Prepared(prompt, time.perf_counter() - started)
 
-    def prompt(self, messages: Sequence[Message], policy: BucketPolicy) -> Prompt:
+    def prompt(self, messages: Sequence[Message], policy: BucketPolicy, budget: MediaBudget | None = None) -> Prompt:
         """Token ids and patches under any policy, from the lean path where it serves the conversation.
 
         Raises:
-            InputError, BucketError: as `encode`.
+            InputError, LimitError, BucketError: as `encode`.
         """
+        budget = budget or MediaBudget(self.options.limits)
+        budget.start()
         if self.lean is not None and serves(messages):
-            return prepare_lean_prompt(messages, self.lean, policy)
-        return prepare_prompt(messages, self.processor, policy)
+            return prepare_lean_prompt(messages, self.lean, policy, budget)
+        return prepare_prompt(messages, self.processor, policy, budget)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the encoder, or a cache hit.
@@ -295,6 +304,7 @@ class Edge:
             "backend": self.encoder.name,
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
+            **({} if item.draft == 1 else {"draft": f"1/{item.draft}"}),
         }
 
 

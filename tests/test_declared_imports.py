@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime-gpu",
     "tensorrt": "tensorrt",
     "tomli": "tomli",
+    "torchcodec": "torchcodec",
     "vllm": "vllm",
 }
 NAMESPACES = {
@@ -83,10 +84,16 @@ def requirements() -> tuple[Requirement, ...]:
 
 
 def declared(extras: set[str]) -> set[str]:
-    """Canonical names that are required with these extras, on the oldest Python or on this one."""
+    """Canonical names that are required with these extras: here, on the oldest Python, or on one of the machines."""
     oldest = project()["requires-python"].removeprefix(">=")
-    return declared_names(requirements(), PROJECT, extras | {""}) | declared_names(
-        requirements(), PROJECT, extras | {""}, python_version=oldest
+    elsewhere: tuple[dict[str, str], ...] = (
+        {},
+        {"python_version": oldest},
+        {"platform_machine": "aarch64"},
+        {"platform_machine": "x86_64"},
+    )
+    return set().union(
+        *(declared_names(requirements(), PROJECT, extras | {""}, **environment) for environment in elsewhere)
     )
 
 

@@ -11,6 +11,8 @@ from prometheus_client.core import Metric
 
 from qwen3vl_edge.edge_runtime.daemon import metrics as daemon_metrics
 from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
+from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
+from qwen3vl_edge.edge_runtime.daemon.daemon import open_ledger as open_daemon_ledger
 from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Counts
 from qwen3vl_edge.edge_runtime.daemon.routes.cameras import CameraCollector
 from qwen3vl_edge.server import metrics as server_metrics
@@ -76,6 +78,7 @@ def test_server(tmp_path: Path) -> None:
 def test_daemon() -> None:
     metrics = daemon_metrics.Metrics(lambda: None, ConcurrencyLimit(1))
     metrics.watch_spool(lambda: Counts({}, 7))
+    metrics.watch_ledger(open_daemon_ledger(DaemonConfig(ROOT)))
     state = dict.fromkeys(("connected", "fps_seen", "frames_seen", "frames_sampled", "last_frame_age_s"), 1.0)
     state |= dict.fromkeys(("patches", "patches_encoded", "patches_unencoded", "reconnects"), 2.0)
     metrics.register(CameraCollector(lambda: [{**state, "id": "front"}]))

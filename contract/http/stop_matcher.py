@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwen3vl_edge.contract.errors import InputError
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is searched for after every token
+
+
+def check_stop_strings(stops: Sequence[str]) -> None:
+    """Raises: InputError: too many, or too long."""
+    if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in stops):
+        raise InputError(
+            "stop strings are too many or too long",
+            field="stop",
+            expected=f"at most {MAX_STOPS}, of at most {MAX_STOP_CHARACTERS} characters",
+            got=f"{len(stops)}, the longest of {max(len(text) for text in stops)}",
+        )
+
 
 class StopStrings:
     """Holds back text that may be the beginning of a stop string."""

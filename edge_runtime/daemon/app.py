@@ -12,6 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from qwen3vl_edge.contract.http.errors import install_error_handlers
 from qwen3vl_edge.contract.http.request_counter import RequestCounter
 from qwen3vl_edge.contract.http.tracing import TraceMiddleware
+from qwen3vl_edge.contract.machine.free_memory import keep_returning_free_memory
 from qwen3vl_edge.edge_runtime.daemon.browser_guard import BrowserGuard
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.jobs import routes as job_routes
@@ -37,7 +38,11 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        background = [asyncio.create_task(feed_watchdog()), asyncio.create_task(reloader.run())]
+        background = [
+            asyncio.create_task(feed_watchdog(lambda: daemon.beyond_help)),
+            asyncio.create_task(reloader.run()),
+            asyncio.create_task(keep_returning_free_memory(lambda: daemon.ledger.opened)),
+        ]
         async with daemon.upstream:
             if daemon.spool is not None:
                 daemon.runner = JobRunner(daemon.spool, daemon.upstream, daemon.config, lambda: daemon.bases)

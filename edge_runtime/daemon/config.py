@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
 from qwen3vl_edge.contract.formats.settings import (
     REQUIRED,
     check_settings,
@@ -22,6 +23,8 @@ from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
+    from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatLimits
+    from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
 
@@ -95,6 +98,14 @@ class DaemonConfig:
     max_waiting: int = setting(
         16, "Requests in flight at once, running or waiting; the next is answered 429.", within=(1, 10_000)
     )
+    max_in_flight: int = setting(
+        4,
+        "All requests in flight may hold this many times what one request may: bytes, values, pixels, tokens.",
+        within=(1, 10_000),
+    )
+    max_in_flight_per_client: int = setting(
+        2, "The requests of one client in flight: the same, as a multiple of one request's limits.", within=(1, 10_000)
+    )
     deadline_s: float = setting(
         300.0, "Seconds for the network part of a request, retries included.", within=(0.1, 86_400)
     )
@@ -112,8 +123,55 @@ class DaemonConfig:
         reloadable=True,
     )
     allow_private_urls: bool = setting(False, "URLs may lead to addresses that are not public.", reloadable=True)
+    fetch_timeout_s: float = setting(
+        30.0,
+        "Seconds in which all pictures and clips of a request must have been fetched from their URLs.",
+        within=(0.1, 3600),
+        reloadable=True,
+    )
     max_media_mib: int = setting(64, "Largest picture or clip, in MiB.", within=(1, 16_384), reloadable=True)
-    max_body_mib: int = setting(128, "Largest request to the local API, in MiB.", within=(1, 16_384))
+    max_body_mib: int = setting(
+        96,
+        "Largest request to the local API, in MiB, with all that it names by URL: by default the largest clip in "
+        "base64, which adds a third, and 10 MiB.",
+        within=(1, 16_384),
+    )
+    max_json_values: int = setting(
+        20_000, "Most values (numbers, strings, lists, objects) of a request.", within=(100, 10**9)
+    )
+    max_text_kib: int = setting(
+        256,
+        "Most text of a request, in KiB of UTF-8: by default 8 bytes for each of a server's 32,768 tokens.",
+        within=(1, 2**20),
+    )
+    max_media: int = setting(64, "Most pictures and clips of a request.", within=(0, 65_536))
+    max_pixels: int = setting(100_000_000, "Most pixels of a request's pictures together.", within=(1, 10**10))
+    max_picture_pixels: int = setting(
+        FREE_PIXELS,
+        """Pixels that any picture, and each frame of a clip, may have: 4K by default. In a larger file it may have 10
+        for each of its bytes. A JPEG file above it is decoded at a half, a quarter or an eighth of its size, and the
+        answer says so; others are refused.""",
+        within=(1, 10**8),
+        reloadable=True,
+    )
+    max_clip_pixels: int = setting(
+        1_600_000_000,
+        "Most pixels of all frames that are sampled from a request's clips: by default 768 frames in 1080p.",
+        within=(1, 10**12),
+        reloadable=True,
+    )
+    max_visual_tokens: int = setting(
+        16_384,
+        "Most visual tokens of a request: as many as a server's setting of this name.",
+        within=(1, 2**24),
+    )
+    stall_s: float = setting(
+        120.0,
+        """Seconds that the pictures and clips of a request may take to be prepared; and seconds of one step of
+        preparing or encoding after which `/readyz` answers 503. After five times as long systemd's watchdog is no
+        longer fed.""",
+        within=(0.1, 86_400),
+    )
     drain_s: int = setting(30, "Seconds that running requests get to finish after SIGTERM.", within=(0, 3600))
     log_format: str = setting(
         "text", "Format of the log: text, or json with one object a line.", choices=("text", "json")
@@ -216,6 +274,22 @@ class DaemonConfig:
             )
         if self.wire_zstd:
             raise InputError("a foreign server takes no compressed bodies", field="wire_zstd", expected="false")
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """Limits of the pictures and clips of one request."""
+        from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
+
+        return MediaLimits(
+            self.max_media, self.max_pixels, self.max_picture_pixels, self.max_clip_pixels, self.max_visual_tokens
+        )
+
+    @property
+    def chat_limits(self) -> ChatLimits:
+        """Limits of the JSON of one request."""
+        from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatLimits
+
+        return ChatLimits(self.max_json_values, self.max_text_kib * 1024, self.max_media)
 
     @property
     def server_access(self) -> ServerAccess:

@@ -1,6 +1,7 @@
 """Preprocessing and encoding of requests, one thread each, so that they overlap.
 
-While the encoder runs one request, the next is fetched, resized and tokenized, and earlier ones are being uploaded.
+While the encoder runs one request, the next is resized and tokenized, earlier ones are being uploaded, and the pictures
+of later ones are fetched: a slow web server holds up its own request alone.
 """
 
 from __future__ import annotations
@@ -10,18 +11,26 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.contract.http.ledger import BODY_BYTES, PIXELS, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.machine.free_memory import return_free_memory
+from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.daemon.camera_registry import CameraRegistry
-from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, fetch_messages
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, media_sources, qwen_messages
+from qwen3vl_edge.edge_runtime.daemon.worker_thread import WorkerThread
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt, Prepared
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.fetch import open_sources
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture
 
 IDLE_POLL_SECONDS = 0.05
 
@@ -29,34 +38,86 @@ IDLE_POLL_SECONDS = 0.05
 class EncodePipeline:
     """Owns an opened edge; `close` frees it.
 
+    Args:
+        prepare_s: seconds that the media of one request may take to be prepared, the setting `stall_s`.
+
     Attributes:
         engine_memory: bytes by place: "host", the growth of this process while the edge was opened and tested, and
             "device", as the backend reports it, 0 where it does not.
     """
 
-    def __init__(self, edge: Edge, access: AccessPolicy, cameras: Sequence[CameraConfig] = ()) -> None:
+    def __init__(
+        self,
+        edge: Edge,
+        access: AccessPolicy,
+        cameras: Sequence[CameraConfig] = (),
+        prepare_s: float | None = None,
+    ) -> None:
         self.edge = edge
         self._access = access
+        self._prepare_s = prepare_s
         self.engine_memory = {"host": 0, "device": 0}
         self._encoding = 0  # accessed in the event loop only
         # Tokenizers, processors and most backends are not thread-safe.
-        self._prepare = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._encode = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._prepare = WorkerThread("prepare")
+        self._encode = WorkerThread("encode")
         self.cameras = CameraRegistry(cameras, edge, self._encode.submit)
 
-    async def encode(self, chat: list[ChatMessage], sampling: Sampling) -> EncodedPrompt:
-        """Fetch, preprocess and encode a conversation.
+    async def encode(self, chat: Sequence[ChatMessage], sampling: Sampling, account: Account) -> EncodedPrompt:
+        """Fetch, preprocess and encode a conversation. Cancelled, it ends as soon as a thread can end.
+
+        Args:
+            account: claims what it holds; a thread that cannot end at once holds on to the claims.
+
+        Returns:
+            Without the pixels (`media`), which are no longer needed.
 
         Raises:
             InputError, LimitError, BucketError: media or messages that cannot be used.
         """
-        loop = asyncio.get_running_loop()
         self._encoding += 1
+        budget = MediaBudget(
+            self.edge.options.limits, partial(account.claim, VISUAL_TOKENS), self._prepare_s, "stall_s"
+        )
         try:
-            prepared = await loop.run_in_executor(self._prepare, self._prepared, chat)
-            return await loop.run_in_executor(self._encode, lambda: self.edge.embed(prepared, sampling, stream=True))
+            prepared = await self._prepared(chat, account, budget)
+            embedding = self._encode.submit(partial(self.edge.embed, prepared, sampling, stream=True))
+            embedding.add_done_callback(account.hold())
+            return replace(await asyncio.wrap_future(embedding), media=())
         finally:
+            budget.abandon()
             self._encoding -= 1
+
+    async def _prepared(self, chat: Sequence[ChatMessage], account: Account, budget: MediaBudget) -> Prepared:
+        sources = media_sources(chat)
+        with ExitStack() as stack:
+            scratch = Path(tempfile.gettempdir())
+            if any(source.kind == "video" for source in sources):
+                scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            take = partial(_claim_bytes, account)
+            opened = await open_sources(sources, self._access, self.edge.options.limits, scratch, take)
+            await account.wait_for(PIXELS, sum(item.pixels for item in opened if isinstance(item, Picture)))
+            preparing = self._prepare.submit(self._prepare_messages, chat, opened, budget)
+            held = stack.pop_all()
+            preparing.add_done_callback(lambda _: held.close())
+        preparing.add_done_callback(account.hold())
+        prepared = await asyncio.wrap_future(preparing)
+        account.give_back(PIXELS)
+        return prepared
+
+    def _prepare_messages(
+        self, chat: Sequence[ChatMessage], opened: Sequence[Picture | Path], budget: MediaBudget
+    ) -> Prepared:
+        return self.edge.prepare(qwen_messages(chat, opened, self.cameras), budget)
+
+    def stuck(self) -> tuple[str, float]:
+        """Name of the thread that has been at the same work for longest, and for how many seconds."""
+        return max(((worker.name, worker.stuck_s) for worker in self._workers), key=lambda found: found[1])
+
+    @property
+    def _workers(self) -> tuple[WorkerThread, ...]:
+        return self._prepare, self._encode
 
     def self_test(self) -> None:
         """Preprocess and encode a generated picture, so that a broken encoder is detected before the first request.
@@ -82,18 +143,21 @@ class EncodePipeline:
         while self._encoding:
             await asyncio.sleep(IDLE_POLL_SECONDS)
         await asyncio.to_thread(self.close)
-        await asyncio.to_thread(gc.collect)
-        await asyncio.to_thread(return_free_memory)
+        await asyncio.to_thread(_forget)
 
     def close(self) -> None:
         self.cameras.close()
-        for pool in (self._prepare, self._encode):
-            pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
         self.edge.encoder.close()
 
-    def _prepared(self, chat: list[ChatMessage]) -> Prepared:
-        scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
-        try:
-            return self.edge.prepare(fetch_messages(chat, self._access, scratch, self.cameras))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+async def _claim_bytes(account: Account, chunk: bytes) -> None:
+    await account.wait_for(BODY_BYTES, len(chunk))
+
+
+def _forget() -> None:
+    """Give the memory of a closed pipeline back to the system."""
+    gc.unfreeze()
+    exclude_from_collections()
+    return_free_memory()

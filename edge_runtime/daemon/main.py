@@ -132,6 +132,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
     """Open the bundle in the background, test that it encodes, and report readiness."""
     config = daemon.config
     try:
+        from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
         from qwen3vl_edge.edge_runtime.daemon.open_pipeline import open_pipeline
 
         pipeline = open_pipeline(config, daemon.bandwidth)
@@ -139,6 +140,7 @@ def _start(daemon: Daemon, server: uvicorn.Server, url: str) -> None:
         daemon.failure = error
         server.should_exit = True
         return
+    exclude_from_collections()
     pipeline.cameras.start()
     daemon.started = pipeline
     edge = pipeline.edge

@@ -10,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from qwen3vl_edge.contract.http.deprecated_metrics import DeprecatedAliases
+from qwen3vl_edge.contract.http.ledger import Ledger
+from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
 from qwen3vl_edge.edge_runtime.daemon.jobs.spool import STATUSES, Counts
@@ -48,10 +50,15 @@ class Metrics:
     """
 
     def __init__(self, pipeline: Callable[[], EncodePipeline | None], concurrency: ConcurrencyLimit) -> None:
+        self._pipeline = pipeline
         registry = self._current = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "HTTP requests", ["endpoint", "status"], registry=registry)
         self.media = Counter(
-            f"{PREFIX}_media", "Images and clips by grid and by what served them", ["grid", "graph"], registry=registry
+            f"{PREFIX}_media",
+            "Images and clips by what served them, and by the grid of their fixed graph (split: of several; dynamic: "
+            "any other)",
+            ["grid", "graph"],
+            registry=registry,
         )
         self.distortion = Histogram(
             f"{PREFIX}_distortion",
@@ -98,15 +105,32 @@ class Metrics:
         size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self._current)
         size.set_function(lambda: float(counts().bytes))
 
+    def watch_ledger(self, ledger: Ledger) -> None:
+        """Also show what the requests in flight hold."""
+        held = Gauge(f"{PREFIX}_held_in_flight", "What requests in flight hold", ["resource"], registry=self._current)
+        for name in ledger.held:
+            held.labels(name.lower().replace(" ", "_")).set_function(partial(_held, ledger, name))
+
     def encoded(self, prompt: EncodedPrompt) -> None:
         """Add the cost of a request on this device."""
         if prompt.request.media:
             self.seconds.labels("preprocess").observe(prompt.timings.preprocess)
         for item, seconds in zip(prompt.request.media, prompt.timings.encode, strict=True):
             graph = "cache" if item.origin.get("cached") else "fixed" if item.origin["fixed"] else "dynamic"
-            self.media.labels(str(item.grid), graph).inc()
+            self.media.labels(self._grid(item), graph).inc()
             self.distortion.observe(item.origin["distortion"])
             self.seconds.labels("encode").observe(seconds)
+
+    def _grid(self, item: MediaEmbeddings) -> str:
+        """One of the bundle's buckets, or a word: clients choose any other size, and each label is kept for good."""
+        pipeline = self._pipeline()
+        if not item.origin["fixed"] or pipeline is None:
+            return "dynamic"
+        return str(item.grid) if item.grid in pipeline.edge.encoder.serves.buckets else "split"
+
+
+def _held(ledger: Ledger, name: str) -> float:
+    return float(ledger.held[name])
 
 
 def _engine_memory(place: str, pipeline: EncodePipeline) -> float:

@@ -9,6 +9,7 @@ from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.decoding import bound_png_text
 
 
 def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) -> EncodePipeline:
@@ -32,17 +33,20 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
         preprocess=config.preprocess,
         wire_dtype=config.wire_dtype,
         wire_target_s=config.wire_target_s,
+        limits=config.media_limits,
     )
     access = AccessPolicy(
         folders=config.media_folders,
         private_addresses=config.allow_private_urls,
         max_bytes=config.max_media_mib * 2**20,
+        timeout_s=config.fetch_timeout_s,
     )
+    bound_png_text()
     before = resident_bytes()
     # Graphs are loaded lazily: a symbolic link that moves before the reload must not lead into another bundle.
     edge = open_edge(config.bundle.resolve(), options, bandwidth or BandwidthEstimate())
     try:
-        pipeline = EncodePipeline(edge, access, config.cameras)
+        pipeline = EncodePipeline(edge, access, config.cameras, config.stall_s)
     except BaseException:  # a camera that the encoder cannot serve
         edge.encoder.close()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 
 def notify(state: str) -> None:
@@ -22,9 +23,14 @@ def notify(state: str) -> None:
         pass  # the manager is gone
 
 
-async def feed_watchdog() -> None:
-    """Report to systemd's watchdog that the event loop runs, twice in each interval that the unit sets."""
+async def feed_watchdog(beyond_help: Callable[[], bool]) -> None:
+    """Report to systemd's watchdog that the event loop runs, twice in each interval that the unit sets.
+
+    Args:
+        beyond_help: whether systemd should start the daemon anew; it then gets no more reports.
+    """
     interval = os.environ.get("WATCHDOG_USEC", "")
     while interval.isdigit() and int(interval) > 0:
-        notify("WATCHDOG=1")
+        if not beyond_help():
+            notify("WATCHDOG=1")
         await asyncio.sleep(int(interval) / 2e6)

@@ -6,8 +6,6 @@ the same message.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +14,10 @@ from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_part
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
 
 Message = dict[str, Any]
 
@@ -49,6 +49,10 @@ class BucketPolicy:
             split=self.split,
         )
 
+    def tokens(self, grid: Grid) -> int:
+        """Visual tokens of a grid."""
+        return grid.tokens(self.geometry.merge_size)
+
 
 @dataclass(frozen=True)
 class FetchedMedia:
@@ -60,6 +64,7 @@ class FetchedMedia:
         pixels: RGB PIL image, or float32 tensor [frames, 3, H, W] of 0 to 255; a placeholder where there is a window.
         metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
         window: of a camera, in place of a clip's pixels.
+        draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
     """
 
     kind: str
@@ -67,45 +72,61 @@ class FetchedMedia:
     pixels: Any
     metadata: dict[str, Any] = field(default_factory=dict)
     window: Snapshot | None = None
+    draft: int = 1
 
 
 def fetch_media(
-    messages: Sequence[Message], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]
+    messages: Sequence[Message],
+    policy: BucketPolicy,
+    defaults: dict[str, dict[str, Any]],
+    budget: MediaBudget | None = None,
 ) -> list[FetchedMedia]:
-    """Fetch every image and clip of a conversation, in the order of the prompt.
+    """Fetch every image and clip of a conversation, in the order of the prompt; one is decoded at a time.
 
     Args:
         messages: Qwen's format: `{"role", "content": [{"type": "image", "image": …}, …]}`.
         policy: the buckets to choose from.
         defaults: per kind, keys such as `min_pixels` for elements that do not set them.
+        budget: what they may cost.
 
     Raises:
-        InputError, LimitError: a picture or clip that cannot be read.
+        InputError: a picture or clip that cannot be read.
+        LimitError: too many, too large, or too slow.
         BucketError: no bucket serves one.
     """
     from qwen_vl_utils.vision_process import extract_vision_info
 
-    return [_fetch(element, policy, defaults) for element in extract_vision_info(list(messages))]
+    budget = budget or MediaBudget()
+    elements = extract_vision_info(list(messages))
+    budget.add_media(len(elements))
+    pictures = iter(open_pictures([element for element in elements if "video" not in element], budget))
+    fetched = []
+    for element in elements:
+        budget.check()
+        if "video" not in element:
+            element = {**defaults.get("image", {}), **element}
+            fetched.append(_image(element, next(pictures), policy, budget))
+        elif isinstance(element["video"], Snapshot):
+            fetched.append(_window(element["video"], policy, budget))
+        else:
+            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget))
+    return fetched
 
 
-def _fetch(element: dict[str, Any], policy: BucketPolicy, defaults: dict[str, dict[str, Any]]) -> FetchedMedia:
-    if "video" not in element:
-        return _image({**defaults.get("image", {}), **element}, policy)
-    if isinstance(element["video"], Snapshot):
-        window = element["video"]
-        placeholder = window.placeholder(policy.geometry)
-        return FetchedMedia("video", window.choice, placeholder, window.metadata(), window)
-    return _video({**defaults.get("video", {}), **element}, policy)
+def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
+    budget.add_visual_tokens(policy.tokens(window.choice.grid))
+    return FetchedMedia("video", window.choice, window.placeholder(policy.geometry), window.metadata(), window)
 
 
-def _image(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
+def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
     from qwen_vl_utils.vision_process import fetch_image
 
-    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": open_part(element)}
+    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": picture.decode()}
     patch = policy.geometry.patch_size
     try:
         image = fetch_image(element, image_patch_size=patch)
         choice = policy.choose(policy.geometry.image_grid(image.height, image.width))
+        budget.add_visual_tokens(policy.tokens(choice.grid))
         if not choice.exact:
             # From the original again: resizing twice would blur the picture.
             image = fetch_image(_resized(element, choice.grid, policy.geometry), image_patch_size=patch)
@@ -114,38 +135,48 @@ def _image(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
         raise
     except (AssertionError, OSError, ValueError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
-    return FetchedMedia("image", choice, image)
+    return FetchedMedia("image", choice, image, draft=picture.draft)
 
 
-def _video(element: dict[str, Any], policy: BucketPolicy) -> FetchedMedia:
-    element = {**element, "video": open_clip(element["video"])}
-    video, metadata = _fetch_video(element, policy.geometry.patch_size)
+def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
+    with open_clip(element["video"], budget) as source:
+        if isinstance(source, list):
+            return _frame_list({**element, "video": source}, policy, budget)
+        clip = open_clip_file(source, element, budget)
+        patch = policy.geometry.patch_size
+        height, width = clip.model_size(element, patch)
+        choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
+        budget.add_visual_tokens(policy.tokens(choice.grid))
+        if not choice.exact:
+            height, width = clip.model_size(_resized(element, choice.grid, policy.geometry), patch)
+            _check_size(choice.grid, _grid(len(clip.indices), height, width, policy.geometry))
+        return FetchedMedia("video", choice, clip.frames(height, width, budget), clip.metadata)
+
+
+def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
+    video, metadata = _fetch_frames(element, policy.geometry.patch_size)
     choice = policy.choose(_video_grid(video, policy.geometry))
+    budget.add_visual_tokens(policy.tokens(choice.grid))
     if not choice.exact:
-        video, metadata = _fetch_video(_resized(element, choice.grid, policy.geometry), policy.geometry.patch_size)
+        video, metadata = _fetch_frames(_resized(element, choice.grid, policy.geometry), policy.geometry.patch_size)
         _check_size(choice.grid, _video_grid(video, policy.geometry))
     return FetchedMedia("video", choice, video, metadata)
 
 
-def _fetch_video(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
+def _fetch_frames(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
     from qwen_vl_utils.vision_process import fetch_video
 
-    label = element["video"] if isinstance(element["video"], str) else f"of {len(element['video'])} frames"
-    try:
-        # At its first call it prints the name of its reader to stderr.
-        with contextlib.redirect_stderr(io.StringIO()):
-            video, metadata = fetch_video(element, image_patch_size=patch_size, return_video_metadata=True)
-    except Exception as error:  # each reader raises its own kinds
-        raise InputError(
-            f"clip {str(label)[:120]} cannot be read ({str(error).splitlines()[0][:160] if str(error) else error!r})",
-            field="video",
-            remedy="Check the file, and that decord or torchcodec is installed.",
-        ) from None
+    with reading(f"of {len(element['video'])} frames"):
+        video, metadata = fetch_video(element, image_patch_size=patch_size, return_video_metadata=True)
     return video, metadata
 
 
 def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:
     frames, _, height, width = video.shape
+    return _grid(frames, height, width, geometry)
+
+
+def _grid(frames: int, height: int, width: int, geometry: PatchGeometry) -> Grid:
     frames += -frames % geometry.temporal_patch_size  # the HF processor repeats the last frame
     return geometry.video_grid(frames, height, width)
 

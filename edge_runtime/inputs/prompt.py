@@ -17,6 +17,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, Message, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 VISION_DEFAULTS_NAME = "vision_defaults.json"
 
@@ -28,12 +29,14 @@ class PreparedMedia:
     Attributes:
         input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
+        draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
     """
 
     kind: str
     choice: BucketChoice
     input: EncoderInput
     window: Snapshot | None = None
+    draft: int = 1
 
     @property
     def grid(self) -> Grid:
@@ -96,15 +99,21 @@ def load_processor(folder: Path) -> Processor:
     return Processor(hf, json.loads(defaults.read_text()) if defaults.is_file() else {})
 
 
-def prepare_prompt(messages: Sequence[Message], processor: Processor, policy: BucketPolicy) -> Prompt:
+def prepare_prompt(
+    messages: Sequence[Message], processor: Processor, policy: BucketPolicy, budget: MediaBudget | None = None
+) -> Prompt:
     """Turn a conversation into token ids and patches.
+
+    Args:
+        budget: what its media may cost.
 
     Raises:
         InputError: a malformed message, or media that cannot be read.
+        LimitError: media that cost too much.
         BucketError: no bucket serves a picture.
     """
     check_messages(messages)
-    fetched = fetch_media(messages, policy, processor.vision_defaults)
+    fetched = fetch_media(messages, policy, processor.vision_defaults, budget)
     text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     inputs = _process(processor.hf, text, fetched)
     input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
@@ -162,7 +171,8 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
             raise InputError(
                 "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
             )
-        media.append(PreparedMedia(item.kind, item.choice, EncoderInput(item.choice.grid, patches.numpy())))
+        encoder_input = EncoderInput(item.choice.grid, patches.numpy())
+        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft))
     return media
 
 

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.formats.strict_json import check_values
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as, utf8_bytes
+from qwen3vl_edge.contract.http.stop_matcher import check_stop_strings
 
 DEFAULT_MAX_TOKENS = 512  # same as the daemon's
 MAX_ARGUMENT_VALUES = 10_000  # of a tool call's arguments, whose brackets may be escaped in the body
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256  # each is searched for after every token, in the engine's thread
 
 
 class Embeds(BaseModel):
@@ -132,14 +132,7 @@ def parse_chat(body: bytes | bytearray, max_values: int, max_text_bytes: int) ->
         raise InputError("top_logprobs without logprobs", field="top_logprobs", remedy="Set logprobs to true.")
     if parsed.parallel_tool_calls is False and parsed.usable_tools:
         raise InputError("parameter is not supported", field="parallel_tool_calls", remedy="Leave it out.")
-    stops = parsed.stop_strings
-    if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in stops):
-        raise InputError(
-            "stop strings are too many or too long",
-            field="stop",
-            expected=f"at most {MAX_STOPS}, of at most {MAX_STOP_CHARACTERS} characters",
-            got=f"{len(stops)}, the longest of {max(len(text) for text in stops)}",
-        )
+    check_stop_strings(parsed.stop_strings)
     for index, tool in enumerate(parsed.tools or ()):
         function = tool.get("function")
         if (

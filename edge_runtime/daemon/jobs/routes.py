@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
@@ -33,16 +34,16 @@ def job_routes(daemon: Daemon) -> APIRouter:
         """A chat request's body to a job; the same Idempotency-Key gives the same job."""
         spool = _spool(daemon)
         key = idempotency_key(request.headers)
-        with daemon.history.entry("job") as entry, daemon.slot():
-            chat = await read_chat(request, daemon)
-            digest = _digest(chat)
+        with daemon.history.entry("job") as entry, daemon.slot(), daemon.account(request) as account:
+            chat = await read_chat(request, daemon, account)
+            digest = await run_in_threadpool(_digest, chat)
             if key is not None and (existing := await spool.find(key, digest)) is not None:
                 return JSONResponse(_accepted(existing), status_code=202)
             spool.check_room()  # before a picture is encoded for nothing
             job_id = f"job-{uuid.uuid4().hex}"
             daemon.upstream.check(chat)
-            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), job_id)
-            document, body = to_disk(chat, encoded)
+            encoded = entry.encoded = with_request_id(await encode_chat(request, chat, daemon, account), job_id)
+            document, body = await run_in_threadpool(to_disk, chat, encoded)
             job = await spool.add(NewJob(job_id, key, digest, document, body, daemon.config.job_deadline_s))
         if daemon.runner is not None:
             daemon.runner.wake()

@@ -8,10 +8,9 @@ from typing import Any
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.request import Limits
-from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, ChatRequest
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.edge import EdgeTimings, EncodedPrompt
 
-OMITTED_URL = "about:blank"  # in place of a picture's URL, which may contain its pixels
 # No limits here: the server that it is sent to checks its own.
 _ANY = Limits(max_body_bytes=2**40, max_media=2**20)
 
@@ -26,7 +25,7 @@ class SpooledPrompt:
 
 def to_disk(chat: ChatRequest, encoded: EncodedPrompt) -> tuple[dict[str, Any], bytes]:
     """JSON and body. The JSON has the conversation's text and no media; the body is never compressed."""
-    stored = chat.model_copy(update={"messages": [_without_media(message) for message in chat.messages]})
+    stored = chat.model_copy(update={"messages": [message.without_media() for message in chat.messages]})
     timings = {"preprocess": encoded.timings.preprocess, "encode": list(encoded.timings.encode)}
     document = {"model": encoded.model, "chat": stored.model_dump(mode="json", exclude_unset=True), "timings": timings}
     return document, bytes(encode_request(encoded.request))
@@ -42,12 +41,3 @@ def from_disk(document: dict[str, Any], body: bytes, bases: Bases = NO_BASES) ->
     timings = EdgeTimings(document["timings"]["preprocess"], tuple(document["timings"]["encode"]))
     encoded = EncodedPrompt(document["model"], decode_request(body, _ANY, bases=bases, keep_packed=True), (), timings)
     return SpooledPrompt(ChatRequest.model_validate(document["chat"]), encoded)
-
-
-def _without_media(message: ChatMessage) -> ChatMessage:
-    if isinstance(message.content, str):
-        return message
-    parts = [
-        part if part.type == "text" else part.model_copy(update={part.type: OMITTED_URL}) for part in message.content
-    ]
-    return message.model_copy(update={"content": parts})

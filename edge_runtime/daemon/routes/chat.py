@@ -10,9 +10,11 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from qwen3vl_edge.contract.errors import ContractError
-from qwen3vl_edge.contract.http.body import read_body
+from qwen3vl_edge.contract.formats.strict_json import check_values
+from qwen3vl_edge.contract.http.body import content_type, read_body
 from qwen3vl_edge.contract.http.disconnect import (
     CLIENT_CLOSED_REQUEST,
     DISCONNECTED,
@@ -22,6 +24,7 @@ from qwen3vl_edge.contract.http.disconnect import (
 )
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
+from qwen3vl_edge.contract.http.ledger import BODY_BYTES, JSON_VALUES, Account
 from qwen3vl_edge.contract.http.openai_chat import sampling_of
 from qwen3vl_edge.contract.http.tracing import span, spans_until_now
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
@@ -42,10 +45,11 @@ def chat_routes(daemon: Daemon) -> APIRouter:
     @router.post("/v1/encode")
     async def encode(request: Request) -> Response:
         """The body that a chat request would send to the server: token ids and embeddings (safetensors)."""
-        with daemon.history.entry("encode") as entry, daemon.slot():
-            chat = await read_chat(request, daemon)
-            encoded = entry.encoded = await encode_chat(chat, daemon)
-            return Response(bytes(encode_request(encoded.request)), media_type=CONTENT_TYPE)
+        with daemon.history.entry("encode") as entry, daemon.slot(), daemon.account(request) as account:
+            chat = await read_chat(request, daemon, account)
+            encoded = entry.encoded = await encode_chat(request, chat, daemon, account)
+            body = await run_in_threadpool(lambda: bytes(encode_request(encoded.request)))
+            return Response(body, media_type=CONTENT_TYPE)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -57,9 +61,12 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         with ExitStack() as slot:
             entry = slot.enter_context(daemon.history.entry("chat"))
             slot.enter_context(daemon.slot())
-            chat = await read_chat(request, daemon)
+            account = slot.enter_context(daemon.account(request))
+            chat = await read_chat(request, daemon, account)
             daemon.upstream.check(chat)
-            encoded = entry.encoded = with_request_id(await encode_chat(chat, daemon), key)
+            encoded = entry.encoded = with_request_id(await encode_chat(request, chat, daemon, account), key)
+            chat = chat.without_media()
+            account.give_back(BODY_BYTES)
             progress = entry.progress = Progress()
             pieces = generate(daemon.upstream, encoded, chat, daemon.config.deadline_s, progress, keep=key is not None)
             if not chat.stream:
@@ -69,23 +76,19 @@ def chat_routes(daemon: Daemon) -> APIRouter:
     return router
 
 
-async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
+async def read_chat(request: Request, daemon: Daemon, account: Account) -> ChatRequest:
     """The checked body.
 
     Raises:
         ContractError: the body cannot be used; 415 for another Content-Type, 404 for a model that is not served.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HttpError(
-            415,
-            "unsupported_content_type",
-            "unsupported Content-Type",
-            field="Content-Type",
-            expected="application/json",
-            got=kind[:80],
-        )
-    chat = parse_chat(bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS)))
+    content_type(request, "application/json")
+    limits = daemon.config.chat_limits
+    body = bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS, account=account))
+    values = await run_in_threadpool(check_values, body, limits.max_json_values, "body", "max_json_values")
+    await account.wait_for(JSON_VALUES, values)
+    chat = await run_in_threadpool(parse_chat, body, limits)
+    account.give_back(JSON_VALUES)
     if chat.model not in ("", "default", daemon.model):
         raise HttpError(
             404,
@@ -98,14 +101,17 @@ async def read_chat(request: Request, daemon: Daemon) -> ChatRequest:
     return chat
 
 
-async def encode_chat(chat: ChatRequest, daemon: Daemon) -> EncodedPrompt:
-    """Encode a conversation, and add its cost to the metrics.
+async def encode_chat(request: Request, chat: ChatRequest, daemon: Daemon, account: Account) -> EncodedPrompt:
+    """Encode a conversation, and add its cost to the metrics; it ends when the client leaves.
 
     Raises:
-        ContractError: media that cannot be used.
+        ContractError: media that cannot be used; 499 for a client that left.
     """
+    sampling = sampling_of(chat, daemon.config.default_max_tokens)
     with span("encode"):
-        encoded = await daemon.pipeline.encode(chat.messages, sampling_of(chat, daemon.config.default_max_tokens))
+        encoded = await cancel_on_disconnect(request, daemon.pipeline.encode(chat.messages, sampling, account))
+    if encoded is DISCONNECTED:
+        raise HttpError(CLIENT_CLOSED_REQUEST, "client_left", "the client left before its media were encoded")
     daemon.metrics.encoded(encoded)
     return encoded
 

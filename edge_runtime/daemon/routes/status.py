@@ -21,13 +21,13 @@ def status_routes(daemon: Daemon) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """200 as long as the process answers."""
+        """200 as long as the process answers, even while the encoder is stuck: see `/readyz`."""
         return {"status": "ok"}
 
     @router.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """200 once this device can encode; the body also has the state of the server."""
-        pipeline = daemon.pipeline
+        """200 once this device can encode, 503 while it is stuck; the body also has the state of the server."""
+        pipeline = daemon.working_pipeline
         server = await daemon.upstream.ready()
         return {
             "status": "ready",

@@ -15,7 +15,6 @@ from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.bundle.grid import PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_part
 
 MAX_RATIO = 200
 MIN_TOKENS, MAX_TOKENS = 4, 16384
@@ -51,7 +50,9 @@ def smart_resize(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB: a picture of mode RGBA on white, every other mode as Pillow converts it."""
+    """RGB: a picture of mode RGBA on white, every other mode as Pillow converts it; itself where it is RGB."""
+    if image.mode == "RGB":
+        return image  # `convert` would copy it
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -70,17 +71,16 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image.convert("RGBA")).convert("RGB")
 
 
-def bucket_image(element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.Image, BucketChoice]:
+def bucket_image(image: Image.Image, element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.Image, BucketChoice]:
     """The picture of a message's part at its bucket's size, and the bucket.
 
     Args:
-        element: with `image` or `image_url`; `min_pixels`, `max_pixels`, or `resized_height` and `resized_width`.
+        element: the part, with `min_pixels`, `max_pixels`, or `resized_height` and `resized_width`.
 
     Raises:
-        InputError: a picture that cannot be read or has no usable size.
+        InputError: a picture without a usable size.
         BucketError: no bucket serves it.
     """
-    image = open_part(element)
     try:
         image = to_rgb(image)
         height, width = _native_size(element, image, policy.geometry)

@@ -23,7 +23,7 @@ class AccessPolicy:
         proxies: the environment's proxies are used. A proxy resolves names itself, so no address can be checked.
         max_bytes: of one download or data URI, and of one file where `folders` restricts files.
         max_redirects: of one download.
-        timeout_s: seconds to connect, and for each read from the connection.
+        timeout_s: seconds of one download, from resolving the name to the last byte, redirects included.
 
     Raises:
         ValueError: addresses are to be checked, and proxies to be used.
@@ -43,7 +43,9 @@ class AccessPolicy:
 
 
 # For references that the user of this process wrote: the library and the command line.
-UNRESTRICTED = AccessPolicy(folders=None, private_addresses=True, proxies=True, max_redirects=20)
+UNRESTRICTED = AccessPolicy(
+    folders=None, private_addresses=True, proxies=True, max_bytes=2**30, max_redirects=20, timeout_s=600.0
+)
 
 
 @dataclass(frozen=True)

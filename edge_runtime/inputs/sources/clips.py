@@ -1,42 +1,52 @@
-"""A clip as qwen-vl-utils takes it: a path, a URL, or a list of pictures."""
+"""A clip as a file on this machine, or as a list of pictures."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaSource
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_image
+from qwen3vl_edge.edge_runtime.inputs.sources.access import UNRESTRICTED, AccessPolicy, MediaSource
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.read import file_path, read_source
 
 
-def open_clip(source: Any) -> str | list[Any]:
-    """What qwen-vl-utils reads a clip from: a path or URL, or PIL images.
-
-    A URL is left to the video reader, which seeks in it and does not need the whole file.
+@contextmanager
+def open_clip(source: Any, budget: MediaBudget) -> Iterator[Path | list[Any]]:
+    """A clip's file, downloaded for as long as the block runs where it is a URL; or its frames as PIL images.
 
     Args:
         source: path, `file://` or `http(s)://` URL, or a list of what `open_image` opens.
+        budget: pays for the frames of a list before the first is decoded.
 
     Raises:
-        InputError: no such file, no frame, or a frame that cannot be opened.
+        InputError: no such file, no frame, or one that cannot be opened or fetched.
+        LimitError: too large.
     """
     if isinstance(source, (list, tuple)):
         if not source:
             raise InputError("clip has no frames", field="video")
-        return [open_image(frame) for frame in source]
+        frames = [open_picture(frame, limits=budget.limits) for frame in source]
+        budget.add_clip_pixels(sum(frame.pixels for frame in frames), f"{len(frames)} frames")
+        yield [frame.decode() for frame in frames]
+        return
     clip = MediaSource("video", str(source), "video")
     if clip.scheme in ("http", "https"):
-        return clip.reference
-    path = str(file_path(clip.reference))
+        with tempfile.TemporaryDirectory(prefix="qwen3vl-edge-") as scratch:
+            yield clip_file(clip.reference, UNRESTRICTED, Path(scratch))
+        return
+    path = file_path(clip.reference)
     if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
         raise InputError(f"no such clip: {clip.label}", field="video")
-    return path
+    yield path
 
 
-def clip_file(reference: str, access: AccessPolicy, scratch: Path) -> str:
+def clip_file(reference: str, access: AccessPolicy, scratch: Path) -> Path:
     """The path of a clip; what is not a file already is written into the folder `scratch`. Blocks.
 
     Raises:
@@ -44,8 +54,12 @@ def clip_file(reference: str, access: AccessPolicy, scratch: Path) -> str:
         LimitError: too large.
     """
     content = read_source(MediaSource("video", reference, "video_url"), access)
-    if isinstance(content, Path):
-        return str(content)
-    path = scratch / f"clip-{len(list(scratch.iterdir()))}"
-    path.write_bytes(content)
-    return str(path)
+    return content if isinstance(content, Path) else write_clip(content, scratch)
+
+
+def write_clip(content: bytes, scratch: Path) -> Path:
+    """A new file in the folder `scratch`."""
+    handle, name = tempfile.mkstemp(prefix="clip-", dir=scratch)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    return Path(name)

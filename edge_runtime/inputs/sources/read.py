@@ -20,14 +20,7 @@ def read_source(source: MediaSource, access: AccessPolicy) -> bytes | Path:
         InputError: not allowed, missing, unreachable, or a data URI of another kind or not in base64.
         LimitError: more than `access.max_bytes`.
     """
-    if source.scheme not in access.schemes:
-        allowed = ", ".join(sorted(access.schemes))
-        raise InputError(
-            f"{source.noun} {source.label} has a scheme that is not allowed",
-            field=source.field,
-            expected=allowed,
-            got=source.scheme,
-        )
+    check_scheme(source, access)
     if source.scheme == "data":
         return _data_uri(source, access)
     if source.scheme in ("http", "https"):
@@ -37,6 +30,18 @@ def read_source(source: MediaSource, access: AccessPolicy) -> bytes | Path:
     if access.folders is None:
         return file_path(source.reference)
     return _file_in_folders(source, access, access.folders)
+
+
+def check_scheme(source: MediaSource, access: AccessPolicy) -> None:
+    """Raises: InputError: a scheme that is not allowed."""
+    if source.scheme not in access.schemes:
+        allowed = ", ".join(sorted(access.schemes))
+        raise InputError(
+            f"{source.noun} {source.label} has a scheme that is not allowed",
+            field=source.field,
+            expected=allowed,
+            got=source.scheme,
+        )
 
 
 def file_path(reference: str) -> Path:
