@@ -13,7 +13,7 @@ from qwen3vl_edge.edge_runtime.daemon import metrics as daemon_metrics
 from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.daemon import open_ledger as open_daemon_ledger
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Counts
+from qwen3vl_edge.edge_runtime.daemon.jobs.job import Counts
 from qwen3vl_edge.edge_runtime.daemon.routes.cameras import CameraCollector
 from qwen3vl_edge.server import metrics as server_metrics
 from qwen3vl_edge.server.embeddings.disk import EmbeddingDisk

@@ -70,7 +70,7 @@ class Daemon:
         self.spool = spool
         self.runner: JobRunner | None = None
         if spool is not None:
-            self.metrics.watch_spool(lambda: spool.counts)
+            self.metrics.watch_spool(lambda: spool.counts, lambda: spool.unreadable)
 
     @property
     def pipeline(self) -> EncodePipeline:

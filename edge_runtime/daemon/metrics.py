@@ -14,7 +14,7 @@ from qwen3vl_edge.contract.http.ledger import Ledger
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import STATUSES, Counts
+from qwen3vl_edge.edge_runtime.daemon.jobs.job import STATUSES, Counts
 from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
@@ -97,13 +97,15 @@ class Metrics:
         """Also export what this collects."""
         self._current.register(collector)
 
-    def watch_spool(self, counts: Callable[[], Counts]) -> None:
+    def watch_spool(self, counts: Callable[[], Counts], unreadable: Callable[[], int] = lambda: 0) -> None:
         """Also show the spool, as it is at each scrape."""
         jobs = Gauge(f"{PREFIX}_jobs", "Jobs in the spool by status", ["status"], registry=self._current)
         for status in STATUSES:
             jobs.labels(status).set_function(partial(_jobs, counts, status))
         size = Gauge(f"{PREFIX}_spool_bytes", "Bytes of requests and answers in the spool", registry=self._current)
         size.set_function(lambda: float(counts().bytes))
+        lost = Gauge(f"{PREFIX}_jobs_unreadable", "Jobs that cannot be read from the disk", registry=self._current)
+        lost.set_function(lambda: float(unreadable()))
 
     def watch_ledger(self, ledger: Ledger) -> None:
         """Also show what the requests in flight hold."""

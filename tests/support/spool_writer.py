@@ -8,7 +8,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import NewJob, Spool
+from qwen3vl_edge.edge_runtime.daemon.jobs.job import NewJob
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
 
 
 async def write(spool: Spool) -> None:

@@ -17,7 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.idempotency_key import idempotency_key
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Job, NewJob, Spool
+from qwen3vl_edge.edge_runtime.daemon.jobs.job import Job, NewJob
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
 from qwen3vl_edge.edge_runtime.daemon.jobs.spooled_prompt import to_disk
 from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest
 from qwen3vl_edge.edge_runtime.daemon.routes.chat import encode_chat, read_chat, with_request_id

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
 
@@ -21,7 +22,9 @@ def status_routes(daemon: Daemon) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """200 as long as the process answers, even while the encoder is stuck: see `/readyz`."""
+        """200 as long as no worker has died, even while the encoder is stuck: see `/readyz`."""
+        if daemon.runner is not None and (failure := daemon.runner.failure) is not None:
+            raise ServerUnavailableError(f"jobs are not sent ({failure})", remedy="Its log has the stack trace.")
         return {"status": "ok"}
 
     @router.get("/readyz")

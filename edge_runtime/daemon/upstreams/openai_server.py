@@ -31,6 +31,12 @@ from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 logger = logging.getLogger("edge")
 
 
+class ModelNotServedError(InputError):
+    """The server does not serve the model that is set, or several and none is set."""
+
+    code = "model_not_served"
+
+
 class OpenAIServer:
     """A vLLM started with `--enable-mm-embeds`, or a server with the same API."""
 
@@ -97,7 +103,7 @@ class OpenAIServer:
 
         Raises:
             ServerUnavailableError: its list of models cannot be fetched.
-            InputError: it does not serve the requested model, or serves several and none is requested.
+            ModelNotServedError: it does not serve the requested model, or serves several and none is requested.
         """
         listing = await self._client.get("/v1/models", timeout)
         if listing is None:
@@ -106,7 +112,7 @@ class OpenAIServer:
         names = [str(card.get("id")) for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
         model = self._model or (names[0] if len(names) == 1 else "")
         if model not in names:
-            raise InputError(
+            raise ModelNotServedError(
                 "the server does not serve the requested model, or serves several and none is requested",
                 field="server_model",
                 expected=" or ".join(names)[:200],

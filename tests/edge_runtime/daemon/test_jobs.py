@@ -242,7 +242,8 @@ def test_a_damaged_spool_is_named_and_left_alone(
 WRITER = """
 import asyncio, random, sys
 from pathlib import Path
-from qwen3vl_edge.edge_runtime.daemon.jobs.spool import NewJob, Spool
+from qwen3vl_edge.edge_runtime.daemon.jobs.job import NewJob
+from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
 async def main():
     spool, count = Spool(Path(sys.argv[1]), 2**30, 10**6), int(sys.argv[2])
     for number in range(count):
