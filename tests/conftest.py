@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,13 +20,31 @@ from qwen3vl_edge.calibration.calibrate import CalibrationRequest, calibrate_bun
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
+from qwen3vl_edge.tools import server_process
 from qwen3vl_edge.tools.dev.train_reference.make_calibration_data import make_calibration_data
+from tests.support.warm_start import ForkServer
 
 REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
 SAMPLES = ROOT / "reference" / "samples"
 # The held-out questions' own sizes are fixed buckets, all but a few that the dynamic graph takes.
 IMAGE_BUCKETS = "96x96,96x128,128x128,128x160,160x128,160x160,128x192"
 VIDEO_BUCKETS = "8x96x96,8x96x128"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Temporary files of the code under test go when pytest's own go."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_start(scratch: None) -> Iterator[None]:
+    """Servers and daemons are forks of a process that has imported torch already."""
+    server = ForkServer()
+    before, server_process.start_process = server_process.start_process, server.start
+    yield
+    server_process.start_process = before
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from qwen3vl_edge.contract.errors import ServerUnavailableError
 # The folder from which this very package was imported: a child process imports the same one.
 PACKAGE_PARENT = Path(qwen3vl_edge.__file__).parent.parent
 _INSTALLED = PACKAGE_PARENT in (Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib")))
+# The tests fork a process that has imported torch already: tests/support/warm_start.py.
+start_process: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
 _CODE = """
 import json, sys
 from qwen3vl_edge.contract.errors import ContractError
@@ -58,7 +60,7 @@ def spawn(log: Path, threads: int | None = None, **options: Any) -> subprocess.P
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("wb") as stream:
-        return subprocess.Popen(
+        return start_process(
             [sys.executable, "-c", _CODE, json.dumps({"port": 0, "device_map": "cpu", **options}, default=str)],
             env=environment,
             stdout=stream,

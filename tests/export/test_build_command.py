@@ -13,11 +13,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.export.tensorrt.targets import TARGETS
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen3vl_edge", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from tests.support.run_cli import run_process
 
 
 def test_cli_builds_and_inspects(fresh: Path) -> None:
@@ -31,17 +27,17 @@ def test_cli_builds_and_inspects(fresh: Path) -> None:
         "--workspace",
         "512MiB",
     ]
-    done = run(*arguments, "--json")
+    done = run_process(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["plans"][0]["buckets"] == ["1x8x8", "1x6x8"]
     assert record["skipped"] is False
-    again = run(*arguments)
+    again = run_process(*arguments)
     assert "nothing changed" in again.stdout
-    shown = run("inspect", str(fresh))
+    shown = run_process("inspect", str(fresh))
     assert shown.returncode == 0, shown.stderr
     assert "rtx-portable" in shown.stdout
-    assert json.loads(run("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
+    assert json.loads(run_process("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")  # a caught signal is default again in a new process, an ignored one not
@@ -69,7 +65,7 @@ def test_cli_interrupted(fresh: Path) -> None:
     ],
 )
 def test_cli_errors_are_one_line_and_exit_2(ada: Bundle, arguments: list[str], words: str) -> None:
-    done = run("build", str(ada.path), *arguments)
+    done = run_process("build", str(ada.path), *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -77,7 +73,7 @@ def test_cli_errors_are_one_line_and_exit_2(ada: Bundle, arguments: list[str], w
 
 
 def test_cli_lists_targets() -> None:
-    done = run("build", "--list", "--json")
+    done = run_process("build", "--list", "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["target"]: row for row in json.loads(done.stdout)}
     assert set(rows) == set(TARGETS)

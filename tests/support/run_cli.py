@@ -1,12 +1,14 @@
-"""The command line inside the test's own process: its entry point and arguments, without importing torch again."""
+"""The command line, without importing torch again: in the test's own process, or in one of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import sys
+import tempfile
 from dataclasses import dataclass
 
+from qwen3vl_edge.tools import server_process
 from qwen3vl_edge.tools.cli.main import main
 
 
@@ -17,6 +19,16 @@ class Finished:
     returncode: int
     stdout: str
     stderr: str
+
+
+def run_process(*arguments: object) -> Finished:
+    """Run `qwen3vl-edge ARGUMENTS` in a process of its own."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        command = [sys.executable, "-m", "qwen3vl_edge", *map(str, arguments)]
+        code = server_process.start_process(command, stdout=out, stderr=err).wait()
+        for file in (out, err):
+            file.seek(0)
+        return Finished(code, out.read().decode(), err.read().decode())
 
 
 def run_here(*arguments: object) -> Finished:

@@ -14,38 +14,32 @@ from typer.main import get_command
 
 from qwen3vl_edge.tools.cli.main import app
 from tests.support.paths import ROOT
-from tests.support.run_cli import run_here
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "qwen3vl_edge", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+from tests.support.run_cli import run_here, run_process
 
 
 def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str, tmp_path: Path) -> None:
     out = str(tmp_path / "bundle")
-    exported = run("export", str(reference), "--buckets", "128x128", "--out", out, "--json")
+    exported = run_process("export", str(reference), "--buckets", "128x128", "--out", out, "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["precisions"][0]["graphs"][0]["bucket"] == "1x8x8"
-    inspected = run("inspect", out)
+    inspected = run_process("inspect", out)
     assert inspected.returncode == 0
     assert "1x8x8" in inspected.stdout
     question = ("ask", "What colour is the circle?", "--bundle", out, "--server", server_url)
     picture = ("--image", str(samples / "colour.png"))
-    plain = run(*question, *picture)
+    plain = run_process(*question, *picture)
     assert plain.returncode == 0, plain.stderr
     assert "first_token" in plain.stderr
-    answer = json.loads(run(*question, *picture, "--json").stdout)
+    answer = json.loads(run_process(*question, *picture, "--json").stdout)
     assert plain.stdout.strip() == answer["text"]
     assert answer["media"][0]["grid"] == "1x8x8"
     assert answer["sent_bytes"] > 16 * 192 * 4 * 2
-    oracle = run(*question, *picture, "--json", "--backend", "pytorch", "--model", str(reference))
+    oracle = run_process(*question, *picture, "--json", "--backend", "pytorch", "--model", str(reference))
     assert json.loads(oracle.stdout)["generated_ids"] == answer["generated_ids"]
 
 
 def test_parity_of_the_samples(reference: Path, samples: Path, bundle: Path) -> None:
-    found = run(
+    found = run_process(
         "parity", "--bundle", str(bundle), "--model", str(reference), "--images", str(samples), "--wire-dtype", "fp32",
         "--prompts", str(samples / "questions.jsonl"), "--json",
     )  # fmt: skip
@@ -80,7 +74,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], words: str, reference: Path, bundle: Path, tmp_path: Path
 ) -> None:
     places = {"tmp": tmp_path, "model": reference, "bundle": bundle}
-    done = run(*(argument.format(**places) for argument in arguments))
+    done = run_process(*(argument.format(**places) for argument in arguments))
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("qwen3vl-edge: ")
@@ -151,7 +145,7 @@ def test_bundle_of_another_model_is_refused(server_url: str, bundle: Path, sampl
     manifest["model"]["model_hash"] = "00" * 32
     (other / "manifest.json").write_text(json.dumps(manifest))
     picture = str(samples / "colour.png")
-    done = run("ask", "What?", "--bundle", str(other), "--server", server_url, "--image", picture)
+    done = run_process("ask", "What?", "--bundle", str(other), "--server", server_url, "--image", picture)
     assert done.returncode == 2
     assert "made for another model" in done.stderr
 
@@ -161,6 +155,6 @@ def test_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, other)
     weights = other / "fp32" / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = run("ask", "What?", "--bundle", str(other))
+    done = run_process("ask", "What?", "--bundle", str(other))
     assert done.returncode == 2
     assert "truncated" in done.stderr

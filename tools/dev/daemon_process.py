@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from qwen3vl_edge.tools import server_process
+
 
 @dataclass(frozen=True)
 class DaemonProcess:
@@ -42,7 +44,7 @@ def running_daemon(
     config.write_text(f'bundle = "{bundle}"\nserver = "{server}"\nport = 0\n{settings}')
     command = [sys.executable, "-m", "qwen3vl_edge", "edge", "--config", str(config)]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, stdout=file, env={**os.environ, **environment})
+        process = server_process.start_process(command, stderr=file, stdout=file, env={**os.environ, **environment})
     try:
         yield DaemonProcess(_wait_until_ready(process, log), process, log)
     finally:

@@ -59,8 +59,16 @@ def answers(unsplit: Unsplit, questions: list[HeldoutQuestion]) -> list[str]:
     return answer_all(unsplit, questions)
 
 
-# Swapping leaves square pictures and single objects in their rows; that one shows in the logits above.
-@pytest.mark.parametrize("name", [name for name in ABLATIONS if "swapped" not in name])
+# Swapping leaves square pictures and single objects in their rows; that one shows in the logits above. The checkpoint
+# stays the same between releases, so all but one wait for one.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "DeepStack level 1 dropped" else [pytest.mark.slow])
+        for name in ABLATIONS
+        if "swapped" not in name
+    ],
+)
 def test_ablation_costs_answers(
     name: str, unsplit: Unsplit, questions: list[HeldoutQuestion], answers: list[str]
 ) -> None:
