@@ -6,19 +6,22 @@ import base64
 from dataclasses import dataclass
 
 _PIECE = 2**20  # characters; four are three bytes
+_SEPARATOR = ";base64,"
 
 
 @dataclass(frozen=True)
 class DataUri:
-    """A parsed URI.
+    """A parsed URI. Its content is not copied: it may be all of a large request.
 
     Attributes:
         media_type: such as "image/png", without parameters.
-        payload: the content in base64.
+        uri: all of it.
+        start: index of the first character of the content in base64.
     """
 
     media_type: str
-    payload: str
+    uri: str
+    start: int
 
     @property
     def kind(self) -> str:
@@ -26,9 +29,14 @@ class DataUri:
         return self.media_type.partition("/")[0]
 
     @property
+    def payload(self) -> str:
+        """A copy of the content in base64."""
+        return self.uri[self.start :]
+
+    @property
     def decoded_bytes(self) -> int:
         """Size of the content, computed without decoding; up to two bytes too large because of padding."""
-        return len(self.payload) * 3 // 4
+        return (len(self.uri) - self.start) * 3 // 4
 
     def decode(self) -> bytes:
         """The content. In pieces, between which other threads run: a decoder of base64 holds the interpreter.
@@ -36,18 +44,18 @@ class DataUri:
         Raises:
             ValueError: not base64.
         """
-        content = bytearray()
-        for start in range(0, len(self.payload), _PIECE):
-            piece = self.payload[start : start + _PIECE]
-            if "=" in piece and start + _PIECE < len(self.payload):
+        pieces = []
+        for start in range(self.start, len(self.uri), _PIECE):
+            piece = self.uri[start : start + _PIECE]
+            if "=" in piece and start + _PIECE < len(self.uri):
                 raise ValueError("padding before the end")
-            content += base64.b64decode(piece, validate=True)
-        return bytes(content)
+            pieces.append(base64.b64decode(piece, validate=True))
+        return b"".join(pieces)
 
 
 def parse_data_uri(uri: str) -> DataUri | None:
     """The parts of `data:TYPE;base64,CONTENT`; None for anything else."""
-    header, separator, payload = uri.partition(";base64,")
-    if not separator or not header.startswith("data:"):
+    start = uri.find(_SEPARATOR)
+    if start < 0 or not uri.startswith("data:"):
         return None
-    return DataUri(header.removeprefix("data:").partition(";")[0], payload)
+    return DataUri(uri[len("data:") : start].partition(";")[0], uri, start + len(_SEPARATOR))

@@ -89,7 +89,7 @@ def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray, max_values: int,
     """
     check_values(body, max_values, "body", setting)
     try:
-        parsed = kind.model_validate_json(bytes(body))
+        parsed = kind.model_validate_json(body)
     except ValidationError as error:
         # For a union, pydantic reports the errors of each type; the deepest one belongs to the intended type.
         details = error.errors(include_url=False, include_context=False, include_input=False)

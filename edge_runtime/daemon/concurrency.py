@@ -24,6 +24,11 @@ class ConcurrencyLimit:
         self.in_flight = 0
         self._lock = threading.Lock()
 
+    def check(self) -> None:
+        """Raises: QueueFullError: no slot is free now."""
+        if self.in_flight >= self.limit:
+            raise QueueFullError(self.in_flight, RETRY_AFTER_SECONDS)
+
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one slot while the block runs.
@@ -32,8 +37,7 @@ class ConcurrencyLimit:
             QueueFullError: all slots are in use; has the seconds until a retry.
         """
         with self._lock:
-            if self.in_flight >= self.limit:
-                raise QueueFullError(self.in_flight, RETRY_AFTER_SECONDS)
+            self.check()
             self.in_flight += 1
         try:
             yield

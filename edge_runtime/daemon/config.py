@@ -96,7 +96,9 @@ class DaemonConfig:
     threads: int = setting(0, "CPU threads of the encoder; 0 for all.", within=(0, 1024), reloadable=True)
     model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", reloadable=True)
     max_waiting: int = setting(
-        16, "Requests in flight at once, running or waiting; the next is answered 429.", within=(1, 10_000)
+        16,
+        "Requests in flight at once, running or waiting; the next is answered 429. Half of them may fetch from URLs.",
+        within=(1, 10_000),
     )
     max_in_flight: int = setting(
         4,
@@ -131,9 +133,9 @@ class DaemonConfig:
     )
     max_media_mib: int = setting(64, "Largest picture or clip, in MiB.", within=(1, 16_384), reloadable=True)
     max_body_mib: int = setting(
-        96,
-        "Largest request to the local API, in MiB, with all that it names by URL: by default the largest clip in "
-        "base64, which adds a third, and 10 MiB.",
+        64,
+        "Largest request to the local API, in MiB, with all that it names by URL. Base64 adds a third: by default a "
+        "clip may have 48 MiB in it, and 64 by URL.",
         within=(1, 16_384),
     )
     max_json_values: int = setting(

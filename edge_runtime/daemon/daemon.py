@@ -42,6 +42,7 @@ class Daemon:
         failure: why the start failed; the process ends with it.
         bandwidth: to the server; outlives a reload.
         concurrency: the limit on requests in flight.
+        fetching: the limit on those that fetch from URLs; a slow web server must leave slots for others.
         ledger: what they hold.
         last_reload: result of the last reload, None before the first.
         history: the last requests and their cost.
@@ -62,6 +63,7 @@ class Daemon:
         self.failure: BaseException | None = None
         self.bandwidth = bandwidth or BandwidthEstimate()
         self.concurrency = ConcurrencyLimit(config.max_waiting)
+        self.fetching = ConcurrencyLimit(max(1, config.max_waiting // 2))
         self.ledger = open_ledger(config)
         self.last_reload: dict[str, Any] | None = None
         self.metrics = Metrics(lambda: self.started, self.concurrency)
@@ -100,6 +102,11 @@ class Daemon:
     def account(self, request: Request) -> Account:
         """The claims of a new request; all users of the Unix socket are one client."""
         return self.ledger.open(request.client.host if request.client is not None else "")
+
+    def check_room(self) -> None:
+        """Raises: ServerUnavailableError: still starting. QueueFullError: no slot for a request is free now."""
+        _ = self.pipeline
+        self.concurrency.check()
 
     def slot(self) -> AbstractContextManager[None]:
         """Hold one of the slots for requests in flight.

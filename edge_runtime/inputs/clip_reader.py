@@ -8,20 +8,17 @@ tests/edge_runtime/test_clip_reader.py compares both.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
+from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
-from qwen3vl_edge.edge_runtime.inputs.sources.mp4_index import check_claimed_samples
 
-# Demuxers of libavformat. Others are no containers of clips, or read further files (hls, concat, dash, sdp).
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 _PIXELS_AT_ONCE = 4_000_000
 
 
@@ -97,16 +94,15 @@ def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> 
     """
     from qwen_vl_utils import vision_process as qwen
 
-    label = str(path) if len(str(path)) <= 120 else str(path)[:60] + "…"
-    check_claimed_samples(path, label)
-    _check_frame(path, label, budget)
+    label = MediaSource("video", str(path), "video").label
+    check_clip(path, label, budget.limits)
     with reading(label):
         backend, total, fps, read = _reader(path)
         start, end, count = qwen.calculate_video_frame_range(element, total, fps)
         number = qwen.smart_nframes(element, total_frames=count, video_fps=fps)
         first = read([start])
         height, width = int(first.shape[2]), int(first.shape[3])
-    _check_pixels(label, path, height, width, budget)
+    check_frame_size(path, label, height, width, budget.limits)
     budget.add_clip_pixels(number * height * width, f"{number} frames of {width}x{height}")
     metadata = {
         "fps": fps,
@@ -115,53 +111,6 @@ def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> 
         "video_backend": backend,
     }
     return Clip(label, metadata, height, width, read)
-
-
-@contextlib.contextmanager
-def reading(label: str) -> Any:
-    """Whatever a video reader raises within the block becomes an error that names the clip."""
-    try:
-        # Asked for the first time, qwen-vl-utils prints the name of its reader to stderr.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    except ContractError:
-        raise
-    except Exception as error:  # each reader raises its own kinds
-        reason = str(error).splitlines()[0][:160] if str(error) else repr(error)
-        raise InputError(
-            f"clip {label} cannot be read ({reason})",
-            field="video",
-            remedy="Check the file, and that decord or torchcodec is installed.",
-        ) from None
-
-
-def _check_frame(path: Path, label: str, budget: MediaBudget) -> None:
-    """Check the container and the size of a frame before any is decoded."""
-    import av
-
-    with reading(label):
-        # The decoder refuses larger frames, which it would decode to find out about the stream.
-        most = {"max_pixels": str(budget.limits.most_pixels(path.stat().st_size)), "threads": "1"}
-        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
-        with av.open(str(path), container_options=options, stream_options=[most]) as container:
-            if not container.streams.video:
-                raise InputError(f"clip {label} has no picture", field="video")
-            context = container.streams.video[0].codec_context
-            height, width = context.height, context.width
-    _check_pixels(label, path, height, width, budget)
-
-
-def _check_pixels(label: str, path: Path, height: int, width: int, budget: MediaBudget) -> None:
-    size = path.stat().st_size
-    most = budget.limits.most_pixels(size)
-    if height * width > most:
-        raise LimitError(
-            f"clip {label} has too large frames",
-            field="video",
-            expected=f"at most {most} pixels in a file of {size} bytes (max_picture_pixels, or 10 a byte)",
-            got=f"{width}x{height}",
-            remedy="Make it smaller.",
-        )
 
 
 def _reader(path: Path) -> tuple[str, int, float, Callable[[list[int]], Any]]:

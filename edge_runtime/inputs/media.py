@@ -14,7 +14,8 @@ from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file, reading
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import reading
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures

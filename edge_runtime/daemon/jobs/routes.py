@@ -35,17 +35,18 @@ def job_routes(daemon: Daemon) -> APIRouter:
         """A chat request's body to a job; the same Idempotency-Key gives the same job."""
         spool = _spool(daemon)
         key = idempotency_key(request.headers)
-        with daemon.history.entry("job") as entry, daemon.slot(), daemon.account(request) as account:
+        with daemon.history.entry("job") as entry, daemon.account(request) as account:
             chat = await read_chat(request, daemon, account)
-            digest = await run_in_threadpool(_digest, chat)
-            if key is not None and (existing := await spool.find(key, digest)) is not None:
-                return JSONResponse(_accepted(existing), status_code=202)
-            spool.check_room()  # before a picture is encoded for nothing
-            job_id = f"job-{uuid.uuid4().hex}"
-            daemon.upstream.check(chat)
-            encoded = entry.encoded = with_request_id(await encode_chat(request, chat, daemon, account), job_id)
-            document, body = await run_in_threadpool(to_disk, chat, encoded)
-            job = await spool.add(NewJob(job_id, key, digest, document, body, daemon.config.job_deadline_s))
+            with daemon.slot():
+                digest = await run_in_threadpool(_digest, chat)
+                if key is not None and (existing := await spool.find(key, digest)) is not None:
+                    return JSONResponse(_accepted(existing), status_code=202)
+                spool.check_room()  # before a picture is encoded for nothing
+                job_id = f"job-{uuid.uuid4().hex}"
+                daemon.upstream.check(chat)
+                encoded = entry.encoded = with_request_id(await encode_chat(request, chat, daemon, account), job_id)
+                document, body = await run_in_threadpool(to_disk, chat, encoded)
+                job = await spool.add(NewJob(job_id, key, digest, document, body, daemon.config.job_deadline_s))
         if daemon.runner is not None:
             daemon.runner.wake()
         return JSONResponse(_accepted(job), status_code=202)

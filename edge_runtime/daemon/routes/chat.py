@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -31,7 +31,7 @@ from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
 from qwen3vl_edge.edge_runtime.daemon.chat import Progress, chunks, completion, generate
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.logs import log_request
-from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest, parse_chat
+from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatRequest, media_sources, parse_chat
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 
 ROUTES = ("/v1/chat/completions", "/v1/encode")
@@ -45,11 +45,12 @@ def chat_routes(daemon: Daemon) -> APIRouter:
     @router.post("/v1/encode")
     async def encode(request: Request) -> Response:
         """The body that a chat request would send to the server: token ids and embeddings (safetensors)."""
-        with daemon.history.entry("encode") as entry, daemon.slot(), daemon.account(request) as account:
+        with daemon.history.entry("encode") as entry, daemon.account(request) as account:
             chat = await read_chat(request, daemon, account)
-            encoded = entry.encoded = await encode_chat(request, chat, daemon, account)
-            body = await run_in_threadpool(lambda: bytes(encode_request(encoded.request)))
-            return Response(body, media_type=CONTENT_TYPE)
+            with daemon.slot():
+                encoded = entry.encoded = await encode_chat(request, chat, daemon, account)
+                body = await run_in_threadpool(lambda: bytes(encode_request(encoded.request)))
+                return Response(body, media_type=CONTENT_TYPE)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -60,9 +61,9 @@ def chat_routes(daemon: Daemon) -> APIRouter:
         key = idempotency_key(request.headers)
         with ExitStack() as slot:
             entry = slot.enter_context(daemon.history.entry("chat"))
-            slot.enter_context(daemon.slot())
             account = slot.enter_context(daemon.account(request))
             chat = await read_chat(request, daemon, account)
+            slot.enter_context(daemon.slot())
             daemon.upstream.check(chat)
             encoded = entry.encoded = with_request_id(await encode_chat(request, chat, daemon, account), key)
             chat = chat.without_media()
@@ -77,14 +78,18 @@ def chat_routes(daemon: Daemon) -> APIRouter:
 
 
 async def read_chat(request: Request, daemon: Daemon, account: Account) -> ChatRequest:
-    """The checked body.
+    """The checked body. The request needs a slot afterwards: one whose body comes slowly must not hold it meanwhile.
 
     Raises:
+        QueueFullError, ServerUnavailableError: no slot is free; still starting.
         ContractError: the body cannot be used; 415 for another Content-Type, 404 for a model that is not served.
     """
     content_type(request, "application/json")
+    daemon.check_room()
     limits = daemon.config.chat_limits
-    body = bytes(await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS, account=account))
+    received = await read_body(request, daemon.config.max_body_mib * 2**20, BODY_SECONDS, account=account)
+    body = await run_in_threadpool(bytes, received)
+    del received
     values = await run_in_threadpool(check_values, body, limits.max_json_values, "body", "max_json_values")
     await account.wait_for(JSON_VALUES, values)
     chat = await run_in_threadpool(parse_chat, body, limits)
@@ -108,7 +113,8 @@ async def encode_chat(request: Request, chat: ChatRequest, daemon: Daemon, accou
         ContractError: media that cannot be used; 499 for a client that left.
     """
     sampling = sampling_of(chat, daemon.config.default_max_tokens)
-    with span("encode"):
+    fetches = any(source.scheme in ("http", "https") for source in media_sources(chat.messages))
+    with span("encode"), daemon.fetching.slot() if fetches else nullcontext():
         encoded = await cancel_on_disconnect(request, daemon.pipeline.encode(chat.messages, sampling, account))
     if encoded is DISCONNECTED:
         raise HttpError(CLIENT_CLOSED_REQUEST, "client_left", "the client left before its media were encoded")

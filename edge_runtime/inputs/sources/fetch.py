@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaSource
+from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import write_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.download import Take, fetch
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
@@ -22,11 +23,11 @@ _OPENERS = ThreadPoolExecutor(2, thread_name_prefix="open")
 async def open_sources(
     sources: Sequence[MediaSource], access: AccessPolicy, limits: MediaLimits, scratch: Path, take: Take
 ) -> list[Picture | Path]:
-    """Pictures, not decoded, and paths of clips, in the order of `sources`; all fetches end when it is cancelled.
+    """Pictures and paths of clips, checked, not decoded, in the order of `sources`; cancelled, all fetches end.
 
     Args:
         access: its `timeout_s` is for all of them together.
-        limits: how many pixels a picture may have.
+        limits: how many pixels a picture, or a frame of a clip, may have.
         scratch: a folder for clips that are not files already.
         take: called with each downloaded piece before it is kept; may raise.
 
@@ -63,4 +64,6 @@ def _opened(
     if source.kind == "image":
         formats = FORMATS if isinstance(content, bytes) else None  # files are the operator's own
         return measure_picture(content, source.label, formats, limits)
-    return content if isinstance(content, Path) else write_clip(content, scratch)
+    path = content if isinstance(content, Path) else write_clip(content, scratch)
+    check_clip(path, source.label, limits)
+    return path

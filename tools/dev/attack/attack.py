@@ -48,12 +48,14 @@ class Attack:
         against: "server" or "daemon".
         send: sends it so many times, and so many at once; returns what became of it.
         settings: of the process under attack, beside the defaults.
+        admitted: it is within the limits, and what it costs is the work that it asks for.
     """
 
     name: str
     against: str
     send: Callable[[Target, int, int], Outcome]
     settings: dict[str, Any] = field(default_factory=dict)
+    admitted: bool = False
 
 
 def volley(make: Callable[[Target], Shot]) -> Callable[[Target, int, int], Outcome]:
