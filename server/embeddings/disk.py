@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import mmap
 import os
 import threading
 import time
@@ -124,25 +125,38 @@ class EmbeddingDisk:
             size = self._files[key].size if key in self._files else 0
         if most_bytes is not None and size > most_bytes + _HEADER_BYTES:
             return None
+        media = self._opened(key, lambda path: memoryview(path.read_bytes()), verify=True)
+        self.hits += media is not None
+        return media
+
+    def describe(self, name: str, namespace: str) -> MediaEmbeddings | None:
+        """What `find` would return, without verifying its tensors: of the file its header alone is read.
+
+        Raises:
+            ServerUnavailableError: as `find`.
+        """
+        return self._opened((_folder_of(namespace), name), _mapped, verify=False)
+
+    def _opened(
+        self, key: tuple[str, str], read: Callable[[Path], memoryview], *, verify: bool
+    ) -> MediaEmbeddings | None:
         if not self._touch(key):
             return None
-        model_hash = self._model_hash()
+        model_hash, name = self._model_hash(), key[1]
         try:
-            content = self._path(key).read_bytes()
+            content = read(self._path(key))
             if content[-_MARK_BYTES:] != _mark(key):
                 raise InputError("it was stored under another name")
-            body = memoryview(content)[:-_MARK_BYTES]
-            media, made_for = decode_medium(body, Limits(max_body_bytes=len(content)))
+            media, made_for = decode_medium(content[:-_MARK_BYTES], Limits(max_body_bytes=len(content)))
             if made_for != model_hash:
                 return None  # from another model, which may be served again
-            if media.hash != name or embedding_hash(media, model_hash) != name:
+            if media.hash != name or (verify and embedding_hash(media, model_hash) != name):
                 raise InputError("its content does not match its hash")
-        except (OSError, ContractError) as error:
+        except (OSError, ValueError, ContractError) as error:
             if self._drop(key) and not isinstance(error, FileNotFoundError):
                 logger.warning("held embeddings %s are dropped (%s)", self._path(key).name, error)
                 self.damaged += 1
             return None
-        self.hits += 1
         return media
 
     def close(self) -> None:
@@ -242,6 +256,12 @@ def open_disk(options: ServerOptions, model_hash: Callable[[], str]) -> Embeddin
     if options.hold_folder is None:
         return None
     return EmbeddingDisk(options.hold_folder, options.hold_disk_mib * 2**20, options.hold_disk_s, model_hash)
+
+
+def _mapped(path: Path) -> memoryview:
+    """A file's bytes, read when they are used. Raises: OSError. ValueError: it is empty."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _mark(key: tuple[str, str]) -> bytes:

@@ -65,7 +65,7 @@ def embedding_routes(state: ServerState) -> APIRouter:
     async def held(request: Request, name: Name) -> dict[str, Any]:
         """Description of the embeddings stored under a hash, without tensors; 404 if there are none."""
         _check_name(name)
-        if (medium := await state.decode(partial(store.find, name, client_of(request).name))) is None:
+        if (medium := await state.decode(partial(store.describe, name, client_of(request).name))) is None:
             raise EmbeddingsNotHeldError("path", (name,))
         return _describe(name, medium)
 

@@ -119,6 +119,19 @@ class EmbeddingStore:
                 self._keep_in_memory((namespace, name), media)
         return media
 
+    def describe(self, name: str, namespace: str = "") -> MediaEmbeddings | None:
+        """As `find`, without verifying what is on disk alone: its tensors must not be used.
+
+        Raises:
+            ServerUnavailableError: as `EmbeddingDisk.find`.
+        """
+        with self._lock:
+            self._expire()
+            media = self._touch((namespace, name))
+        if media is None and self.disk is not None:
+            return self.disk.describe(name, namespace)
+        return media
+
     def lookup(
         self, references: Sequence[MediaReference], namespace: str = "", model: ModelShape | None = None
     ) -> list[MediaEmbeddings]:

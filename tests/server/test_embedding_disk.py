@@ -163,6 +163,28 @@ def test_a_damaged_file_is_dropped_and_counted(disks: Disks, how: str) -> None:
     assert same(disk.find(str(medium.hash), "a"), medium)
 
 
+def test_to_describe_a_file_its_header_alone_is_read(disks: Disks) -> None:
+    """Of a file whose tensors were altered the description is the same; who wants them gets nothing."""
+    medium = hashed(1)
+    disks().keep(medium, "a")
+    (path,) = disks.folder.glob("*/*.held")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    disk = disks()
+    assert medium.hash is not None
+    described = disk.describe(medium.hash, "a")
+    assert described is not None
+    assert (described.grid, described.embeds.shape, described.nbytes) == (
+        medium.grid,
+        medium.embeds.shape,
+        medium.nbytes,
+    )
+    assert disk.describe(medium.hash, "b") is None
+    assert disk.find(medium.hash, "a") is None
+    assert disk.describe(medium.hash, "a") is None
+
+
 def test_another_models_are_never_found(disks: Disks) -> None:
     medium = hashed(0)
     disks().keep(medium, "a")
