@@ -21,6 +21,7 @@ from qwen3vl_edge.contract.formats.settings import (
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 
 if TYPE_CHECKING:
+    from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
     from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
 
 ENVIRONMENT = "QWEN3VL_EDGE_"
@@ -114,6 +115,20 @@ class DaemonConfig:
     allow_private_urls: bool = setting(False, "URLs may lead to addresses that are not public.", reloadable=True)
     max_media_mib: int = setting(64, "Largest picture or clip, in MiB.", within=(1, 16_384), reloadable=True)
     max_body_mib: int = setting(128, "Largest request to the local API, in MiB.", within=(1, 16_384))
+    head_timeout_s: float = setting(
+        10.0, "Seconds that a client may take for the head of a request.", within=(0.01, 3600)
+    )
+    write_timeout_s: float = setting(
+        60.0, "Seconds for which a client may leave an answer unread.", within=(0.1, 86_400)
+    )
+    max_connections: int = setting(
+        1000,
+        "Most open connections; for the next one, that which waited longest for its client is closed.",
+        within=(1, 1_000_000),
+    )
+    max_connections_per_address: int = setting(
+        256, "The same of one address; the Unix socket has none.", within=(1, 1_000_000)
+    )
     drain_s: int = setting(30, "Seconds that running requests get to finish after SIGTERM.", within=(0, 3600))
     log_format: str = setting(
         "text", "Format of the log: text, or json with one object a line.", choices=("text", "json")
@@ -216,6 +231,15 @@ class DaemonConfig:
             )
         if self.wire_zstd:
             raise InputError("a foreign server takes no compressed bodies", field="wire_zstd", expected="false")
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Limits of the connections to the local API."""
+        from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+
+        return ConnectionLimits(
+            self.max_connections, self.max_connections_per_address, self.head_timeout_s, self.write_timeout_s
+        )
 
     @property
     def server_access(self) -> ServerAccess:

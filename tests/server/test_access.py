@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.sender import sender_of
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.http.access import warn_of_open_doors
 from qwen3vl_edge.server.http.audit import AuditLog
-from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_of
+from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
 from tests.support.http_api.app import BINARY, BY_HASH, CASE, HASHED, PUT, URL, App, reference_engine
@@ -154,7 +155,7 @@ def test_an_expired_token_and_a_clients_own_limits(engine: TransformersEngine, t
     assert [app("GET", "/v1/models", own).status_code for _ in range(3)] == [200, 200, 429]
     assert app("DELETE", "/v1/generate", own).status_code == 400, "let in, to be told that it has no key"
     guard, entry = app.state.guard, read_tokens(tokens)[2]
-    guard.enter({"method": "POST"}, entry)
+    guard.enter({"method": "POST", "headers": []}, entry)
     refused = app("GET", "/v1/models", alone)
     assert (refused.status_code, code_of(refused)) == (429, "too_many_concurrent")
     assert app("DELETE", "/v1/generate", alone).status_code == 400
