@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from qwen3vl_edge.contract.http.strict_parser import StrictParser
 LINGER_SECONDS, LINGER_BYTES = 1.0, 64 * 1024
 PROGRESS_BYTES = 64 * 1024  # of a body, after which its connection counts as waiting anew
 FIRST_PROBE_SECONDS = 0.05
+CLOSE_CHECK_SECONDS = 0.1
+_TCP_INFO_BYTES, _RECEIVED = 136, slice(128, 136)  # `tcpi_bytes_received` of Linux' struct tcp_info
 _CLOSE = (b"connection", b"close")
 _CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
 _Phase = Literal["idle", "reading", "answering", "stalled", "closing"]
@@ -59,7 +62,7 @@ class HttpConnection(H11Protocol):
         self._received = 0  # of the body, since the connection began to wait
         self._own: asyncio.Transport | None = None
         self._closing = self._half_closed = False
-        self._linger_left = 0
+        self._lingering, self._lingered = False, 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._other_timer: asyncio.TimerHandle | None = None  # of the end, or of a half-closed connection
 
@@ -73,8 +76,8 @@ class HttpConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
-            self._linger_left -= len(data)
-            if self._linger_left <= 0:
+            self._lingered += len(data)
+            if self._lingered >= LINGER_BYTES:
                 self.flow.pause_reading()
             return
         super().data_received(data)
@@ -148,7 +151,7 @@ class HttpConnection(H11Protocol):
         own = self._own
         assert own is not None
         if self._closing or own.is_closing():
-            own.close()
+            self._end()
             return
         self._closing = True
         self._stop_timers()
@@ -157,6 +160,8 @@ class HttpConnection(H11Protocol):
             self.cycle.message_event.set()
         if self._half_closed or self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
             own.close()
+            if self.scheme == "https":
+                self._watch_close(_received_bytes(own) + LINGER_BYTES)
         else:
             self._linger(own)
         self._settle()
@@ -164,12 +169,28 @@ class HttpConnection(H11Protocol):
     def _linger(self, own: asyncio.Transport) -> None:
         if self.cycle is not None:
             self.cycle.body = bytearray()
-        self._linger_left = LINGER_BYTES
-        self._other_timer = self.loop.call_later(LINGER_SECONDS, own.close)
+        self._lingering = True
+        self._other_timer = self.loop.call_later(LINGER_SECONDS, self._end)
         self.flow.resume_reading()
         if self.scheme == "http":  # TLS has no half-closed connections
             with suppress(OSError):  # the client is gone already
                 own.write_eof()
+
+    def _watch_close(self, most: int) -> None:
+        """Abort once more was received: uvloop waits 30 s for the client to close TLS, and reads on meanwhile."""
+        assert self._own is not None
+        if _received_bytes(self._own) > most:
+            self._own.abort()
+        else:
+            self._other_timer = self.loop.call_later(CLOSE_CHECK_SECONDS, self._watch_close, most)
+
+    def _end(self) -> None:
+        """End a connection that lingers, or one that is closed already."""
+        assert self._own is not None
+        if self._lingering and self.scheme == "https":
+            self._own.abort()  # `close` would read on, as in `_watch_close`
+        else:
+            self._own.close()
 
     # Deadlines
 
@@ -238,6 +259,16 @@ def _is_connected(transport: asyncio.Transport) -> bool:
     """False once the other end has reset the connection; a transport that does not read does not notice."""
     connected: socket.socket = transport.get_extra_info("socket")
     return connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def _received_bytes(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel has received on a TCP connection; 0 where it does not say."""
+    connected: socket.socket = transport.get_extra_info("socket")
+    try:
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except (AttributeError, OSError):  # not on Linux, or it is closed already
+        return 0
+    return int.from_bytes(info[_RECEIVED], sys.byteorder)  # empty before Linux 4.1
 
 
 class _Transport(asyncio.Transport):

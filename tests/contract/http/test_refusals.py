@@ -60,6 +60,16 @@ def test_the_rest_of_a_body_is_not_swallowed(served: Served, framing: str) -> No
     assert served.get() == 200
 
 
+def test_what_follows_the_last_answer_is_not_swallowed(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
+        assert answer(connection)[0] == 200
+        sender = Sender(connection, bytes(2**16))
+        sender.start()
+        sender.join(20)
+        assert not sender.is_alive(), f"{sender.sent} bytes were taken"
+
+
 def test_one_that_sends_all_before_it_reads_is_told_too(served: Served) -> None:
     """Its system has the answer before the connection is reset."""
     with served.connect() as connection:

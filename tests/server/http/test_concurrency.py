@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
+from prometheus_client import Counter
 
 from qwen3vl_edge.contract.wire.codec import encode_request
-from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.server.engines.protocol import GenerateResult
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+from qwen3vl_edge.server.generation.keyed import KeyedGenerations
+from qwen3vl_edge.server.generation.live_generation import LiveGeneration, TokenLog
 from qwen3vl_edge.server.http.access import DELETES_PER_REQUEST
 from qwen3vl_edge.server.http.tokens import add_token
-from qwen3vl_edge.tools.dev.server_thread import serving
+from qwen3vl_edge.server.options import ServerOptions
 from tests.support.http_api.app import CASE, App, reference_engine
 from tests.support.http_api.generate import key_headers
-from tests.support.waiting import until
 
-LONG = bytes(encode_request(replace(CASE.request, sampling=Sampling(max_new_tokens=4000), stream=True)))
 SHORT = bytes(encode_request(CASE.request))
 
 
@@ -30,43 +31,58 @@ def engine() -> Iterator[TransformersEngine]:
         yield engine
 
 
-@contextmanager
-def client_with_one(engine: TransformersEngine, folder: Path) -> Iterator[httpx.Client]:
-    """A client that may have one request at a time, of a server on a real port."""
-    tokens = folder / "tokens.toml"
-    token = add_token(tokens, "one")
-    tokens.write_text(tokens.read_text() + "max_concurrent = 1\n")
-    app = App(engine, tokens_file=tokens, abandoned_s=600)
-    with (
-        serving(app.app) as port,
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {token}"}, timeout=60
-        ) as client,
-    ):
-        yield client
-        client.delete("/v1/generate", headers=key_headers("first"))
-
-
 def test_a_generation_whose_reader_left_counts(engine: TransformersEngine, tmp_path: Path) -> None:
-    with client_with_one(engine, tmp_path) as client:
+    tokens = tmp_path / "tokens.toml"
+    one = add_token(tokens, "one")
+    tokens.write_text(tokens.read_text() + "max_concurrent = 1\n")
+    two = add_token(tokens, "two")
+    tokens.write_text(tokens.read_text() + "max_concurrent = 1\n")
+    app = App(engine, tokens_file=tokens)
+    cancelled: list[str] = []
 
-        def begin(key: str) -> int:
-            """Read the first event and leave."""
-            with client.stream("POST", "/v1/generate", content=LONG, headers=key_headers(key)) as response:
-                if response.status_code == 200:
-                    next(response.iter_lines())
-                return response.status_code
+    async def begin_and_leave(key: str) -> None:
+        """As a request does whose client disconnects; its generation does not end by itself."""
 
-        def status(key: str) -> int:
-            return client.post("/v1/generate", content=SHORT, headers=key_headers(key)).status_code
+        def start() -> LiveGeneration:
+            return LiveGeneration(Future[GenerateResult](), TokenLog(), lambda: cancelled.append(key))
 
-        assert begin("first") == 200
-        until(lambda: status("second") == 429)
-        assert client.get("/v1/models").status_code == 429
-        assert begin("first") == 200, "who joins its own is let in"
-        until(lambda: status("second") == 429)
-        assert client.delete("/v1/generate", headers=key_headers("first")).status_code == 204
-        until(lambda: status("second") == 200)
+        _, leave = app.state.keyed.attach(key, b"digest", start, "one")
+        leave()
+
+    def status(token: str, key: str) -> int:
+        return app("POST", "/v1/generate", token, headers=key_headers(key), content=SHORT).status_code
+
+    asyncio.run(begin_and_leave("first"))
+    refused = app("GET", "/v1/models", one)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_concurrent")
+    assert status(one, "second") == 429
+    assert status(one, "first") == 409, "who would join is let in, here to hear that it is another request"
+    assert status(two, "second") == 200, "another client is not concerned"
+    assert app("DELETE", "/v1/generate", one, headers=key_headers("first")).status_code == 204
+    assert cancelled == ["first"]
+    assert status(one, "second") == 200
+
+
+def test_what_is_read_or_ended_does_not_count_as_unread() -> None:
+    async def change() -> None:
+        keyed = KeyedGenerations(ServerOptions(model="m"), Counter("outcomes", "", ["outcome"], registry=None))
+        ended: Future[GenerateResult] = Future()
+        for key, future in (("a", ended), ("b", Future[GenerateResult]())):
+            _, leave = keyed.attach(key, b"digest", partial(LiveGeneration, future, TokenLog(), lambda: None), "one")
+            leave()
+        assert (keyed.unread("one"), keyed.unread("one", "a"), keyed.unread("one", "c")) == (2, 1, 2)
+        assert keyed.unread("two") == 0
+        _, leave = keyed.attach("b", b"digest", pytest.fail, "one")
+        assert keyed.unread("one") == 1
+        ended.set_exception(ValueError())
+        while keyed.unread("one"):
+            await asyncio.sleep(0)
+        leave()
+        assert keyed.unread("one") == 1
+        keyed.forget("b", "one")
+        assert keyed.unread("one") == 0
+
+    asyncio.run(change())
 
 
 def test_deletes_have_a_larger_limit_of_their_own(engine: TransformersEngine, tmp_path: Path) -> None:
