@@ -17,7 +17,6 @@ import uvicorn
 
 from qwen3vl_edge.contract.http.connection import HttpConnection
 from qwen3vl_edge.contract.http.connection_table import Connection, ConnectionLimits, ConnectionTable
-from qwen3vl_edge.contract.http.sender import sender_of
 from qwen3vl_edge.contract.http.sparse_log import SparseLog
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -74,7 +73,7 @@ class AcceptingServer(uvicorn.Server):
 
     def _open(self, accepted: socket.socket, address: Any) -> None:
         is_network = accepted.family in (socket.AF_INET, socket.AF_INET6)
-        place = Connection(sender_of(address[0]) if is_network else "")
+        place = Connection(address[0] if is_network else "")
         if not self.table.make_room_for(place.address):
             accepted.close()
             return

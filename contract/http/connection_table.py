@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qwen3vl_edge.contract.http.sender import Proxies
+from qwen3vl_edge.contract.http.sender import Proxies, sender_of
 from qwen3vl_edge.contract.http.sparse_log import SparseLog
 
 
@@ -39,12 +39,17 @@ class Connection:
     """A connection of the table.
 
     Attributes:
-        address: as `sender_of` has it; empty for a Unix socket.
+        address: the client's; empty for a Unix socket.
         close: closes it at once.
+        sender: what its limit applies to.
     """
 
     address: str
     close: Callable[[], object] = lambda: None
+    sender: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sender = sender_of(self.address)
 
 
 @dataclass
@@ -63,7 +68,7 @@ class ConnectionTable:
         self._proxies = Proxies(limits.trusted_proxies)
         self._members: set[Connection] = set()
         self._all = _Group()
-        self._by_address: dict[str, _Group] = {}
+        self._by_sender: dict[str, _Group] = {}
         self._log = SparseLog()
 
     def __len__(self) -> int:
@@ -71,10 +76,11 @@ class ConnectionTable:
 
     def make_room_for(self, address: str) -> bool:
         """Close a connection if the limits allow no further one of this address; False if there is none to close."""
-        limits, own = self._limits, self._by_address.get(address, _Group())
+        limits, sender = self._limits, sender_of(address)
+        own = self._by_sender.get(sender, _Group())
         is_limited = bool(address) and address not in self._proxies
         if is_limited and own.count >= limits.per_address:
-            reached = f"max_connections_per_address = {limits.per_address} is reached by {address}"
+            reached = f"max_connections_per_address = {limits.per_address} is reached by {sender}"
             return self._has_room(own, reached)
         if self._all.count >= limits.in_all:
             return self._has_room(self._all, f"max_connections = {limits.in_all} is reached")
@@ -111,12 +117,12 @@ class ConnectionTable:
             return
         for group in self._groups(connection):
             group.count -= 1
-        if not self._by_address[connection.address].count:
-            del self._by_address[connection.address]
+        if not self._by_sender[connection.sender].count:
+            del self._by_sender[connection.sender]
         self._members.discard(connection)
 
     def _groups(self, connection: Connection) -> tuple[_Group, _Group]:
-        return self._all, self._by_address.setdefault(connection.address, _Group())
+        return self._all, self._by_sender.setdefault(connection.sender, _Group())
 
     def _has_room(self, group: _Group, reason: str) -> bool:
         has_room = self._close_longest(group, reason)

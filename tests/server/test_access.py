@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
 from qwen3vl_edge.contract.http.sender import sender_of
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
@@ -362,9 +363,24 @@ def test_open_doors_are_told_at_the_start(
         ({"rate_per_minute": -1}, "rate_per_minute"),
         ({"rate_burst": 0}, "rate_burst"),
         ({"hold_disk_mib": 0}, "hold_disk_mib"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"trusted_proxies": ("proxy.example",)}, "trusted_proxies"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as refused:
         load_options(None, {"model": "m", **options}, {})
     assert refused.value.field == field
+
+
+def test_limits_of_connections_are_settings() -> None:
+    limits = ConnectionLimits(5, 4, 3.0, 2.0, ("192.0.2.1", "10.0.0.0/8"))
+    environment = {
+        "QWEN3VL_SERVER_MAX_CONNECTIONS": "5",
+        "QWEN3VL_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "4",
+        "QWEN3VL_SERVER_HEAD_TIMEOUT_S": "3",
+        "QWEN3VL_SERVER_WRITE_TIMEOUT_S": "2",
+        "QWEN3VL_SERVER_TRUSTED_PROXIES": "192.0.2.1, 10.0.0.0/8",
+    }
+    assert load_options(None, {"model": "m"}, environment).connection_limits == limits
+    assert load_options(None, {"model": "m"}, {}).connection_limits == ConnectionLimits()

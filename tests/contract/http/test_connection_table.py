@@ -69,6 +69,14 @@ def test_a_proxy_and_a_unix_socket_have_no_limit_of_their_own() -> None:
     assert sorted(table.open) == ["A", "B", "C", "b", "c", "d"]
 
 
+def test_a_network_of_ipv6_is_one_address_unless_it_is_a_proxys() -> None:
+    table = Table(10, 2, "2001:db8:1::7")
+    for number in range(3):
+        table.connect(f"client {number}", f"2001:db8::{number}")
+        table.connect(f"proxy {number}", "2001:db8:1::7")
+    assert sorted(table.open) == ["client 1", "client 2", "proxy 0", "proxy 1", "proxy 2"]
+
+
 def test_a_connection_that_was_removed_does_not_come_back() -> None:
     table = Table(2, 2)
     table.connect("a")
