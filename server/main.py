@@ -66,7 +66,7 @@ def _serve_on(
     start_tracing("qwen3vl-server")
     readiness = Readiness()
     state = open_state(readiness, options, bases)
-    server = http_server(create_app(state), options.drain_s, tls)
+    server = http_server(create_app(state), options.drain_s, tls, limits=options.connection_limits)
     warn_of_open_doors(options)
     if state.guard.rereads or tls is not None:
         _on_hangup(state.guard.on_hangup, partial(_renew_tls, server, options))

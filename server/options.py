@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.settings import REQUIRED, check_settings, gather_settings, setting
+from qwen3vl_edge.contract.http.sender import Proxies
 
 if TYPE_CHECKING:
+    from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
     from qwen3vl_edge.contract.http.tls import ServerTls
     from qwen3vl_edge.contract.wire.request import Limits
 
@@ -121,6 +123,27 @@ class ServerOptions:
         within=(1, 2**20),
     )
     body_timeout_s: float = setting(60.0, "Seconds that a client may take to send its body.", within=(0.01, 3600))
+    head_timeout_s: float = setting(
+        10.0,
+        "Seconds that a client may take for the TLS handshake, and again for the head of a request.",
+        within=(0.01, 3600),
+    )
+    write_timeout_s: float = setting(
+        60.0, "Seconds for which a client may leave an answer unread.", within=(0.1, 86_400)
+    )
+    max_connections: int = setting(
+        1000,
+        "Most open connections; for the next one, that which waited longest for its client is closed.",
+        within=(1, 1_000_000),
+    )
+    max_connections_per_address: int = setting(
+        256, "The same of one address, other than those of `trusted_proxies`.", within=(1, 1_000_000)
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "Addresses or networks of proxies whose `X-Forwarded-For` names the client; without one it is ignored.",
+        form="addresses or networks, such as 10.0.0.7 or 10.0.0.0/24",
+    )
     drain_s: int = setting(30, "Seconds in which running requests may finish after SIGTERM.", within=(0, 3600))
     hold_embeddings_mib: int = setting(
         256, "Memory for embeddings that later requests may name by hash, in MiB; 0 stores none.", within=(0, 2**24)
@@ -208,6 +231,7 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        Proxies(self.trusted_proxies)
         if self.hold_folder is not None and not self.hold_embeddings_mib:
             raise InputError(
                 "hold_folder requires memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
@@ -241,6 +265,19 @@ class ServerOptions:
         from qwen3vl_edge.contract.http.tls import server_tls
 
         return server_tls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Limits of the connections."""
+        from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+
+        return ConnectionLimits(
+            self.max_connections,
+            self.max_connections_per_address,
+            self.head_timeout_s,
+            self.write_timeout_s,
+            self.trusted_proxies,
+        )
 
     @property
     def limits(self) -> Limits:

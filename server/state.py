@@ -77,10 +77,11 @@ def open_state(readiness: Readiness, options: ServerOptions, bases: Bases = NO_B
     store = EmbeddingStore(options.hold_embeddings_mib * 2**20, options.hold_embeddings_s, disk=disk)
     metrics = Metrics(readiness.stats, store, options.metrics_clients)
     keyed = KeyedGenerations(options, metrics.idempotent_requests)
+    guard = Guard(options, keyed.unread)
     ledger = open_ledger(options)
     metrics.watch_ledger(ledger)
     decoding = CapacityLimiter(DECODING_THREADS)
-    return ServerState(readiness, options, bases, store, keyed, metrics, Guard(options), ledger, decoding)
+    return ServerState(readiness, options, bases, store, keyed, metrics, guard, ledger, decoding)
 
 
 def open_ledger(options: ServerOptions) -> Ledger:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+from qwen3vl_edge.contract.http.sparse_log import SparseWarnings
 from qwen3vl_edge.contract.http.tls import ServerTls
+from qwen3vl_edge.contract.machine.descriptors import allow_descriptors
 
 if TYPE_CHECKING:
     import uvicorn
+
+logger = logging.getLogger(__name__)
+_OWN_DESCRIPTORS = 128  # of the process, beside its connections
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,7 +39,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def http_server(
-    app: Any, drain_s: int, tls: ServerTls | None = None, loop: Literal["auto", "asyncio"] = "auto"
+    app: Any,
+    drain_s: int,
+    tls: ServerTls | None = None,
+    loop: Literal["auto", "asyncio"] = "auto",
+    limits: ConnectionLimits | None = None,
 ) -> uvicorn.Server:
     """A uvicorn server that logs warnings and errors only: the app logs its requests.
 
@@ -41,24 +53,47 @@ def http_server(
         tls: serve HTTPS with these files, and no HTTP.
         loop: "auto" is uvloop if it is installed, which reads large bodies in half the time and without stalls of
             40 ms (docs/reports/performance-log.md).
+        limits: of its connections; the default ones if None.
     """
     import uvicorn
 
+    from qwen3vl_edge.contract.http.accepting_server import AcceptingServer
+
+    limits = _limits_of_this_process(limits or ConnectionLimits())
     requires_certificate = tls is not None and tls.client_ca is not None
     config = uvicorn.Config(
         app,
-        http="h11",  # even if another parser is installed: the fuzzer tests this one
+        http="h11",  # the class comes from AcceptingServer; this keeps uvicorn from importing another parser
+        ws="none",
         loop=loop,
         log_config=None,
         log_level="warning",
         access_log=False,
+        proxy_headers=bool(limits.trusted_proxies),
+        forwarded_allow_ips=list(limits.trusted_proxies),
         timeout_graceful_shutdown=drain_s,
         ssl_certfile=None if tls is None else tls.cert,
         ssl_keyfile=None if tls is None else tls.key,
         ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
         ssl_cert_reqs=ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_NONE,
     )
-    return uvicorn.Server(config)
+    SparseWarnings.of("uvicorn.error")
+    return AcceptingServer(config, limits)
+
+
+def _limits_of_this_process(limits: ConnectionLimits) -> ConnectionLimits:
+    """The limits, with fewer connections if the process may not open so many files."""
+    allowed = allow_descriptors(limits.in_all + _OWN_DESCRIPTORS)
+    fits = max(1, allowed - _OWN_DESCRIPTORS)
+    if fits < limits.in_all:
+        logger.warning(
+            "max_connections = %d needs %d open files, and this process may open %d: %d connections are allowed",
+            limits.in_all,
+            limits.in_all + _OWN_DESCRIPTORS,
+            allowed,
+            fits,
+        )
+    return replace(limits, in_all=min(limits.in_all, fits))
 
 
 def renew_tls(server: uvicorn.Server, tls: ServerTls) -> None:

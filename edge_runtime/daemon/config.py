@@ -22,6 +22,7 @@ from qwen3vl_edge.contract.formats.settings import (
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 
 if TYPE_CHECKING:
+    from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
     from qwen3vl_edge.edge_runtime.client.server_credentials import ServerAccess
     from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatLimits
     from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
@@ -174,6 +175,20 @@ class DaemonConfig:
         longer fed.""",
         within=(0.1, 86_400),
     )
+    head_timeout_s: float = setting(
+        10.0, "Seconds that a client may take for the head of a request.", within=(0.01, 3600)
+    )
+    write_timeout_s: float = setting(
+        60.0, "Seconds for which a client may leave an answer unread.", within=(0.1, 86_400)
+    )
+    max_connections: int = setting(
+        1000,
+        "Most open connections; for the next one, that which waited longest for its client is closed.",
+        within=(1, 1_000_000),
+    )
+    max_connections_per_address: int = setting(
+        256, "The same of one address; the Unix socket has none.", within=(1, 1_000_000)
+    )
     drain_s: int = setting(30, "Seconds that running requests get to finish after SIGTERM.", within=(0, 3600))
     log_format: str = setting(
         "text", "Format of the log: text, or json with one object a line.", choices=("text", "json")
@@ -292,6 +307,15 @@ class DaemonConfig:
         from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatLimits
 
         return ChatLimits(self.max_json_values, self.max_text_kib * 1024, self.max_media)
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Limits of the connections to the local API."""
+        from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+
+        return ConnectionLimits(
+            self.max_connections, self.max_connections_per_address, self.head_timeout_s, self.write_timeout_s
+        )
 
     @property
     def server_access(self) -> ServerAccess:

@@ -98,7 +98,8 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     bandwidth = BandwidthEstimate()
     daemon = Daemon(config, _upstream(config, bandwidth), spool, bandwidth)
     reloader = Reloader(daemon, reread)
-    server = http_server(create_app(daemon, reloader), config.drain_s, loop="asyncio")
+    app, limits = create_app(daemon, reloader), config.connection_limits
+    server = http_server(app, config.drain_s, loop="asyncio", limits=limits)
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
     logger.info("opening %s; %s answers 503 until it is ready", config.bundle, url)
     threading.Thread(target=_start, args=(daemon, server, url), daemon=True).start()

@@ -13,14 +13,14 @@ import asyncio
 import hashlib
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from prometheus_client import Counter
+from prometheus_client import Counter as Metric
 
 from qwen3vl_edge.contract.errors import KeyReusedError
 from qwen3vl_edge.contract.wire.request import GenerateRequest
@@ -64,12 +64,6 @@ class _Entry:
     ended: float | None = None
     nbytes: int = 0
 
-    def keep_alive(self) -> None:
-        """Stop the abandonment timer, if it runs."""
-        if self.abandonment is not None:
-            self.abandonment.cancel()
-            self.abandonment = None
-
 
 _Key = tuple[str, str]  # namespace and Idempotency-Key
 
@@ -83,13 +77,14 @@ class KeyedGenerations:
         clock: monotonic seconds.
     """
 
-    def __init__(self, options: ServerOptions, outcomes: Counter, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: ServerOptions, outcomes: Metric, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
         self._outcomes = outcomes
         self._entries: dict[_Key, _Entry] = {}
         self._answers: OrderedDict[_Key, _Entry] = OrderedDict()  # those that have ended, the oldest first
         self._bytes = 0  # of the answers
+        self._unread: Counter[str] = Counter()  # generations in flight without a reader, by namespace
         self._evicting = False
 
     def contains(self, key: str, namespace: str = "") -> bool:
@@ -125,8 +120,13 @@ class KeyedGenerations:
         else:
             self._outcomes.labels("joined" if entry.ended is None else "replayed").inc()
         entry.readers += 1
-        entry.keep_alive()
+        self._keep_alive(scoped, entry)
         return entry.generation, partial(self._detach, scoped, entry)
+
+    def unread(self, namespace: str, key: str | None = None) -> int:
+        """Generations of a namespace that go on without a reader, other than the one of this key."""
+        joined = self._entries.get((namespace, key)) if key is not None else None
+        return self._unread[namespace] - (joined is not None and joined.abandonment is not None)
 
     def forget(self, key: str, namespace: str = "") -> None:
         """Cancel an in-flight generation of this key, or drop its stored answer."""
@@ -138,6 +138,17 @@ class KeyedGenerations:
         if entry.readers == 0 and not entry.generation.log.ended:
             loop = asyncio.get_running_loop()
             entry.abandonment = loop.call_later(self._options.abandoned_s, self._drop, scoped, entry)
+            self._unread[scoped[0]] += 1
+
+    def _keep_alive(self, scoped: _Key, entry: _Entry) -> None:
+        """Stop the abandonment timer, if it runs: there is a reader, or the generation is over."""
+        if entry.abandonment is None:
+            return
+        entry.abandonment.cancel()
+        entry.abandonment = None
+        self._unread[scoped[0]] -= 1
+        if not self._unread[scoped[0]]:
+            del self._unread[scoped[0]]
 
     def _find(self, scoped: _Key) -> _Entry | None:
         if not self._evicting:
@@ -150,7 +161,7 @@ class KeyedGenerations:
 
     def _drop(self, scoped: _Key, entry: _Entry) -> None:
         self._remove(scoped, entry)
-        entry.keep_alive()
+        self._keep_alive(scoped, entry)
         entry.generation.cancel()
 
     def _remove(self, scoped: _Key, entry: _Entry) -> None:
@@ -166,7 +177,7 @@ class KeyedGenerations:
             loop.call_soon_threadsafe(self._keep_answer, scoped, entry)
 
     def _keep_answer(self, scoped: _Key, entry: _Entry) -> None:
-        entry.keep_alive()
+        self._keep_alive(scoped, entry)
         if self._entries.get(scoped) is not entry:
             return
         try:

@@ -7,21 +7,25 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_edge.contract.errors import LimitError
 from qwen3vl_edge.contract.http.errors import HttpError, error_response
+from qwen3vl_edge.contract.http.idempotency_key import HEADER
+from qwen3vl_edge.contract.http.sender import sender_of
 from qwen3vl_edge.server.http.audit import AuditLog, RequestRecord
-from qwen3vl_edge.server.http.rate_limit import RateLimit, sender_of
+from qwen3vl_edge.server.http.rate_limit import RateLimit
 from qwen3vl_edge.server.http.tokens import TokenEntry, TokenFile
 from qwen3vl_edge.server.options import ServerOptions
 
 logger = logging.getLogger("server")
 OPEN = ("/healthz", "/readyz")  # for monitoring and load balancers; both are cheap
 SCRAPE = "/metrics"
-_FREE = ("DELETE",)  # cheap, and frees resources that others wait for
+DELETE = "DELETE"  # cheap, and frees resources that others wait for
+DELETES_PER_REQUEST = 10  # how many of them the limit of requests allows
 
 
 class UnauthorizedError(HttpError):
@@ -57,15 +61,21 @@ class TooOftenError(LimitError):
 class Guard:
     """Access control of a server: tokens, limits and the audit log.
 
+    Args:
+        unread: the generations of a client, by name, that go on without a reader, other than the one of this
+            Idempotency-Key.
+
     Raises:
         InputError: a file cannot be used.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, unread: Callable[[str, str | None], int] = lambda name, key: 0) -> None:
         self.tokens = TokenFile(options.tokens_file) if options.tokens_file is not None else None
         self.audit = AuditLog(options.audit_log) if options.audit_log is not None else None
+        self._per_minute = options.rate_per_minute
         self._rate = RateLimit(options.rate_per_minute, options.rate_burst)
-        self._rate_expected = f"at most {options.rate_per_minute:g} requests a minute"
+        self._deletes = RateLimit(0, options.rate_burst * DELETES_PER_REQUEST)
+        self._unread = unread
         self._open = OPEN if options.metrics_token else (*OPEN, SCRAPE)
         self._under_way: Counter[str] = Counter()
 
@@ -96,12 +106,11 @@ class Guard:
         try:
             entry = self._entry(scope)
         except UnauthorizedError:
-            self._take(scope, address, None)  # guessing tokens is rate-limited too
+            self._take(address, self._per_minute)  # guessing tokens is rate-limited too, with every method
             raise
-        if entry is None:
-            self._take(scope, address, None)
-        else:
-            self._take(scope, f"client {entry.name}", entry)
+        own = None if entry is None else entry.requests_per_minute
+        sender = address if entry is None else f"client {entry.name}"
+        self._take(sender, self._per_minute if own is None else own, scope["method"] == DELETE)
         return entry
 
     def _entry(self, scope: Scope) -> TokenEntry | None:
@@ -118,30 +127,39 @@ class Guard:
             raise UnauthorizedError("the token has expired", 'Bearer error="invalid_token"')
         return entry
 
-    def _take(self, scope: Scope, sender: str, entry: TokenEntry | None) -> None:
-        if scope["method"] in _FREE:
-            return
-        own = None if entry is None else entry.requests_per_minute
-        if seconds := self._rate.take(sender, own):
-            expected = self._rate_expected if own is None else f"at most {own:g} requests a minute"
-            raise TooOftenError("rate_limited", "too many requests", expected, seconds)
+    def _take(self, sender: str, per_minute: float, is_delete: bool = False) -> None:
+        limit = self._deletes if is_delete else self._rate
+        allowed = per_minute * (DELETES_PER_REQUEST if is_delete else 1)
+        if seconds := limit.take(sender, allowed):
+            raise TooOftenError("rate_limited", "too many requests", f"at most {allowed:g} requests a minute", seconds)
 
     def enter(self, scope: Scope, entry: TokenEntry) -> None:
         """Count a request of this client as in flight, until `leave`.
+
+        Generations of the client that go on without a reader count as well: else it could start one after the other
+        and disconnect. The one that this request joins is counted once.
 
         Raises:
             TooOftenError: the client has reached its limit of concurrent requests.
         """
         most = entry.max_concurrent
-        if most is not None and self._under_way[entry.name] >= most and scope["method"] not in _FREE:
-            expected = f"at most {most}"
-            raise TooOftenError("too_many_concurrent", "too many concurrent requests", expected, 1)
+        if most is not None and scope["method"] != DELETE:
+            running = self._under_way[entry.name] + self._unread(entry.name, _key(scope))
+            if running >= most:
+                expected = f"at most {most}, generations without a reader included"
+                raise TooOftenError("too_many_concurrent", "too many concurrent requests", expected, 1)
         self._under_way[entry.name] += 1
 
     def leave(self, entry: TokenEntry) -> None:
         self._under_way[entry.name] -= 1
         if self._under_way[entry.name] <= 0:
             del self._under_way[entry.name]
+
+
+def _key(scope: Scope) -> str | None:
+    """The request's Idempotency-Key, which may turn out to be malformed."""
+    name = HEADER.lower().encode()
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 class _Access:

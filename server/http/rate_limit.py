@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -46,14 +45,3 @@ class RateLimit:
 
     def __len__(self) -> int:
         return len(self._buckets)
-
-
-def sender_of(address: str) -> str:
-    """The address that a limit applies to: for IPv6 the /64 prefix, because one machine can use all of it."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:  # a proxy may send any text
-        return address[:64]
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return str(parsed)

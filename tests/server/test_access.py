@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+from qwen3vl_edge.contract.http.sender import sender_of
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.http.access import warn_of_open_doors
 from qwen3vl_edge.server.http.audit import AuditLog
-from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit, sender_of
+from qwen3vl_edge.server.http.rate_limit import MAX_SENDERS, RateLimit
 from qwen3vl_edge.server.http.tokens import TokenFile, add_token, read_tokens
 from qwen3vl_edge.server.options import ServerOptions, load_options
 from tests.support.http_api.app import BINARY, BY_HASH, CASE, HASHED, PUT, URL, App, reference_engine
@@ -154,7 +156,7 @@ def test_an_expired_token_and_a_clients_own_limits(engine: TransformersEngine, t
     assert [app("GET", "/v1/models", own).status_code for _ in range(3)] == [200, 200, 429]
     assert app("DELETE", "/v1/generate", own).status_code == 400, "let in, to be told that it has no key"
     guard, entry = app.state.guard, read_tokens(tokens)[2]
-    guard.enter({"method": "POST"}, entry)
+    guard.enter({"method": "POST", "headers": []}, entry)
     refused = app("GET", "/v1/models", alone)
     assert (refused.status_code, code_of(refused)) == (429, "too_many_concurrent")
     assert app("DELETE", "/v1/generate", alone).status_code == 400
@@ -361,9 +363,24 @@ def test_open_doors_are_told_at_the_start(
         ({"rate_per_minute": -1}, "rate_per_minute"),
         ({"rate_burst": 0}, "rate_burst"),
         ({"hold_disk_mib": 0}, "hold_disk_mib"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"trusted_proxies": ("proxy.example",)}, "trusted_proxies"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as refused:
         load_options(None, {"model": "m", **options}, {})
     assert refused.value.field == field
+
+
+def test_limits_of_connections_are_settings() -> None:
+    limits = ConnectionLimits(5, 4, 3.0, 2.0, ("192.0.2.1", "10.0.0.0/8"))
+    environment = {
+        "QWEN3VL_SERVER_MAX_CONNECTIONS": "5",
+        "QWEN3VL_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "4",
+        "QWEN3VL_SERVER_HEAD_TIMEOUT_S": "3",
+        "QWEN3VL_SERVER_WRITE_TIMEOUT_S": "2",
+        "QWEN3VL_SERVER_TRUSTED_PROXIES": "192.0.2.1, 10.0.0.0/8",
+    }
+    assert load_options(None, {"model": "m"}, environment).connection_limits == limits
+    assert load_options(None, {"model": "m"}, {}).connection_limits == ConnectionLimits()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tests.support.http_api.generate import BINARY, events_of, post
 from tests.support.http_api.metrics import metric
 from tests.support.http_api.port import connect
 from tests.support.paths import ROOT
+from tests.support.raw_http import is_closed, until_closed
 from tests.support.server_checkpoint import CASE_NAMES, make_case, make_checkpoint, oracle
 from tests.support.waiting import until
 from tests.support.wire_bodies import HeaderEdit, body_of, with_document, with_header
@@ -31,6 +34,7 @@ from tests.support.wire_bodies import HeaderEdit, body_of, with_document, with_h
 LIMITS = {"max_body_mib": 1, "max_prompt_tokens": 256, "max_media": 4, "max_visual_tokens": 64}
 LIMITS |= {"max_new_tokens": 400}
 SETTINGS = {**LIMITS, "max_queue": 4, "prefix_cache_mib": 0, "metrics_clients": True}  # a panel shows each client
+SETTINGS |= {"max_connections_per_address": 32}
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +353,17 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert metric(str(client.base_url), 'qwen3vl_edge_generation_seconds_count{phase="prefill"}') == prefill + 2
     assert metric(str(client.base_url), "qwen3vl_edge_queue_depth") == 0
     assert metric(str(client.base_url), 'qwen3vl_edge_requests_total{endpoint="other",status="404"}') >= 1
+
+
+def test_idle_connections_lock_nobody_out_and_an_ended_one_is_answered(server: ServerProcess) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(server.url)) for _ in range(40)]
+        until(lambda: is_closed(idle[7]))
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        idle[-1].shutdown(socket.SHUT_WR)
+        assert b" 200 OK" in until_closed(idle[-1])
+    assert "max_connections_per_address = 32" in server.log.read_text()
 
 
 def test_openapi_describes_both_bodies(client: httpx.Client) -> None:

@@ -8,15 +8,21 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
 from qwen3vl_edge.contract.http.listener import http_server, listen
 from qwen3vl_edge.contract.http.tls import ServerTls
 
 
 @contextlib.contextmanager
-def serving(app: Any, tls: ServerTls | None = None, loop: Literal["auto", "asyncio"] = "auto") -> Iterator[int]:
+def serving(
+    app: Any,
+    tls: ServerTls | None = None,
+    loop: Literal["auto", "asyncio"] = "auto",
+    limits: ConnectionLimits | None = None,
+) -> Iterator[int]:
     """The server's port on the loopback address."""
     with listen("127.0.0.1", 0) as listener:
-        server = http_server(app, 2, tls, loop)
+        server = http_server(app, 2, tls, loop, limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started and thread.is_alive():

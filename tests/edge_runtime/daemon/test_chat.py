@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import data_uri, image, user
+from tests.support.http_api.port import connect
+from tests.support.raw_http import is_closed, until_closed
+from tests.support.waiting import until
 
 TINY = "qwen3vl-tiny"
 
@@ -39,6 +43,7 @@ def daemon(folder: Path, bundle: Path, server_url: str, samples: Path) -> Iterat
     settings = (
         f'precision = "fp32"\nmedia_folders = ["{samples}"]\ncache = "{folder / "cache"}"\n'
         f'unix_socket = "{folder / "edge.sock"}"\nmax_media_mib = 1\nmax_body_mib = 3\n'
+        "max_connections_per_address = 32\n"
     )
     with running_daemon(folder, bundle, server_url, settings) as running:
         yield running
@@ -163,6 +168,19 @@ def test_models_and_the_unix_socket(client: openai.OpenAI, daemon: DaemonProcess
     assert path.stat().st_mode & 0o777 == 0o600
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as local:
         assert local.get("http://edge/v1/models").json() == httpx.get(f"{daemon.url}/v1/models").json()
+
+
+def test_idle_connections_lock_nobody_out_and_an_ended_one_is_answered(daemon: DaemonProcess, folder: Path) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(daemon.url)) for _ in range(40)]
+        until(lambda: is_closed(idle[7]))
+        assert httpx.get(f"{daemon.url}/healthz").status_code == 200
+        local = stack.enter_context(socket.socket(socket.AF_UNIX))
+        local.connect(str(folder / "edge.sock"))
+        for connection in (local, idle[-1]):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            assert b" 200 OK" in until_closed(connection)
 
 
 def test_encode_returns_what_would_be_sent(daemon: DaemonProcess, bundle: Path, samples: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.settings import settings_of, typed
+from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig, load_config
 from qwen3vl_edge.server.options import ServerOptions
@@ -109,6 +110,13 @@ def test_declarations_are_sound(kind: type) -> None:
         if item.setting.within is not None:
             assert item.setting.within[0] <= item.default <= item.setting.within[1], name
         assert not item.setting.known or item.default in item.setting.known, name
+
+
+def test_limits_of_connections_are_settings() -> None:
+    changes: dict[str, Any] = {"max_connections": 5, "max_connections_per_address": 4}
+    changes |= {"head_timeout_s": 3.0, "write_timeout_s": 2.0}
+    assert DaemonConfig(bundle=Path("b"), **changes).connection_limits == ConnectionLimits(5, 4, 3.0, 2.0)
+    assert DaemonConfig(bundle=Path("b")).connection_limits == ConnectionLimits()
 
 
 def test_what_a_reload_applies() -> None:

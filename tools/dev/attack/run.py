@@ -19,14 +19,14 @@ from pathlib import Path
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.tools.dev.attack import bodies, media
+from qwen3vl_edge.tools.dev.attack import bodies, connections, media
 from qwen3vl_edge.tools.dev.attack.attack import Attack
 from qwen3vl_edge.tools.dev.attack.measure import POOLED_THREADS, Cost, measure
 from qwen3vl_edge.tools.dev.attack.open_target import Models, open_target
 from qwen3vl_edge.tools.dev.attack.table import Bound, read_bounds
 
 CPU_SECONDS, HEALTHZ_MS, KEPT_MIB = 1.0, 100.0, 64
-ATTACKS = {attack.name: attack for attack in (*bodies.ATTACKS, *media.ATTACKS)}
+ATTACKS = {attack.name: attack for attack in (*bodies.ATTACKS, *connections.ATTACKS, *media.ATTACKS)}
 
 
 def main() -> None:
