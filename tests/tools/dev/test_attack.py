@@ -61,3 +61,4 @@ def test_an_attack_costs_no_more_than_the_table_says(name: str, targets: Targets
     assert cost.peak_mib <= BOUNDS[name].mib, cost
     assert cost.failures == 0, cost
     assert cost.answers > 0, cost
+    assert not cost.disagreements, cost

@@ -48,6 +48,7 @@ class Attack:
         against: "server" or "daemon".
         send: sends it so many times, and so many at once; returns what became of it.
         settings: of the process under attack, beside the defaults.
+        reaches_app: its requests are HTTP, which is counted and audited.
         admitted: it is within the limits, and what it costs is the work that it asks for.
     """
 
@@ -55,6 +56,7 @@ class Attack:
     against: str
     send: Callable[[Target, int, int], Outcome]
     settings: dict[str, Any] = field(default_factory=dict)
+    reaches_app: bool = True
     admitted: bool = False
 
 

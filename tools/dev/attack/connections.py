@@ -105,11 +105,21 @@ def _status(connection: socket.socket) -> int:
 HEAD = b"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 ATTACKS = (
     Attack("endless-body", "server", endless_body),
-    Attack("two-lengths", "server", raw(HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
-    Attack("tiny-chunks", "server", raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100_000)),
-    Attack("long-head", "server", raw(HEAD + b"X: y\r\n" * 100_000)),
-    Attack("silent-connections", "server", waiting(b""), WAITING),
-    Attack("half-heads", "server", waiting(HEAD), WAITING),
-    Attack("dripped-heads", "server", waiting(HEAD + b"X: ", b"y"), WAITING),
-    Attack("daemon-connections", "daemon", waiting(HEAD + b"X: ", b"y"), WAITING),
+    Attack(
+        "two-lengths",
+        "server",
+        raw(HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        reaches_app=False,
+    ),
+    Attack(
+        "tiny-chunks",
+        "server",
+        raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100_000),
+        reaches_app=False,
+    ),
+    Attack("long-head", "server", raw(HEAD + b"X: y\r\n" * 100_000), reaches_app=False),
+    Attack("silent-connections", "server", waiting(b""), WAITING, reaches_app=False),
+    Attack("half-heads", "server", waiting(HEAD), WAITING, reaches_app=False),
+    Attack("dripped-heads", "server", waiting(HEAD + b"X: ", b"y"), WAITING, reaches_app=False),
+    Attack("daemon-connections", "daemon", waiting(HEAD + b"X: ", b"y"), WAITING, reaches_app=False),
 )

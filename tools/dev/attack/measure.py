@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from qwen3vl_edge.tools.dev.attack.attack import Attack
+from qwen3vl_edge.tools.dev.attack.books import disagreements, read_books
 from qwen3vl_edge.tools.dev.attack.honest import honest_client
 from qwen3vl_edge.tools.dev.attack.target import MIB, Target
 
@@ -29,6 +30,7 @@ class Cost:
         answer_s: the longest it waited for that.
         kept_mib: memory above the steady state when it ended, or RECOVERY_SECONDS later if it stayed.
         kept_threads: threads more than before, likewise.
+        disagreements: of /metrics and the audit log, with each other and with the answers.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Cost:
     answer_s: float
     kept_mib: float
     kept_threads: int
+    disagreements: list[str]
 
 
 def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool = True) -> Cost:
@@ -54,6 +57,7 @@ def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool
     Raises:
         AssertionError: the honest client's answer changed.
     """
+    books = read_books(target)
     with honest_client(target.url) as ended:
         steady, threads = target.resident, target.threads
         target.reset_peak()
@@ -63,6 +67,7 @@ def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool
         experience = ended()
     if len(set(experience.answers)) != 1:
         raise AssertionError(f"{attack.name}: the honest client's answers differ: {set(experience.answers)}")
+    found = disagreements(target, books, outcome.statuses if attack.reaches_app else {})
     if wait:
         _wait_for_recovery(target, steady, threads)
     return Cost(
@@ -78,6 +83,7 @@ def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool
         answer_s=round(max(experience.answer_waits), 2),
         kept_mib=round(max(0, target.resident - steady) / MIB, 1),
         kept_threads=max(0, target.threads - threads),
+        disagreements=found,
     )
 
 

@@ -29,14 +29,15 @@ class Models:
 def open_target(side: str, models: Models, settings: Mapping[str, Any]) -> Iterator[Target]:
     """A server, or a daemon in front of one, with these settings; ready."""
     own = settings if side == "server" else {}
-    with running_server(threads=1, model=str(models.reference), **own) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="qwen3vl-attack-") as folder,
+        running_server(threads=1, model=str(models.reference), audit_log=f"{folder}/audit.jsonl", **own) as server,
+    ):
         model_hash = httpx.get(f"{server.url}/readyz").json()["model_hash"]
         if side == "server":
-            yield Target(side, server.url, server.process.pid, model_hash, server.log)
+            audit = Path(folder) / "audit.jsonl"
+            yield Target(side, server.url, server.process.pid, model_hash, server.log, audit)
             return
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
-        with (
-            tempfile.TemporaryDirectory(prefix="qwen3vl-attack-") as folder,
-            running_daemon(Path(folder), models.bundle, server.url, f"threads = 1\n{lines}") as daemon,
-        ):
+        with running_daemon(Path(folder), models.bundle, server.url, f"threads = 1\n{lines}") as daemon:
             yield Target(side, daemon.url, daemon.process.pid, model_hash, daemon.log)

@@ -70,6 +70,7 @@ def excesses_of(cost: Cost, attack: Attack, bound: Bound, at_once: int) -> list[
     found = []
     if other := set(cost.statuses) - bound.statuses:
         found.append(f"answered {sorted(other)}")
+    found += cost.disagreements
     for what, value, most in (
         ("MiB of memory", cost.peak_mib, bound.mib * at_once),
         ("CPU seconds a request", 0.0 if attack.admitted else cost.cpu_s, CPU_SECONDS),

@@ -19,6 +19,7 @@ class Target:
         side: "server" or "daemon".
         model_hash: of the model that it serves.
         log: its log file.
+        audit: its audit log; None for a daemon, which has none.
     """
 
     side: str
@@ -26,6 +27,7 @@ class Target:
     pid: int
     model_hash: str
     log: Path
+    audit: Path | None = None
 
     @property
     def address(self) -> tuple[str, int]:
