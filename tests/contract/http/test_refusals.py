@@ -24,6 +24,13 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
         yield found
 
 
+@pytest.fixture(scope="module", params=["auto", "asyncio"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """A server for many requests, each in a connection of its own."""
+    with serving_http(LIMITS, request.param) as found:
+        yield found
+
+
 class Sender(threading.Thread):
     """Sends without end, until the connection ends."""
 
@@ -125,13 +132,21 @@ MALFORMED: list[tuple[str, bytes, int, str]] = [
 @pytest.mark.parametrize(
     ("sent", "status", "code"), [item[1:] for item in MALFORMED], ids=[item[0] for item in MALFORMED]
 )
-def test_malformed_http_is_an_error_object_and_the_end(served: Served, sent: bytes, status: int, code: str) -> None:
-    with served.connect() as connection:
+def test_malformed_http_is_an_error_object_and_the_end(shared: Served, sent: bytes, status: int, code: str) -> None:
+    with shared.connect() as connection:
         connection.sendall(sent)
         found, headers, body = answer(connection)
         assert (found, body["error"]["code"], headers["connection"]) == (status, code, "close")
         assert until_closed(connection) == b"", "nothing of it is taken for another request"
-    assert served.get() == 200
+    assert shared.get() == 200
+
+
+def test_long_trailers_of_a_request_that_was_sent_ahead_are_refused(shared: Served) -> None:
+    """In one piece with a body of known length, which is read in one piece."""
+    with shared.connect() as connection:
+        trailers = head(CHUNKED) + b"0\r\n" + b"X: y\r\n" * 40_000 + b"\r\n"
+        connection.sendall(head(LENGTH) + b"12345" + trailers)
+        assert [answer(connection)[0] for _ in range(2)] == [200, 431]
 
 
 def test_small_chunks_of_a_small_body_are_taken(served: Served) -> None:
