@@ -44,6 +44,8 @@ def test_settings_load(file: Path) -> None:
     assert options.engine == "vllm"
     largest = options.vllm_args.get("max_num_batched_tokens", options.max_visual_tokens)
     assert largest >= options.max_visual_tokens or options.max_model_len >= options.max_visual_tokens
+    least = options.max_queue + options.max_batch
+    assert min(options.max_connections, options.max_connections_per_address) > least, "all may come from one gateway"
 
 
 def test_the_composed_services_name_settings_that_are_there() -> None:

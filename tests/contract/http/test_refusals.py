@@ -24,6 +24,13 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
         yield found
 
 
+@pytest.fixture(scope="module", params=["auto", "asyncio"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """A server for many requests, each in a connection of its own."""
+    with serving_http(LIMITS, request.param) as found:
+        yield found
+
+
 class Sender(threading.Thread):
     """Sends without end, until the connection ends."""
 
@@ -110,7 +117,9 @@ MALFORMED: list[tuple[str, bytes, int, str]] = [
     ("two codings", head(CHUNKED, CHUNKED) + b"0\r\n\r\n", 501, "bad_http"),
     ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_http"),
     ("a head that grows", b"GET / HTTP/1.1\r\nHost: here\r\n" + b"X: y\r\n" * 4000, 431, "head_too_large"),
-    ("a long head at once", head(*["X: y"] * 4000) + b"", 431, "head_too_large"),
+    ("a long head at once", head(*["X: y"] * 40_000), 431, "head_too_large"),
+    ("many lines", head(*["X:"] * 101), 431, "head_too_large"),
+    ("a long line in a head", head(f"X: {'y' * 17_000}"), 431, "head_too_large"),
     ("a long line", b"GET /" + b"x" * 20_000, 431, "head_too_large"),
     ("no chunk", head(CHUNKED) + b"no chunk\r\n", 400, "bad_http"),
     ("a long chunk size", head(CHUNKED) + b"0" * 20_000, 431, "bad_http"),
@@ -123,23 +132,38 @@ MALFORMED: list[tuple[str, bytes, int, str]] = [
 @pytest.mark.parametrize(
     ("sent", "status", "code"), [item[1:] for item in MALFORMED], ids=[item[0] for item in MALFORMED]
 )
-def test_malformed_http_is_an_error_object_and_the_end(served: Served, sent: bytes, status: int, code: str) -> None:
-    with served.connect() as connection:
+def test_malformed_http_is_an_error_object_and_the_end(shared: Served, sent: bytes, status: int, code: str) -> None:
+    with shared.connect() as connection:
         connection.sendall(sent)
         found, headers, body = answer(connection)
         assert (found, body["error"]["code"], headers["connection"]) == (status, code, "close")
         assert until_closed(connection) == b"", "nothing of it is taken for another request"
-    assert served.get() == 200
+    assert shared.get() == 200
+
+
+def test_long_trailers_of_a_request_that_was_sent_ahead_are_refused(shared: Served) -> None:
+    """In one piece with a body of known length, which is read in one piece."""
+    with shared.connect() as connection:
+        trailers = head(CHUNKED) + b"0\r\n" + b"X: y\r\n" * 40_000 + b"\r\n"
+        connection.sendall(head(LENGTH) + b"12345" + trailers)
+        assert [answer(connection)[0] for _ in range(2)] == [200, 431]
 
 
 def test_small_chunks_of_a_small_body_are_taken(served: Served) -> None:
     with served.connect() as connection:
-        connection.sendall(head(CHUNKED) + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+        connection.sendall(head(CHUNKED) + b"1\r\nx\r\n" * 500 + b"0\r\n\r\n")
         status, _, body = answer(connection)
-        assert (status, body["bytes"]) == (200, 1000)
-        connection.sendall(head(CHUNKED) + (b"100\r\n" + bytes(256) + b"\r\n") * 5000 + b"0\r\n\r\n")
+        assert (status, body["bytes"]) == (200, 500)
+        connection.sendall(head(CHUNKED) + (b"200\r\n" + bytes(512) + b"\r\n") * 5000 + b"0\r\n\r\n")
         status, _, body = answer(connection)
-        assert (status, body["bytes"]) == (200, 256 * 5000)
+        assert (status, body["bytes"]) == (200, 512 * 5000)
+
+
+def test_heads_up_to_the_limit_are_taken(served: Served) -> None:
+    with served.connect() as connection:
+        for lines in (["X: y"] * 97, [f"X: {'y' * 16_200}"]):
+            connection.sendall(head("Content-Length: 2", *lines) + b"ab" + GET)
+            assert [answer(connection)[0] for _ in range(2)] == [200, 200]
 
 
 def test_malformed_http_within_a_body_ends_its_request(served: Served) -> None:

@@ -62,6 +62,8 @@ def _measure(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
                 dtype="float32",
                 max_batch=setup.max_batch,
                 max_queue=10_000,
+                max_connections=12_000,
+                max_connections_per_address=12_000,
                 prefix_cache_mib=0,
                 hold_embeddings_mib=0,
             )
