@@ -116,12 +116,12 @@ def test_what_it_costs_is_measured(calibrated: Path, precision: str, least: floa
 
 
 def test_accuracy_on_held_out_questions(calibrated: Path, reference: Path) -> None:
-    """At most half a point lost in int8: with 200 questions, one."""
-    questions, right = heldout_questions(200), {}
+    """At most one of 60 lost in int8; all 500 are asked once per release."""
+    questions, right = heldout_questions(60), {}
     for precision in ("fp32", "int8"):
         with open_edge(calibrated, EdgeOptions(backend_options=BackendOptions(precision=precision))) as edge:
             right[precision] = score(questions, answer_all_split(open_both(edge, reference)[0], questions)).overall
-    assert right["int8"] >= right["fp32"] - 0.005
+    assert right["int8"] >= right["fp32"] - 1.01 / 60
 
 
 @pytest.mark.slow

@@ -160,8 +160,8 @@ def _locks_on(file: Path) -> str:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that any user may enter; pytest's own are this user's alone."""
-    with tempfile.TemporaryDirectory() as name:
+    """A folder that any user may enter; pytest's own, and all in them, are this user's alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         os.chmod(name, 0o755)
         yield Path(name) / "bundle"
 

@@ -54,6 +54,7 @@ def test_bytes_are_those_of_the_weights_file(bundle: Path) -> None:
     assert cost.floor(1e3, 1e12) == cost.flops / 1e3
 
 
+@pytest.mark.slow
 def test_encoder_bench_runs_each_candidate_in_a_process_and_says_why_not(
     bundle: Path, reference: Path, tmp_path: Path
 ) -> None:
