@@ -38,7 +38,7 @@ DISTRIBUTIONS = {
 NAMESPACES = {
     "google.protobuf": "protobuf",
     "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-http",
-    "opentelemetry.proto": "opentelemetry-exporter-otlp-proto-http",  # which requires opentelemetry-proto in its version
+    "opentelemetry.proto": "opentelemetry-exporter-otlp-proto-http",  # which requires its distribution
     "opentelemetry.sdk": "opentelemetry-sdk",
     "opentelemetry.trace": "opentelemetry-api",
 }
