@@ -134,9 +134,9 @@ class DaemonConfig:
     )
     max_media_mib: int = setting(64, "Largest picture or clip, in MiB.", within=(1, 16_384), reloadable=True)
     max_body_mib: int = setting(
-        64,
+        32,
         "Largest request to the local API, in MiB, with all that it names by URL. Base64 adds a third: by default a "
-        "clip may have 48 MiB in it, and 64 by URL.",
+        "clip may have 24 MiB in it. Files in media_folders do not count.",
         within=(1, 16_384),
     )
     max_json_values: int = setting(

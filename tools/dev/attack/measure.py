@@ -49,7 +49,7 @@ class Cost:
 
 
 def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool = True) -> Cost:
-    """Attack a target that is warm.
+    """Attack a target. What is admitted is sent once before: what an encoder takes for it, it keeps.
 
     Args:
         wait: wait for memory and threads to come back.
@@ -57,6 +57,8 @@ def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool
     Raises:
         AssertionError: the honest client's answer changed.
     """
+    if attack.admitted:
+        attack.send(target, 1, 1)
     books = read_books(target)
     with honest_client(target.url) as ended:
         steady, threads = target.resident, target.threads

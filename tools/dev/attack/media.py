@@ -130,7 +130,7 @@ def text(characters: int) -> Callable[[Target], Shot]:
 
 def largest_body(_: Target) -> Shot:
     """A body as large as one may be, a picture that is none."""
-    return _chat(_data(bytes(47 * MIB)))
+    return _chat(_data(bytes(23 * MIB)))
 
 
 @contextmanager
