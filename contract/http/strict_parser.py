@@ -61,7 +61,8 @@ class StrictParser(h11.Connection):
                 self._check_chunks(event)
         except h11.RemoteProtocolError as error:
             if self.refusal is None:
-                status = error.error_status_hint or 400
+                # An unknown Transfer-Encoding, h11's 501, is the client's fault as much as the rest.
+                status = error.error_status_hint if error.error_status_hint == 431 else 400
                 self.refusal = HttpError(status, "bad_http", "this is not HTTP/1.1", got=str(error)[:120])
             raise
         return event
