@@ -11,11 +11,12 @@ from prometheus_client.registry import Collector
 
 from qwen3vl_edge.contract.http.deprecated_metrics import DeprecatedAliases
 from qwen3vl_edge.contract.http.ledger import Ledger
+from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.edge_runtime.daemon.concurrency import ConcurrencyLimit
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
 from qwen3vl_edge.edge_runtime.daemon.jobs.job import STATUSES, Counts
-from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
+from qwen3vl_edge.edge_runtime.daemon.sensors import powers, temperatures
 from qwen3vl_edge.edge_runtime.edge import EncodedPrompt
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 

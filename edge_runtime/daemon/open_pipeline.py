@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
-from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy

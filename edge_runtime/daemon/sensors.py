@@ -6,7 +6,6 @@ Sources: Documentation/ABI/testing/sysfs-class-thermal (millidegrees Celsius), D
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +46,6 @@ def powers(sysfs: Path = SYSFS) -> list[SensorReading]:
             if millivolts is not None and milliamperes is not None and label:
                 readings.append(SensorReading(f"{name} {label}", millivolts * milliamperes / 1e6))
     return readings
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process, 0 without procfs."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _beside(file: Path, suffix: str) -> Path:

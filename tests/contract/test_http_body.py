@@ -31,7 +31,7 @@ from qwen3vl_edge.contract.http.body import read_body
 from qwen3vl_edge.contract.http.disconnect import DISCONNECTED, cancel_on_disconnect
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.tls import ServerTls
-from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
+from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.tools.dev.server_thread import serving
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.waiting import until

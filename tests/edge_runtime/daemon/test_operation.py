@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qwen3vl_edge.edge_runtime.daemon.sensors import powers, resident_bytes, temperatures
+from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
+from qwen3vl_edge.edge_runtime.daemon.sensors import powers, temperatures
 from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import data_uri, image, post_chat, text_of, user
 

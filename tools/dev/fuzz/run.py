@@ -35,8 +35,8 @@ from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.machine.environment import environment
+from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.contract.wire.basis import bases_of
-from qwen3vl_edge.edge_runtime.daemon.sensors import resident_bytes
 from qwen3vl_edge.server.app import create_app
 from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
