@@ -28,6 +28,7 @@ from qwen3vl_edge.server.readiness import Readiness
 
 T = TypeVar("T")
 DECODING_THREADS = 2
+PARSING_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class ServerState:
         keyed: generations and answers by Idempotency-Key.
         guard: access tokens, rate limits and the audit log.
         ledger: what the requests in flight hold.
-        decoding: limits the threads that decode bodies.
+        decoding: limits the threads that decode binary bodies.
+        parsing: limits those that parse JSON.
     """
 
     readiness: Readiness
@@ -54,6 +56,7 @@ class ServerState:
     guard: Guard
     ledger: Ledger
     decoding: CapacityLimiter
+    parsing: CapacityLimiter
 
     async def decode(self, work: Callable[[], T]) -> T:
         """Run work on a body in a thread.
@@ -61,6 +64,10 @@ class ServerState:
         Few threads at once: each holds the interpreter for milliseconds at a time, and the event loop waits for all.
         """
         return await to_thread.run_sync(work, limiter=self.decoding)
+
+    async def parse(self, work: Callable[[], T]) -> T:
+        """The same for JSON, one body at a time: a parser holds the interpreter until it is done."""
+        return await to_thread.run_sync(work, limiter=self.parsing)
 
     def close(self) -> None:
         """Release the folder of stored embeddings."""
@@ -80,8 +87,8 @@ def open_state(readiness: Readiness, options: ServerOptions, bases: Bases = NO_B
     guard = Guard(options, keyed.unread)
     ledger = open_ledger(options)
     metrics.watch_ledger(ledger)
-    decoding = CapacityLimiter(DECODING_THREADS)
-    return ServerState(readiness, options, bases, store, keyed, metrics, guard, ledger, decoding)
+    decoding, parsing = CapacityLimiter(DECODING_THREADS), CapacityLimiter(PARSING_THREADS)
+    return ServerState(readiness, options, bases, store, keyed, metrics, guard, ledger, decoding, parsing)
 
 
 def open_ledger(options: ServerOptions) -> Ledger:

@@ -76,7 +76,7 @@ async def _read_request(request: Request, engine: Engine, state: ServerState, ac
     if kind == JSON:
         most, values = options.most_json_bytes(limits), options.max_json_values
         body = await read_json(request, state, account, most, values, "max_json_values")
-        prepared = await state.decode(lambda: decode_json(body, engine.loaded.shape, limits, engine.prepare, claim))
+        prepared = await state.parse(lambda: decode_json(body, engine.loaded.shape, limits, engine.prepare, claim))
         account.give_back(JSON_VALUES)
     else:
         content = await read_body(request, limits.max_body_bytes, options.body_timeout_s, zstd=True, account=account)

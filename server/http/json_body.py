@@ -26,6 +26,6 @@ async def read_json(
     body = await read_body(request, limit, state.options.body_timeout_s, account=account)
     state.metrics.received_bytes.inc(request.state.received_bytes)
     content = bytes(body)
-    values = await state.decode(partial(check_values, content, max_values, "body", setting))
+    values = await state.parse(partial(check_values, content, max_values, "body", setting))
     await account.wait_for(JSON_VALUES, values)
     return content

@@ -54,7 +54,7 @@ def openai_routes(state: ServerState) -> APIRouter:
             body = await read_json(request, state, account, most, options.max_values, "max_chat_values")
             parts = PartReader(engine.loaded.shape, engine.limits, state.readiness.pixels, state.bases, account)
             chats = ChatReader(engine, state.store, parts, options)
-            prepared = await state.decode(partial(chats.prepare, body, client, admitted.key))
+            prepared = await state.parse(partial(chats.prepare, body, client, admitted.key))
             account.give_back(JSON_VALUES)
             record = partial(state.metrics.record, client.name)
             start = partial(start_generation, engine, prepared.request, record, client.turn, prepared.chat.stop_strings)

@@ -90,6 +90,6 @@ def measure(attack: Attack, target: Target, times: int, at_once: int, wait: bool
 
 
 def _wait_for_recovery(target: Target, steady: int, threads: int) -> None:
-    ends = time.monotonic() + RECOVERY_SECONDS
-    while time.monotonic() < ends and (target.resident > steady + SETTLED_MIB * MIB or target.threads > threads):
+    ends, most = time.monotonic() + RECOVERY_SECONDS, threads + POOLED_THREADS
+    while time.monotonic() < ends and (target.resident > steady + SETTLED_MIB * MIB or target.threads > most):
         time.sleep(0.1)
