@@ -110,9 +110,7 @@ class EmbeddingStore:
         Raises:
             ServerUnavailableError: as `EmbeddingDisk.find`.
         """
-        with self._lock:
-            self._expire()
-            media = self._touch((namespace, name))
+        media = self._in_memory((namespace, name))
         if media is None and self.disk is not None:
             media = self.disk.find(name, namespace, most_bytes)
             if media is not None and media.nbytes <= self.max_bytes:
@@ -125,9 +123,7 @@ class EmbeddingStore:
         Raises:
             ServerUnavailableError: as `EmbeddingDisk.find`.
         """
-        with self._lock:
-            self._expire()
-            media = self._touch((namespace, name))
+        media = self._in_memory((namespace, name))
         if media is None and self.disk is not None:
             return self.disk.describe(name, namespace)
         return media
@@ -165,6 +161,11 @@ class EmbeddingStore:
         """Release the disk folder for another server."""
         if self.disk is not None:
             self.disk.close()
+
+    def _in_memory(self, key: tuple[str, str]) -> MediaEmbeddings | None:
+        with self._lock:
+            self._expire()
+            return self._touch(key)
 
     def _touch(self, key: tuple[str, str]) -> MediaEmbeddings | None:
         entry = self._entries.get(key)

@@ -7,13 +7,11 @@ import gzip
 import io
 import json
 import struct
-import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -83,34 +81,28 @@ def pieces(_: Target) -> Shot:
     return _chat(_png_with(_chunk(b"prVt", b"") * 60_000))
 
 
-def large_frames(_: Target) -> Shot:
-    """A minute of 8192 x 4320 in a few kilobytes, which took 13.6 GiB."""
+def _clip(codec: str, width: int, height: int, frames: int) -> bytes:
+    """An MP4 file of empty frames, two a second."""
     import av
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        with av.open(str(path), "w") as container:
-            stream: Any = container.add_stream("libx264", rate=2)
-            stream.width, stream.height, stream.pix_fmt = 8192, 4320, "yuv420p"
-            for _index in range(4):
-                container.mux(stream.encode(av.VideoFrame(8192, 4320, "yuv420p")))
-            container.mux(stream.encode())
-        return _chat(_data(path.read_bytes(), "video/mp4"))
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream(codec, rate=2)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def large_frames(_: Target) -> Shot:
+    """Frames of 8192 x 4320 in a few kilobytes: a minute of them took 13.6 GiB."""
+    return _chat(_data(_clip("libx264", 8192, 4320, 4), "video/mp4"))
 
 
 def claimed_frames(_: Target) -> Shot:
     """An MP4 file of eleven kilobytes that claims 60 million frames, whose index took 3.4 GB."""
-    import av
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        with av.open(str(path), "w") as container:
-            stream: Any = container.add_stream("mpeg4", rate=2)
-            stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
-            for _index in range(8):
-                container.mux(stream.encode(av.VideoFrame(96, 96, "yuv420p")))
-            container.mux(stream.encode())
-        data = bytearray(path.read_bytes())
+    data = bytearray(_clip("mpeg4", 96, 96, 8))
     at = data.index(b"stsz") + 8
     data[at : at + 8] = struct.pack(">II", 1, 60_000_000)  # all of one size
     return _chat(_data(bytes(data), "video/mp4"))
