@@ -12,14 +12,15 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from qwen3vl_edge.contract.http.errors import install_error_handlers
-from qwen3vl_edge.contract.http.request_counter import RequestCounter
+from qwen3vl_edge.contract.http.errors import HttpError, install_error_handlers
+from qwen3vl_edge.contract.http.request_counter import OTHER, RequestCounter
 from qwen3vl_edge.contract.http.tracing import TraceMiddleware
 from qwen3vl_edge.contract.machine.free_memory import keep_returning_free_memory
 from qwen3vl_edge.server.embeddings.routes import embedding_routes
 from qwen3vl_edge.server.generation.answer_json import model_facts
 from qwen3vl_edge.server.generation.routes import PATH as GENERATE
 from qwen3vl_edge.server.generation.routes import generation_routes
+from qwen3vl_edge.server.http.audit import write_refusal
 from qwen3vl_edge.server.openai.routes import PATH as CHAT
 from qwen3vl_edge.server.openai.routes import openai_routes
 from qwen3vl_edge.server.openapi import describe_openapi
@@ -48,6 +49,13 @@ def create_app(state: ServerState) -> FastAPI:
     app.include_router(status_routes(state))
     app.include_router(generation_routes(state))
     return app
+
+
+def record_refusal(state: ServerState, error: HttpError, address: str) -> None:
+    """Count and log what the application did not see: it was no HTTP request as it should be."""
+    state.metrics.requests.labels(OTHER, str(error.status)).inc()
+    if state.guard.audit is not None:
+        write_refusal(state.guard.audit, error, address)
 
 
 def status_routes(state: ServerState) -> APIRouter:

@@ -58,7 +58,7 @@ def serve(options: ServerOptions) -> None:
 def _serve_on(
     listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None, bases: Bases
 ) -> None:
-    from qwen3vl_edge.server.app import create_app
+    from qwen3vl_edge.server.app import create_app, record_refusal
     from qwen3vl_edge.server.http.access import warn_of_open_doors
     from qwen3vl_edge.server.state import open_state
 
@@ -66,7 +66,8 @@ def _serve_on(
     start_tracing("qwen3vl-server")
     readiness = Readiness()
     state = open_state(readiness, options, bases)
-    server = http_server(create_app(state), options.drain_s, tls, limits=options.connection_limits)
+    app, limits = create_app(state), options.connection_limits
+    server = http_server(app, options.drain_s, tls, limits=limits, on_refusal=partial(record_refusal, state))
     warn_of_open_doors(options)
     if state.guard.rereads or tls is not None:
         _on_hangup(state.guard.on_hangup, partial(_renew_tls, server, options))

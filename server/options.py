@@ -114,9 +114,9 @@ class ServerOptions:
         within=(1, 16_384),
     )
     max_json_values: int = setting(
-        500_000, "Most values (numbers, strings, lists, objects) of a JSON body.", within=(100, 10**9)
+        500_000, "Most values of a JSON body; a list or an object counts as eight.", within=(100, 10**9)
     )
-    max_chat_values: int = setting(20_000, "The same of a chat, whose embeddings are text.", within=(100, 10**9))
+    max_chat_values: int = setting(50_000, "The same of a chat, whose embeddings are text.", within=(100, 10**9))
     max_text_kib: int = setting(
         256,
         "Most text of a chat, in KiB of UTF-8: by default 8 bytes for each of its tokens.",

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import uvicorn
 
-from qwen3vl_edge.contract.http.connection import HttpConnection
+from qwen3vl_edge.contract.http.connection import HttpConnection, OnRefusal
 from qwen3vl_edge.contract.http.connection_table import Connection, ConnectionLimits, ConnectionTable
 from qwen3vl_edge.contract.http.sparse_log import SparseLog
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS, _EXHAUSTED_SECONDS = 0.02, 0.5
+_SWITCH_SECONDS = 0.005
 
 
 class AcceptingServer(uvicorn.Server):
@@ -30,15 +32,18 @@ class AcceptingServer(uvicorn.Server):
         table: the open connections.
     """
 
-    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, on_refusal: OnRefusal) -> None:
         super().__init__(config)
         self.table = ConnectionTable(limits)
         self._limits = limits
+        self._on_refusal = on_refusal
+        self._at_once = max(1, min(limits.in_all, limits.per_address) // 8)  # of one's own that come before one is read
         self._log = SparseLog()
         self._accepting: list[asyncio.Task[None]] = []
         self._opening: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        sys.setswitchinterval(_SWITCH_SECONDS)
         await super().startup(sockets=[])  # without listeners of its own
         for listener in sockets or ():
             listener.setblocking(False)
@@ -52,14 +57,21 @@ class AcceptingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections, many at a time: behind a flood of them the next client waits for the system calls alone.
+
+        Most of a flood is over the limits, and closed before its protocol is made, which takes ten times as long.
+        """
         loop = asyncio.get_running_loop()
         while listener.fileno() >= 0:
             try:
-                accepted, address = await loop.sock_accept(listener)
+                self._open(*await loop.sock_accept(listener))
+                for _ in range(self._at_once - 1):
+                    self._open(*listener.accept())
+            except BlockingIOError:
+                pass
             except OSError as error:
                 await self._wait_after(error)
                 continue
-            self._open(accepted, address)
             await asyncio.sleep(0)  # asyncio's sock_accept does not wait as long as there are connections
 
     async def _wait_after(self, error: OSError) -> None:
@@ -72,16 +84,24 @@ class AcceptingServer(uvicorn.Server):
         await asyncio.sleep(_RETRY_SECONDS if has_room else _EXHAUSTED_SECONDS)
 
     def _open(self, accepted: socket.socket, address: Any) -> None:
+        """Count a connection; its protocol is made in the loop's next round, if it has not been closed by then."""
+        accepted.setblocking(False)
         is_network = accepted.family in (socket.AF_INET, socket.AF_INET6)
         place = Connection(address[0] if is_network else "")
         if not self.table.make_room_for(place.address):
             accepted.close()
             return
-        if is_network:
+        place.close = accepted.close
+        self.table.add(place)
+        asyncio.get_running_loop().call_soon(self._begin, accepted, place)
+
+    def _begin(self, accepted: socket.socket, place: Connection) -> None:
+        if accepted.fileno() < 0:
+            return
+        if place.address:
             _set_options(accepted, self._limits.write_timeout_s)
         task = asyncio.create_task(self._connect(accepted, place))
         place.close = task.cancel
-        self.table.add(place)
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
@@ -89,7 +109,9 @@ class AcceptingServer(uvicorn.Server):
         """Hand the socket to its protocol; with TLS after the handshake, which may fail or take too long."""
         loop, config, limits = asyncio.get_running_loop(), self.config, self._limits
         state, lifespan = self.server_state, self.lifespan.state
-        protocol = partial(HttpConnection, config, state, lifespan, self.table, place, limits.head_timeout_s)
+        protocol = partial(
+            HttpConnection, config, state, lifespan, self.table, place, limits.head_timeout_s, self._on_refusal
+        )
         try:
             if config.ssl is None:
                 await loop.connect_accepted_socket(protocol, accepted)

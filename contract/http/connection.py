@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Literal
@@ -27,6 +28,7 @@ CLOSE_CHECK_SECONDS = 0.1
 _TCP_INFO_BYTES, _RECEIVED = 136, slice(128, 136)  # `tcpi_bytes_received` of Linux' struct tcp_info
 _CLOSE = (b"connection", b"close")
 _CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+OnRefusal = Callable[[HttpError, str], None]  # with the address of the client
 _Phase = Literal["idle", "reading", "answering", "stalled", "closing"]
 
 
@@ -41,6 +43,7 @@ class HttpConnection(H11Protocol):
 
     Args:
         place: its entry in the table.
+        on_refusal: told of a request that is refused before the application sees it.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class HttpConnection(H11Protocol):
         table: ConnectionTable,
         place: Connection,
         head_timeout_s: float,
+        on_refusal: OnRefusal,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.conn = self._parser = StrictParser()
@@ -58,6 +62,7 @@ class HttpConnection(H11Protocol):
         self.app = self._run
         self._table, self._place = table, place
         self._head_timeout_s = head_timeout_s
+        self._on_refusal = on_refusal
         self._phase: _Phase = "idle"
         self._received = 0  # of the body, since the connection began to wait
         self._own: asyncio.Transport | None = None
@@ -69,6 +74,9 @@ class HttpConnection(H11Protocol):
     # The transport's calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self._place not in self._table:  # closed before it began, of which uvloop does not tell its protocol
+            transport.abort()
+            return
         self._own = transport
         super().connection_made(_Transport(transport, self))
         self._place.close = transport.abort
@@ -95,9 +103,12 @@ class HttpConnection(H11Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._own is None:
+            return
         self._closing = True
         self._stop_timers()
         self._table.remove(self._place)
+        self._parser.forget()  # this connection is part of a circle, which is found late
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -128,6 +139,8 @@ class HttpConnection(H11Protocol):
             answer = h11.Response(status_code=refusal.status, headers=headers, reason=reason)
             for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            if not self._in_flight:
+                self._on_refusal(refusal, self._place.address)
         self.transport.close()
 
     def shutdown(self) -> None:

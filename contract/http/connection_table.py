@@ -74,6 +74,9 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self._members)
 
+    def __contains__(self, connection: Connection) -> bool:
+        return connection in self._members
+
     def make_room_for(self, address: str) -> bool:
         """Close a connection if the limits allow no further one of this address; False if there is none to close."""
         limits, sender = self._limits, sender_of(address)

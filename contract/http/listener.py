@@ -21,6 +21,8 @@ from qwen3vl_edge.contract.machine.descriptors import allow_descriptors
 if TYPE_CHECKING:
     import uvicorn
 
+    from qwen3vl_edge.contract.http.connection import OnRefusal
+
 logger = logging.getLogger(__name__)
 _OWN_DESCRIPTORS = 128  # of the process, beside its connections
 
@@ -44,6 +46,7 @@ def http_server(
     tls: ServerTls | None = None,
     loop: Literal["auto", "asyncio"] = "auto",
     limits: ConnectionLimits | None = None,
+    on_refusal: OnRefusal = lambda *_: None,
 ) -> uvicorn.Server:
     """A uvicorn server that logs warnings and errors only: the app logs its requests.
 
@@ -54,6 +57,8 @@ def http_server(
         loop: "auto" is uvloop if it is installed, which reads large bodies in half the time and without stalls of
             40 ms (docs/reports/performance-log.md).
         limits: of its connections; the default ones if None.
+        on_refusal: called with the error and the client's address for what is no HTTP request as it should be, which
+            the app never sees.
     """
     import uvicorn
 
@@ -78,7 +83,7 @@ def http_server(
         ssl_cert_reqs=ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_NONE,
     )
     SparseWarnings.of("uvicorn.error")
-    return AcceptingServer(config, limits)
+    return AcceptingServer(config, limits, on_refusal)
 
 
 def _limits_of_this_process(limits: ConnectionLimits) -> ConnectionLimits:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+OTHER = "other"
+
 
 class RequestCounter:
     """ASGI middleware; unknown paths share one label, so that a scanner cannot create new ones."""
@@ -18,7 +20,7 @@ class RequestCounter:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        endpoint = next((route for route in self._routes if _matches(scope["path"], route)), "other")
+        endpoint = next((route for route in self._routes if _matches(scope["path"], route)), OTHER)
 
         answered = False
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from qwen3vl_edge.contract.errors import InputError
 
 TRUSTED_PROXIES = "trusted_proxies"
 
 
+@lru_cache(4096)  # parsing takes longer than all else that is done for a connection over the limits
 def sender_of(address: str) -> str:
     """The address that a limit applies to: for IPv6 the /64 prefix, because one machine can use all of it."""
     try:
@@ -32,6 +34,8 @@ class Proxies:
         self._networks = tuple(_network(name) for name in names)
 
     def __contains__(self, address: str) -> bool:
+        if not self._networks:
+            return False
         try:
             parsed = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:

@@ -9,7 +9,7 @@ import h11
 from qwen3vl_edge.contract.http.errors import HttpError
 
 MAX_HEAD_BYTES, MAX_HEAD_LINES = 16 * 1024, 100
-FREE_CHUNKS, BYTES_PER_CHUNK = 512, 512
+FREE_CHUNKS, BYTES_PER_CHUNK = 128, 512
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -37,6 +37,10 @@ class StrictParser(h11.Connection):
             super().receive_data(data)
         else:
             self._ahead += data
+
+    def forget(self) -> None:
+        """Drop what was received and is not parsed yet."""
+        self._ahead = bytearray()
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """As h11's.
@@ -128,4 +132,5 @@ class StrictParser(h11.Connection):
 
     def _refuse(self, refusal: HttpError) -> None:
         self.refusal = refusal
+        self.forget()
         raise h11.RemoteProtocolError(refusal.message, error_status_hint=refusal.status)

@@ -50,7 +50,7 @@ REFERENCE_VERSION = 2  # for bodies that name embeddings without sending them
 VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION, BASIS_VERSION)
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
-_VALUES_PER_MEDIUM = 200  # JSON values in the header: some 80 for the most, packed with three DeepStack levels
+_VALUES_PER_MEDIUM = 600  # JSON values in the header: some 250 for the most, packed with three DeepStack levels
 _VALUES_BESIDE = 2_000
 
 Lookup = Callable[[Sequence[MediaReference]], Sequence[MediaEmbeddings]]

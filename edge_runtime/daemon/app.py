@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from qwen3vl_edge.contract.http.errors import install_error_handlers
-from qwen3vl_edge.contract.http.request_counter import RequestCounter
+from qwen3vl_edge.contract.http.errors import HttpError, install_error_handlers
+from qwen3vl_edge.contract.http.request_counter import OTHER, RequestCounter
 from qwen3vl_edge.contract.http.tracing import TraceMiddleware
 from qwen3vl_edge.contract.machine.free_memory import keep_returning_free_memory
 from qwen3vl_edge.edge_runtime.daemon.browser_guard import BrowserGuard
@@ -75,3 +75,8 @@ def create_app(daemon: Daemon, reloader: Reloader) -> FastAPI:
     if config.page:
         app.include_router(page_routes.page_routes())
     return app
+
+
+def record_refusal(daemon: Daemon, error: HttpError, _address: str) -> None:
+    """Count what the application did not see: it was no HTTP request as it should be."""
+    daemon.metrics.requests.labels(OTHER, str(error.status)).inc()

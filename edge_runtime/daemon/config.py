@@ -140,7 +140,7 @@ class DaemonConfig:
         within=(1, 16_384),
     )
     max_json_values: int = setting(
-        20_000, "Most values (numbers, strings, lists, objects) of a request.", within=(100, 10**9)
+        50_000, "Most values of a request's JSON; a list or an object counts as eight.", within=(100, 10**9)
     )
     max_text_kib: int = setting(
         256,

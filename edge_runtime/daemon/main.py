@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ def _listen_on_path(path: Path) -> socket.socket:
 
 def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> None:
     from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
-    from qwen3vl_edge.edge_runtime.daemon.app import create_app
+    from qwen3vl_edge.edge_runtime.daemon.app import create_app, record_refusal
     from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
     from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
     from qwen3vl_edge.edge_runtime.daemon.logs import log_to_stderr
@@ -99,7 +100,8 @@ def _serve_on(listeners: list[socket.socket], config: DaemonConfig, reread: Call
     daemon = Daemon(config, _upstream(config, bandwidth), spool, bandwidth)
     reloader = Reloader(daemon, reread)
     app, limits = create_app(daemon, reloader), config.connection_limits
-    server = http_server(app, config.drain_s, loop="asyncio", limits=limits)
+    on_refusal = partial(record_refusal, daemon)
+    server = http_server(app, config.drain_s, loop="asyncio", limits=limits, on_refusal=on_refusal)
     url = f"http://{config.host}:{listeners[0].getsockname()[1]}"
     logger.info("opening %s; %s answers 503 until it is ready", config.bundle, url)
     threading.Thread(target=_start, args=(daemon, server, url), daemon=True).start()

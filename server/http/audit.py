@@ -68,6 +68,12 @@ class AuditLog:
             logger.error("audit log %s cannot be written (%s)", self._path, error.strerror)
 
 
+def write_refusal(audit: AuditLog, error: HttpError, address: str) -> None:
+    """The line of what was no HTTP request as it should be: it has neither method nor path."""
+    scope: Scope = {"state": {"error_code": error.code}, "client": (address, 0), "method": "", "path": ""}
+    audit.write(_line(scope, uuid.uuid4().hex, time.time(), error.status, 0, 0.0))
+
+
 class _PrivateFile(WatchedFileHandler):
     """The stdlib's handler with a file of mode 0600, one write for each line, and errors raised to the caller."""
 

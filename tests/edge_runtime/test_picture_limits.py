@@ -164,13 +164,13 @@ def test_no_program_is_run(tmp_path: Path) -> None:
     """Pillow gives PostScript to Ghostscript."""
     path = tmp_path / "program.png"
     path.write_bytes(saved(gradient(32, 32), "EPS"))
-    with pytest.raises(InputError, match="is a program"):
+    with pytest.raises(InputError, match="is not a picture: expected PNG, JPEG"):
         open_picture(path)
 
 
 @pytest.mark.parametrize("form", ["TIFF", "ICO", "PPM", "EPS"])
 def test_clients_send_common_formats(form: str) -> None:
-    with pytest.raises(InputError, match="as PNG or JPEG or WEBP or GIF or BMP"):
+    with pytest.raises(InputError, match=r"is not a picture: expected PNG, JPEG, WEBP, GIF, BMP\. Convert it to PNG"):
         measure_picture(saved(gradient(32, 32), form), "it", FORMATS)
 
 

@@ -205,7 +205,7 @@ def test_bytes_of_tokens() -> None:
 
 
 def test_a_body_of_empty_messages_is_refused_before_it_is_parsed() -> None:
-    with pytest.raises(ContractError, match=r"too many JSON values.*20000 \(max_chat_values\)"):
+    with pytest.raises(ContractError, match=r"too many JSON values.*50000 \(max_chat_values\)"):
         parsed(b'{"messages":[' + b"{}," * 100_001 + b"{}]}")
 
 

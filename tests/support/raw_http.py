@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -125,12 +126,39 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
         byte = connection.recv(1)
         assert byte, f"closed after {found!r}"
         found += byte
-    start, *lines = found.decode().strip().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    status, headers = _head(found)
     body = b""
     while len(body) < int(headers.get("content-length", 0)):
         body += connection.recv(int(headers["content-length"]) - len(body))
-    return int(start.split()[1]), headers, json.loads(body) if body else None
+    return status, headers, json.loads(body) if body else None
+
+
+def _head(found: bytes) -> tuple[int, dict[str, str]]:
+    start, *lines = found.decode().strip().split("\r\n")
+    return int(start.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def answer_while_sending(
+    connection: socket.socket, piece: bytes, seconds: float = 30
+) -> tuple[int, dict[str, str], Any]:
+    """As `answer`, beside bytes sent without end, until the other end takes no more.
+
+    One thread does both: OpenSSL does not allow two on one connection.
+    """
+    connection.setblocking(False)
+    received, sent, ends = b"", 0, time.monotonic() + seconds
+    busy = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    with suppress(OSError):
+        while time.monotonic() < ends:
+            with suppress(*busy):
+                received += connection.recv(65536)
+            try:
+                sent += connection.send(piece)
+            except busy:
+                time.sleep(0.001)
+        raise AssertionError(f"{sent} bytes were taken")
+    start, _, body = received.partition(b"\r\n\r\n")
+    return (*_head(start), json.loads(body))
 
 
 def until_closed(connection: socket.socket) -> bytes:

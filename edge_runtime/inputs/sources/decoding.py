@@ -13,10 +13,10 @@ from PIL import PngImagePlugin
 
 from qwen3vl_edge.contract.errors import LimitError
 
-# 2000 segments of a JPEG file, or one MB of a GIF file's comments.
-HEADER_READS = 8192
+# 500 segments of a JPEG file, or half a megabyte of a GIF file's comments; encoders write some ten pieces.
+HEADER_READS = 2048
 # To the end of the file: a chunk of a PNG file takes four, and encoders write 8 kB into each.
-READS, BYTES_PER_READ = 8192, 128
+READS, BYTES_PER_READ = 2048, 256
 # A progressive JPEG has 10, an optimized one some 30, and each is a pass over all of the picture; libjpeg-turbo's own
 # fuzzers stop after 500.
 MAX_SCANS = 100

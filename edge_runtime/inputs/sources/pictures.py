@@ -18,11 +18,13 @@ from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 
 # Pillow refuses pictures above twice this many pixels as decompression bombs.
 MAX_IMAGE_PIXELS = 100_000_000
-# What clients send. Pillow reads some fifty more, of which some run a program or decode to another size than they say.
+# What clients send; and what the operator's own files may be. Pillow reads some forty more, of which some run a program
+# (EPS is given to Ghostscript) or decode to another size than they say.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-_PROGRAMS = ("EPS", "WMF")  # drawn by Ghostscript, and by Windows
+FILE_FORMATS = (*FORMATS, "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "DIB", "PCX")
 _DRAFTS = (1, 2, 4, 8)  # the scales at which libjpeg decodes at once
 LIMITS = MediaLimits()
+_CONVERT = "Convert it to PNG."
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Picture:
 
     Attributes:
         content: the file or its path; or a picture that the caller has opened.
-        formats: of FORMATS, or None for every one that Pillow reads.
+        formats: of Pillow, that the file may have.
         size: width and height that it will have.
         draft: 1, or by how much a JPEG file is reduced as it is decoded, because it has too many pixels for its bytes.
     """
 
     content: bytes | Path | Image.Image
     label: str
-    formats: tuple[str, ...] | None
+    formats: tuple[str, ...]
     size: tuple[int, int]
     draft: int
 
@@ -83,17 +85,17 @@ def open_picture(
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
-        return Picture(source, "", None, source.size, 1)
+        return Picture(source, "", (), source.size, 1)
     if not isinstance(source, (str, Path)):
         raise InputError("not a picture", field=field, expected="path, URL, data URI or PIL image", got=type(source))
     named = MediaSource("image", str(source), field)
     content = read_source(named, access)
-    any_format = access.folders is None or isinstance(content, Path)
-    return measure_picture(content, named.label, None if any_format else FORMATS, limits)
+    is_trusted = access.folders is None or isinstance(content, Path)
+    return measure_picture(content, named.label, FILE_FORMATS if is_trusted else FORMATS, limits)
 
 
 def measure_picture(
-    content: bytes | Path, label: str, formats: tuple[str, ...] | None = None, limits: MediaLimits = LIMITS
+    content: bytes | Path, label: str, formats: tuple[str, ...] = FILE_FORMATS, limits: MediaLimits = LIMITS
 ) -> Picture:
     """A picture from its file's header.
 
@@ -106,10 +108,6 @@ def measure_picture(
         LimitError: too many pixels for its file.
     """
     with _opened(content, label, formats) as (image, file):
-        if image.format in _PROGRAMS:
-            raise InputError(
-                f"picture {label} is a program", field="image", got=image.format, remedy="Convert it to PNG."
-            )
         most = min(limits.most_pixels(file.bytes), MAX_IMAGE_PIXELS)
         jpeg = image.format in ("JPEG", "MPO")
         if jpeg:
@@ -171,7 +169,7 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
 
 @contextmanager
 def _opened(
-    content: bytes | Path | Image.Image, label: str, formats: tuple[str, ...] | None
+    content: bytes | Path | Image.Image, label: str, formats: tuple[str, ...]
 ) -> Iterator[tuple[Any, BoundedFile]]:
     """A file and its header; whatever Pillow raises within the block becomes an error that names the picture."""
     assert not isinstance(content, Image.Image)
@@ -185,8 +183,8 @@ def _opened(
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"picture {label} cannot be read ({error.strerror})", field="image") from None
     except UnidentifiedImageError:
-        readable = "" if formats is None else f" as {' or '.join(formats)}"
-        raise InputError(f"{label} is not a picture that Pillow can read{readable}", field="image") from None
+        expected = ", ".join(formats)
+        raise InputError(f"{label} is not a picture", field="image", expected=expected, remedy=_CONVERT) from None
     except Image.DecompressionBombError as error:
         limit = f"at most {MAX_IMAGE_PIXELS} pixels"
         raise LimitError(f"picture {label} is too large", field="image", expected=limit, got=error) from None

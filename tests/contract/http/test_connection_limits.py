@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
 
-from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
+from qwen3vl_edge.contract.http.connection import HttpConnection
+from qwen3vl_edge.contract.http.connection_table import Connection, ConnectionLimits, ConnectionTable
 from qwen3vl_edge.contract.machine.descriptors import allow_descriptors
 from tests.support.raw_http import GET, Loop, Served, answer, head, is_closed, serving_http
 from tests.support.waiting import until
@@ -36,6 +43,31 @@ def test_the_connection_that_waited_longest_makes_room(served: Served, caplog: p
     lines = [record.message for record in caplog.records if "max_connections_per_address = 4" in record.message]
     assert len(lines) == 1, "not one for each"
     assert OTHER in lines[0]
+
+
+@pytest.mark.parametrize("policy", [uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy])
+def test_a_connection_that_made_room_before_it_began_is_not_kept(policy: Callable[[], Any]) -> None:
+    """Of a flood most are closed so early. uvloop begins the protocol of a closed connection, and never ends it."""
+
+    async def connect() -> int:
+        config, state = uvicorn.Config(lambda: None), ServerState()
+        config.load()
+        evicted = partial(HttpConnection, config, state, {}, ConnectionTable(FEW), Connection(OTHER), 300, print)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            await asyncio.get_running_loop().connect_accepted_socket(evicted, ours)
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(theirs, 1), 10) == b""
+        return len(state.connections)
+
+    with asyncio.Runner(loop_factory=policy().new_event_loop) as runner:
+        assert runner.run(connect()) == 0
+
+
+def test_a_flood_locks_nobody_out() -> None:
+    with serving_http(ConnectionLimits(in_all=200, per_address=100), "auto") as served, ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(served.plain(OTHER))
+        assert served.get() == 200
 
 
 def test_other_addresses_keep_theirs(served: Served) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
-from tests.support.raw_http import GET, Served, answer, head, serving_http, until_closed
+from tests.support.raw_http import GET, Served, answer, answer_while_sending, head, serving_http, until_closed
 from tests.support.waiting import until
 
 LIMITS = ConnectionLimits()
@@ -57,13 +57,9 @@ def test_the_rest_of_a_body_is_not_swallowed(served: Served, framing: str) -> No
         connection = plain if served.context is None else served.context.wrap_socket(plain, server_hostname="localhost")
         with connection:
             connection.sendall(head(framing, path="/refused"))
-            sender = Sender(connection, piece)
-            sender.start()
-            status, headers, body = answer(connection)
+            status, headers, body = answer_while_sending(connection, piece)
             assert (status, body) == (401, {"refused": True})
             assert headers["connection"] == "close"
-            sender.join(30)
-            assert not sender.is_alive(), f"{sender.sent} bytes were taken"
     assert served.get() == 200
 
 
@@ -151,9 +147,9 @@ def test_long_trailers_of_a_request_that_was_sent_ahead_are_refused(shared: Serv
 
 def test_small_chunks_of_a_small_body_are_taken(served: Served) -> None:
     with served.connect() as connection:
-        connection.sendall(head(CHUNKED) + b"1\r\nx\r\n" * 500 + b"0\r\n\r\n")
+        connection.sendall(head(CHUNKED) + b"1\r\nx\r\n" * 120 + b"0\r\n\r\n")
         status, _, body = answer(connection)
-        assert (status, body["bytes"]) == (200, 500)
+        assert (status, body["bytes"]) == (200, 120)
         connection.sendall(head(CHUNKED) + (b"200\r\n" + bytes(512) + b"\r\n") * 5000 + b"0\r\n\r\n")
         status, _, body = answer(connection)
         assert (status, body["bytes"]) == (200, 512 * 5000)

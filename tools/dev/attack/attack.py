@@ -33,10 +33,12 @@ class Outcome:
     Attributes:
         statuses: how many were answered with which status; CLOSED where there was none.
         request_bytes: of the largest one.
+        times: how often the attack was sent.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     request_bytes: int = 0
+    times: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Attack:
         against: "server" or "daemon".
         send: sends it so many times, and so many at once; returns what became of it.
         settings: of the process under attack, beside the defaults.
-        reaches_app: its requests are HTTP, which is counted and audited.
+        is_counted: its answers are those of /metrics and the audit log; a connection has none, and one that is
+            refused within its body counts as a client that left.
         admitted: it is within the limits, and what it costs is the work that it asks for.
     """
 
@@ -56,7 +59,7 @@ class Attack:
     against: str
     send: Callable[[Target, int, int], Outcome]
     settings: dict[str, Any] = field(default_factory=dict)
-    reaches_app: bool = True
+    is_counted: bool = True
     admitted: bool = False
 
 

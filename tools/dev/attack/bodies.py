@@ -44,7 +44,7 @@ def many_values(path: str) -> Any:
 
 def most_lists(_: Target) -> Shot:
     """As many empty lists as a body may have values."""
-    return Shot(GENERATE, b'{"input_ids":[1],"vision_embeddings":[' + b"[]," * 240_000 + b"1]}")
+    return Shot(GENERATE, b'{"input_ids":[1],"vision_embeddings":[' + b"[]," * 55_000 + b"1]}")
 
 
 def most_numbers(_: Target) -> Shot:
@@ -57,7 +57,7 @@ def most_numbers(_: Target) -> Shot:
 def many_errors(path: str) -> Any:
     """As many wrong values as a body may have: each has an error of its own."""
     if path == CHAT:
-        parts = b",".join([b'{"type":1,"a":2}'] * 6_000)
+        parts = b",".join([b'{"type":1,"a":2}'] * 4_500)
         return lambda _: Shot(path, b'{"messages":[{"role":"user","content":[' + parts + b"]}]}")
     names = b",".join(b'"%d":1' % number for number in range(80_000))
     return lambda _: Shot(path, b'{"input_ids":["a"],' + names + b"}")

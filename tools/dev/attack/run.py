@@ -1,6 +1,6 @@
 """All attacks, or some, on a real server and a real daemon.
 
-python -m qwen3vl_edge.tools.dev.attack.run [NAME …] [--times 40] [--at-once 8]
+python -m qwen3vl_edge.tools.dev.attack.run [NAME …] [--times 40] [--at-once 8] [--seconds 10]
     [--out docs/reports/benchmarks/attack.json]
 
 Exit code 1 if one costs more than docs/guides/server/security.md says, or the honest client beside it was not served.
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="of that checkpoint; made if it is not given")
     parser.add_argument("--times", type=int, default=40, help="requests of each attack")
     parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each attack at least")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     chosen = [attack for name, attack in ATTACKS.items() if not arguments.names or name in arguments.names]
@@ -46,7 +47,7 @@ def main() -> None:
         for (side, settings), attacks in groupby(chosen, lambda attack: (attack.against, attack.settings)):
             with open_target(side, models, settings) as target:
                 for attack in attacks:
-                    costs.append(measure(attack, target, arguments.times, arguments.at_once))
+                    costs.append(measure(attack, target, arguments.times, arguments.at_once, arguments.seconds))
                     sys.stdout.write(json.dumps(asdict(costs[-1])) + "\n")
                     sys.stdout.flush()
     excesses = [
