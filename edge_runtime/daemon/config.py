@@ -151,8 +151,8 @@ class DaemonConfig:
     max_pixels: int = setting(100_000_000, "Most pixels of a request's pictures together.", within=(1, 10**10))
     max_picture_pixels: int = setting(
         FREE_PIXELS,
-        """Pixels that any picture, and each frame of a clip, may have: 4K by default. In a larger file it may have 10
-        for each of its bytes. A JPEG file above it is decoded at a half, a quarter or an eighth of its size, and the
+        """Pixels that any picture, and each frame of a clip, may have: 4K by default. A picture may also have 10 for
+        each byte of its file. A JPEG file above it is decoded at a half, a quarter or an eighth of its size, and the
         answer says so; others are refused.""",
         within=(1, 10**8),
         reloadable=True,

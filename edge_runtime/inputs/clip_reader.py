@@ -102,7 +102,7 @@ def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> 
         number = qwen.smart_nframes(element, total_frames=count, video_fps=fps)
         first = read([start])
         height, width = int(first.shape[2]), int(first.shape[3])
-    check_frame_size(path, label, height, width, budget.limits)
+    check_frame_size(label, height, width, budget.limits)
     budget.add_clip_pixels(number * height * width, f"{number} frames of {width}x{height}")
     metadata = {
         "fps": fps,

@@ -16,25 +16,13 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import position_inputs
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder, run_torch_encoder
 from qwen3vl_edge.contract.errors import ParityError
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
 from qwen3vl_edge.export.onnx.check_pixels import drawn_input
 
 Outputs = list[NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits of each output of a graph, compared with PyTorch in fp32."""
-
-    min_cosine: float
-    max_relative_l2: float
-
-
-# fp32 differs only in the order of sums. fp16 rounds weights and products to 11 bits, layer after layer: measured
-# 7e-4 at the 2B size with random weights; trained ones with outliers may need more, so the limit is twenty times that.
-TOLERANCES = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 1.4e-2)}
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,7 @@ def _feeds(record: GraphRecord, item: EncoderInput, spec: VisionSpec) -> dict[st
 
 
 def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:
-    limit = TOLERANCES[precision]
+    limit = PRECISIONS[precision]
     # Written so that NaN fails.
     if not (row.cosine >= limit.min_cosine and row.relative_l2 <= limit.max_relative_l2):
         raise ParityError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BucketError, CheckpointError, ContractError, InputError, ParityError
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx import check
-from qwen3vl_edge.export.onnx.check import Tolerance
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 from tests.support.export_models import (
     assert_close,
@@ -220,7 +220,7 @@ def test_a_miss_leaves_the_previous_bundle(
 ) -> None:
     out = tmp_path / "bundle"
     before = small_export(checkpoint.path, out)
-    monkeypatch.setitem(check.TOLERANCES, "fp32", Tolerance(1.1, 0.0))
+    monkeypatch.setitem(check.PRECISIONS, "fp32", replace(check.PRECISIONS["fp32"], min_cosine=1.1))
     assert_refused(ParityError, "fp32/1x4x6.onnx", checkpoint.path, out)
     assert open_bundle(out).manifest == before
 

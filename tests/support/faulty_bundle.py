@@ -21,6 +21,17 @@ def with_weight_changed(
     bundle: Path, out: Path, tensor: str, index: tuple[int, ...], change: float, precision: str = "fp32"
 ) -> Path:
     """A copy whose `tensor`, float32 in that set, has one element changed by `change`."""
+
+    def edit(weights: Any) -> None:
+        weights[index] += change
+
+    return with_weight_edited(bundle, out, tensor, edit, precision)
+
+
+def with_weight_edited(
+    bundle: Path, out: Path, tensor: str, edit: Callable[[Any], None], precision: str = "fp32"
+) -> Path:
+    """A copy whose `tensor`, float32 in that set, was edited in place."""
     shutil.copytree(bundle, out)
     folder = (out / open_bundle(bundle, verify=False).manifest.precision(precision).weights).parent
     graph = onnx.load(str(folder / f"{BUCKET}.onnx"), load_external_data=False).graph
@@ -29,7 +40,7 @@ def with_weight_changed(
     weights = np.memmap(
         folder / place["location"], np.float32, "r+", offset=int(place["offset"]), shape=tuple(stored.dims)
     )
-    weights[index] += change
+    edit(weights)
     weights.flush()
     _record_again(out)
     return out

@@ -110,12 +110,14 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     """The set is written, and parity judges it on real pictures; this warns of a large error before."""
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
-    limit = PRECISIONS[result.graphs.precision].min_cosine
-    worst = min(row.cosine for graph in result.graphs.graphs for row in graph.parity)
-    if worst < limit:
+    spec = PRECISIONS[result.graphs.precision]
+    limit, rows = spec.min_cosine, [row for graph in result.graphs.graphs for row in graph.parity]
+    worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
+    if worst < limit or farthest > spec.max_relative_l2:
         errors.print(
-            f"[yellow]the worst cosine is {worst:.5f}, and parity requires {limit}: "
-            f"try --auto-exclude {limit}, another --smooth, or more pictures like those of the device[/]"
+            f"[yellow]the worst cosine is {worst:.5f} and relative L2 {farthest:.1e}, and parity requires {limit} and "
+            f"{spec.max_relative_l2:.1e}: try --auto-exclude {limit}, another --smooth, or more pictures like those of "
+            "the device[/]"
         )
 
 

@@ -18,11 +18,23 @@ WORST_PER_BUCKET = 3  # pictures whose pixels stay in memory, for the page
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What one output of a bucket may differ from the reference.
+
+    Attributes:
+        min_cosine: the least that passes.
+        max_relative_l2: the most that passes; a cosine does not see one row of a weight that is a third too large.
+    """
+
+    min_cosine: float = -1.0
+    max_relative_l2: float = float("inf")
+
+
+@dataclass(frozen=True)
 class EncoderRow:
     """One output of one bucket, worst over the pictures.
 
     Attributes:
-        limit: least cosine that passes.
         worst_token: largest L2 of a token's error, relative to the reference tokens' norms.
     """
 
@@ -31,12 +43,21 @@ class EncoderRow:
     output: str
     pictures: int
     distance: Distance
-    limit: float
+    bound: Bound
     worst_token: float = float("nan")
 
     @property
     def passed(self) -> bool:
-        return self.distance.cosine >= self.limit  # False for NaN
+        return not self.excess
+
+    @property
+    def excess(self) -> str:
+        """Which limit is exceeded, "" if none is; NaN exceeds both."""
+        if not self.distance.cosine >= self.bound.min_cosine:
+            return f"below {self.bound.min_cosine:g}"
+        return (
+            "" if self.distance.relative_l2 <= self.bound.max_relative_l2 else f"above {self.bound.max_relative_l2:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,13 @@ def compare_encoders(
     """
     names = edge.bundle.manifest.vision.output_names
     measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, reference)
-    return encoder_rows(measured.measurements, limits_of(edge.encoder.precision).min_cosine)
+    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision))
+
+
+def bound_of(precision: str) -> Bound:
+    """The default one of a precision."""
+    limits = limits_of(precision)
+    return Bound(limits.min_cosine, limits.max_relative_l2)
 
 
 def measure(
@@ -133,20 +160,20 @@ def named_outputs(names: Sequence[str], embeddings: Embeddings) -> dict[str, Any
 
 
 def encoder_rows(
-    measurements: Sequence[Measurement], min_cosine: float | dict[str, float], *, against: bool = False
+    measurements: Sequence[Measurement], bound: Bound | dict[str, Bound], *, against: bool = False
 ) -> list[EncoderRow]:
     """Worst over the pictures per bucket and output, in the order measured.
 
     Args:
-        min_cosine: the limit, or one per output.
+        bound: of all outputs, or one per output.
         against: rows of the other side, without the grids that it does not serve.
     """
     rows: dict[tuple[str, str], EncoderRow] = {}
     for item in measurements:
         for name, error in ((item.against if against else item.candidate) or {}).items():
-            limit = min_cosine[name] if isinstance(min_cosine, dict) else min_cosine
+            own = bound[name] if isinstance(bound, dict) else bound
             key = (str(item.grid), name)
-            row = EncoderRow(key[0], item.graph, name, 1, error.distance, limit, error.worst_token)
+            row = EncoderRow(key[0], item.graph, name, 1, error.distance, own, error.worst_token)
             rows[key] = _worse(rows[key], row) if key in rows else row
     return list(rows.values())
 
@@ -154,4 +181,4 @@ def encoder_rows(
 def _worse(one: EncoderRow, other: EncoderRow) -> EncoderRow:
     token = max(one.worst_token, other.worst_token, key=lambda value: (value != value, value))
     apart = one.distance.worst(other.distance)
-    return EncoderRow(one.bucket, one.graph, one.output, one.pictures + other.pictures, apart, one.limit, token)
+    return EncoderRow(one.bucket, one.graph, one.output, one.pictures + other.pictures, apart, one.bound, token)

@@ -24,6 +24,7 @@ from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
+from qwen3vl_edge.tools.parity.greedy import forget_defaults, greedy_config
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
@@ -63,9 +64,8 @@ class Unsplit:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.path, dtype=torch.float32, local_files_only=True
-        ).eval()
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
+        self.model = forget_defaults(model.eval())
         self.processor: Processor = load_processor(checkpoint.path)
 
     def inputs(self, messages: Sequence[Message], policy: BucketPolicy) -> dict[str, Any]:
@@ -180,10 +180,8 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _greedy(model: Any, inputs: dict[str, Any], max_new_tokens: int, split: Split) -> tuple[int, ...]:
     import torch
-    from transformers import GenerationConfig
 
-    ends = list(split.loaded.end_ids)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[-1])
+    config = greedy_config(split.loaded.end_ids, max_new_tokens)
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=config)
     return tuple(output[0, inputs["input_ids"].shape[1] :].tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qwen3vl_edge.tools.parity.encoder import EncoderRow
+from qwen3vl_edge.tools.parity.encoder import Bound, EncoderRow
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.layers.drift import LayerRow
 from qwen3vl_edge.tools.parity.limits import limits_of
@@ -23,6 +23,15 @@ class EncoderLimits:
     max_relative_l2: float | None = None
     max_abs: float | None = None
     max_token_error: float | None = None
+
+    @property
+    def bound(self) -> Bound:
+        """What the table of outputs shows of it."""
+        unlimited = Bound()
+        return Bound(
+            unlimited.min_cosine if self.min_cosine is None else self.min_cosine,
+            unlimited.max_relative_l2 if self.max_relative_l2 is None else self.max_relative_l2,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,9 @@ class GateRow:
 
 def default_gate(precision: str, wire_dtype: str) -> Gate:
     """Limits of `tools/parity/limits.py` for these."""
-    agreement = min(limits_of(precision).min_agreement, limits_of(wire_dtype).min_agreement)
-    return Gate(EncoderLimits(min_cosine=limits_of(precision).min_cosine), AnswerLimits(agreement))
+    limits = limits_of(precision)
+    agreement = min(limits.min_agreement, limits_of(wire_dtype).min_agreement)
+    return Gate(EncoderLimits(limits.min_cosine, limits.max_relative_l2), AnswerLimits(agreement))
 
 
 def judge(

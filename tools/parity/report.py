@@ -125,7 +125,7 @@ def _print_encoder(console: Console, title: str, rows: tuple[EncoderRow, ...]) -
     for row in rows:
         apart = row.distance
         figures = (f"{apart.cosine:.7f}", f"{apart.max_abs:.1e}", f"{apart.relative_l2:.1e}")
-        table.add_row(row.bucket, row.graph, row.output, *figures, "ok" if row.passed else f"below {row.limit}")
+        table.add_row(row.bucket, row.graph, row.output, *figures, row.excess or "ok")
     console.print(table)
 
 

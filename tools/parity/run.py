@@ -17,7 +17,7 @@ from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.tools.parity.candidate import Candidate, open_backend_candidate, open_dump_candidate
 from qwen3vl_edge.tools.parity.dump.identity import bundle_facts
-from qwen3vl_edge.tools.parity.encoder import Measured, encoder_rows, measure
+from qwen3vl_edge.tools.parity.encoder import Measured, bound_of, encoder_rows, measure
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult, compare_prompts, open_both
 from qwen3vl_edge.tools.parity.findings import Findings, LayerFindings
 from qwen3vl_edge.tools.parity.gate import Gate, default_gate, judge
@@ -188,7 +188,7 @@ def _report(
     answers: Answers,
 ) -> ParityReport:
     names = candidate.bundle.manifest.vision.output_names
-    rows = encoder_rows(measured.measurements, {name: gate.of_output(name).min_cosine or 0.0 for name in names})
+    rows = encoder_rows(measured.measurements, {name: gate.of_output(name).bound for name in names})
     return ParityReport(
         bundle=str(request.bundle),
         model=request.model,
@@ -234,7 +234,7 @@ def _labels(candidate: Candidate, other: Edge | None) -> tuple[str, str]:
 
 
 def _against(label: str, measured: Measured, precision: str, answers: Answers) -> AgainstReport:
-    rows = encoder_rows(measured.measurements, limits_of(precision).min_cosine, against=True)
+    rows = encoder_rows(measured.measurements, bound_of(precision), against=True)
     worst: dict[tuple[str, str], Between] = {}
     for item in measured.measurements:
         for name, apart in (item.between or {}).items():

@@ -34,25 +34,28 @@ def check_clip(path: Path, label: str, limits: MediaLimits) -> None:
         ) from None
     with reading(label):
         # The decoder refuses larger frames, which it would decode to find out about the stream.
-        most = {"max_pixels": str(limits.most_pixels(path.stat().st_size)), "threads": "1"}
+        most = {"max_pixels": str(limits.max_picture_pixels), "threads": "1"}
         options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
         with av.open(str(path), container_options=options, stream_options=[most]) as container:
             if not container.streams.video:
                 raise InputError(f"clip {label} has no picture", field="video")
             context = container.streams.video[0].codec_context
             height, width = context.height, context.width
-    check_frame_size(path, label, height, width, limits)
+    check_frame_size(label, height, width, limits)
 
 
-def check_frame_size(path: Path, label: str, height: int, width: int, limits: MediaLimits) -> None:
-    """Raises: LimitError: a frame has too many pixels for the clip's file."""
-    size = path.stat().st_size
-    most = limits.most_pixels(size)
+def check_frame_size(label: str, height: int, width: int, limits: MediaLimits) -> None:
+    """Hold one frame against the limit of a picture: a decoder keeps up to 16, and a large file allows no larger ones.
+
+    Raises:
+        LimitError: a frame has too many pixels.
+    """
+    most = limits.max_picture_pixels
     if height * width > most:
         raise LimitError(
             f"clip {label} has too large frames",
             field="video",
-            expected=f"at most {most} pixels in a file of {size} bytes (max_picture_pixels, or 10 a byte)",
+            expected=f"at most {most} pixels (max_picture_pixels)",
             got=f"{width}x{height}",
             remedy="Make it smaller.",
         )

@@ -29,7 +29,7 @@ class MediaLimits:
     Attributes:
         max_media: pictures and clips.
         max_pixels: of all pictures together.
-        max_picture_pixels: of any picture, and of a clip's frame; a larger file may have 10 for each of its bytes.
+        max_picture_pixels: of any picture, and of a clip's frame; a picture may have 10 for each of its file's bytes.
         max_clip_pixels: of all sampled frames of clips together. They are decoded and resized one after the other, so
             they take time and not memory: 768 frames, as many as qwen-vl-utils samples, are 1.6e9 pixels in 1080p and
             6.4e9 in 4K.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -89,6 +90,24 @@ def test_a_wrong_op_is_named_from_bundle_to_bundle(
     )
     assert "first layer that parts by more than 0.0001: blocks.2.attn.flat" in done.stdout
     assert "rotary, scores, softmax and mix" in done.stdout
+
+
+def test_swapped_outputs_are_named_where_every_layer_is_right(
+    small_bundle: Path, reference: Path, pictures: Path, tmp_path: Path
+) -> None:
+    def takes(level: int) -> Callable[[onnx.NodeProto], None]:
+        def change(node: onnx.NodeProto) -> None:
+            node.input[0] = f"deepstack_merger_list.{level}.linear_fc2"
+
+        return change
+
+    graph = "fp32/1x8x8.onnx"
+    once = with_node_changed(small_bundle, tmp_path / "once", graph, "deepstack.0", takes(1))
+    swapped = with_node_changed(once, tmp_path / "swapped", graph, "deepstack.1", takes(0))
+    code, found = bisect(swapped, reference, pictures)
+    assert (code, found["first_layer"]) == (1, "deepstack.0")
+    assert [case["first_layer"] for case in found["cases"]] == ["deepstack.0", None]
+    assert bisect(swapped, reference, pictures, "--against", small_bundle)[0] == 1
 
 
 def test_precisions_part_where_the_tolerance_says(small_bundle: Path, reference: Path, pictures: Path) -> None:

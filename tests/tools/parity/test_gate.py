@@ -9,7 +9,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.distance import Distance
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.tools.parity.encoder import EncoderRow
+from qwen3vl_edge.tools.parity.encoder import Bound, EncoderRow
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.gate import default_gate, judge
 from qwen3vl_edge.tools.parity.gate_file import read_gate
@@ -18,7 +18,7 @@ from qwen3vl_edge.tools.parity.pictures import draw_picture
 from tests.support.run_cli import run_here
 
 OUTPUTS = ("embeds", "deepstack.0")
-ROW = EncoderRow("1x8x8", "fixed", "embeds", 1, Distance(0.9995, 0.01, 1e-3), 0.9999, 2e-3)
+ROW = EncoderRow("1x8x8", "fixed", "embeds", 1, Distance(0.9995, 0.01, 1e-3), Bound(0.9999), 2e-3)
 PROMPT = PromptResult("a", True, (1, 2), (1, 2), "x", "x", None, (1e-9, 1e-5), 10)
 
 
@@ -70,7 +70,7 @@ def test_each_table_overrides_the_one_before(tmp_path: Path) -> None:
 def test_what_is_not_a_number_fails(tmp_path: Path) -> None:
     gate = gate_of(tmp_path, "[encoder]\nmax_abs = 10.0\nmax_relative_l2 = 10.0\n")
     nan = float("nan")
-    row = EncoderRow("1x8x8", "fixed", "embeds", 1, Distance(nan, nan, nan), 0.0, nan)
+    row = EncoderRow("1x8x8", "fixed", "embeds", 1, Distance(nan, nan, nan), Bound(0.0), nan)
     assert not any(item.passed for item in judge(gate, [row], [], None))
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from qwen3vl_edge.tools.dev.attack.attack import Attack, Outcome, Shot, volley
@@ -89,14 +90,15 @@ def _clip(codec: str, width: int, height: int, frames: int) -> bytes:
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=2)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        empty = np.zeros((height * 3 // 2, width), np.uint8)
         for _ in range(frames):
-            container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(empty, format="yuv420p")))
         container.mux(stream.encode())
     return file.getvalue()
 
 
 def large_frames(_: Target) -> Shot:
-    """Frames of 8192 x 4320 in a few kilobytes: a minute of them took 13.6 GiB."""
+    """Frames of 8192 x 4320 in a few kilobytes: a minute of them took 13.6 GiB. A larger file is refused alike."""
     return _chat(_data(_clip("libx264", 8192, 4320, 4), "video/mp4"))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from qwen3vl_edge.tools.dev.load.figures import Run, Sample
 from qwen3vl_edge.tools.dev.load.mix import Mix
+from qwen3vl_edge.tools.parity.greedy import forget_defaults, greedy_config
 
 _held: dict[str, Any] = {}  # of the worker process
 
@@ -112,14 +113,15 @@ def _open_unsplit(setup: Setup) -> None:
 
     torch.set_num_threads(setup.threads)
     model = Qwen3VLForConditionalGeneration.from_pretrained(setup.checkpoint, dtype=torch.float32)
-    _held["model"] = model.eval()
+    ends = model.generation_config.eos_token_id
+    _held["ends"] = ends if isinstance(ends, list) else [ends]
+    _held["model"] = forget_defaults(model.eval())
     _held["shape"] = model_shape(open_checkpoint(str(setup.checkpoint)))
     _held["tokenizer"] = AutoTokenizer.from_pretrained(setup.checkpoint)
 
 
 def _run_unsplit(mix: Mix, devices: int) -> Run:
     import torch
-    from transformers import GenerationConfig
     from transformers.generation.streamers import BaseStreamer
 
     from qwen3vl_edge.tools.dev.load.mix import make_requests
@@ -128,7 +130,6 @@ def _run_unsplit(mix: Mix, devices: int) -> Run:
     vision = model.config.vision_config
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     requests = make_requests(mix, shape, text_ids(_held["tokenizer"]))
-    ends = model.generation_config.eos_token_id
     began = time.perf_counter()
     samples = []
 
@@ -150,7 +151,7 @@ def _run_unsplit(mix: Mix, devices: int) -> Run:
             inputs["pixel_values"] = torch.randn(sum(item.grid.patches for item in request.media), width)
             inputs["image_grid_thw"] = torch.tensor([item.grid.as_list() for item in request.media])
             inputs["mm_token_type_ids"] = (ids == shape.image_token_id).int()
-        config = GenerationConfig(max_new_tokens=mix.new_tokens, eos_token_id=ends, pad_token_id=ends[-1])
+        config = greedy_config(_held["ends"], mix.new_tokens)
         with torch.inference_mode():
             model.generate(**inputs, generation_config=config, streamer=clock)
         samples.append(Sample(due, tuple(clock.times[1:])))  # the first call hands over the prompt

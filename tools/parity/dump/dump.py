@@ -163,11 +163,12 @@ class DumpLayers:
         self.label = f"dump of {dump.meta.backend}, {dump.meta.precision}"
 
     def offers(self, layer: str) -> bool:
-        return layer in self._common
+        return layer in self._common or layer in self._dump.meta.outputs
 
     def serves(self, grid: Grid) -> bool:
         return any(bucket == str(grid) for bucket, _ in self._index)
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
         index = self._index[str(case.grid), case.picture]
-        return {name: self._dump.array(index, f"layer/{name}") for name in layers}
+        outputs = self._dump.meta.outputs
+        return {name: self._dump.array(index, name if name in outputs else f"layer/{name}") for name in layers}

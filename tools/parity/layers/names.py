@@ -44,6 +44,7 @@ MEANING = {
     "mlp.residual": "residual addition after the MLP",
     "pos_embed.flat": "learned positions added",
 }
+_OUTPUT = re.compile(r"embeds|deepstack\.\d+")
 
 
 class LayerSource(Protocol):
@@ -74,23 +75,33 @@ def stream_layers(vision: VisionSpec) -> list[str]:
 
 
 def branch_layers(vision: VisionSpec) -> list[str]:
-    """The stream and the output of each branch, where a fault is visible before the stream dilutes it."""
+    """The stream, the output of each branch, where a fault is visible before the stream dilutes it, and the outputs.
+
+    The outputs have names of their own: two of them may be swapped after all layers were right.
+    """
     names = list(EMBED_PARTS)
     for block in range(vision.depth):
         names += [f"blocks.{block}.{part}" for part in ("attn.proj", "attn.residual", "mlp.linear_fc2", "mlp.residual")]
         names += [f"{merger}.linear_fc2" for merger in _mergers_after(vision, block)]
-    return names
+    return [*names, *vision.output_names]
 
 
 def layers_within(module: str) -> list[str]:
     """All layers of one module, in order."""
     if module == "patch_embed":
         return list(EMBED_PARTS)
+    if _OUTPUT.fullmatch(module):
+        return [module]
     return [f"{module}.{part}" for part in (BLOCK_PARTS if module.startswith("blocks.") else MERGER_PARTS)]
 
 
 def module_of(layer: str) -> str:
-    """`blocks.3` of `blocks.3.attn.proj`, `merger` of `merger.norm`, `patch_embed` of everything before the blocks."""
+    """`blocks.3` of `blocks.3.attn.proj`, `merger` of `merger.norm`, `patch_embed` of everything before the blocks.
+
+    An output is a module of its own.
+    """
+    if _OUTPUT.fullmatch(layer):
+        return layer
     match = re.match(r"blocks\.\d+|deepstack_merger_list\.\d+|merger", layer)
     return match.group() if match else "patch_embed"
 

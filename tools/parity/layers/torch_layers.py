@@ -28,6 +28,8 @@ class TorchLayers:
 
     def offers(self, layer: str) -> bool:
         part = part_of(layer)
+        if layer in self._vision.output_names:
+            return True
         return BLOCK_PARTS.get(part, False) or part in MERGER_PARTS or layer in ("patch_embed.proj", "pos_embed.flat")
 
     def serves(self, grid: Grid) -> bool:
@@ -35,13 +37,15 @@ class TorchLayers:
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
         activations: dict[str, NDArray[Any]] = {}
-        hooks = [self._watch(layer, activations) for layer in layers]
+        outputs = self._vision.output_names
+        hooks = [self._watch(layer, activations) for layer in layers if layer not in outputs]
         try:
-            self._backend.run(case.grid, case.input.pixel_values)
+            embeddings = self._backend.run(case.grid, case.input.pixel_values)
         finally:
             for hook in hooks:
                 hook.remove()
-        return activations
+        named = zip(outputs, (embeddings.embeds, *embeddings.deepstack), strict=True)
+        return activations | {name: array for name, array in named if name in layers}
 
     def _watch(self, layer: str, activations: dict[str, NDArray[Any]]) -> Any:
         module, takes_input = self._module_of(layer)

@@ -72,7 +72,7 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> Markup:
             xs = [buckets.index(row.bucket) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
             ys = [max(1 - row.distance.cosine, FLOOR) for row in mine]
             axis.plot(xs, ys, "o", ms=6, color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], label=output)
-        axis.axhline(max(1 - max(row.limit for row in rows), FLOOR), color=BAD, lw=1, ls="--", label="limit")
+        axis.axhline(max(1 - max(row.bound.min_cosine for row in rows), FLOOR), color=BAD, lw=1, ls="--", label="limit")
         axis.set(yscale="log", title=label, xticks=range(len(buckets)), xlim=(-0.6, len(buckets) - 0.4))
         axis.set_xticklabels(buckets, rotation=30 if len(buckets) > 5 else 0)
     axes[0].set_ylabel("1 − cosine")

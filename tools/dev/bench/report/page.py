@@ -51,6 +51,7 @@ def page(folder: Path) -> str:
     parts += [growth(document) for document in _read(folder, "growth*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
     parts += [_fuzz(document) for document in _read(folder, "fuzz*.json")]
+    parts += [_attacks(document) for document in _read(folder, "attack*.json")]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -248,3 +249,23 @@ def _fuzz(document: Row) -> str:
         + plain_table(["", ""], rows, words=2)
         + environment_line(document)
     )
+
+
+def _attacks(document: Row) -> str:
+    text = (
+        "Each attack of `docs/guides/server/security.md`, sent from threads of the lowest priority, beside an honest "
+        "client. MiB: resident memory beyond the steady state at its most, for all that were sent at once, and 30 s "
+        "after. CPU: of a request, the honest client's share included. ms: of the honest client's `/healthz`. "
+        "Wait: its longest for an answer. Status 0: the connection was closed."
+    )
+    columns = {
+        "attack": plain("name"),
+        "answers": lambda row: ", ".join(f"{status} {count:,}" for status, count in row["statuses"].items()),
+        "MiB": figure("peak_mib", ".0f"),
+        "kept": figure("kept_mib", ".0f"),
+        "CPU s": figure("cpu_s", ".3f"),
+        "ms, p99": figure("p99_ms", ".0f"),
+        "longest": figure("longest_ms", ".0f"),
+        "wait s": figure("answer_s", ".1f"),
+    }
+    return section(document, "Attacks", text, columns, words=2)
