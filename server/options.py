@@ -114,7 +114,7 @@ class ServerOptions:
         within=(1, 16_384),
     )
     max_json_values: int = setting(
-        500_000, "Most values of a JSON body; a list or an object counts as eight.", within=(100, 10**9)
+        300_000, "Most values of a JSON body; a list or an object counts as eight.", within=(100, 10**9)
     )
     max_chat_values: int = setting(50_000, "The same of a chat, whose embeddings are text.", within=(100, 10**9))
     max_text_kib: int = setting(

@@ -44,13 +44,13 @@ def many_values(path: str) -> Any:
 
 def most_lists(_: Target) -> Shot:
     """As many empty lists as a body may have values."""
-    return Shot(GENERATE, b'{"input_ids":[1],"vision_embeddings":[' + b"[]," * 55_000 + b"1]}")
+    return Shot(GENERATE, b'{"input_ids":[1],"vision_embeddings":[' + b"[]," * 32_000 + b"1]}")
 
 
 def most_numbers(_: Target) -> Shot:
     """As many numbers as a body may have values."""
     return Shot(
-        GENERATE, b'{"input_ids":[1],"image_grid_thw":[[1,2,2]],"vision_embeddings":[[' + b"0," * 495_000 + b"1]]}"
+        GENERATE, b'{"input_ids":[1],"image_grid_thw":[[1,2,2]],"vision_embeddings":[[' + b"0," * 295_000 + b"1]]}"
     )
 
 

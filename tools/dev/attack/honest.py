@@ -62,10 +62,10 @@ def honest_client(url: str) -> Iterator[Callable[[], Experience]]:
 def main() -> None:
     url = sys.argv[1]
     experience, over = Experience(), threading.Event()
-    _ask_once(url, experience)
+    ask_once(url, experience)
     sys.stdout.write("begun\n")
     sys.stdout.flush()
-    steps = (_probe_once, _ask_once)
+    steps = (_probe_once, ask_once)
     threads = [threading.Thread(target=_repeat, args=(step, url, experience, over)) for step in steps]
     for thread in threads:
         thread.start()
@@ -93,7 +93,12 @@ def _probe_once(url: str, experience: Experience) -> None:
     experience.failures += not healthy
 
 
-def _ask_once(url: str, experience: Experience) -> None:
+def ask_once(url: str, experience: Experience) -> None:
+    """Ask the question until it is answered, as OpenAI's clients do.
+
+    Raises:
+        RuntimeError: it was refused for good.
+    """
     started = time.perf_counter()
     ends = time.monotonic() + PATIENCE_SECONDS
     while True:

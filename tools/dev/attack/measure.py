@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from qwen3vl_edge.tools.dev.attack.attack import Attack, Outcome
 from qwen3vl_edge.tools.dev.attack.books import disagreements, read_books
-from qwen3vl_edge.tools.dev.attack.honest import honest_client
+from qwen3vl_edge.tools.dev.attack.honest import Experience, ask_once, honest_client
 from qwen3vl_edge.tools.dev.attack.target import MIB, Target
 
 RECOVERY_SECONDS = 30.0
@@ -115,6 +115,8 @@ def _send_politely(attack: Attack, target: Target, times: int, at_once: int, sec
 
 
 def _wait_for_recovery(target: Target, steady: int, threads: int) -> None:
+    """While a client asks a question a second: a pool ends its idle threads as it is used."""
     ends, most = time.monotonic() + RECOVERY_SECONDS, threads + POOLED_THREADS
     while time.monotonic() < ends and (target.resident > steady + SETTLED_MIB * MIB or target.threads > most):
-        time.sleep(0.1)
+        ask_once(target.url, Experience())
+        time.sleep(1.0)
