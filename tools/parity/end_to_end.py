@@ -2,7 +2,8 @@
 
 The split's request goes through the wire format and the server's own checks and input building; only
 the socket is not used. The unsplit model gets its usual input: the native grid of each picture, chosen by
-qwen-vl-utils, never a bucket.
+qwen-vl-utils, never a bucket. A third side, transformers alone, reads the original files itself
+(`transformers_alone.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
 from qwen3vl_edge.tools.parity.greedy import forget_defaults, greedy_config
+from qwen3vl_edge.tools.parity.transformers_alone import Alone, AloneProcessor, compare_alone
 
 if TYPE_CHECKING:
     from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
@@ -40,6 +42,7 @@ class PromptResult:
         first_divergence: index of the first token that differs, None if all agree.
         kl: KL(unsplit ‖ split) in nats at each step of the unsplit answer.
         sent_bytes: of the request body.
+        alone: the third side, transformers alone from the original files; None where it was not asked.
     """
 
     name: str
@@ -51,6 +54,7 @@ class PromptResult:
     first_divergence: int | None
     kl: tuple[float, ...]
     sent_bytes: int
+    alone: Alone | None = None
 
     @property
     def agrees(self) -> bool:
@@ -67,6 +71,7 @@ class Unsplit:
         model = AutoModelForImageTextToText.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
         self.model = forget_defaults(model.eval())
         self.processor: Processor = load_processor(checkpoint.path)
+        self.alone = AloneProcessor(checkpoint.path)
 
     def inputs(self, messages: Sequence[Message], policy: BucketPolicy) -> dict[str, Any]:
         """The HF processor's tensors at native grids."""
@@ -120,7 +125,7 @@ def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:
 def compare_prompt(
     name: str, messages: Sequence[Message], split: Split, unsplit: Unsplit, max_new_tokens: int
 ) -> PromptResult:
-    """Generate greedily with both models, then compare their logits along the unsplit answer."""
+    """Generate greedily with both models, compare their logits along the unsplit answer, then transformers alone."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     split_inputs, exact, sent_bytes = split.inputs(messages, sampling)
     unsplit_inputs = unsplit.inputs(messages, split.edge.policy)
@@ -130,6 +135,12 @@ def compare_prompt(
     if split_inputs["input_ids"].shape == unsplit_inputs["input_ids"].shape:
         reference = _logits_along(unsplit.model, unsplit_inputs, unsplit_ids)
         kl = tuple(kl_divergence(reference, _logits_along(split.loaded.model, split_inputs, unsplit_ids)).tolist())
+    alone = compare_alone(
+        unsplit.alone,
+        messages,
+        unsplit_inputs,
+        lambda inputs: _greedy(unsplit.model, inputs, max_new_tokens, split),
+    )
     decode = split.loaded.tokenizer.decode
     return PromptResult(
         name,
@@ -141,6 +152,7 @@ def compare_prompt(
         first_divergence(unsplit_ids, split_ids),
         kl,
         sent_bytes,
+        alone,
     )
 
 

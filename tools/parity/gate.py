@@ -139,8 +139,9 @@ def _layers(limit: float, layers: Sequence[LayerRow] | None) -> list[GateRow]:
 
 def _answers(limits: AnswerLimits, prompts: Sequence[PromptResult]) -> list[GateRow]:
     exact = [item for item in prompts if item.exact]
+    alone = _alone(prompts)
     if not exact and not limits.required:
-        return []
+        return alone
     agreement = sum(item.agrees for item in exact) / len(exact) if exact else None
     rows = [GateRow("answers", "agreement", agreement, limits.min_agreement, at_least=True)]
     if limits.max_kl is not None:
@@ -148,4 +149,13 @@ def _answers(limits: AnswerLimits, prompts: Sequence[PromptResult]) -> list[Gate
         rows.append(GateRow("answers", "largest KL", max(steps) if steps else None, limits.max_kl, at_least=False))
     if limits.min_prompts is not None:
         rows.append(GateRow("answers", "prompts at native grids", len(exact), limits.min_prompts, at_least=True))
-    return rows
+    return rows + alone
+
+
+def _alone(prompts: Sequence[PromptResult]) -> list[GateRow]:
+    """No difference to transformers alone is left unexplained; the report tells the choices that explain one."""
+    compared = [item.alone for item in prompts if item.alone is not None]
+    if not compared:
+        return []
+    faults = sum(item.fault is not None for item in compared)
+    return [GateRow("transformers alone", "prompts with another input", faults, 0, at_least=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -139,6 +140,7 @@ def _print_answers(console: Console, report: ParityReport) -> None:
     if resized:
         same = sum(item.agrees for item in resized)
         console.print(f"resized to a bucket: {same} of {len(resized)} prompts agree (the model saw another picture)")
+    _print_alone(console, report.prompts)
     for item in report.prompts:
         if not item.agrees:
             mark = "" if item.exact else " (resized)"
@@ -147,3 +149,20 @@ def _print_answers(console: Console, report: ParityReport) -> None:
                 f"split {item.split_text!r}",
                 markup=False,
             )
+
+
+def _print_alone(console: Console, prompts: tuple[PromptResult, ...]) -> None:
+    """What transformers alone makes of the same files: the same input, another by choice, or a fault."""
+    compared = [(item, item.alone) for item in prompts if item.alone is not None]
+    by_choice = [(item, alone) for item, alone in compared if alone.choices and alone.fault is None]
+    faults = [(item, alone.fault) for item, alone in compared if alone.fault is not None]
+    unread = [(item, alone.unread) for item, alone in compared if alone.unread is not None]
+    same = len(compared) - len(by_choice) - len(faults) - len(unread)
+    console.print(f"transformers alone, from the original files: the same input on {same} of {len(compared)} prompts")
+    if by_choice:
+        counts = Counter(choice for _, alone in by_choice for choice in alone.choices)
+        named = ", ".join(f"{choice} {count}" for choice, count in counts.items())
+        answers = sum(alone.ids == item.unsplit_ids for item, alone in by_choice)
+        console.print(f"  by choice another on {len(by_choice)} ({named}); {answers} of these answers are the same")
+    for item, reason in (*faults, *unread):
+        console.print(f"  {item.name}: {reason}", markup=False, soft_wrap=True)

@@ -1,0 +1,204 @@
+"""Parity's third side: transformers alone, from the original files to tokens, with its own loading and resizing.
+
+The other two sides share this project's preprocessing, so a picture that it got wrong would be wrong on both. Here
+`apply_chat_template` loads every picture and clip itself, by the checkpoint's own limits. Where its input differs from
+the unsplit model's by a choice, the choice is named; where no choice explains it, that is a fault.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3vl_edge.edge_runtime.inputs.media import Message
+
+MEDIA_KEYS = ("type", "text", "image", "image_url", "video")
+# Modes of Pillow whose conversion to RGB differs: transformers clips deep greys and puts transparency on black.
+OPAQUE = ("1", "L", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "P", "RGBX")
+PIXEL_LIMITS = "pixel limits"
+RESAMPLING = "resampling"
+PIXEL_FORMAT = "pixel format"
+OPTIONS = "options of the message"
+CLIP_SAMPLING = "clip sampling"
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What transformers alone makes of a prompt.
+
+    Attributes:
+        choices: why its input is not the unsplit model's; empty where it is the same to the bit.
+        fault: a difference that no choice explains.
+        unread: why transformers did not take the prompt at all.
+        ids: of its answer, where its input differs by choice alone; else None.
+    """
+
+    choices: tuple[str, ...] = ()
+    fault: str | None = None
+    unread: str | None = None
+    ids: tuple[int, ...] | None = None
+
+
+class AloneProcessor:
+    """The checkpoint's processor as transformers loads it, with nothing changed."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from transformers import AutoProcessor
+
+        self._hf: Any = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+        if importlib.util.find_spec("torchcodec") is None:  # transformers' default reader of clips; it has others
+            self._hf.video_processor.fetch_videos = _fetch_with_pyav
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of a patch's side."""
+        return int(self._hf.image_processor.patch_size)
+
+    def inputs(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """The model's input for a conversation.
+
+        Raises:
+            Exception: of any kind that transformers raises for what it cannot read.
+        """
+        made = self._hf.apply_chat_template(
+            [_as_transformers_reads(message) for message in messages],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return dict(made)
+
+    def pixel_values(self, pictures: Sequence[Any], grids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Patches of pictures resized to given grids with Pillow's bicubic filter, as qwen-vl-utils' `fetch_image`."""
+        from transformers.image_utils import load_image
+
+        patch = self.patch_size
+        resized = []
+        for picture, (_, rows, columns) in zip(pictures, grids, strict=True):
+            size = (int(columns) * patch, int(rows) * patch)
+            resized.append(load_image(picture).resize(size))
+        values: NDArray[np.float32] = self._hf.image_processor(resized, do_resize=False, return_tensors="pt")[
+            "pixel_values"
+        ].numpy()
+        return values
+
+
+def compare_alone(
+    processor: AloneProcessor,
+    messages: Sequence[Message],
+    unsplit: dict[str, Any],
+    answer: Callable[[dict[str, Any]], tuple[int, ...]],
+) -> Alone:
+    """Compare the inputs, and ask where they differ by choice.
+
+    Args:
+        unsplit: the unsplit model's input for the same messages.
+        answer: the unsplit model's answer to an input.
+    """
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    pictures = [source for part in parts if (source := _picture(part)) is not None]
+    has_clips = any("video" in part for part in parts)
+    try:
+        alone = processor.inputs(messages)
+        fault = _fault(processor, pictures, unsplit)
+    except Exception as error:  # transformers raises many kinds
+        return Alone(unread=(str(error) or repr(error)).splitlines()[0][:160])
+    if _same(alone, unsplit):
+        return Alone(fault=fault)
+    choices = []
+    if any(set(part) - set(MEDIA_KEYS) for part in parts):
+        choices.append(OPTIONS)
+    if pictures and not _equal(alone.get("image_grid_thw"), unsplit.get("image_grid_thw")):
+        choices.append(PIXEL_LIMITS)
+    elif pictures and not _equal(alone.get("pixel_values"), unsplit.get("pixel_values")):
+        choices += [RESAMPLING] if _is_resized(pictures, unsplit, processor) else []
+    if any(_mode(picture) not in OPAQUE for picture in pictures):
+        choices.append(PIXEL_FORMAT)
+        fault = None
+    if has_clips:
+        choices.append(CLIP_SAMPLING)
+    if not choices and fault is None:
+        fault = "the input differs, and no picture was resized"
+    return Alone(tuple(choices), fault, ids=answer(alone) if choices and fault is None else None)
+
+
+def _fetch_with_pyav(source: Any, sample_indices_fn: Any = None) -> Any:
+    from transformers.video_utils import load_video
+
+    if isinstance(source, list):
+        return list(zip(*[_fetch_with_pyav(one, sample_indices_fn) for one in source], strict=True))
+    return load_video(source, backend="pyav", sample_indices_fn=sample_indices_fn)
+
+
+def _as_transformers_reads(message: Message) -> Message:
+    if not isinstance(message["content"], list):
+        return message
+    return {**message, "content": [_part(part) for part in message["content"]]}
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    picture = _picture(part)
+    if picture is not None:
+        return {"type": "image", "image": picture}
+    return {"type": "video", "video": part["video"]} if "video" in part else {"type": "text", "text": part["text"]}
+
+
+def _picture(part: dict[str, Any]) -> Any:
+    if "video" in part:
+        return None
+    source = part.get("image", part.get("image_url"))
+    source = source.get("url") if isinstance(source, dict) else source
+    return source.removeprefix("file://") if isinstance(source, str) else source
+
+
+def _mode(picture: Any) -> str:
+    """Pillow's mode; "transparent" where a palette or a key makes pixels transparent."""
+    from PIL import Image
+
+    if not isinstance(picture, Image.Image):
+        if not Path(str(picture)).is_file():
+            return "RGB"  # by URL: what differs then is told as a fault
+        with Image.open(picture) as opened:
+            return "transparent" if "transparency" in opened.info else opened.mode
+    return "transparent" if "transparency" in picture.info else picture.mode
+
+
+def _fault(processor: AloneProcessor, pictures: list[Any], unsplit: dict[str, Any]) -> str | None:
+    """Whether the pictures, as transformers loads them, are those of the unsplit model's input, at its grids."""
+    if not pictures:
+        return None
+    expected = processor.pixel_values(pictures, unsplit["image_grid_thw"].tolist())
+    actual = unsplit["pixel_values"].numpy()
+    if np.array_equal(expected, actual):
+        return None
+    most = float(np.abs(expected - actual).max())
+    return f"a picture is not as transformers loads it: patches differ by up to {most:.3g}"
+
+
+def _is_resized(pictures: list[Any], unsplit: dict[str, Any], processor: AloneProcessor) -> bool:
+    from transformers.image_utils import load_image
+
+    patch = processor.patch_size
+    sizes = [load_image(picture).size for picture in pictures]
+    return any(
+        size != (columns * patch, rows * patch)
+        for size, (_, rows, columns) in zip(sizes, unsplit["image_grid_thw"].tolist(), strict=True)
+    )
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    names = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+    return all(_equal(one.get(name), other.get(name)) for name in names)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import torch
+
+    return one is other if one is None or other is None else bool(torch.equal(one, other))
