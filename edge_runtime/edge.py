@@ -52,7 +52,7 @@ class EdgeOptions:
         max_distortion, min_scale: beyond them a picture is encoded by the dynamic-shape graph.
         stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
-        limits: of the pictures and clips of one conversation.
+        limits: of the pictures and clips of one conversation; and whether pictures are turned as their EXIF says.
     """
 
     backend: str = "onnxruntime"
@@ -304,7 +304,7 @@ class Edge:
             "backend": self.encoder.name,
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
-            **({} if item.draft == 1 else {"draft": f"1/{item.draft}"}),
+            **item.decoding,
         }
 
 

@@ -168,6 +168,11 @@ class DaemonConfig:
         "Most visual tokens of a request: as many as a server's setting of this name.",
         within=(1, 2**24),
     )
+    exif_orientation: bool = setting(
+        True,
+        "Turn pictures as their EXIF orientation says; false leaves their rows as the sensor wrote them.",
+        reloadable=True,
+    )
     stall_s: float = setting(
         120.0,
         """Seconds that the pictures and clips of a request may take to be prepared; and seconds of one step of
@@ -298,7 +303,12 @@ class DaemonConfig:
         from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
 
         return MediaLimits(
-            self.max_media, self.max_pixels, self.max_picture_pixels, self.max_clip_pixels, self.max_visual_tokens
+            self.max_media,
+            self.max_pixels,
+            self.max_picture_pixels,
+            self.max_clip_pixels,
+            self.max_visual_tokens,
+            self.exif_orientation,
         )
 
     @property

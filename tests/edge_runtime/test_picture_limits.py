@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.formats.picture_files import FORMATS
 from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
@@ -21,7 +22,7 @@ from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources import decoding
 from qwen3vl_edge.edge_runtime.inputs.sources.decoding import HEADER_READS, MAX_SCANS
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import AbandonedError, MediaBudget, MediaLimits
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FORMATS, measure_picture, open_picture
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import measure_picture, open_picture
 
 LOW = MediaLimits(max_picture_pixels=10_000)
 DAEMON = MediaLimits(64, 100_000_000, FREE_PIXELS, 1_600_000_000, 16_384)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from qwen3vl_edge.contract.formats.picture_files import FORMATS
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import write_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.download import Take, fetch
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FILE_FORMATS, FORMATS, Picture, measure_picture
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FILE_FORMATS, Picture, measure_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.read import check_scheme, read_source
 
 AT_ONCE = 4  # of one request

@@ -1,0 +1,25 @@
+"""Which files are pictures for device and server alike, and what to say of one that its decoder refuses."""
+
+from __future__ import annotations
+
+# What clients send. Pillow reads some forty more, of which some run a program (EPS is given to Ghostscript) or decode
+# to another size than they say.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+JPEG_FORMATS = ("JPEG", "MPO")  # as Pillow names them
+# What libjpeg decodes (JPEG_MAX_DIMENSION); the format allows 65,535.
+MAX_JPEG_SIDE = 65_500
+_LONGEST_REASON = 160
+_SPEAK_FOR_THEMSELVES = (OSError, SyntaxError, EOFError, ValueError, OverflowError)
+
+
+def fault_of(error: Exception) -> str:
+    """One line about what a decoder raised.
+
+    Pillow's plugins raise what reading a damaged structure happens to raise: struct.error, IndexError, KeyError,
+    TypeError, AttributeError, RuntimeError, SystemError, MemoryError and others, so that no list is complete.
+    """
+    words = " ".join(str(error).split())[:_LONGEST_REASON]
+    if words and isinstance(error, _SPEAK_FOR_THEMSELVES):
+        return words
+    name = type(error).__name__
+    return f"{name}: {words}" if words else name
