@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 # What clients send. Pillow reads some forty more, of which some run a program (EPS is given to Ghostscript) or decode
 # to another size than they say.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+AVIF = "AVIF"  # where this Pillow reads it, from 11.3 on
 JPEG_FORMATS = ("JPEG", "MPO")  # as Pillow names them
 # What libjpeg decodes (JPEG_MAX_DIMENSION); the format allows 65,535.
 MAX_JPEG_SIDE = 65_500
@@ -23,3 +26,15 @@ def fault_of(error: Exception) -> str:
         return words
     name = type(error).__name__
     return f"{name}: {words}" if words else name
+
+
+@cache
+def client_formats() -> tuple[str, ...]:
+    """Formats, as Pillow names them, in which this installation takes pictures from clients."""
+    from PIL import features
+
+    try:
+        has_avif = features.check_module("avif")
+    except ValueError:  # an earlier Pillow does not know it
+        has_avif = False
+    return (*FORMATS, AVIF) if has_avif else FORMATS

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
+from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
-from qwen3vl_edge.contract.formats.picture_files import FORMATS, JPEG_FORMATS, MAX_JPEG_SIDE, fault_of
+from qwen3vl_edge.contract.formats.picture_files import AVIF, JPEG_FORMATS, MAX_JPEG_SIDE, client_formats, fault_of
 from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
 from qwen3vl_edge.contract.formats.picture_orientation import orientation_of, turned
 from qwen3vl_edge.contract.formats.picture_size import most_pixels
@@ -89,7 +90,7 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
         )
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
     with _faults(where, len(data)):
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(BytesIO(data), formats=client_formats())
         pixels, most = image.width * image.height, most_pixels(len(data))
         if pixels > most:
             raise _too_large(where, most, len(data), f"{image.width}x{image.height}")
@@ -100,6 +101,8 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
                 expected=f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read",
                 got=f"{image.width}x{image.height}",
             )
+        if image.format == AVIF and not is_worth_decoding(data, most):
+            raise _too_large(where, most, len(data), "AV1 frames of more")
         claim(pixels)
         return _seen(image, exif_orientation)
 
@@ -122,7 +125,7 @@ def _faults(where: str, size: int) -> Iterator[None]:
     except ContractError:
         raise
     except UnidentifiedImageError:
-        raise InputError("not a picture", field=where, expected=" or ".join(FORMATS)) from None
+        raise InputError("not a picture", field=where, expected=" or ".join(client_formats())) from None
     except Image.DecompressionBombError:
         raise _too_large(where, most_pixels(size), size, "more than Pillow decodes") from None
     except Exception as error:

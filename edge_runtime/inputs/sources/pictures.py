@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
-from qwen3vl_edge.contract.formats.picture_files import FORMATS, JPEG_FORMATS, MAX_JPEG_SIDE, fault_of
+from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
+from qwen3vl_edge.contract.formats.picture_files import AVIF, JPEG_FORMATS, MAX_JPEG_SIDE, client_formats, fault_of
 from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
 from qwen3vl_edge.contract.formats.picture_orientation import (
     UPRIGHT,
@@ -30,7 +31,7 @@ from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 # Pillow refuses pictures above twice this many pixels as decompression bombs.
 MAX_IMAGE_PIXELS = 100_000_000
 # What the operator's own files may be, beside what clients send.
-FILE_FORMATS = (*FORMATS, "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "DIB", "PCX")
+FILE_FORMATS = (*client_formats(), "TIFF", "PPM", "JPEG2000", "ICO", "TGA", "DIB", "PCX")
 _DRAFTS = (1, 2, 4, 8)  # the scales at which libjpeg decodes at once
 LIMITS = MediaLimits()
 _CONVERT = "Convert it to PNG."
@@ -158,7 +159,7 @@ def open_picture(
     named = MediaSource("image", str(source), field)
     content = read_source(named, access)
     is_trusted = access.folders is None or isinstance(content, Path)
-    return measure_picture(content, named.label, FILE_FORMATS if is_trusted else FORMATS, limits)
+    return measure_picture(content, named.label, FILE_FORMATS if is_trusted else client_formats(), limits)
 
 
 def measure_picture(
@@ -181,6 +182,10 @@ def measure_picture(
             file.check_scans()
             if max(image.size) > MAX_JPEG_SIDE:
                 raise _too_large(label, f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read", image.size)
+        elif image.format == AVIF and not is_worth_decoding(
+            content if isinstance(content, bytes) else file.whole(), most
+        ):
+            raise _too_large(label, f"AV1 frames of about {most} pixels", "larger ones")
         # Of a progressive file libjpeg keeps the coefficients of all pixels, whatever the scale.
         drafts = _DRAFTS if jpeg and not image.info.get("progressive") else (1,)
         width, height = stored_size(image)
@@ -234,12 +239,12 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
     return measure_picture(data, label).decode()
 
 
-def _too_large(label: str, limit: str, size: tuple[int, int]) -> LimitError:
+def _too_large(label: str, limit: str, got: tuple[int, int] | str) -> LimitError:
     return LimitError(
         f"picture {label} is too large",
         field="image",
         expected=limit,
-        got=f"{size[0]}x{size[1]}",
+        got=got if isinstance(got, str) else f"{got[0]}x{got[1]}",
         remedy="Make it smaller, or save it as a baseline JPEG file, which is decoded at a reduced size.",
     )
 
