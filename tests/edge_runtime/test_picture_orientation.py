@@ -124,7 +124,10 @@ def test_xmp_tells_it_too() -> None:
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_a_reduced_jpeg_file_is_turned(orientation: int) -> None:
-    data = file_of(drawn(643, 479), "JPEG", orientation)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn(643, 479)).save(buffer, "JPEG", exif=exif, quality=20)
+    data = buffer.getvalue()
     picture = measure_picture(data, "it", limits=MediaLimits(max_picture_pixels=100))
     assert picture.draft > 1
     reduced = Image.open(io.BytesIO(data))
@@ -188,9 +191,9 @@ def test_the_library_says_what_it_did(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "tagged.png"
     path.write_bytes(file_of(drawn(), "PNG", 6))
     messages = [{"role": "user", "content": [{"type": "image", "image": str(path)}]}]
-    for limits, said, grid in ((MediaLimits(), "6", (6, 4)), (RAW, "6, not applied", (4, 6))):
+    for limits, said in ((MediaLimits(), "6"), (RAW, "6, not applied")):
         options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), limits=limits)
         with open_edge(bundle, options) as opened:
             medium = opened.encode(messages).request.media[0]
         assert medium.origin["orientation"] == said
-        assert (medium.grid.h, medium.grid.w) == grid
+        assert (medium.grid.h > medium.grid.w) == (said == "6")
