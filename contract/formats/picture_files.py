@@ -8,6 +8,14 @@ from functools import cache
 # to another size than they say.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 AVIF = "AVIF"  # where this Pillow reads it, from 11.3 on
+_MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    AVIF: "image/avif",
+}
 JPEG_FORMATS = ("JPEG", "MPO")  # as Pillow names them
 # What libjpeg decodes (JPEG_MAX_DIMENSION); the format allows 65,535.
 MAX_JPEG_SIDE = 65_500
@@ -38,3 +46,8 @@ def client_formats() -> tuple[str, ...]:
     except ValueError:  # an earlier Pillow does not know it
         has_avif = False
     return (*FORMATS, AVIF) if has_avif else FORMATS
+
+
+def client_media_types() -> tuple[str, ...]:
+    """The same as media types."""
+    return tuple(_MEDIA_TYPES[form] for form in client_formats())

@@ -303,12 +303,7 @@ class DaemonConfig:
         from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
 
         return MediaLimits(
-            self.max_media,
-            self.max_pixels,
-            self.max_picture_pixels,
-            self.max_clip_pixels,
-            self.max_visual_tokens,
-            self.exif_orientation,
+            self.max_media, self.max_pixels, self.max_picture_pixels, self.max_clip_pixels, self.max_visual_tokens
         )
 
     @property

@@ -191,8 +191,8 @@ def test_the_library_says_what_it_did(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "tagged.png"
     path.write_bytes(file_of(drawn(), "PNG", 6))
     messages = [{"role": "user", "content": [{"type": "image", "image": str(path)}]}]
-    for limits, said in ((MediaLimits(), "6"), (RAW, "6, not applied")):
-        options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), limits=limits)
+    for turns, said in ((True, "6"), (False, "6, not applied")):
+        options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), exif_orientation=turns)
         with open_edge(bundle, options) as opened:
             medium = opened.encode(messages).request.media[0]
         assert medium.origin["orientation"] == said

@@ -67,7 +67,7 @@ def test_the_scripts_read_what_the_api_sends(daemon: DaemonProcess, samples: Pat
         ("page.js", "usage"): set(usage),
         ("recent.js", "request"): set(rows[0]),
         ("recent.js", "item"): set(rows[0]["media"][0]),
-        ("seen.js", "item"): set(evidence["media"][0]),
+        ("seen.js", "item"): {*evidence["media"][0], "orientation", "frame"},  # of pictures that have one
         ("status.js", "state"): set(httpx.get(f"{daemon.url}/readyz").json()),
         ("status.js", "model"): set(httpx.get(f"{daemon.url}/v1/models").json()["data"][0]),
     }
