@@ -11,7 +11,13 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
 from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
-from qwen3vl_edge.contract.formats.picture_files import AVIF, JPEG_FORMATS, MAX_JPEG_SIDE, client_formats, fault_of
+from qwen3vl_edge.contract.formats.picture_files import (
+    CODED_FORMATS,
+    JPEG_FORMATS,
+    MAX_JPEG_SIDE,
+    client_formats,
+    fault_of,
+)
 from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
 from qwen3vl_edge.contract.formats.picture_orientation import orientation_of, turned
 from qwen3vl_edge.contract.formats.picture_size import most_pixels
@@ -101,8 +107,8 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
                 expected=f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read",
                 got=f"{image.width}x{image.height}",
             )
-        if image.format == AVIF and not is_worth_decoding(data, most):
-            raise _too_large(where, most, len(data), "AV1 frames of more")
+        if image.format in CODED_FORMATS and not is_worth_decoding(data, most):
+            raise _too_large(where, most, len(data), "frames of more inside")
         claim(pixels)
         return _seen(image, exif_orientation)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# A picture for each eye, or a map of depth or light, behind the picture itself.
-_NO_ANIMATION = ("MPO",)
+# A picture for each eye, or a map of depth or light, behind the picture itself; a collection with a picture of its own.
+_NO_ANIMATION = ("MPO", "HEIF")
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
 
 

@@ -12,7 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
 from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
-from qwen3vl_edge.contract.formats.picture_files import AVIF, JPEG_FORMATS, MAX_JPEG_SIDE, client_formats, fault_of
+from qwen3vl_edge.contract.formats.picture_files import (
+    CODED_FORMATS,
+    JPEG_FORMATS,
+    MAX_JPEG_SIDE,
+    client_formats,
+    fault_of,
+)
 from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
 from qwen3vl_edge.contract.formats.picture_orientation import (
     UPRIGHT,
@@ -182,10 +188,10 @@ def measure_picture(
             file.check_scans()
             if max(image.size) > MAX_JPEG_SIDE:
                 raise _too_large(label, f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read", image.size)
-        elif image.format == AVIF and not is_worth_decoding(
+        elif image.format in CODED_FORMATS and not is_worth_decoding(
             content if isinstance(content, bytes) else file.whole(), most
         ):
-            raise _too_large(label, f"AV1 frames of about {most} pixels", "larger ones")
+            raise _too_large(label, f"frames of about {most} pixels", "larger ones")
         # Of a progressive file libjpeg keeps the coefficients of all pixels, whatever the scale.
         drafts = _DRAFTS if jpeg and not image.info.get("progressive") else (1,)
         width, height = stored_size(image)

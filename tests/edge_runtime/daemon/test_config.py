@@ -123,8 +123,8 @@ def test_what_a_reload_applies() -> None:
     reloadable = {name for name, item in settings_of(DaemonConfig).items() if item.setting.reloadable}
     assert reloadable == {
         "bundle", "backend", "provider", "target", "precision", "threads", "model", "cache", "cache_mib",
-        "media_folders", "allow_private_urls", "fetch_timeout_s", "max_media_mib", "max_picture_pixels", "exif_orientation",
-        "max_clip_pixels", "stack", "preprocess", "cameras",
+        "media_folders", "allow_private_urls", "fetch_timeout_s", "max_media_mib", "max_picture_pixels",
+        "max_clip_pixels", "exif_orientation", "stack", "preprocess", "cameras",
     }  # fmt: skip
 
 
