@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Of TIFF 6.0, section 8 and 19.
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _S_MIN_SAMPLE, _S_MAX_SAMPLE = 258, 262, 340, 341
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT, _S_MIN_SAMPLE, _S_MAX_SAMPLE = 258, 262, 339, 340, 341
 _WHITE_IS_ZERO = 0
 _FULL_16 = 65_535
 # Formats whose grey of more than 8 bits Pillow brings to 16 whole bits.
@@ -71,9 +71,9 @@ def as_seen(image: Image) -> tuple[Image, Levels | None]:
     """
     levels = None
     if is_deep_grey(image.mode):
-        levels = grey_levels(image)
+        values = _values(image)
+        levels = grey_levels(image, values)
         transparent = image.info.get("transparency")
-        values = np.asarray(image)
         grey = _grey(values, levels)
         if isinstance(transparent, int):
             grey[values == transparent] = 255
@@ -83,7 +83,14 @@ def as_seen(image: Image) -> tuple[Image, Levels | None]:
     return _on_white(image), None
 
 
-def grey_levels(image: Image) -> Levels:
+def _values(image: Image) -> Any:
+    """Samples; of TIFF's unsigned 32 bits, which Pillow has as signed ones, what the file says."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    is_unsigned = _number(tags.get(_SAMPLE_FORMAT, 1)) == 1 and _number(tags.get(_BITS_PER_SAMPLE)) == 32
+    return values.view(np.uint32) if image.mode == "I" and is_unsigned else values
+
+
+def grey_levels(image: Image, values: Any) -> Levels:
     """Black and white of a decoded picture of mode I, F or I;16, by what its file declares, else by its values.
 
     - TIFF's SMinSampleValue and SMaxSampleValue, where a file has them;
@@ -101,7 +108,7 @@ def grey_levels(image: Image) -> Levels:
         return Levels(0, _FULL_16 if bits is None or not 8 < bits < 16 else 2 ** int(bits) - 1, inverted)
     if image.format in _SCALED_TO_16:
         return Levels(0, _FULL_16)
-    lowest, highest = _extremes(np.asarray(image))
+    lowest, highest = _extremes(values)
     for white in (1, 255, _FULL_16):
         if lowest >= 0 and highest <= white and (image.mode == "F" or white > 1):
             return Levels(0, white, inverted)

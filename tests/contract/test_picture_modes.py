@@ -199,6 +199,8 @@ def test_levels_that_a_tiff_file_declares() -> None:
     assert values_of(tiff(32, 3, 1, floats, ((340, "f", 0), (341, "f", 0.5)))) == ([0, 128, 255], Levels(0, 0.5))
     assert values_of(tiff(16, 2, 1, struct.pack("<3h", -32_768, 0, 32_767)))[0] == [0, 128, 255]
     assert values_of(tiff(32, 1, 1, struct.pack("<3I", 0, 32_768, 65_535))) == ([0, 128, 255], Levels(0, 65_535))
+    whole = struct.pack("<3I", 0, 2**31, 2**32 - 1)
+    assert values_of(tiff(32, 1, 1, whole)) == ([0, 128, 255], Levels(0, 2**32 - 1))
     assert str(Levels(0, 4095)) == "0..4095"
     assert str(Levels(0, 1, inverted=True)) == "1..0"
 

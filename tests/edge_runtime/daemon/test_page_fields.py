@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3vl_edge.contract.formats.picture_files import client_media_types
 from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import image, post_chat, user
 from tests.support.paths import ROOT
@@ -46,6 +47,12 @@ def read_of(script: str, variable: str) -> set[str]:
     for taken in re.findall(rf"\{{([^{{}}]+)\}} = {variable}\b", source):
         found |= {name.split(":")[0].strip() for name in taken.split(",")}
     return found
+
+
+def test_the_file_picker_names_what_the_daemon_reads(daemon: DaemonProcess) -> None:
+    page = httpx.get(f"{daemon.url}/").text
+    assert f'accept="{",".join(client_media_types())},video/*"' in page
+    assert "image/*" not in page
 
 
 def test_the_scripts_read_what_the_api_sends(daemon: DaemonProcess, samples: Path) -> None:
