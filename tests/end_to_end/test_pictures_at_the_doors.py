@@ -116,10 +116,10 @@ def test_what_cannot_be_seen_is_a_refusal_with_its_reason(doors: Doors, door: st
         data = saved(noise, form)
         refused(doors.ask(door, data[: len(data) // 2]), "not a picture" if form == "AVIF" else "corrupt")
     if features.check("avif"):
-        data = bytearray(saved(noise, "AVIF"))
-        place = data.index(b"mdat") + 4 + 16  # behind the sequence header
-        data[place : place + 8] = b"\xff" * 8
-        refused(doors.ask(door, bytes(data)), "corrupt (RuntimeError: Failed to decode")
+        damaged = bytearray(saved(noise, "AVIF"))
+        place = damaged.index(b"mdat") + 4 + 16  # behind the sequence header
+        damaged[place : place + 8] = b"\xff" * 8
+        refused(doors.ask(door, bytes(damaged)), "corrupt (RuntimeError: Failed to decode")
 
 
 class Odd(BaseHTTPRequestHandler):
