@@ -53,6 +53,7 @@ class EdgeOptions:
         stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
         limits: of the pictures and clips of one conversation.
+        exif_orientation: pictures are turned as their EXIF says; False leaves their rows as the sensor wrote them.
     """
 
     backend: str = "onnxruntime"
@@ -67,6 +68,12 @@ class EdgeOptions:
     stack: bool = True
     preprocess: str = "auto"
     limits: MediaLimits = field(default_factory=MediaLimits)
+    exif_orientation: bool = True
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """`limits`, with `exif_orientation`, on which the sizes of pictures depend."""
+        return replace(self.limits, exif_orientation=self.exif_orientation)
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ class Edge:
         Raises:
             InputError, LimitError, BucketError: as `encode`.
         """
-        budget = budget or MediaBudget(self.options.limits)
+        budget = budget or MediaBudget(self.options.media_limits)
         budget.start()
         if self.lean is not None and serves(messages):
             return prepare_lean_prompt(messages, self.lean, policy, budget)
@@ -304,7 +311,7 @@ class Edge:
             "backend": self.encoder.name,
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
-            **({} if item.draft == 1 else {"draft": f"1/{item.draft}"}),
+            **item.decoding,
         }
 
 

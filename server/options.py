@@ -159,6 +159,9 @@ class ServerOptions:
         "Load the vision encoder too, and accept pictures in chats as well as embeddings.",
         option="--allow-pixels",
     )
+    exif_orientation: bool = setting(
+        True, "Turn these pictures as their EXIF orientation says; false leaves their rows as the sensor wrote them."
+    )
     max_pixels: int = setting(50_000_000, "Most pixels of a request's pictures together.", within=(1, 10**9))
     keep_answers_s: float = setting(
         600.0,

@@ -168,6 +168,11 @@ class DaemonConfig:
         "Most visual tokens of a request: as many as a server's setting of this name.",
         within=(1, 2**24),
     )
+    exif_orientation: bool = setting(
+        True,
+        "Turn pictures as their EXIF orientation says; false leaves their rows as the sensor wrote them.",
+        reloadable=True,
+    )
     stall_s: float = setting(
         120.0,
         """Seconds that the pictures and clips of a request may take to be prepared; and seconds of one step of

@@ -77,7 +77,7 @@ class EncodePipeline:
         """
         self._encoding += 1
         budget = MediaBudget(
-            self.edge.options.limits, partial(account.claim, VISUAL_TOKENS), self._prepare_s, "stall_s"
+            self.edge.options.media_limits, partial(account.claim, VISUAL_TOKENS), self._prepare_s, "stall_s"
         )
         try:
             prepared = await self._prepared(chat, account, budget)
@@ -96,7 +96,7 @@ class EncodePipeline:
                 scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-edge-"))
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             take = partial(_claim_bytes, account)
-            opened = await open_sources(sources, self._access, self.edge.options.limits, scratch, take)
+            opened = await open_sources(sources, self._access, self.edge.options.media_limits, scratch, take)
             await account.wait_for(PIXELS, sum(item.pixels for item in opened if isinstance(item, Picture)))
             preparing = self._prepare.submit(self._prepare_messages, chat, opened, budget)
             held = stack.pop_all()

@@ -65,7 +65,7 @@ class FetchedMedia:
         pixels: RGB PIL image, or float32 tensor [frames, 3, H, W] of 0 to 255; a placeholder where there is a window.
         metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
         window: of a camera, in place of a clip's pixels.
-        draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
+        decoding: what was done to a picture as it was decoded, as of `SeenPicture`.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class FetchedMedia:
     pixels: Any
     metadata: dict[str, Any] = field(default_factory=dict)
     window: Snapshot | None = None
-    draft: int = 1
+    decoding: dict[str, str] = field(default_factory=dict)
 
 
 def fetch_media(
@@ -122,7 +122,8 @@ def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> Fetc
 def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
     from qwen_vl_utils.vision_process import fetch_image
 
-    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": picture.decode()}
+    seen = picture.see()
+    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": seen.image}
     patch = policy.geometry.patch_size
     try:
         image = fetch_image(element, image_patch_size=patch)
@@ -136,7 +137,7 @@ def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budg
         raise
     except (AssertionError, OSError, ValueError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
-    return FetchedMedia("image", choice, image, draft=picture.draft)
+    return FetchedMedia("image", choice, image, decoding=seen.decoding)
 
 
 def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ class PreparedMedia:
     Attributes:
         input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
-        draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
+        decoding: what was done to a picture as it was decoded, as of `SeenPicture`.
     """
 
     kind: str
     choice: BucketChoice
     input: EncoderInput
     window: Snapshot | None = None
-    draft: int = 1
+    decoding: dict[str, str] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -172,7 +172,7 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
                 "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
             )
         encoder_input = EncoderInput(item.choice.grid, patches.numpy())
-        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft))
+        media.append(PreparedMedia(item.kind, item.choice, encoder_input, decoding=item.decoding))
     return media
 
 

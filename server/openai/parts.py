@@ -56,6 +56,7 @@ class PartReader:
         pixels: the vision tower, None without `--allow-pixels`.
         bases: bases of packed embeddings, by sha256.
         account: claims pixels and visual tokens before they are spent; None claims nothing.
+        exif_orientation: pictures are turned as their EXIF says.
     """
 
     shape: ModelShape
@@ -63,6 +64,7 @@ class PartReader:
     pixels: PixelEncoder | None = None
     bases: Bases = field(default_factory=dict)
     account: Account | None = None
+    exif_orientation: bool = True
 
     def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
         """All media of a conversation in order. Blocks.
@@ -88,10 +90,15 @@ class PartReader:
     def _read(self, index: int, part: Part, where: str, budget: int) -> Medium:
         if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
             url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-            medium = self.pixels.encode(
-                lambda: open_data_uri(url, f"{where}.image_url", partial(self._claim, PIXELS)),
-                lambda grid: self._admit_grid(grid, "image", where, budget),
-            )
+            named, claim = f"{where}.image_url", partial(self._claim, PIXELS)
+            try:
+                medium = self.pixels.encode(
+                    lambda: open_data_uri(url, named, claim, self.exif_orientation),
+                    lambda grid: self._admit_grid(grid, "image", where, budget),
+                )
+            except InputError as error:
+                error.field = error.field or named
+                raise
             return Medium(where, medium, "pixels", True)
         if part.type not in ("image_embeds", "video_embeds"):
             raise refuse_pixels(part.type, where, allowed=self.pixels is not None)

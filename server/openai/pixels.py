@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
+from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
+from qwen3vl_edge.contract.formats.picture_files import (
+    CODED_FORMATS,
+    JPEG_FORMATS,
+    MAX_JPEG_SIDE,
+    client_formats,
+    fault_of,
+)
+from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
+from qwen3vl_edge.contract.formats.picture_orientation import orientation_of, turned
 from qwen3vl_edge.contract.formats.picture_size import most_pixels
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64
@@ -16,7 +27,6 @@ from qwen3vl_edge.server.openai.tensor_formats import decode_base64
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_FILE_BYTES = 64 * 2**20
 CheckGrid = Callable[[Grid], None]
 
@@ -30,6 +40,9 @@ class PixelEncoder(Protocol):
         Args:
             open_image: decodes it into RGB; called by one thread at a time, so that peak memory is bounded.
             check: called with the grid before encoding; raises if the grid is too large.
+
+        Raises:
+            InputError: the picture cannot be resized to the model's input, such as one of very unequal sides.
         """
         ...
 
@@ -59,17 +72,18 @@ def refuse_pixels(kind: str, where: str, allowed: bool = False) -> InputError:
     )
 
 
-def open_data_uri(uri: str, where: str, claim: Callable[[int], None]) -> Image:
-    """Decode the picture of a `data:` URI into RGB, transparency on white, as qwen-vl-utils does on the device.
+def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orientation: bool = True) -> Image:
+    """Decode the picture of a `data:` URI into RGB as a person sees it, as the device does.
 
     Args:
         claim: called with its number of pixels before it is decoded; may raise.
+        exif_orientation: it is turned as its EXIF says.
 
     Raises:
         InputError: another kind of URL, or not a picture.
         LimitError: too many bytes or pixels; raised before decoding.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     parsed = parse_data_uri(uri)
     if parsed is None or parsed.kind != "image":
@@ -81,35 +95,50 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None]) -> Image:
             remedy="Send the picture in the request.",
         )
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
-    try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+    with _faults(where, len(data)):
+        image = Image.open(BytesIO(data), formats=client_formats())
         pixels, most = image.width * image.height, most_pixels(len(data))
         if pixels > most:
             raise _too_large(where, most, len(data), f"{image.width}x{image.height}")
+        if image.format in JPEG_FORMATS and max(image.size) > MAX_JPEG_SIDE:
+            raise LimitError(
+                "picture is too large",
+                field=where,
+                expected=f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read",
+                got=f"{image.width}x{image.height}",
+            )
+        if image.format in CODED_FORMATS and not is_worth_decoding(data, most):
+            raise _too_large(where, most, len(data), "frames of more inside")
         claim(pixels)
-        image.load()
-        return _rgb(image)
+        return _seen(image, exif_orientation)
+
+
+def _seen(image: Any, exif_orientation: bool) -> Image:
+    """Decoded, in RGB, upright; none of these formats is turned by Pillow itself."""
+    prepare_transparency(image)
+    image.load()
+    seen, _ = as_seen(image)
+    return turned(seen, orientation_of(image)) if exif_orientation else seen
+
+
+@contextmanager
+def _faults(where: str, size: int) -> Iterator[None]:
+    """Whatever Pillow raises within the block becomes an error about the picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except ContractError:
+        raise
     except UnidentifiedImageError:
-        raise InputError("not a picture", field=where, expected=" or ".join(FORMATS)) from None
+        raise InputError("not a picture", field=where, expected=" or ".join(client_formats())) from None
     except Image.DecompressionBombError:
-        raise _too_large(where, most_pixels(len(data)), len(data), "more than Pillow decodes") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        if isinstance(error, (InputError, LimitError)):
-            raise
-        raise InputError(f"picture is corrupt ({error})"[:200], field=where) from None
+        raise _too_large(where, most_pixels(size), size, "more than Pillow decodes") from None
+    except Exception as error:
+        raise InputError(f"picture is corrupt ({fault_of(error)})", field=where) from None
 
 
 def _too_large(where: str, most: int, size: int, got: str) -> LimitError:
     return LimitError(
         "picture has too many pixels for its file", field=where, expected=f"at most {most} in {size} bytes", got=got
     )
-
-
-def _rgb(image: Image) -> Image:
-    from PIL import Image
-
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white

@@ -52,7 +52,14 @@ def openai_routes(state: ServerState) -> APIRouter:
         with admitted.account as account:
             most = options.most_json_bytes(engine.limits)
             body = await read_json(request, state, account, most, options.max_values, "max_chat_values")
-            parts = PartReader(engine.loaded.shape, engine.limits, state.readiness.pixels, state.bases, account)
+            parts = PartReader(
+                engine.loaded.shape,
+                engine.limits,
+                state.readiness.pixels,
+                state.bases,
+                account,
+                options.exif_orientation,
+            )
             chats = ChatReader(engine, state.store, parts, options)
             prepared = await state.parse(partial(chats.prepare, body, client, admitted.key))
             account.give_back(JSON_VALUES)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.formats.picture_files import FORMATS
 from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
@@ -21,7 +22,7 @@ from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources import decoding
 from qwen3vl_edge.edge_runtime.inputs.sources.decoding import HEADER_READS, MAX_SCANS
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import AbandonedError, MediaBudget, MediaLimits
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FORMATS, measure_picture, open_picture
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import measure_picture, open_picture
 
 LOW = MediaLimits(max_picture_pixels=10_000)
 DAEMON = MediaLimits(64, 100_000_000, FREE_PIXELS, 1_600_000_000, 16_384)
@@ -70,7 +71,7 @@ def test_a_jpeg_file_is_decoded_at_the_largest_scale_that_fits(mode: str) -> Non
         if fits[0] > 1:
             expected.draft(None, (width // fits[0], height // fits[0]))
         assert picture.size == expected.size
-        np.testing.assert_array_equal(np.asarray(picture.decode()), np.asarray(expected))
+        np.testing.assert_array_equal(np.asarray(picture.decode()), np.asarray(expected.convert("RGB")))
 
 
 def test_the_evidence_has_the_scale(edge: Edge) -> None:
@@ -80,7 +81,7 @@ def test_the_evidence_has_the_scale(edge: Edge) -> None:
     for prepare, processor in ((prepare_lean_prompt, edge.lean), (prepare_prompt, edge.processor)):
         whole = measure_picture(data, "it", FORMATS)
         prompt = prepare(conversation(reduced, whole), processor, edge.policy)  # type: ignore[operator]
-        assert [item.draft for item in prompt.media] == [reduced.draft, 1]
+        assert [item.decoding for item in prompt.media] == [{"draft": f"1/{reduced.draft}"}, {}]
     prepared = edge.prepare(conversation(reduced, whole))
     origins = [item.origin for item in edge.embed(prepared).request.media]
     assert origins[0]["draft"] == f"1/{reduced.draft}"

@@ -54,8 +54,12 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
 def test_image_is_upstreams_to_the_bit_in_every_mode(edge: Edge, mode: str) -> None:
-    messages = user({"type": "image", "image": picture(128, 128, mode)}, "What?")
+    """Transparent ones as upstream has RGBA, on white: of LA and of palettes it shows what is hidden."""
+    image = picture(128, 128, mode)
+    messages = user({"type": "image", "image": image}, "What?")
     prompt = prepare_prompt(messages, edge.processor, edge.policy)
+    if image.has_transparency_data:
+        messages = user({"type": "image", "image": image.convert("RGBA")}, "What?")
     expected = upstream(edge, messages)
     assert prompt.media[0].choice.exact
     assert prompt.media[0].choice.fixed

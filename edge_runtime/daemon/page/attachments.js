@@ -4,7 +4,7 @@ import { byId, element } from "./dom.js";
 import { bytes } from "./format.js";
 
 // Kinds that browsers do not name.
-const BY_ENDING = { mkv: "video/x-matroska", avi: "video/x-msvideo", heic: "image/heic", tif: "image/tiff", tiff: "image/tiff" };
+const BY_ENDING = { mkv: "video/x-matroska", avi: "video/x-msvideo", heic: "image/heic", heif: "image/heif", avif: "image/avif", tif: "image/tiff", tiff: "image/tiff" };
 
 // { kind: "image" | "video", name, size in bytes or null, url for the API, file or null }
 let attached = [];

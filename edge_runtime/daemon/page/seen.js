@@ -21,7 +21,7 @@ export async function showSeen(media, items, sizes) {
 async function figure(item, attachment, { patch_size: patch, merge_size: merge }) {
   const seen = grid(item.grid);
   const native = grid(item.native);
-  const picture = await frame(attachment);
+  const picture = await frame(attachment, item);
   const canvas = element("canvas", { role: "img" });
   const cell = patch * merge;
   const draw = () => paint(canvas, picture, seen, native, patch, merge);
@@ -34,6 +34,7 @@ async function figure(item, attachment, { patch_size: patch, merge_size: merge }
     ["Tokens", `${clip}${rows} × ${columns} = ${seen.t * rows * columns}, each ${cell} × ${cell} px`],
     ["Seen at", `${seen.w * patch} × ${seen.h * patch} px (grid ${item.grid})`],
     ["Native", item.native === item.grid ? "the same" : `${native.w * patch} × ${native.h * patch} px (grid ${item.native})`],
+    ...(item.frame ? [["Frame", item.frame]] : []),
     ["Served by", `${servedBy(item)}, ${item.backend} ${item.precision}`],
   ];
   return element(
@@ -66,17 +67,18 @@ function inWords(item, seen, picture) {
 }
 
 // The picture, or the first frame of a clip; null where this browser cannot read it.
-async function frame(attachment) {
+async function frame(attachment, item) {
   if (!attachment?.file) return null;
   try {
     if (attachment.kind === "video") return await firstFrame(attachment.file);
-    return await createImageBitmap(await withoutExif(attachment.file));
+    const turned = !item.orientation?.endsWith("not applied");
+    return await createImageBitmap(turned ? attachment.file : await withoutExif(attachment.file));
   } catch {
     return null;
   }
 }
 
-// The device does not turn pictures by their EXIF tag; a browser would. Without the tag both show the same.
+// A browser turns pictures by their EXIF tag, as the device does by default. Without the tag it cannot.
 async function withoutExif(file) {
   const bytes = new DataView(await file.arrayBuffer());
   if (bytes.byteLength < 4 || bytes.getUint16(0) !== 0xffd8) return file; // no JPEG

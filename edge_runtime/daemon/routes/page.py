@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
+from qwen3vl_edge.contract.formats.picture_files import client_media_types
 from qwen3vl_edge.contract.http.errors import HttpError
 
 ROUTES = ("/",)  # metrics count its assets as "other"
@@ -31,6 +32,8 @@ def page_routes() -> APIRouter:
     """`/` and its assets, read once."""
     router = APIRouter()
     files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in _KINDS}
+    # Named one by one, so that a phone which keeps HEIC converts it where the daemon cannot read it.
+    files["index.html"] = files["index.html"].replace(b"image/*", ",".join(client_media_types()).encode())
 
     @router.get("/")
     async def page(request: Request) -> Response:

@@ -186,12 +186,13 @@ def _media(
     part: dict[str, Any], picture: Picture, processor: LeanProcessor, policy: BucketPolicy, budget: MediaBudget
 ) -> PreparedMedia:
     budget.check()
-    image, choice = bucket_image(picture.decode(), {**processor.image_defaults, **part}, policy)
+    seen = picture.see()
+    image, choice = bucket_image(seen.image, {**processor.image_defaults, **part}, policy)
     budget.add_visual_tokens(policy.tokens(choice.grid))
     pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
     uint8_pixels = pixels if processor.takes_pixels(choice.grid) else None
-    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels), draft=picture.draft)
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels), decoding=seen.decoding)
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:

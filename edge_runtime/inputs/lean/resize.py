@@ -1,6 +1,6 @@
-"""A picture to RGB at its bucket's size, bit-identical to qwen-vl-utils' `fetch_image`.
+"""An RGB picture at its bucket's size, bit-identical to qwen-vl-utils' `fetch_image`.
 
-Formulas and constants: `smart_resize`, `to_rgb` and `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`).
+Formulas and constants: `smart_resize` and `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`).
 tests/edge_runtime/lean/test_pixels.py compares both.
 """
 
@@ -49,32 +49,11 @@ def smart_resize(
     return rows, columns
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB: a picture of mode RGBA on white, every other mode as Pillow converts it; itself where it is RGB."""
-    if image.mode == "RGB":
-        return image  # `convert` would copy it
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """transformers' `convert_to_rgb` for an RGB picture that still has a transparent colour.
-
-    Pillow keeps the transparent colour of a palette or PNG file as RGB metadata, through the resize too, and the HF
-    processor then makes the pixels of exactly that colour white.
-    """
-    if image.info.get("transparency") is None:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image.convert("RGBA")).convert("RGB")
-
-
 def bucket_image(image: Image.Image, element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.Image, BucketChoice]:
     """The picture of a message's part at its bucket's size, and the bucket.
 
     Args:
+        image: in RGB.
         element: the part, with `min_pixels`, `max_pixels`, or `resized_height` and `resized_width`.
 
     Raises:
@@ -82,13 +61,12 @@ def bucket_image(image: Image.Image, element: dict[str, Any], policy: BucketPoli
         BucketError: no bucket serves it.
     """
     try:
-        image = to_rgb(image)
         height, width = _native_size(element, image, policy.geometry)
         choice = policy.choose(policy.geometry.image_grid(height, width))
         if not choice.exact:
             height, width = policy.geometry.pixels(choice.grid)
             _check_bucket(choice, smart_resize(height, width, policy.geometry.factor), policy.geometry)
-        return on_white(image.resize((width, height))), choice  # Pillow's default for RGB is bicubic
+        return image.resize((width, height)), choice  # Pillow's default for RGB is bicubic
     except ContractError:
         raise
     except (OSError, ValueError, ZeroDivisionError) as error:

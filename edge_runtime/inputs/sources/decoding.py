@@ -51,6 +51,14 @@ class BoundedFile(io.BufferedReader):
             )
         return super().read(size)
 
+    def whole(self) -> bytes:
+        """All of the file; the place in it stays."""
+        place = self.tell()
+        self.seek(0)
+        content = super().read()
+        self.seek(place)
+        return content
+
     def check_scans(self) -> None:
         """Count the scans of a JPEG file; the marker occurs in no compressed data (ITU-T T.81, B.1.1.5).
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import write_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.download import Take, fetch
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FILE_FORMATS, FORMATS, Picture, measure_picture
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FILE_FORMATS, Picture, measure_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.read import check_scheme, read_source
 
 AT_ONCE = 4  # of one request
@@ -62,7 +63,7 @@ def _opened(
     if content is None:
         content = read_source(source, access)
     if source.kind == "image":
-        formats = FORMATS if isinstance(content, bytes) else FILE_FORMATS  # files are the operator's own
+        formats = client_formats() if isinstance(content, bytes) else FILE_FORMATS  # files are the operator's own
         return measure_picture(content, source.label, formats, limits)
     path = content if isinstance(content, Path) else write_clip(content, scratch)
     check_clip(path, source.label, limits)

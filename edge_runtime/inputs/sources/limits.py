@@ -34,6 +34,8 @@ class MediaLimits:
             they take time and not memory: 768 frames, as many as qwen-vl-utils samples, are 1.6e9 pixels in 1080p and
             6.4e9 in 4K.
         max_visual_tokens: of pictures and clips together. Their patches are in memory at once, in 24 kB a token.
+        exif_orientation: whether pictures are turned as their EXIF says, which comes before their size; else their
+            rows stay as the sensor wrote them.
     """
 
     max_media: int = 256
@@ -41,6 +43,7 @@ class MediaLimits:
     max_picture_pixels: int = 100_000_000
     max_clip_pixels: int = 6_400_000_000
     max_visual_tokens: int = 131_072
+    exif_orientation: bool = True
 
     def most_pixels(self, file_bytes: int) -> int:
         """The most pixels of a picture, or of a clip's frame, whose file has so many bytes."""

@@ -11,20 +11,51 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
+from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
+from qwen3vl_edge.contract.formats.picture_files import (
+    CODED_FORMATS,
+    JPEG_FORMATS,
+    MAX_JPEG_SIDE,
+    client_formats,
+    fault_of,
+)
+from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
+from qwen3vl_edge.contract.formats.picture_orientation import (
+    UPRIGHT,
+    orientation_of,
+    stored_size,
+    turned,
+    turned_back,
+    turned_size,
+)
 from qwen3vl_edge.edge_runtime.inputs.sources.access import UNRESTRICTED, AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.decoding import BoundedFile
+from qwen3vl_edge.edge_runtime.inputs.sources.frames import frame_count
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 
 # Pillow refuses pictures above twice this many pixels as decompression bombs.
 MAX_IMAGE_PIXELS = 100_000_000
-# What clients send; and what the operator's own files may be. Pillow reads some forty more, of which some run a program
-# (EPS is given to Ghostscript) or decode to another size than they say.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-FILE_FORMATS = (*FORMATS, "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "DIB", "PCX")
+# What the operator's own files may be, beside what clients send.
+FILE_FORMATS = (*client_formats(), "TIFF", "PPM", "JPEG2000", "ICO", "TGA", "DIB", "PCX")
 _DRAFTS = (1, 2, 4, 8)  # the scales at which libjpeg decodes at once
 LIMITS = MediaLimits()
 _CONVERT = "Convert it to PNG."
+_OPENED_BY_CALLER = "(a PIL image)"
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """A decoded picture as a person sees it.
+
+    Attributes:
+        image: RGB, without metadata that would turn or mask it once more.
+        decoding: what makes it differ from the file's plain pixels, for the evidence: `draft`, `frame`, `orientation`
+            and, of grey of more than 8 bits, `levels`.
+    """
+
+    image: Image.Image
+    decoding: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -34,36 +65,77 @@ class Picture:
     Attributes:
         content: the file or its path; or a picture that the caller has opened.
         formats: of Pillow, that the file may have.
-        size: width and height that it will have.
+        rows_size: width and height of its rows as they are decoded, before it is turned.
         draft: 1, or by how much a JPEG file is reduced as it is decoded, because it has too many pixels for its bytes.
+        orientation: EXIF's, as far as it stands before the pixels.
+        is_turned: whether its orientation is applied.
     """
 
     content: bytes | Path | Image.Image
     label: str
     formats: tuple[str, ...]
-    size: tuple[int, int]
-    draft: int
+    rows_size: tuple[int, int]
+    draft: int = 1
+    orientation: int = UPRIGHT
+    is_turned: bool = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height that it will have."""
+        return turned_size(self.rows_size, self.orientation) if self.is_turned else self.rows_size
 
     @property
     def pixels(self) -> int:
-        return self.size[0] * self.size[1]
+        return self.rows_size[0] * self.rows_size[1]
 
     def decode(self) -> Image.Image:
-        """The picture; a JPEG's pixels differ from the reference's where `draft` is not 1.
+        """The picture in RGB; a JPEG's pixels differ from the reference's where `draft` is not 1.
+
+        Raises:
+            InputError, LimitError: corrupt.
+        """
+        return self.see().image
+
+    def see(self) -> SeenPicture:
+        """The picture in RGB, and what was done to it.
 
         Raises:
             InputError, LimitError: corrupt.
         """
         if isinstance(self.content, Image.Image):
-            return self.content
+            with _faults(self.label, self.formats):
+                return self._seen(self.content, 1)
         with _opened(self.content, self.label, self.formats) as (image, file):
             if self.draft > 1:
                 image.draft(image.mode, (image.width // self.draft, image.height // self.draft))
-            if image.size != self.size:
+            if stored_size(image) != self.rows_size:
                 raise InputError(f"picture {self.label} was changed while it was read", field="image")
             file.header_is_read()
-            image.load()
-            return image
+            prepare_transparency(image)
+            return self._seen(image, frame_count(image, self.content))
+
+    def _seen(self, image: Image.Image, frames: int) -> SeenPicture:
+        before = orientation_of(image)
+        image.load()
+        after = orientation_of(image)  # of PNG it may stand behind the pixels
+        has_turned = before != UPRIGHT and after == UPRIGHT  # Pillow turns TIFF files itself
+        orientation = before if has_turned else after
+        seen, levels = as_seen(image)
+        if self.is_turned and not has_turned:
+            seen = turned(seen, orientation)
+        elif has_turned and not self.is_turned:
+            seen = turned_back(seen, orientation)
+        if seen is not self.content:
+            # Without what another reader would apply once more. A copy, because an opened file remembers its EXIF.
+            seen = seen.copy() if seen is image and orientation != UPRIGHT else seen
+            seen.info = {}
+        decoding = {
+            "draft": f"1/{self.draft}" if self.draft > 1 else "",
+            "frame": f"first of {frames}" if frames > 1 else "",
+            "orientation": f"{orientation}{'' if self.is_turned else ', not applied'}" if orientation > 1 else "",
+            "levels": "" if levels is None else str(levels),
+        }
+        return SeenPicture(seen, {name: value for name, value in decoding.items() if value})
 
 
 def open_picture(
@@ -85,13 +157,15 @@ def open_picture(
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
-        return Picture(source, "", (), source.size, 1)
+        # Pillow tells, and makes, a TIFF file's turned size.
+        orientation = UPRIGHT if source.format == "TIFF" else orientation_of(source)
+        return Picture(source, _OPENED_BY_CALLER, (), source.size, 1, orientation, limits.exif_orientation)
     if not isinstance(source, (str, Path)):
         raise InputError("not a picture", field=field, expected="path, URL, data URI or PIL image", got=type(source))
     named = MediaSource("image", str(source), field)
     content = read_source(named, access)
     is_trusted = access.folders is None or isinstance(content, Path)
-    return measure_picture(content, named.label, FILE_FORMATS if is_trusted else FORMATS, limits)
+    return measure_picture(content, named.label, FILE_FORMATS if is_trusted else client_formats(), limits)
 
 
 def measure_picture(
@@ -109,22 +183,26 @@ def measure_picture(
     """
     with _opened(content, label, formats) as (image, file):
         most = min(limits.most_pixels(file.bytes), MAX_IMAGE_PIXELS)
-        jpeg = image.format in ("JPEG", "MPO")
+        jpeg = image.format in JPEG_FORMATS
         if jpeg:
             file.check_scans()
+            if max(image.size) > MAX_JPEG_SIDE:
+                raise _too_large(label, f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read", image.size)
+        elif image.format in CODED_FORMATS and not is_worth_decoding(
+            content if isinstance(content, bytes) else file.whole(), most
+        ):
+            raise _too_large(label, f"frames of about {most} pixels", "larger ones")
         # Of a progressive file libjpeg keeps the coefficients of all pixels, whatever the scale.
         drafts = _DRAFTS if jpeg and not image.info.get("progressive") else (1,)
+        width, height = stored_size(image)
         for draft in drafts:
-            size = (-(-image.width // draft), -(-image.height // draft))
-            if size[0] * size[1] <= most:
-                return Picture(content, label, formats, size, draft)
-        raise LimitError(
-            f"picture {label} is too large",
-            field="image",
-            expected=f"at most {most} pixels in a file of {file.bytes} bytes (max_picture_pixels, or 10 a byte)",
-            got=f"{image.width}x{image.height}",
-            remedy="Make it smaller, or save it as a baseline JPEG file, which is decoded at a reduced size.",
-        )
+            size = (-(-width // draft), -(-height // draft))
+            # Pillow asks libjpeg for a size, and of a side shorter than the scale it gets another.
+            if size[0] * size[1] <= most and min(width, height) >= draft:
+                orientation = orientation_of(image)
+                return Picture(content, label, formats, size, draft, orientation, limits.exif_orientation)
+        limit = f"at most {most} pixels in a file of {file.bytes} bytes (max_picture_pixels, or 10 a byte)"
+        raise _too_large(label, limit, (width, height))
 
 
 def open_pictures(parts: list[dict[str, Any]], budget: MediaBudget) -> list[Picture]:
@@ -167,15 +245,31 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
     return measure_picture(data, label).decode()
 
 
+def _too_large(label: str, limit: str, got: tuple[int, int] | str) -> LimitError:
+    return LimitError(
+        f"picture {label} is too large",
+        field="image",
+        expected=limit,
+        got=got if isinstance(got, str) else f"{got[0]}x{got[1]}",
+        remedy="Make it smaller, or save it as a baseline JPEG file, which is decoded at a reduced size.",
+    )
+
+
 @contextmanager
 def _opened(
     content: bytes | Path | Image.Image, label: str, formats: tuple[str, ...]
 ) -> Iterator[tuple[Any, BoundedFile]]:
-    """A file and its header; whatever Pillow raises within the block becomes an error that names the picture."""
+    """A file and its header; errors as of `_faults`."""
     assert not isinstance(content, Image.Image)
+    with _faults(label, formats), BoundedFile(content, label) as file:
+        yield Image.open(file, formats=formats), file
+
+
+@contextmanager
+def _faults(label: str, formats: tuple[str, ...]) -> Iterator[None]:
+    """Whatever Pillow raises within the block becomes an error that names the picture."""
     try:
-        with BoundedFile(content, label) as file:
-            yield Image.open(file, formats=formats), file
+        yield
     except ContractError:
         raise
     except FileNotFoundError:
@@ -188,5 +282,5 @@ def _opened(
     except Image.DecompressionBombError as error:
         limit = f"at most {MAX_IMAGE_PIXELS} pixels"
         raise LimitError(f"picture {label} is too large", field="image", expected=limit, got=error) from None
-    except (OSError, SyntaxError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(f"picture {label} is corrupt ({error})", field="image") from None
+    except Exception as error:
+        raise InputError(f"picture {label} is corrupt ({fault_of(error)})", field="image") from None

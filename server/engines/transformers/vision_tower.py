@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
-from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.errors import CheckpointError, InputError
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
@@ -41,9 +41,12 @@ class VisionTower:
 
         Returns:
             float16; float32 for models in float32 and in bfloat16, whose values it represents exactly.
+
+        Raises:
+            InputError: the processor cannot resize it.
         """
         with self._lock, torch.inference_mode():
-            inputs = self._processor(images=[open_image()], return_tensors="pt")
+            inputs = self._patches(open_image())
             grids = inputs["image_grid_thw"]
             grid = Grid(*(int(number) for number in grids[0]))
             check(grid)
@@ -56,6 +59,17 @@ class VisionTower:
                 for array in (output.pooler_output, *output.deepstack_features)
             )
         return MediaEmbeddings("image", grid, embeds, tuple(levels))
+
+    def _patches(self, image: Image) -> Any:
+        try:
+            return self._processor(images=[image], return_tensors="pt")
+        except ValueError as error:  # such as sides of more than 1 to 200
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"picture cannot be preprocessed ({reason})",
+                expected="sides of at most 1 to 200",
+                got=f"{image.width}x{image.height}",
+            ) from None
 
 
 def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTower:

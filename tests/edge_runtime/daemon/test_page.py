@@ -109,7 +109,7 @@ def test_a_picture_is_asked_about(page: Tab, daemon: DaemonProcess, samples: Pat
 
 @WITH_BROWSER
 def test_what_is_drawn_is_what_the_device_encodes(page: Tab, tmp_path: Path) -> None:
-    """A camera's EXIF tag turns a picture in browsers; the device encodes it as it is stored."""
+    """A camera's EXIF tag turns a picture in browsers and on the device."""
     picture = Image.new("RGB", (192, 96), "red")
     picture.paste("blue", (96, 0, 192, 96))
     exif = Image.Exif()
@@ -120,11 +120,11 @@ def test_what_is_drawn_is_what_the_device_encodes(page: Tab, tmp_path: Path) -> 
     ask(page, "What is in the picture?")
     page.wait("document.querySelectorAll('#seen canvas').length === 2")
     page.run("document.querySelector('#show-grid').click()")
-    assert "192 × 96 px" in text_of(page, "#seen")
-    pixel = "[...document.querySelector('#seen canvas').getContext('2d').getImageData({x}, 300, 1, 1).data]"
-    left, right = page.run(pixel.format(x=100)), page.run(pixel.format(x=860))
-    assert left[0] > 200 > 50 > left[2]
-    assert right[2] > 200 > 50 > right[0]
+    assert "96 × 192 px" in text_of(page, "#seen")
+    pixel = "[...document.querySelector('#seen canvas').getContext('2d').getImageData(300, {y}, 1, 1).data]"
+    top, bottom = page.run(pixel.format(y=100)), page.run(pixel.format(y=860))
+    assert top[0] > 200 > 50 > top[2]
+    assert bottom[2] > 200 > 50 > bottom[0]
     page.run("document.querySelector('#show-grid').click()")
     page.screenshot(Path(os.environ.get("PAGE_SCREENSHOTS", tmp_path)) / "page-fitted.png")
 

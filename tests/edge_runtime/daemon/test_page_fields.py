@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3vl_edge.contract.formats.picture_files import client_media_types
 from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import image, post_chat, user
 from tests.support.paths import ROOT
@@ -48,6 +49,12 @@ def read_of(script: str, variable: str) -> set[str]:
     return found
 
 
+def test_the_file_picker_names_what_the_daemon_reads(daemon: DaemonProcess) -> None:
+    page = httpx.get(f"{daemon.url}/").text
+    assert f'accept="{",".join(client_media_types())},video/*"' in page
+    assert "image/*" not in page
+
+
 def test_the_scripts_read_what_the_api_sends(daemon: DaemonProcess, samples: Path) -> None:
     for _ in range(2):  # the second is from the cache, which its evidence says
         streamed = chunks(daemon, samples)
@@ -67,7 +74,7 @@ def test_the_scripts_read_what_the_api_sends(daemon: DaemonProcess, samples: Pat
         ("page.js", "usage"): set(usage),
         ("recent.js", "request"): set(rows[0]),
         ("recent.js", "item"): set(rows[0]["media"][0]),
-        ("seen.js", "item"): set(evidence["media"][0]),
+        ("seen.js", "item"): {*evidence["media"][0], "orientation", "frame"},  # of pictures that have one
         ("status.js", "state"): set(httpx.get(f"{daemon.url}/readyz").json()),
         ("status.js", "model"): set(httpx.get(f"{daemon.url}/v1/models").json()["data"][0]),
     }
