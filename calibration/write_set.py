@@ -116,7 +116,9 @@ def _measured(
     """The graph's record with its distances on those of the cases that it serves."""
     fixed = set(bundle.manifest.buckets(quantized.record.base))
     own = [
-        case for case in cases if (case.input.grid not in fixed if graph.grid is None else case.input.grid == graph.grid)
+        case
+        for case in cases
+        if (case.input.grid not in fixed if graph.grid is None else case.input.grid == graph.grid)
     ]
     disabled = ORT_DISABLED_OPTIMIZERS[quantized.quantization.kind]
     return measure_graph(path, graph, own or cases[:1], bundle.manifest.vision, disabled)

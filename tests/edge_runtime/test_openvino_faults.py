@@ -76,7 +76,9 @@ def test_graphs_of_older_exports_are_right_too(
     pixels = pixels_of(older, grid)
     backend = load_backend("openvino", older, BackendOptions(threads=1))
     found = backend.run(grid, pixels)
-    for output, want in zip((found.embeds, *found.deepstack), run_encoder(checkpoint.encoder, grid, pixels), strict=True):
+    for output, want in zip(
+        (found.embeds, *found.deepstack), run_encoder(checkpoint.encoder, grid, pixels), strict=True
+    ):
         assert relative_l2(output, want) < LIMITS["fp32"]
 
 

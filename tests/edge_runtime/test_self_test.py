@@ -214,7 +214,11 @@ def test_an_engine_with_buckets_of_its_own_is_not_covered_there(bundle: Path) ->
 def test_the_store_is_the_users_cache(tmp_path: Path) -> None:
     assert not machine_store({}).holds(["a"])  # a service without a home: nothing is kept
     machine_store({}).add(["a"])
-    for environment in ({"HOME": str(tmp_path)}, {"XDG_CACHE_HOME": str(tmp_path)}, {"CACHE_DIRECTORY": f"{tmp_path}:x"}):
+    for environment in (
+        {"HOME": str(tmp_path)},
+        {"XDG_CACHE_HOME": str(tmp_path)},
+        {"CACHE_DIRECTORY": f"{tmp_path}:x"},
+    ):
         store = machine_store(environment)
         assert not store.holds(["a", "b"])
         store.add(["a", "b"])

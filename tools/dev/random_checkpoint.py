@@ -95,9 +95,7 @@ def encoder_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **visio
     return RandomCheckpoint(folder, encoder)
 
 
-def save_image_processor(
-    folder: Path, patch_size: int = 16, merge_size: int = 2, temporal_patch_size: int = 2
-) -> None:
+def save_image_processor(folder: Path, patch_size: int = 16, merge_size: int = 2, temporal_patch_size: int = 2) -> None:
     """An image processor with the tower's geometry, and mean and std unlike 0.5 so that a swap shows."""
     Qwen2VLImageProcessor(
         patch_size=patch_size,

@@ -146,7 +146,9 @@ def _buckets(tower: Tower) -> dict[str, str]:
     patch, frames = tower.vision["patch_size"], tower.vision["temporal_patch_size"]
     sizes = [(grid.t * frames, grid.h * patch, grid.w * patch) for grid in tower.fixed]
     return {
-        "image_buckets": ",".join(f"{h}x{w}" for (_, h, w), grid in zip(sizes, tower.fixed, strict=True) if grid.t == 1),
+        "image_buckets": ",".join(
+            f"{h}x{w}" for (_, h, w), grid in zip(sizes, tower.fixed, strict=True) if grid.t == 1
+        ),
         "video_buckets": ",".join(
             f"{t}x{h}x{w}" for (t, h, w), grid in zip(sizes, tower.fixed, strict=True) if grid.t > 1
         ),
