@@ -1,10 +1,10 @@
 """Golden pairs: what an encoder must make of pictures that every machine can draw, so that it can prove itself there.
 
 A set has a file of them, `golden.npz`. The pictures are not in it: they follow from the grid alone, in whole numbers,
-so that they are the same on every machine and with every library. By grid, such as "1x28x28", and output the file holds:
+so that they are the same on every machine and with every library. By grid, such as "1x28x28", and by output it holds:
 
     1x28x28/embeds        float32 [rows, D]: rows `golden_rows` of the reference's output
-    1x28x28.onnx/cosine   float64 [outputs]: of a quantized graph's outputs to those rows, as measured when it was written
+    1x28x28.onnx/cosine   float64 [outputs]: of a quantized graph's outputs to the reference, when it was written
 
 The reference is PyTorch in float32; that of a quantized set is the set that it was made from.
 """

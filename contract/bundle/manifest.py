@@ -143,7 +143,7 @@ class PrecisionSet:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of the set's files: weights, graphs, golden pairs, and the measured sensitivity, where there are some."""
+        """Paths of the set's files: weights, graphs, golden pairs and measured sensitivity, where there are some."""
         sensitivity = None if self.calibration is None else self.calibration.sensitivity
         paths = (self.weights, *(graph.path for graph in self.graphs), self.golden, sensitivity)
         return tuple(path for path in paths if path is not None)

@@ -1,4 +1,4 @@
-"""uint8 frames to the encoder's patches, as the checkpoint's processor lays them out: for checks, without transformers."""
+"""uint8 frames to the encoder's patches, as the checkpoint's processor lays them out, without transformers."""
 
 from __future__ import annotations
 

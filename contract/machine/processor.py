@@ -1,8 +1,9 @@
-"""What decides which kernels a library picks on this machine: the CPU's model and instruction sets, the GPU's driver."""
+"""What decides which kernels a library picks here: the CPU's model and instruction sets, a GPU's driver."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -14,10 +15,8 @@ _FACTS = ("model name", "cpu family", "model", "flags", "CPU implementer", "CPU 
 def processor() -> list[str]:
     """The facts, each as text; what the system does not show is left out."""
     facts = [platform.machine(), *_facts_of(CPUINFO)]
-    try:
+    with suppress(OSError, IndexError):
         facts.append(NVIDIA_DRIVER.read_text(encoding="utf-8").splitlines()[0])
-    except (OSError, IndexError):
-        pass
     return facts
 
 

@@ -98,8 +98,8 @@ class DaemonConfig:
     model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", reloadable=True)
     self_test: bool = setting(
         True,
-        "Each graph encodes the bundle's golden pictures before it first serves on this machine, and is refused where it "
-        "gives other embeddings. What passed is kept in the user's cache folder.",
+        """Each graph encodes the bundle's golden pictures before it first serves on this machine, and is refused where
+        it gives other embeddings. What passed is kept in the user's cache folder.""",
         option="--self-test/--no-self-test",
         reloadable=True,
     )

@@ -1,4 +1,4 @@
-"""Two faults of OpenVINO 2026.4 (docs/reports/openvino-faults.md): right values, from today's graphs and from older ones."""
+"""Two faults of OpenVINO 2026.4 (docs/reports/openvino-faults.md): right values from today's graphs and older ones."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore, machine_store
-from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend, proven, untested
+from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend, ProvenPixelBackend, proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, ServedGrids
@@ -154,16 +154,12 @@ def test_where_no_backend_passes_the_bundle_is_at_fault(bundle: Path, tmp_path: 
 
     faulty = with_node_changed(bundle, tmp_path / "faulty", "fp32/1x8x8.uint8.onnx", "deepstack.0", swap)
     opened = open_bundle(faulty)
+    options = BackendOptions("fp32")
+    backend = proven(load_backend("onnxruntime", opened, options), opened, "onnxruntime", options, ProofStore(None))
+    backend.run(BUCKET, patches(opened, BUCKET))  # the graph that takes patches is sound
+    assert isinstance(backend, ProvenPixelBackend)
     with pytest.raises(EngineError, match=r"uint8\.onnx wrongly.*No other backend.*export it again"):
-        backend = proven(
-            load_backend("onnxruntime", opened, BackendOptions("fp32")),
-            opened,
-            "onnxruntime",
-            BackendOptions("fp32"),
-            ProofStore(None),
-        )
-        backend.run(BUCKET, patches(opened, BUCKET))  # the graph that takes patches is sound
-        backend.run_pixels(BUCKET, np.zeros((128, 128, 3), np.uint8))  # type: ignore[attr-defined]
+        backend.run_pixels(BUCKET, np.zeros((128, 128, 3), np.uint8))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -1,4 +1,4 @@
-"""Draws vision towers as Qwen3-VL allows them, and small grids for each: sizes that a library may take for another's."""
+"""Draws vision towers as Qwen3-VL allows them, and small grids: sizes that a library may take for one another."""
 
 from __future__ import annotations
 
