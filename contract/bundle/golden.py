@@ -81,7 +81,8 @@ def _bytes(seed: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def golden_rows(output: NDArray[Any]) -> NDArray[np.float32]:
     """The first row of an output, the last, and those between: attention brings every patch of a frame into each."""
     rows = np.unique(np.linspace(0, len(output) - 1, ROWS).round().astype(int))
-    return output[rows].astype(np.float32)
+    chosen: NDArray[np.float32] = output[rows].astype(np.float32)
+    return chosen
 
 
 def dynamic_golden_grids(vision: VisionSpec, buckets: Sequence[Grid]) -> list[Grid]:

@@ -121,7 +121,14 @@ def _send_runs(tower: Tower, sender: Connection) -> None:
 def runs_of(tower: Tower, folder: Path) -> Iterator[Run]:
     """Export a tower, and run every kind of graph of each precision on each backend."""
     checkpoint = encoder_checkpoint(folder / "checkpoint", **tower.vision)
-    export_bundle(str(checkpoint.path), folder / "bundle", precisions=tower.precisions, **_buckets(tower))
+    images, clips = _buckets(tower)
+    export_bundle(
+        str(checkpoint.path),
+        folder / "bundle",
+        image_buckets=images,
+        video_buckets=clips,
+        precisions=tower.precisions,
+    )
     bundle = open_bundle(folder / "bundle", verify=False)
     references = {grid: _reference(checkpoint.encoder, bundle, grid) for grid in (*tower.fixed, *tower.free)}
     for name in BACKENDS:
@@ -142,17 +149,13 @@ def runs_of(tower: Tower, folder: Path) -> Iterator[Run]:
                 backend.close()
 
 
-def _buckets(tower: Tower) -> dict[str, str]:
+def _buckets(tower: Tower) -> tuple[str, str]:
+    """Image and video buckets as `export` takes them."""
     patch, frames = tower.vision["patch_size"], tower.vision["temporal_patch_size"]
-    sizes = [(grid.t * frames, grid.h * patch, grid.w * patch) for grid in tower.fixed]
-    return {
-        "image_buckets": ",".join(
-            f"{h}x{w}" for (_, h, w), grid in zip(sizes, tower.fixed, strict=True) if grid.t == 1
-        ),
-        "video_buckets": ",".join(
-            f"{t}x{h}x{w}" for (t, h, w), grid in zip(sizes, tower.fixed, strict=True) if grid.t > 1
-        ),
-    }
+    sizes = {grid: f"{grid.h * patch}x{grid.w * patch}" for grid in tower.fixed}
+    images = [size for grid, size in sizes.items() if grid.t == 1]
+    clips = [f"{grid.t * frames}x{size}" for grid, size in sizes.items() if grid.t > 1]
+    return ",".join(images), ",".join(clips)
 
 
 def _dynamic_alone(bundle: Bundle) -> Bundle:
