@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.position_tables import position_inputs
+from qwen3vl_edge.contract.errors import EngineError
+from qwen3vl_edge.edge_runtime.backends import openvino
 from qwen3vl_edge.edge_runtime.backends.openvino import breaks_when_fused, cpu_settings, openvino_core
+from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore
+from qwen3vl_edge.edge_runtime.backends.proven import proven
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
@@ -80,6 +84,22 @@ def test_graphs_of_older_exports_are_right_too(
         (found.embeds, *found.deepstack), run_encoder(checkpoint.encoder, grid, pixels), strict=True
     ):
         assert relative_l2(output, want) < LIMITS["fp32"]
+
+
+def test_without_precautions_the_self_test_refuses_it(
+    checkpoint: RandomCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault itself, as the next one of its kind will be met: found at first use, and a sound backend named."""
+    write_older_attention(monkeypatch)
+    monkeypatch.setattr(openvino, "breaks_when_fused", lambda vision, graph: False)
+    export_bundle(str(checkpoint.path), tmp_path / "older", image_buckets="32x64,64x64")
+    older, options = open_bundle(tmp_path / "older"), BackendOptions(threads=1)
+    backend = proven(load_backend("openvino", older, options), older, "openvino", options, ProofStore(None))
+    grid = AS_MANY[0]
+    with pytest.raises(EngineError, match=r"fp32/1x2x4\.onnx wrongly.*cosine >= 0\.99999.*--backend onnxruntime"):
+        backend.run(grid, pixels_of(older, grid))
+    for sound in (Grid(1, 4, 4), Grid(1, 2, 6)):  # another bucket, and the dynamic graph
+        backend.run(sound, pixels_of(older, sound))
 
 
 NARROW = """
