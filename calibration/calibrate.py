@@ -20,7 +20,7 @@ from qwen3vl_edge.calibration.sensitivity import Evaluator, Sensitivity, auto_ex
 from qwen3vl_edge.calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
 from qwen3vl_edge.calibration.stage_runner import StageRunner
 from qwen3vl_edge.calibration.statistics import Statistics, gather
-from qwen3vl_edge.calibration.validation import validation_samples
+from qwen3vl_edge.calibration.validation import golden_samples, validation_samples
 from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
 from qwen3vl_edge.contract.bundle.edit import check_writable
 from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, PrecisionSet
@@ -119,8 +119,11 @@ def calibrate_bundle(
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
         record = _record(key, base, request, statistics, quantization, products)
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
-        cases = [sample.check_case(bundle.manifest.vision) for sample in samples]
-        graphs = write_set(bundle, base, weights, quantized, cases, _part(progress, 0.8, 0.2))
+        cases, golden = (
+            [sample.check_case(bundle.manifest.vision) for sample in found]
+            for found in (samples, golden_samples(bundle, base, runner()))
+        )
+        graphs = write_set(bundle, base, weights, quantized, cases, golden, _part(progress, 0.8, 0.2))
     assert graphs.calibration is not None
     return CalibrationResult(graphs, graphs.calibration, statistics.selection, thin, sensitivity, skipped=False)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
 from qwen3vl_edge.calibration.stage_runner import StageRunner, Trace
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
+from qwen3vl_edge.contract.bundle.golden import dynamic_golden_grids, golden_input
 from qwen3vl_edge.contract.bundle.manifest import PrecisionSet, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
@@ -40,4 +41,14 @@ def validation_samples(
     if manifest.has_dynamic(base.precision):
         grids += dynamic_check_grids(grids, manifest.vision.merge_size)
     inputs += [drawn_input(grid, manifest.vision, manifest.preprocessing, index) for index, grid in enumerate(grids)]
+    return [ValidationSample(item, runner.run(item)) for item in inputs]
+
+
+def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> list[ValidationSample]:
+    """The golden picture of every bucket, and those of the dynamic-shape graph."""
+    manifest = bundle.manifest
+    grids = manifest.buckets(base.precision)
+    if manifest.has_dynamic(base.precision):
+        grids += dynamic_golden_grids(manifest.vision, grids)
+    inputs = [golden_input(grid, manifest.vision, manifest.preprocessing) for grid in grids]
     return [ValidationSample(item, runner.run(item)) for item in inputs]

@@ -11,6 +11,7 @@ from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quan
 from qwen3vl_edge.calibration.sensitivity import Sensitivity
 from qwen3vl_edge.calibration.smoothing import Smoothing
 from qwen3vl_edge.contract.bundle.edit import edit
+from qwen3vl_edge.contract.bundle.golden import GOLDEN_NAME, write_golden
 from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle, record_file
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
@@ -46,9 +47,13 @@ def write_set(
     weights: SourceWeights,
     quantized: QuantizedSet,
     cases: Sequence[CheckCase],
+    golden: Sequence[CheckCase],
     progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> PrecisionSet:
     """Write the graphs of `base` quantized, measure them on `cases`, and add them to the manifest.
+
+    Args:
+        golden: the golden pictures; their distances are not those that the manifest records.
 
     Raises:
         BundleError: the bundle cannot be written, or its base set was replaced meanwhile.
@@ -64,13 +69,25 @@ def write_set(
         )
         if quantized.sensitivity is not None:
             (staging / SENSITIVITY_NAME).write_text(quantized.sensitivity.to_json(), encoding="utf-8")
-        records = []
+        records, cosines = [], {}
         for index, graph in enumerate(base.graphs):
-            progress(f"measuring {Path(graph.path).name}", 0.1 + 0.9 * index / len(base.graphs))
-            records.append(_write_graph(bundle, graph, quantized, stored, staging, folder.name, cases))
+            name = Path(graph.path).name
+            progress(f"measuring {name}", 0.1 + 0.9 * index / len(base.graphs))
+            record = _write_graph(bundle, graph, quantized, stored, staging, folder.name)
+            records.append(_measured(bundle, staging / name, record, quantized, cases))
+            proof = _measured(bundle, staging / name, record, quantized, golden)
+            cosines[name] = [row.cosine for row in proof.parity]
+        references = {case.input.grid: case.reference for case in golden}
+        write_golden(staging / GOLDEN_NAME, references, bundle.manifest.vision.output_names, cosines)
     sensitivity = None if quantized.sensitivity is None else f"{folder.name}/{SENSITIVITY_NAME}"
     calibration = replace(quantized.record, sensitivity=sensitivity)
-    graphs = PrecisionSet(quantized.precision, f"{folder.name}/{WEIGHTS_NAME}", tuple(records), calibration)
+    graphs = PrecisionSet(
+        quantized.precision,
+        f"{folder.name}/{WEIGHTS_NAME}",
+        tuple(records),
+        calibration,
+        f"{folder.name}/{GOLDEN_NAME}",
+    )
     try:
         _record(bundle, base, folder, graphs)
     except BundleError:
@@ -86,21 +103,25 @@ def _write_graph(
     stored: dict[str, StoredTensor],
     staging: Path,
     folder: str,
-    cases: Sequence[CheckCase],
 ) -> GraphRecord:
-    manifest, name = bundle.manifest, Path(source.path).name
+    name = Path(source.path).name
     graph = _graph(bundle, source, quantized, stored)
-    path = staging / name
-    path.write_bytes(graph.model.SerializeToString(deterministic=True))
-    record = GraphRecord(source.kind, source.bucket, f"{folder}/{name}", graph.inputs, graph.outputs)
-    fixed = set(manifest.buckets(quantized.record.base))
+    (staging / name).write_bytes(graph.model.SerializeToString(deterministic=True))
+    return GraphRecord(source.kind, source.bucket, f"{folder}/{name}", graph.inputs, graph.outputs)
+
+
+def _measured(
+    bundle: Bundle, path: Path, graph: GraphRecord, quantized: QuantizedSet, cases: Sequence[CheckCase]
+) -> GraphRecord:
+    """The graph's record with its distances on those of the cases that it serves."""
+    fixed = set(bundle.manifest.buckets(quantized.record.base))
     own = [
         case
         for case in cases
-        if (case.input.grid not in fixed if source.grid is None else case.input.grid == source.grid)
+        if (case.input.grid not in fixed if graph.grid is None else case.input.grid == graph.grid)
     ]
     disabled = ORT_DISABLED_OPTIMIZERS[quantized.quantization.kind]
-    return measure_graph(path, record, own or cases[:1], manifest.vision, disabled)
+    return measure_graph(path, graph, own or cases[:1], bundle.manifest.vision, disabled)
 
 
 def _graph(

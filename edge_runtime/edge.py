@@ -18,6 +18,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.basis import Basis, read_basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
+from qwen3vl_edge.edge_runtime.backends.proven import proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
@@ -303,6 +304,7 @@ class Edge:
         return "\n".join([*parts, *(manifest.file(path).sha256 for path in files)])
 
     def _origin(self, item: PreparedMedia) -> dict[str, Any]:
+        reason = untested(self.encoder, item.grid, pixels=item.input.pixels is not None)
         return {
             "native": str(item.choice.native),
             "fixed": item.choice.fixed,
@@ -312,6 +314,7 @@ class Edge:
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
             **item.decoding,
+            **({} if reason is None else {"self_test": reason}),
         }
 
 
@@ -338,6 +341,8 @@ def open_edge(
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     encoder = load_backend(options.backend, opened, options.backend_options)
+    if options.backend_options.self_test:
+        encoder = proven(encoder, opened, options.backend, options.backend_options)
     edge = Edge(opened, options, encoder, choose_lean(options.preprocess, opened, encoder), bandwidth, basis)
     if edge.lean is None:
         _ = edge.processor  # loaded now, so that its errors are raised here

@@ -7,11 +7,12 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.edit import locked
+from qwen3vl_edge.contract.bundle.golden import GOLDEN_NAME, dynamic_golden_grids, write_golden
 from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_video_buckets
 from qwen3vl_edge.contract.bundle.manifest import (
     MANIFEST_NAME,
@@ -114,19 +115,24 @@ def export_bundle(
     _check_replaceable(out)
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
     extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
+    golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
     cases = reference_cases(
         plan.checkpoint,
         plan.spec,
         plan.preprocessing,
         [*plan.grids, *extra],
         lambda done: progress("running PyTorch", 0.3 * done),
+        golden,
     )
     with atomic.new_folder(out, lock=locked) as staging:
         sets = []
         share = 0.7 / len(plan.precisions)
         for index, precision in enumerate(plan.precisions):
             part = _part(progress, 0.3 + share * index, share)
-            sets.append(_write_precision(plan, precision, staging, cases, part))
+            item = _write_precision(plan, precision, staging, cases, part)
+            references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
+            write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
+            sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
         manifest = _manifest(plan, staging, tuple(sets))
         manifest.write(staging)
     return manifest

@@ -35,6 +35,8 @@ VIDEO_BUCKETS = "8x96x96,8x96x128"
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Temporary files of the code under test go when pytest's own go."""
     tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("scratch"))
+    # Each run of the tests proves engines anew.
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)

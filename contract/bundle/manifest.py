@@ -6,6 +6,7 @@ BUNDLE/
   fp32/weights.bin    one set of weights, shared by every graph of this precision
   fp32/1x28x28.onnx   one graph per bucket
   fp32/dynamic.onnx   the dynamic-shape graph
+  fp32/golden.npz     what its graphs must make of drawn pictures, see contract/bundle/golden.py
   int8-9f3c21ab/      a set written by `qwen3vl-edge calibrate`, named after its key
   calibration/        statistics of the activations, reused by later calibrations; not a part of the bundle
   wire/basis-9f3c21ab.safetensors   written by `qwen3vl-edge fit-basis`, see contract/wire/basis.py
@@ -27,8 +28,9 @@ from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
 
-SCHEMA_VERSION = 4
-READABLE_SCHEMAS = (1, 2, 3, 4)  # 2 added `engines`, 3 `calibration`, 4 `basis`: older bundles have none
+SCHEMA_VERSION = 5
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`: older bundles have none
+READABLE_SCHEMAS = (1, 2, 3, 4, 5)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
 
@@ -127,18 +129,23 @@ class BasisRecord:
 
 @dataclass(frozen=True)
 class PrecisionSet:
-    """The graphs of one precision and the weights file that they share."""
+    """The graphs of one precision and the weights file that they share.
+
+    Attributes:
+        golden: file of the pairs by which an engine proves itself (contract/bundle/golden.py); None in older bundles.
+    """
 
     precision: str
     weights: str
     graphs: tuple[GraphRecord, ...]
     calibration: CalibrationRecord | None = None
+    golden: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of the set's files: weights, graphs, and the measured sensitivity where there is one."""
+        """Paths of the set's files: weights, graphs, golden pairs and measured sensitivity, where there are some."""
         sensitivity = None if self.calibration is None else self.calibration.sensitivity
-        paths = (self.weights, *(graph.path for graph in self.graphs), sensitivity)
+        paths = (self.weights, *(graph.path for graph in self.graphs), self.golden, sensitivity)
         return tuple(path for path in paths if path is not None)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import openvino as ov
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.manifest import GraphRecord
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
@@ -22,6 +22,9 @@ from qwen3vl_edge.edge_runtime.backends.openvino_norms import quantize_in_norms
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
 HINTS = {"openvino": "f32", "openvino-bf16": "bf16"}
+# OpenVINO's own property: small operations are not compiled into common kernels ("snippets").
+SEPARATE_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
+WIDEST_FUSED_MLP = 256
 
 
 @cache
@@ -59,6 +62,19 @@ def cpu_settings(hint: str, threads: int) -> dict[str, Any]:
     return settings
 
 
+def breaks_when_fused(vision: VisionSpec, graph: GraphRecord) -> bool:
+    """Whether OpenVINO 2026.4 compiles the graph wrongly, or crashes, unless its operations stay separate.
+
+    Both cases are reproduced in docs/reports/openvino-faults.md, and both are small: nothing is lost by it.
+
+    - A frame of as many patches as heads: fused attention writes its output, heads and patches exchanged, over the
+      queries that it still reads. Graphs of exports since then prevent it by themselves; older bundles have the others.
+    - An MLP of at most 256 columns inside and outside, with its residual: the process ends in compile_model.
+    """
+    as_many_patches_as_heads = graph.grid is not None and graph.grid.patches_per_frame == vision.num_heads
+    return as_many_patches_as_heads or max(vision.hidden_size, vision.intermediate_size) <= WIDEST_FUSED_MLP
+
+
 class OpenvinoBackend(OnnxGraphBackend):
     """One compiled model per graph; each picture gets all threads."""
 
@@ -70,12 +86,14 @@ class OpenvinoBackend(OnnxGraphBackend):
         self._running = threading.Lock()
 
     def load_graph(self, graph: GraphRecord) -> Any:
-        path, core = self.bundle.graph_path(graph), openvino_core()
+        path, core, settings = self.bundle.graph_path(graph), openvino_core(), self._settings
+        if breaks_when_fused(self.bundle.manifest.vision, graph):
+            settings = settings | SEPARATE_KERNELS
         try:
             model = core.read_model(path)
             if self._bf16:
                 quantize_in_norms(model)
-            compiled = core.compile_model(model, "CPU", self._settings)
+            compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {path}: {str(error).splitlines()[0]}", field=path.name) from None
         return compiled.create_infer_request()

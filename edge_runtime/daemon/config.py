@@ -96,6 +96,13 @@ class DaemonConfig:
     )
     threads: int = setting(0, "CPU threads of the encoder; 0 for all.", within=(0, 1024), reloadable=True)
     model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", reloadable=True)
+    self_test: bool = setting(
+        True,
+        """Each graph encodes the bundle's golden pictures before it first serves on this machine, and is refused where
+        it gives other embeddings. What passed is kept in the user's cache folder.""",
+        option="--self-test/--no-self-test",
+        reloadable=True,
+    )
     max_waiting: int = setting(
         16,
         "Requests in flight at once, running or waiting; the next is answered 429. Half of them may fetch from URLs.",

@@ -23,7 +23,9 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
     Raises:
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
     """
-    backend_options = BackendOptions(config.precision, config.threads, config.model, config.provider, config.target)
+    backend_options = BackendOptions(
+        config.precision, config.threads, config.model, config.provider, config.target, config.self_test
+    )
     options = EdgeOptions(
         config.backend,
         backend_options,

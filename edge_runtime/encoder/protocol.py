@@ -148,6 +148,7 @@ class BackendOptions:
         model: checkpoint folder, needed by the `pytorch` backend alone.
         provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
         target: which TensorRT engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
+        self_test: `open_edge` lets each graph prove itself on the bundle's golden pairs before it serves.
     """
 
     precision: str | None = None
@@ -155,3 +156,4 @@ class BackendOptions:
     model: Path | None = None
     provider: str = "cpu"
     target: str | None = None
+    self_test: bool = True

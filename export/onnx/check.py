@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
+from qwen3vl_edge.contract.bundle.golden import golden_input
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import position_inputs
@@ -39,14 +41,20 @@ def reference_cases(
     preprocessing: Preprocessing,
     grids: Sequence[Grid],
     progress: Callable[[float], None] = lambda done: None,
+    golden: Sequence[Grid] = (),
 ) -> list[CheckCase]:
-    """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning."""
+    """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning.
+
+    Args:
+        golden: grids whose golden picture is run too; these cases are the last.
+    """
     encoder = load_torch_encoder(checkpoint)
     cases = []
-    for index, grid in enumerate(grids):
-        drawn = drawn_input(grid, spec, preprocessing, seed=index)
-        cases.append(CheckCase(drawn, run_torch_encoder(encoder, grid, drawn.pixel_values)))
-        progress((index + 1) / len(grids))
+    draw = [partial(drawn_input, grid, spec, preprocessing, seed=index) for index, grid in enumerate(grids)]
+    draw += [partial(golden_input, grid, spec, preprocessing) for grid in golden]
+    for drawn in (picture() for picture in draw):
+        cases.append(CheckCase(drawn, run_torch_encoder(encoder, drawn.grid, drawn.pixel_values)))
+        progress(len(cases) / len(draw))
     del encoder
     gc.collect()
     return cases

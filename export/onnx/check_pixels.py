@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.patch_values import patch_values
 
 
 def drawn_input(grid: Grid, spec: VisionSpec, preprocessing: Preprocessing, seed: int) -> EncoderInput:
@@ -35,25 +36,3 @@ def draw_frames(grid: Grid, spec: VisionSpec, seed: int) -> NDArray[np.uint8]:
     picture = np.asarray(image)
     frames = 1 if grid.t == 1 else spec.geometry.frames(grid)
     return np.stack([np.roll(picture, 5 * frame, axis=1) for frame in range(frames)])
-
-
-def patch_values(
-    frames: NDArray[np.uint8], grid: Grid, spec: VisionSpec, preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """`pixel_values` float32 [patches, patch values] of uint8 frames at the grid's size.
-
-    Layout of `Qwen2VLImageProcessor.patchify` and `Qwen3VLVideoProcessor.patchify`: patches in
-    merge-block order; in a row channel, frame of the temporal patch, y, x. One frame is repeated.
-    """
-    scale = np.float32(1 / preprocessing.rescale_factor)
-    mean = np.array(preprocessing.image_mean, np.float32) * scale
-    std = np.array(preprocessing.image_std, np.float32) * scale
-    if frames.shape[0] == 1:
-        frames = np.repeat(frames, spec.temporal_patch_size, axis=0)
-    merge, patch = spec.merge_size, spec.patch_size
-    blocks = ((frames.astype(np.float32) - mean) / std).reshape(
-        grid.t, spec.temporal_patch_size, grid.h // merge, merge, patch, grid.w // merge, merge, patch, spec.in_channels
-    )
-    # [t, block row, block column, row, column, channel, frame, y, x]
-    ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return np.ascontiguousarray(ordered.reshape(grid.patches, spec.patch_values))

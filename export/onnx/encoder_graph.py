@@ -106,7 +106,7 @@ class EncoderWriter:
 
     A dynamic graph reads the patches per frame from the rows of the input `frame_input`. After a module is
     emitted, `product_inputs` holds what each of its linears reads, and its scores (queries and keys,
-    [2, frames, heads, patches, head width]), as calibration observes it.
+    [frames, 2 heads, patches, head width]), as calibration observes it.
     """
 
     def __init__(
@@ -170,16 +170,16 @@ class EncoderWriter:
         """Full attention among the patches of each frame; the scale is already in the query weights."""
         emit, heads, width = self.emit, self.spec.num_heads, self.spec.head_dim
         qkv = self.linear(hidden, f"{name}.qkv")
-        qkv = emit.node("Reshape", [qkv, self.frame_shape("qkv", 3, heads, width)], f"{name}.qkv.split_heads")
-        # [frames, patches, 3, heads, width] -> [3, frames, heads, patches, width]
-        qkv = emit.node("Transpose", [qkv], f"{name}.qkv.transpose", perm=[2, 0, 3, 1, 4])
-        parts = emit.constant("qkv.parts", np.array([2, 1], dtype=np.int64))
-        qk, v = emit.nodes("Split", [qkv, parts], f"{name}.split_v", [f"{name}.qk", f"{name}.v3"], axis=0)
+        # Queries, keys and values as three times as many heads: what one Split gives is read as it is. A Squeeze after
+        # it makes OpenVINO compute attention in the queries' place where a frame has as many patches as heads.
+        qkv = emit.node("Reshape", [qkv, self.frame_shape("qkv", 3 * heads, width)], f"{name}.qkv.split_heads")
+        # [frames, patches, 3 heads, width] -> [frames, 3 heads, patches, width]
+        qkv = emit.node("Transpose", [qkv], f"{name}.qkv.transpose", perm=[0, 2, 1, 3])
+        parts = emit.constant("qkv.parts", np.array([2 * heads, heads], dtype=np.int64))
+        qk, v = emit.nodes("Split", [qkv, parts], f"{name}.split_v", [f"{name}.qk", f"{name}.v"], axis=1)
         qk = self.rotate(qk, name, rotary)
         self.product_inputs[f"{name}.scores"] = qk
-        q, k = emit.nodes("Split", [qk], f"{name}.split_qk", [f"{name}.q3", f"{name}.k3"], axis=0, num_outputs=2)
-        first = emit.constant("axis.0", np.array([0], dtype=np.int64))
-        q, k, v = (emit.node("Squeeze", [x, first], f"{name}.{part}") for x, part in ((q, "q"), (k, "k"), (v, "v")))
+        q, k = emit.nodes("Split", [qk], f"{name}.split_qk", [f"{name}.q", f"{name}.k"], axis=1, num_outputs=2)
         if f"{name}.scores" in self.quantization.input_scales:
             q, k = (self.quantized(x, f"{name}.scores", f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
         k = emit.node("Transpose", [k], f"{name}.k.transpose", perm=[0, 1, 3, 2])

@@ -96,8 +96,8 @@ def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
     outputs = []
     for product, value in writer.product_inputs.items():
         name, width = observed_name(product), product_width(spec, product)
-        if is_scores(product):  # [2, frames, heads, patches, head width]: a patch's queries, then its keys, are a row
-            value = writer.emit.node("Transpose", [value], f"{name}.rows", perm=[1, 3, 0, 2, 4])
+        if is_scores(product):  # [frames, 2 heads, patches, head width]: a patch's queries, then its keys, are a row
+            value = writer.emit.node("Transpose", [value], f"{name}.rows", perm=[0, 2, 1, 3])
             shape = writer.emit.shape("shape.queries_and_keys", -1, width)
             writer.emit.node("Reshape", [value, shape], name)
         else:

@@ -19,6 +19,7 @@ from qwen3vl_edge.tools.cli.options import (
     PrecisionOption,
     PreprocessOption,
     ProviderOption,
+    SelfTestOption,
     TargetOption,
     ThreadsOption,
     WireOption,
@@ -45,6 +46,7 @@ def ask(
     wire_zstd: Annotated[bool, typer.Option(help="Compress what is sent, without loss.")] = False,
     preprocess: PreprocessOption = "auto",
     threads: ThreadsOption = 0,
+    self_test: SelfTestOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Ask about pictures and clips: encode here, answer there, and print where the time went."""
@@ -56,7 +58,7 @@ def ask(
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=model, provider=provider, target=target
+        precision=precision, threads=threads, model=model, provider=provider, target=target, self_test=self_test
     )
     options = EdgeOptions(
         backend=backend,
@@ -111,5 +113,6 @@ def _print_costs(answer: Answer) -> None:
         note = "" if item["native"] == item["grid"] else f", from {item['native']} (distortion {item['distortion']})"
         console.print(
             f"{item['kind']}: grid {item['grid']}{note}, {'fixed bucket' if item['fixed'] else 'dynamic graph'}"
+            + (f", self-test: {item['self_test']}" if "self_test" in item else "")
         )
     console.print(f"sent {answer.sent_bytes:,} bytes, {answer.usage.get('prompt_tokens', 0)} prompt tokens")

@@ -50,7 +50,7 @@ def dump(
     from qwen3vl_edge.tools.parity.pictures import pictures_of
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=model, provider=provider, target=target
+        precision=precision, threads=threads, model=model, provider=provider, target=target, self_test=False
     )
     options = EdgeOptions(backend=backend, backend_options=backend_options)
     console = Console(stderr=True)

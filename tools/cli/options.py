@@ -33,6 +33,7 @@ TargetOption = Annotated[str | None, typer.Option(help=_help("target"))]
 PrecisionOption = Annotated[str | None, typer.Option(help=_help("precision"))]
 ModelOption = Annotated[Path | None, typer.Option(help=_help("model"))]
 PreprocessOption = Annotated[str, typer.Option(help=_help("preprocess"))]
+SelfTestOption = Annotated[bool, typer.Option(help=_help("self_test"))]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")]
 WireOption = Annotated[
     str, typer.Option(help="fp16, fp32, bf16, or fewer bytes: fp8, int8, int4, basis-int8, basis-int4.")

@@ -71,7 +71,7 @@ def parity(
     from qwen3vl_edge.tools.parity.run import ParityRequest
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=Path(model), provider=provider, target=target
+        precision=precision, threads=threads, model=Path(model), provider=provider, target=target, self_test=False
     )
     options = EdgeOptions(
         backend=backend, backend_options=backend_options, wire_dtype=wire_dtype, preprocess=preprocess

@@ -90,14 +90,17 @@ def encoder_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **visio
     encoder.load_state_dict({name.removeprefix("model.visual."): value.float() for name, value in stored.items()})
     config.save_pretrained(folder)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    save_image_processor(folder)
+    tower = config.vision_config
+    save_image_processor(folder, tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size)
     return RandomCheckpoint(folder, encoder)
 
 
-def save_image_processor(folder: Path) -> None:
-    """An image processor with the towers' patch size, and mean and std unlike 0.5 so that a swap shows."""
+def save_image_processor(folder: Path, patch_size: int = 16, merge_size: int = 2, temporal_patch_size: int = 2) -> None:
+    """An image processor with the tower's geometry, and mean and std unlike 0.5 so that a swap shows."""
     Qwen2VLImageProcessor(
-        patch_size=16,
+        patch_size=patch_size,
+        merge_size=merge_size,
+        temporal_patch_size=temporal_patch_size,
         image_mean=[0.48, 0.46, 0.41],
         image_std=[0.27, 0.26, 0.28],
         size={"shortest_edge": 1024, "longest_edge": 2**22},
