@@ -24,6 +24,7 @@ from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
 from qwen3vl_edge.edge_runtime.encoder.batching import EncoderOutput, describe_runs, encode_items
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import CLIP_SECONDS
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     PREPROCESS,
     LeanProcessor,
@@ -53,6 +54,7 @@ class EdgeOptions:
         stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
         limits: of the pictures and clips of one conversation.
+        clip_seconds: a key of `CLIP_SECONDS` in `edge_runtime/inputs/clip_reader.py`.
     """
 
     backend: str = "onnxruntime"
@@ -67,6 +69,7 @@ class EdgeOptions:
     stack: bool = True
     preprocess: str = "auto"
     limits: MediaLimits = field(default_factory=MediaLimits)
+    clip_seconds: str = "average"
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class Edge:
         budget.start()
         if self.lean is not None and serves(messages):
             return prepare_lean_prompt(messages, self.lean, policy, budget)
-        return prepare_prompt(messages, self.processor, policy, budget)
+        return prepare_prompt(messages, self.processor, policy, budget, self.options.clip_seconds)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the encoder, or a cache hit.
@@ -305,6 +308,7 @@ class Edge:
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
             **({} if item.draft == 1 else {"draft": f"1/{item.draft}"}),
+            **item.clip_notes,
         }
 
 
@@ -328,6 +332,8 @@ def open_edge(
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
     if options.preprocess not in PREPROCESS:
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
+    if options.clip_seconds not in CLIP_SECONDS:
+        raise InputError("no such seconds of clips", field="clip_seconds", expected=" or ".join(CLIP_SECONDS))
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     encoder = load_backend(options.backend, opened, options.backend_options)

@@ -34,6 +34,7 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
         wire_dtype=config.wire_dtype,
         wire_target_s=config.wire_target_s,
         limits=config.media_limits,
+        clip_seconds=config.clip_seconds,
     )
     access = AccessPolicy(
         folders=config.media_folders,

@@ -7,7 +7,7 @@ the same message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
@@ -66,6 +66,7 @@ class FetchedMedia:
         metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
         window: of a camera, in place of a clip's pixels.
         draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
+        clip_notes: evidence about how a clip's file was read.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class FetchedMedia:
     metadata: dict[str, Any] = field(default_factory=dict)
     window: Snapshot | None = None
     draft: int = 1
+    clip_notes: dict[str, Any] = field(default_factory=dict)
 
 
 def fetch_media(
@@ -81,6 +83,7 @@ def fetch_media(
     policy: BucketPolicy,
     defaults: dict[str, dict[str, Any]],
     budget: MediaBudget | None = None,
+    clip_seconds: str = "average",
 ) -> list[FetchedMedia]:
     """Fetch every image and clip of a conversation, in the order of the prompt; one is decoded at a time.
 
@@ -89,6 +92,7 @@ def fetch_media(
         policy: the buckets to choose from.
         defaults: per kind, keys such as `min_pixels` for elements that do not set them.
         budget: what they may cost.
+        clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
         InputError: a picture or clip that cannot be read.
@@ -110,7 +114,7 @@ def fetch_media(
         elif isinstance(element["video"], Snapshot):
             fetched.append(_window(element["video"], policy, budget))
         else:
-            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget))
+            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget, clip_seconds))
     return fetched
 
 
@@ -139,11 +143,14 @@ def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budg
     return FetchedMedia("image", choice, image, draft=picture.draft)
 
 
-def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
+def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, clip_seconds: str) -> FetchedMedia:
     with open_clip(element["video"], budget) as source:
         if isinstance(source, list):
             return _frame_list({**element, "video": source}, policy, budget)
         clip = open_clip_file(source, element, budget)
+        notes = clip.notes(clip_seconds)
+        if len(clip.indices) == 1:
+            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), clip_notes=notes)
         patch = policy.geometry.patch_size
         height, width = clip.model_size(element, patch)
         choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
@@ -151,7 +158,8 @@ def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -
         if not choice.exact:
             height, width = clip.model_size(_resized(element, choice.grid, policy.geometry), patch)
             _check_size(choice.grid, _grid(len(clip.indices), height, width, policy.geometry))
-        return FetchedMedia("video", choice, clip.frames(height, width, budget), clip.metadata)
+        frames = clip.frames(height, width, budget)
+        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), clip_notes=notes)
 
 
 def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:

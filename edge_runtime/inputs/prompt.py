@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class PreparedMedia:
         input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
         draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
+        clip_notes: evidence about how a clip's file was read.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class PreparedMedia:
     input: EncoderInput
     window: Snapshot | None = None
     draft: int = 1
+    clip_notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -100,12 +102,17 @@ def load_processor(folder: Path) -> Processor:
 
 
 def prepare_prompt(
-    messages: Sequence[Message], processor: Processor, policy: BucketPolicy, budget: MediaBudget | None = None
+    messages: Sequence[Message],
+    processor: Processor,
+    policy: BucketPolicy,
+    budget: MediaBudget | None = None,
+    clip_seconds: str = "average",
 ) -> Prompt:
     """Turn a conversation into token ids and patches.
 
     Args:
         budget: what its media may cost.
+        clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
         InputError: a malformed message, or media that cannot be read.
@@ -113,7 +120,7 @@ def prepare_prompt(
         BucketError: no bucket serves a picture.
     """
     check_messages(messages)
-    fetched = fetch_media(messages, policy, processor.vision_defaults, budget)
+    fetched = fetch_media(messages, policy, processor.vision_defaults, budget, clip_seconds)
     text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     inputs = _process(processor.hf, text, fetched)
     input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
@@ -172,7 +179,7 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
                 "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
             )
         encoder_input = EncoderInput(item.choice.grid, patches.numpy())
-        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft))
+        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft, clip_notes=item.clip_notes))
     return media
 
 
