@@ -32,7 +32,8 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     prepare_lean_prompt,
     serves,
 )
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 
@@ -308,7 +309,7 @@ class Edge:
             "precision": self.encoder.precision,
             "input": "patches" if item.input.pixels is None else "uint8",
             **({} if item.draft == 1 else {"draft": f"1/{item.draft}"}),
-            **item.clip_notes,
+            **item.decoding,
         }
 
 

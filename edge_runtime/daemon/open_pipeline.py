@@ -41,6 +41,7 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
         private_addresses=config.allow_private_urls,
         max_bytes=config.max_media_mib * 2**20,
         timeout_s=config.fetch_timeout_s,
+        setting="max_media_mib",
     )
     bound_png_text()
     before = resident_bytes()

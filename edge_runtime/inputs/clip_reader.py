@@ -17,6 +17,7 @@ from PIL import Image
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.inputs.clip_frames import open_frames
+from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
@@ -68,13 +69,11 @@ class Clip:
             return self.metadata
         return {**self.metadata, "frames_indices": [second * self.metadata["fps"] for second in self.seconds]}
 
-    def notes(self, seconds: str) -> dict[str, Any]:
+    def decoding(self, seconds: str) -> dict[str, str]:
         """Evidence: the reader, and whose seconds the prompt has where the frames are not evenly spaced."""
-        found: dict[str, Any] = {"reader": self.metadata["video_backend"]}
+        found = {"reader": str(self.metadata["video_backend"])}
         if self.seconds_off >= _UNEVEN_SECONDS:
-            found["clip_seconds"] = seconds
-            if seconds == "average":
-                found["seconds_off"] = round(self.seconds_off, 2)
+            found["seconds"] = f"average, up to {self.seconds_off:.2f} off" if seconds == "average" else seconds
         return found
 
     def one_frame(self) -> Image.Image:
@@ -92,13 +91,13 @@ class Clip:
 
         factor = patch_size * qwen.SPATIAL_MERGE_SIZE
         if "resized_height" in element and "resized_width" in element:
-            return _sides(qwen.smart_resize, element["resized_height"], element["resized_width"], factor)
+            return _sides(element["resized_height"], element["resized_width"], factor)
         lowest = element.get("min_pixels", qwen.VIDEO_MIN_TOKEN_NUM * factor * factor)
         total = element.get("total_pixels", qwen.MODEL_SEQ_LEN * factor * factor * 0.9)
         most_per_frame = min(qwen.VIDEO_MAX_TOKEN_NUM * factor * factor, total / len(self.indices) * qwen.FRAME_FACTOR)
         highest = max(most_per_frame, int(lowest * 1.05))
         highest = min(element.get("max_pixels", highest), highest)
-        return _sides(qwen.smart_resize, self.height, self.width, factor, lowest, highest)
+        return _sides(self.height, self.width, factor, lowest, highest)
 
     def frames(self, height: int, width: int, budget: MediaBudget) -> Any:
         """The sampled frames, float32 tensor [frames, 3, height, width] of 0 to 255.
@@ -121,12 +120,13 @@ class Clip:
         return torch.cat(parts).float()
 
 
-def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> Clip:
+def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget, label: str | None = None) -> Clip:
     """Open a clip's file and choose its frames; one frame is decoded.
 
     Args:
         element: of the message, with `fps`, `nframes`, `video_start` and such.
         budget: pays for the sampled frames.
+        label: names it in errors; its path by default.
 
     Raises:
         InputError: not a clip, or one without enough frames.
@@ -134,7 +134,7 @@ def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> 
     """
     from qwen_vl_utils import vision_process as qwen
 
-    label = MediaSource("video", str(path), "video").label
+    label = label or MediaSource("video", str(path), "video").label
     header = check_clip(path, label, budget.limits)
     opened = open_frames(path, label, header, budget)
     with reading(label):
@@ -166,8 +166,8 @@ def _spread(start: int, end: int, number: int) -> list[int]:
     return indices
 
 
-def _sides(smart_resize: Callable[..., tuple[int, int]], *arguments: Any) -> tuple[int, int]:
+def _sides(*arguments: Any) -> tuple[int, int]:
     try:
         return smart_resize(*arguments)
-    except (AssertionError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise InputError(f"clip cannot be preprocessed ({error})", field="video") from None

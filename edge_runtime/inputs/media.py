@@ -15,12 +15,12 @@ from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
+from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import reading
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FetchedMedia:
         metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
         window: of a camera, in place of a clip's pixels.
         draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
-        clip_notes: evidence about how a clip's file was read.
+        decoding: how a clip's file was read, for the evidence.
     """
 
     kind: str
@@ -75,7 +75,7 @@ class FetchedMedia:
     metadata: dict[str, Any] = field(default_factory=dict)
     window: Snapshot | None = None
     draft: int = 1
-    clip_notes: dict[str, Any] = field(default_factory=dict)
+    decoding: dict[str, str] = field(default_factory=dict)
 
 
 def fetch_media(
@@ -99,16 +99,14 @@ def fetch_media(
         LimitError: too many, too large, or too slow.
         BucketError: no bucket serves one.
     """
-    from qwen_vl_utils.vision_process import extract_vision_info
-
     budget = budget or MediaBudget()
-    elements = extract_vision_info(list(messages))
+    elements = list(media_parts(messages))
     budget.add_media(len(elements))
-    pictures = iter(open_pictures([element for element in elements if "video" not in element], budget))
+    pictures = iter(open_pictures([element for element in elements if kind_of(element) == "image"], budget))
     fetched = []
     for element in elements:
         budget.check()
-        if "video" not in element:
+        if kind_of(element) == "image":
             element = {**defaults.get("image", {}), **element}
             fetched.append(_image(element, next(pictures), policy, budget))
         elif isinstance(element["video"], Snapshot):
@@ -124,18 +122,12 @@ def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> Fetc
 
 
 def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
-    from qwen_vl_utils.vision_process import fetch_image
-
-    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": picture.decode()}
-    patch = policy.geometry.patch_size
+    image = picture.decode()
     try:
-        image = fetch_image(element, image_patch_size=patch)
-        choice = policy.choose(policy.geometry.image_grid(image.height, image.width))
+        height, width = _native_size(element, image, policy.geometry)
+        choice = policy.choose(policy.geometry.image_grid(height, width))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        if not choice.exact:
-            # From the original again: resizing twice would blur the picture.
-            image = fetch_image(_resized(element, choice.grid, policy.geometry), image_patch_size=patch)
-            _check_size(choice.grid, policy.geometry.image_grid(image.height, image.width))
+        image = _resized_image(image, *policy.geometry.pixels(choice.grid), policy.geometry)
     except ContractError:
         raise
     except (AssertionError, OSError, ValueError) as error:
@@ -143,23 +135,36 @@ def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budg
     return FetchedMedia("image", choice, image, draft=picture.draft)
 
 
+def _native_size(element: dict[str, Any], image: Any, geometry: PatchGeometry) -> tuple[int, int]:
+    if "resized_height" in element and "resized_width" in element:
+        return smart_resize(element["resized_height"], element["resized_width"], geometry.factor)
+    least, most = element.get("min_pixels"), element.get("max_pixels")
+    return smart_resize(image.height, image.width, geometry.factor, least, most)
+
+
+def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry) -> Any:
+    """`fetch_image`; or its steps, for sizes to which its own `smart_resize` would not resize."""
+    from qwen_vl_utils import vision_process as qwen
+
+    if qwen.smart_resize(height, width, geometry.factor) != (height, width):
+        return qwen.to_rgb(image).resize((width, height))
+    element = {"image": image, "resized_height": height, "resized_width": width}
+    return qwen.fetch_image(element, image_patch_size=geometry.patch_size)
+
+
 def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, clip_seconds: str) -> FetchedMedia:
     with open_clip(element["video"], budget) as source:
         if isinstance(source, list):
             return _frame_list({**element, "video": source}, policy, budget)
-        clip = open_clip_file(source, element, budget)
-        notes = clip.notes(clip_seconds)
+        clip = open_clip_file(source.path, element, budget, source.label)
+        decoding = clip.decoding(clip_seconds)
         if len(clip.indices) == 1:
-            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), clip_notes=notes)
-        patch = policy.geometry.patch_size
-        height, width = clip.model_size(element, patch)
+            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), decoding=decoding)
+        height, width = clip.model_size(element, policy.geometry.patch_size)
         choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        if not choice.exact:
-            height, width = clip.model_size(_resized(element, choice.grid, policy.geometry), patch)
-            _check_size(choice.grid, _grid(len(clip.indices), height, width, policy.geometry))
-        frames = clip.frames(height, width, budget)
-        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), clip_notes=notes)
+        frames = clip.frames(*policy.geometry.pixels(choice.grid), budget)
+        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
 
 
 def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
@@ -167,9 +172,19 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
     choice = policy.choose(_video_grid(video, policy.geometry))
     budget.add_visual_tokens(policy.tokens(choice.grid))
     if not choice.exact:
-        video, metadata = _fetch_frames(_resized(element, choice.grid, policy.geometry), policy.geometry.patch_size)
-        _check_size(choice.grid, _video_grid(video, policy.geometry))
+        height, width = policy.geometry.pixels(choice.grid)
+        element = {**element, "resized_height": height, "resized_width": width}
+        video, metadata = _fetch_frames(element, policy.geometry.patch_size)
+        if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
+            video = _shrunk(video, height, width)
     return FetchedMedia("video", choice, video, metadata)
+
+
+def _shrunk(video: Any, height: int, width: int) -> Any:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    return resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True).clamp(0, 255).round()
 
 
 def _fetch_frames(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
@@ -188,19 +203,3 @@ def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:
 def _grid(frames: int, height: int, width: int, geometry: PatchGeometry) -> Grid:
     frames += -frames % geometry.temporal_patch_size  # the HF processor repeats the last frame
     return geometry.video_grid(frames, height, width)
-
-
-def _resized(element: dict[str, Any], grid: Grid, geometry: PatchGeometry) -> dict[str, Any]:
-    height, width = geometry.pixels(grid)
-    return {**element, "resized_height": height, "resized_width": width}
-
-
-def _check_size(expected: Grid, actual: Grid) -> None:
-    if expected != actual:
-        raise InputError(
-            "qwen-vl-utils did not resize to the bucket",
-            field="buckets",
-            expected=str(expected),
-            got=str(actual),
-            remedy="Use buckets of at least 4 visual tokens.",
-        )

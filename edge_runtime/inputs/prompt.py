@@ -16,7 +16,8 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, Message, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 VISION_DEFAULTS_NAME = "vision_defaults.json"
@@ -30,7 +31,7 @@ class PreparedMedia:
         input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
         draft: by how much a JPEG file was reduced as it was decoded; 1 for not at all.
-        clip_notes: evidence about how a clip's file was read.
+        decoding: how a clip's file was read, for the evidence.
     """
 
     kind: str
@@ -38,7 +39,7 @@ class PreparedMedia:
     input: EncoderInput
     window: Snapshot | None = None
     draft: int = 1
-    clip_notes: dict[str, Any] = field(default_factory=dict)
+    decoding: dict[str, str] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -119,12 +120,23 @@ def prepare_prompt(
         LimitError: media that cost too much.
         BucketError: no bucket serves a picture.
     """
-    check_messages(messages)
+    messages = checked_messages(messages)
     fetched = fetch_media(messages, policy, processor.vision_defaults, budget, clip_seconds)
-    text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = processor.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if text.count(processor.hf.image_token) + text.count(processor.hf.video_token) < len(fetched):
+        raise hidden_media(messages) or _unwritten(len(fetched))
     inputs = _process(processor.hf, text, fetched)
     input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
     return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
+
+
+def _unwritten(media: int) -> InputError:
+    return InputError(
+        "the chat template does not write the conversation's pictures and clips",
+        field="messages",
+        expected=f"{media} placeholders",
+        remedy="Check the checkpoint's chat template.",
+    )
 
 
 def _process(hf: Any, text: str, media: Sequence[FetchedMedia]) -> Any:
@@ -179,28 +191,5 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
                 "the processor returned another grid", field="grid_thw", expected=str(item.choice.grid), got=grid
             )
         encoder_input = EncoderInput(item.choice.grid, patches.numpy())
-        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft, clip_notes=item.clip_notes))
+        media.append(PreparedMedia(item.kind, item.choice, encoder_input, draft=item.draft, decoding=item.decoding))
     return media
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Check the shape of a conversation.
-
-    Raises:
-        InputError: names the message and part at fault.
-    """
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise InputError("messages are empty or not a list", field="messages")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise InputError(f"{where} is malformed", field=where, expected="role and content")
-        content = message["content"]
-        if isinstance(content, str):
-            continue
-        if not isinstance(content, list):
-            raise InputError(f"{where}.content is malformed", field=where, expected="a string or a list of parts")
-        for number, part in enumerate(content):
-            kinds = ("text", "image", "image_url", "video")
-            if not isinstance(part, dict) or not any(kind in part for kind in kinds):
-                raise InputError(f"{where}.content[{number}] has no content", field=where, expected=" or ".join(kinds))

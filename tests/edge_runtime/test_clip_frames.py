@@ -114,7 +114,7 @@ def test_what_others_cannot_read(tmp_path: Path, edge: Edge, name: str) -> None:
     part = {"type": "video", "video": str(path)}
     prompt = prepare_prompt([{"role": "user", "content": [part]}], edge.processor, edge.policy)
     assert prompt.media[0].kind == "video"
-    assert prompt.media[0].clip_notes["reader"] in ("decord", PYAV)
+    assert prompt.media[0].decoding["reader"] in ("decord", PYAV)
 
 
 def test_webm_without_a_duration(tmp_path: Path, edge: Edge) -> None:
@@ -138,7 +138,7 @@ def test_webm_without_a_duration(tmp_path: Path, edge: Edge) -> None:
     pipe.close()
     clip = open_clip_file(path, {}, MediaBudget())
     expected = open_clip_file(whole, {}, MediaBudget())
-    assert clip.metadata["reader" if "reader" in clip.metadata else "video_backend"] == PYAV
+    assert clip.metadata["video_backend"] == PYAV
     assert torch.equal(clip.frames(64, 64, MediaBudget()), expected.frames(64, 64, MediaBudget()))
 
 
@@ -183,17 +183,16 @@ def test_seconds_of_a_variable_rate(tmp_path: Path, edge: Edge) -> None:
     for first, second in zip(TIMES[::2], TIMES[1::2], strict=True):
         assert f"<{(first + second) / 2000:.1f} seconds>" in words["shown"]
     assert "<7.5 seconds>" not in words["average"] or words["average"] != words["shown"]
-    assert found["average"].media[0].clip_notes["clip_seconds"] == "average"
     fps = open_clip_file(path, part, MediaBudget()).metadata["fps"]
     off = max(abs(index / fps - time / 1000) for index, time in enumerate(TIMES))
-    assert found["average"].media[0].clip_notes["seconds_off"] == pytest.approx(off, abs=0.01)
-    assert found["shown"].media[0].clip_notes["clip_seconds"] == "shown"
+    assert found["average"].media[0].decoding["seconds"] == f"average, up to {off:.2f} off"
+    assert found["shown"].media[0].decoding["seconds"] == "shown"
     assert np.array_equal(found["shown"].media[0].input.values, found["average"].media[0].input.values)
 
 
 def test_an_even_rate_needs_no_note(tmp_path: Path) -> None:
     path = written(tmp_path / "clip.mp4")
-    assert open_clip_file(path, {}, MediaBudget()).notes("average") == {"reader": "decord"}
+    assert open_clip_file(path, {}, MediaBudget()).decoding("average") == {"reader": "decord"}
 
 
 def test_a_reader_that_chooses_a_demuxer_gets_only_what_is_of_one_kind(tmp_path: Path) -> None:
