@@ -248,7 +248,8 @@ class DaemonConfig:
     clip_seconds: str = setting(
         "average",
         """Seconds that the prompt gives for a clip's frames. average: a frame's number by the clip's average rate, as
-        upstream computes them; where the rate varies, answers say how far off that is. shown: when the frame is shown.""",
+        upstream computes them; where the rate varies, answers say how far off that is. shown: when the frame is
+        shown.""",
         choices=("average", "shown"),
         reloadable=True,
     )

@@ -1,9 +1,9 @@
 """Readers of a clip's frames, tried in one order: the one that qwen-vl-utils would take, then PyAV.
 
 qwen-vl-utils' readers choose libavformat's demuxer themselves, so they get only files that every libavformat takes for
-the same kind (`ClipHeader.for_every_reader`), and under a name that means nothing. PyAV reads what they may not or cannot:
-AV1, Matroska without a duration, short transport streams, GIF. Where both read a file, both give the same frames and
-seconds: tests/edge_runtime/test_clip_frames.py.
+the same kind (`ClipHeader.for_every_reader`), and under a name that means nothing. PyAV reads what they may not or
+cannot: AV1, Matroska without a duration, short transport streams, GIF. Where both read a file, both give the same
+frames and seconds: tests/edge_runtime/test_clip_frames.py.
 """
 
 from __future__ import annotations
@@ -99,14 +99,18 @@ def _decord(name: str) -> ClipFrames:
 
     reader = decord.VideoReader(name)
 
+    fps = reader.get_avg_fps()
+
     def seconds(indices: list[int]) -> list[float]:
         starts = reader.get_frame_timestamp([0, *indices])[:, 0].tolist()
-        return [start - starts[0] for start in starts[1:]]
+        if all(index == 0 or start > starts[0] for index, start in zip(indices, starts[1:], strict=True)):
+            return [start - starts[0] for start in starts[1:]]
+        return [index / fps for index in indices]  # of AVI, whose rate is constant, it says 0 for all
 
     return ClipFrames(
         "decord",
         len(reader),
-        reader.get_avg_fps(),
+        fps,
         lambda indices: torch.tensor(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2),
         seconds,
     )

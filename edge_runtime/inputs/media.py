@@ -143,10 +143,14 @@ def _native_size(element: dict[str, Any], image: Any, geometry: PatchGeometry) -
 
 
 def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry) -> Any:
-    """`fetch_image`; or its steps, for sizes to which its own `smart_resize` would not resize."""
+    """`fetch_image`; or its steps, for a size that its own `smart_resize` would change."""
     from qwen_vl_utils import vision_process as qwen
 
-    if qwen.smart_resize(height, width, geometry.factor) != (height, width):
+    try:
+        kept = qwen.smart_resize(height, width, geometry.factor) == (height, width)
+    except ValueError:
+        kept = False
+    if not kept:
         return qwen.to_rgb(image).resize((width, height))
     element = {"image": image, "resized_height": height, "resized_width": width}
     return qwen.fetch_image(element, image_patch_size=geometry.patch_size)

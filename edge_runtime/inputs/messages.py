@@ -102,11 +102,12 @@ def _part(part: Any, where: str) -> Message:
 
 def _check_number(value: Any, where: str, *, from_zero: bool) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 <= value if from_zero else 0 < value) or value > _MOST or not math.isfinite(value):
+    lowest = 0.0 if from_zero else math.ulp(0.0)
+    if not number or not lowest <= value <= _MOST:
         raise InputError(
-            f"{where} is not a number above 0" if not from_zero else f"{where} is not a number from 0 on",
+            f"{where} is not such a number",
             field=where,
-            expected=f"a number up to {_MOST}",
+            expected=f"a number {'from' if from_zero else 'above'} 0, up to {_MOST}",
             got=repr(value)[:40] if number or isinstance(value, str) else _type(value),
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import decord
 import pytest
 
 from qwen3vl_edge.contract.errors import ContractError, InputError
@@ -139,11 +140,23 @@ def test_nothing_that_a_text_names_is_opened(
                 assert not port.was_reached(), (target, number)
 
 
-def test_a_stream_after_a_playlist_is_read_as_the_stream(tmp_path: Path, secret: Path, stream: bytes) -> None:
+def test_a_stream_after_a_playlist_is_read_as_the_stream(
+    tmp_path: Path, secret: Path, canary: CanaryFile, stream: bytes
+) -> None:
     """The attack: PyAV's libavformat wants a playlist's suffix and found the stream, decord's found the playlist."""
     content = TEXTS["hls"].format(secret).encode()
     path = write_clip(content + b"\n" * (-len(content) % 188) + stream, tmp_path)
-    with pytest.raises(InputError, match="is not a clip.*Playlists and scripts are not followed"):
+    with contextlib.suppress(decord.DECORDError):
+        decord.VideoReader(str(path))
+    assert canary.was_opened()
+    assert not check_clip(path, "it", MediaLimits()).for_every_reader
+    assert open_clip_file(path, {}, MediaBudget()).metadata["video_backend"] == "pyav"
+    assert not canary.was_opened()
+
+
+def test_a_playlist_alone_is_no_clip(tmp_path: Path, secret: Path) -> None:
+    path = write_clip(TEXTS["hls"].format(secret).encode(), tmp_path)
+    with pytest.raises(InputError, match=r"is not a clip.*Playlists and scripts are not followed"):
         check_clip(path, "it", MediaLimits())
 
 
@@ -162,11 +175,11 @@ def _box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
-def _alias(secret: Path) -> bytes:
-    """A `dref` entry of kind `alis`, as `mov_read_dref` of FFmpeg takes it apart."""
+def _alias(secret: Path, levels: int) -> bytes:
+    """A `dref` entry of kind `alis`, as `mov_read_dref` of FFmpeg takes it apart; of 0 levels its path is absolute."""
     name = str(secret).encode()
     head = bytes(10) + bytes([1]) + b"v".ljust(27, b"\0") + bytes(12) + bytes([len(secret.name)])
-    head += secret.name.encode().ljust(63, b"\0") + bytes(16) + struct.pack(">hh", 1, 1) + bytes(16)
+    head += secret.name.encode().ljust(63, b"\0") + bytes(16) + struct.pack(">hh", levels, levels) + bytes(16)
     tail = struct.pack(">HH", 2, len(name)) + name + bytes(len(name) % 2)
     tail += struct.pack(">HH", 18, len(name)) + name + bytes(len(name) % 2)
     return _box(b"alis", bytes(4) + head + tail + struct.pack(">HH", 0xFFFF, 0) + bytes(40))
@@ -193,28 +206,30 @@ def _references(secret: Path, movie: bytes) -> dict[str, bytes]:
     urn = _box(b"urn ", bytes(4) + b"x\0" + str(secret).encode() + b"\0")
     one = struct.pack(">II", 0, 1)
     within = [b"moov", b"trak", b"mdia", b"minf", b"dinf"]
-    entries = {"alis": _alias(secret), "url": url, "urn": urn}
-    found = {
-        name: _replace_in(movie, within, b"dref", _box(b"dref", one + entry)) for name, entry in entries.items()
-    }
+    entries = {"alis": _alias(secret, 0), "alis of a neighbour": _alias(secret, 1), "url": url, "urn": urn}
+    found = {name: _replace_in(movie, within, b"dref", _box(b"dref", one + entry)) for name, entry in entries.items()}
     rdrf = _box(b"rdrf", bytes(4) + b"url " + struct.pack(">I", len(str(secret)) + 1) + str(secret).encode() + b"\0")
     rmra = _box(b"moov", _box(b"rmra", _box(b"rmda", rdrf)))
     return {**found, "rmra": _box(b"ftyp", b"qt  " + bytes(4)) + rmra, "rmra beside": movie + rmra}
 
 
-@pytest.mark.parametrize("kind", ["alis", "url", "urn", "rmra", "rmra beside"])
+@pytest.mark.parametrize("kind", ["alis", "alis of a neighbour", "url", "urn", "rmra", "rmra beside"])
 def test_references_of_quicktime_are_not_followed(
     tmp_path: Path, secret: Path, canary: CanaryFile, movie: bytes, kind: str
 ) -> None:
-    path = tmp_path / "clip.mov"
+    folder = secret.parent if kind == "alis of a neighbour" else tmp_path
+    path = folder / "clip.mov"
     path.write_bytes(_references(secret, movie)[kind])
     read_all(path)
     assert not canary.was_opened()
 
 
-def test_the_alias_would_be_followed(tmp_path: Path, secret: Path, canary: CanaryFile, movie: bytes) -> None:
-    path = tmp_path / "clip.mov"
-    path.write_bytes(_references(secret, movie)["alis"])
+@pytest.mark.parametrize("kind", ["alis", "alis of a neighbour"])
+def test_these_aliases_would_be_followed(
+    tmp_path: Path, secret: Path, canary: CanaryFile, movie: bytes, kind: str
+) -> None:
+    path = (secret.parent if kind == "alis of a neighbour" else tmp_path) / "clip.mov"
+    path.write_bytes(_references(secret, movie)[kind])
     options = {"enable_drefs": "1", "use_absolute_path": "1"}
     with contextlib.suppress(av.FFmpegError), av.open(str(path), options=options):
         pass

@@ -66,7 +66,7 @@ CLIPS: dict[str, dict[str, Any]] = {
     "h264.mov": {},
     "h264.mkv": {"bf": "2"},
     "h264.avi": {"bf": "0"},
-    "h264.ts": {"bf": "2"},
+    "h264.ts": {"bf": "0"},
     "h264.flv": {"bf": "2"},
     "wide.mp4": {"size": (642, 358)},
     "yuv444.mp4": {"pix_fmt": "yuv444p"},
@@ -105,6 +105,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "moving.gif": {"codec": "gif", "pix_fmt": "rgb8"},
     "small.mp4": {"size": (16, 16)},
     "short.ts": {"count": 3},
+    "b-frames.ts": {"bf": "2"},
 }
 
 
@@ -165,7 +166,7 @@ def test_each_readers_reason_is_given(tmp_path: Path) -> None:
     assert "torchvision" not in str(caught.value)
 
 
-TIMES = [0, 1500, 1600, 1700, 2900, 5200, 7500, 9100, 9200, 9300, 9400, 9500]
+TIMES = [0, 1400, 1600, 1800, 2900, 5100, 7500, 9100, 9200, 9400, 9600, 9800]
 
 
 def test_seconds_of_a_variable_rate(tmp_path: Path, edge: Edge) -> None:
@@ -182,7 +183,7 @@ def test_seconds_of_a_variable_rate(tmp_path: Path, edge: Edge) -> None:
     }
     for first, second in zip(TIMES[::2], TIMES[1::2], strict=True):
         assert f"<{(first + second) / 2000:.1f} seconds>" in words["shown"]
-    assert "<7.5 seconds>" not in words["average"] or words["average"] != words["shown"]
+    assert words["average"] != words["shown"]
     fps = open_clip_file(path, part, MediaBudget()).metadata["fps"]
     off = max(abs(index / fps - time / 1000) for index, time in enumerate(TIMES))
     assert found["average"].media[0].decoding["seconds"] == f"average, up to {off:.2f} off"

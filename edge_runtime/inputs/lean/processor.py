@@ -142,7 +142,9 @@ def serves(messages: Sequence[Message]) -> bool:
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         for part in message["content"]
     )
-    return not any(isinstance(part, dict) and (part.get("video") is not None or part.get("type") == "video") for part in parts)
+    return not any(
+        isinstance(part, dict) and (part.get("video") is not None or part.get("type") == "video") for part in parts
+    )
 
 
 def prepare_lean_prompt(

@@ -1,9 +1,10 @@
 """The kinds of clip files, told by their first bytes; and a demuxer that opens nothing but the file it was given.
 
-libavformat would choose a demuxer by name and content, and some read further files or addresses: playlists (hls, dash),
-scripts (concat), numbered pictures (image2), sessions (sdp, rtsp), subtitles by reference (vobsub). Here the first bytes
-decide alone, before any library sees the file, and the demuxer of that kind is named, so that none is searched for.
-A kind per row of `KINDS`; magic numbers as in the probe functions of FFmpeg 8 (`mov.c`, `matroskadec.c`, `avidec.c`, …).
+libavformat would choose a demuxer by name and content, and some read further files or addresses: playlists (hls,
+dash), scripts (concat), numbered pictures (image2), sessions (sdp, rtsp), subtitles by reference (vobsub). Here the
+first bytes decide alone, before any library sees the file, and the demuxer of that kind is named, so that none is
+searched for. A kind per row of `KINDS`; magic numbers as in the probe functions of FFmpeg 8 (`mov.c`,
+`matroskadec.c`, `avidec.c`, …).
 """
 
 from __future__ import annotations
