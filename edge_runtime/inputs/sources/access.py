@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen3vl_edge.contract.errors import LimitError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 
 SCHEMES = frozenset({"data", "file", "http", "https"})
 _NOUNS = {"image": "picture", "video": "clip"}
@@ -70,13 +71,7 @@ class MediaSource:
     @property
     def label(self) -> str:
         """The reference for errors and logs: of a URL without user, password and query, cut to what can be shown."""
-        shown = self.reference
-        if self.scheme in ("http", "https"):
-            beyond, _, _ = shown.partition("#")
-            address, query, _ = beyond.partition("?")
-            scheme, _, rest = address.partition("://")
-            host, slash, path = rest.partition("/")
-            shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{'?…' if query else ''}"
+        shown = shown_url(self.reference) if self.scheme in ("http", "https") else self.reference
         return shown if len(shown) <= 120 else shown[:60] + "…"
 
     @property
