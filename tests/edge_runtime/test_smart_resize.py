@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, fetch_media
 from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
+from qwen3vl_edge.tools.parity.samples import edge_cases
 
 FACTOR = 32
 
@@ -66,3 +69,12 @@ def test_buckets_below_four_visual_tokens(bucket: Grid) -> None:
     clips = BucketPolicy(geometry, (bucket,), dynamic=False, max_distortion=9, min_scale=0)
     (clip,) = fetch_media([{"role": "user", "content": [frames]}], clips, {})
     assert tuple(clip.pixels.shape) == (2, 3, height, width)
+
+
+def test_parity_has_a_picture_of_every_bucket(edge: Edge) -> None:
+    """Of less than four visual tokens too, to which `smart_resize` resizes nothing."""
+    small = copy.copy(edge)
+    buckets = (Grid(1, 2, 2), Grid(1, 2, 4), Grid(2, 2, 2), Grid(1, 4, 4))
+    small.policy = replace(edge.policy, buckets=buckets, dynamic=False)
+    picture = Image.effect_noise((90, 70), 60).convert("RGB")
+    assert [case.grid for case in edge_cases(small, {"noise": picture})] == list(buckets)
