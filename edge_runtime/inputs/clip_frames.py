@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def _time(frame: Any) -> int:
     return int(frame.pts if frame.pts is not None else frame.dts or 0)
 
 
-def _decoded(path: Path, kind: Kind, most_pixels: int) -> Iterator[Any]:
+def _decoded(path: Path, kind: Kind, most_pixels: int) -> Generator[Any, None, None]:
     import av
 
     with open_container(path, kind, most_pixels) as container:

@@ -56,7 +56,8 @@ class Clip:
     @property
     def seconds_off(self) -> float:
         """The most by which upstream's seconds, index by average rate, are off a sampled frame's own."""
-        average = (index / self.metadata["fps"] for index in self.indices)
+        fps = float(self.metadata["fps"])
+        average = (index / fps for index in self.indices)
         return max(abs(mean - own) for mean, own in zip(average, self.seconds, strict=True))
 
     def metadata_with(self, seconds: str) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def _message(message: Any, where: str) -> Message:
     return {**message, "content": [_part(part, f"{where}.content[{number}]") for number, part in enumerate(content)]}
 
 
-def _part(part: Any, where: str) -> Message:
-    if not isinstance(part, dict):
+def _part(given: Any, where: str) -> Message:
+    if not isinstance(given, dict):
         raise InputError(f"{where} has no content", field=where, expected=" or ".join(CONTENTS))
-    part = {name: value for name, value in part.items() if value is not None}
+    part: Message = {name: value for name, value in given.items() if value is not None}
     found = [name for name in CONTENTS if name in part]
     if len(found) > 1 and part.get("text") == "":
         del part["text"]

@@ -238,7 +238,7 @@ def test_a_picture_that_the_template_does_not_show(role: str) -> None:
     writer = PromptWriter(tokenizer, SHAPE, Limits())
     with pytest.raises(InputError, match=f"shows no picture or clip here.*got one in a message of the {role}") as found:
         writer.write(chat, PartReader(SHAPE, Limits()).read(chat.messages))
-    assert found.value.field == "messages.0.content.0"
+    assert found.value.field == "messages.0.content.0.image_embeds"
 
 
 def test_arguments_are_counted_before_they_are_parsed() -> None:
