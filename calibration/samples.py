@@ -14,7 +14,8 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.edge_runtime.encoder.protocol import bundle_serves
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.messages_file import read_conversations
 from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
 

@@ -17,7 +17,7 @@ from qwen3vl_edge.edge_runtime.client.async_client import AsyncClient
 from qwen3vl_edge.edge_runtime.client.server_credentials import NO_CREDENTIALS, ServerAccess
 from qwen3vl_edge.edge_runtime.client.sync_client import Client
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt
-from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
 from qwen3vl_edge.edge_runtime.encoder.batching import EncoderOutput, describe_runs, encode_items
 from qwen3vl_edge.edge_runtime.encoder.embedding_cache import EmbeddingCache
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import CLIP_SECONDS
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     PREPROCESS,
     LeanProcessor,
@@ -32,7 +33,8 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     prepare_lean_prompt,
     serves,
 )
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 
@@ -55,6 +57,7 @@ class EdgeOptions:
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
         limits: of the pictures and clips of one conversation.
         exif_orientation: pictures are turned as their EXIF says; False leaves their rows as the sensor wrote them.
+        clip_seconds: a key of `CLIP_SECONDS` in `edge_runtime/inputs/clip_reader.py`.
     """
 
     backend: str = "onnxruntime"
@@ -70,6 +73,7 @@ class EdgeOptions:
     preprocess: str = "auto"
     limits: MediaLimits = field(default_factory=MediaLimits)
     exif_orientation: bool = True
+    clip_seconds: str = "average"
 
     @property
     def media_limits(self) -> MediaLimits:
@@ -201,7 +205,7 @@ class Edge:
         budget.start()
         if self.lean is not None and serves(messages):
             return prepare_lean_prompt(messages, self.lean, policy, budget)
-        return prepare_prompt(messages, self.processor, policy, budget)
+        return prepare_prompt(messages, self.processor, policy, budget, self.options.clip_seconds)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:
         """The second half of `encode`: the encoder, or a cache hit.
@@ -338,6 +342,8 @@ def open_edge(
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
     if options.preprocess not in PREPROCESS:
         raise InputError("no such preprocessing", field="--preprocess", expected=" or ".join(PREPROCESS))
+    if options.clip_seconds not in CLIP_SECONDS:
+        raise InputError("no such seconds of clips", field="clip_seconds", expected=" or ".join(CLIP_SECONDS))
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
     encoder = load_backend(options.backend, opened, options.backend_options)

@@ -36,7 +36,10 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
     if vision.hidden_act not in ACTIVATIONS:
         raise _unsupported("hidden_act", " or ".join(ACTIVATIONS), vision.hidden_act)
     if vision.hidden_size % vision.num_heads or (vision.hidden_size // vision.num_heads) % 4:
-        raise _unsupported("num_heads", "a head width that is a multiple of 4", vision.num_heads)
+        width = (
+            f"{vision.hidden_size / vision.num_heads:g} (hidden_size {vision.hidden_size} by {vision.num_heads} heads)"
+        )
+        raise _unsupported("num_heads", "a head width that is a multiple of 4", width)
     if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
         raise _unsupported("num_position_embeddings", "a square number", vision.num_position_embeddings)
     levels = tuple(vision.deepstack_visual_indexes)

@@ -87,7 +87,8 @@ class Checkpoint:
     def shards(self) -> tuple[Path, ...]:
         """The safetensors files that hold visual tensors; others of a sharded model need not be present."""
         index = self.path / "model.safetensors.index.json"
-        if index.exists():
+        # As transformers: a single file is read, whatever an index beside it says that an earlier save left behind.
+        if index.exists() and not (self.path / "model.safetensors").is_file():
             weight_map = _read_json(index).get("weight_map", {})
             names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
         else:

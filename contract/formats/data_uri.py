@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _PIECE = 2**20  # characters; four are three bytes
 _SEPARATOR = ";base64,"
+_SPACES = ("\r", "\n", " ", "\t")
+_LONGEST_TYPE = 1024  # characters before the content
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ class DataUri:
 
     @property
     def payload(self) -> str:
-        """A copy of the content in base64."""
-        return self.uri[self.start :]
+        """A copy of the content in base64, without line breaks."""
+        return _joined(self.uri[self.start :])
 
     @property
     def decoded_bytes(self) -> int:
         """Size of the content, computed without decoding; up to two bytes too large because of padding."""
-        return (len(self.uri) - self.start) * 3 // 4
+        breaks = sum(self.uri.count(space, self.start) for space in _SPACES)
+        return (len(self.uri) - self.start - breaks) * 3 // 4
 
     def decode(self) -> bytes:
         """The content. In pieces, between which other threads run: a decoder of base64 holds the interpreter.
@@ -44,18 +47,31 @@ class DataUri:
         Raises:
             ValueError: not base64.
         """
-        pieces = []
+        pieces, rest, padded = [], "", False
         for start in range(self.start, len(self.uri), _PIECE):
-            piece = self.uri[start : start + _PIECE]
-            if "=" in piece and start + _PIECE < len(self.uri):
+            piece = rest + _joined(self.uri[start : start + _PIECE])
+            is_last = start + _PIECE >= len(self.uri)
+            whole = len(piece) if is_last else len(piece) // 4 * 4
+            piece, rest = piece[:whole], piece[whole:]
+            if padded and piece:
                 raise ValueError("padding before the end")
+            padded = padded or "=" in piece
             pieces.append(base64.b64decode(piece, validate=True))
         return b"".join(pieces)
 
 
 def parse_data_uri(uri: str) -> DataUri | None:
-    """The parts of `data:TYPE;base64,CONTENT`; None for anything else."""
-    start = uri.find(_SEPARATOR)
-    if start < 0 or not uri.startswith("data:"):
+    """The parts of `data:TYPE;base64,CONTENT`, scheme, type and encoding in any case; None for anything else."""
+    comma = uri.find(",", 0, _LONGEST_TYPE)
+    head = uri[: comma + 1].lower()
+    if not head.startswith("data:") or not head.endswith(_SEPARATOR):
         return None
-    return DataUri(uri[len("data:") : start].partition(";")[0], uri, start + len(_SEPARATOR))
+    return DataUri(head[len("data:") :].partition(";")[0].strip(), uri, comma + 1)
+
+
+def _joined(text: str) -> str:
+    """Without the line breaks that MIME's encoders write (RFC 2045, 6.8)."""
+    for space in _SPACES:
+        if space in text:
+            text = text.replace(space, "")
+    return text

@@ -35,8 +35,17 @@ DONE = "data: [DONE]\n\n"
 
 
 class Url(BaseModel):
-    model_config = ConfigDict(extra="ignore")  # OpenAI's `detail`: the bucket determines the size
+    """A URL, and what is said beside it. OpenAI's `detail` has no effect: the bucket determines the size."""
+
+    model_config = ConfigDict(extra="allow")
     url: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that is said beside it, without `detail` and what is null."""
+        return {
+            name: value for name, value in (self.model_extra or {}).items() if name != "detail" and value is not None
+        }
 
 
 class StreamOptions(BaseModel):

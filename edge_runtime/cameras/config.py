@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.settings import REQUIRED, check_settings, setting
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,4 @@ class CameraConfig:
         """The source without what may be a secret: user, password and query."""
         if self.source.startswith("gst:"):
             return "gst:…"
-        parts = urlsplit(self.source)
-        if not parts.netloc:
-            return self.source
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return shown_url(self.source).removesuffix("?…")

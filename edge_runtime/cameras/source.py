@@ -11,6 +11,7 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.cameras.gstreamer import gst_frames
 from qwen3vl_edge.edge_runtime.cameras.sampling import Frame, Wanted
+from qwen3vl_edge.edge_runtime.inputs.sources.read import file_path
 
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0
 DRIFT_SECONDS = 2.0
@@ -38,12 +39,13 @@ def _av_frames(config: CameraConfig, wanted: Wanted, stop: Event) -> Iterator[Fr
     import av
 
     device = config.source.startswith("/dev/video")
-    live = device or ("://" in config.source and not config.source.startswith("file://"))
+    is_file = config.source[:5].lower() == "file:"
+    live = device or ("://" in config.source and not is_file)
     options = ({"rtsp_transport": "tcp"} if config.source.startswith("rtsp") else {}) | dict(config.options)
     try:
         while not stop.is_set():
             with av.open(
-                config.source.removeprefix("file://"),
+                str(file_path(config.source)) if is_file else config.source,
                 format="v4l2" if device else None,
                 options=options,
                 timeout=(OPEN_SECONDS, READ_SECONDS),

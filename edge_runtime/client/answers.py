@@ -10,6 +10,7 @@ import httpx
 from httpx_sse import SSEError
 
 from qwen3vl_edge.contract.errors import ContractError, ServerUnavailableError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 
 DONE = "[DONE]"
 
@@ -54,15 +55,17 @@ def event_of(data: str, status: int) -> Event:
 def broken_off(server: str, error: httpx.HTTPError | None) -> ServerUnavailableError:
     """A stream that ended before its last event."""
     if isinstance(error, SSEError):
-        return ServerUnavailableError(f"server {server} sent no server-sent events ({error})"[:300], field="--server")
+        return ServerUnavailableError(
+            f"server {shown_url(server)} sent no server-sent events ({error})"[:300], field="--server"
+        )
     how = f"broke off the answer ({type(error).__name__})" if error is not None else "ended the answer early"
-    return ServerUnavailableError(f"server {server} {how}", field="--server")
+    return ServerUnavailableError(f"server {shown_url(server)} {how}", field="--server")
 
 
 def unreachable(server: str, error: Exception) -> ServerUnavailableError:
     """No answer at all."""
     return ServerUnavailableError(
-        f"server {server} cannot be reached ({_why(error)})",
+        f"server {shown_url(server)} cannot be reached ({_why(error)})",
         field="--server",
         remedy="Start it with: qwen3vl-edge server --model MODEL",
     )

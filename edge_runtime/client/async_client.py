@@ -13,6 +13,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from qwen3vl_edge.contract.errors import ContractError, ServerUnavailableError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 from qwen3vl_edge.contract.http.idempotency_key import HEADER
 from qwen3vl_edge.contract.http.tracing import outgoing_headers
 from qwen3vl_edge.contract.wire.wire_body import WireBody
@@ -263,7 +264,7 @@ class AsyncClient:
 
     def _another_answer(self) -> ServerUnavailableError:
         return ServerUnavailableError(
-            f"server {self.server} lost the answer and began another one",
+            f"server {shown_url(self.server)} lost the answer and began another one",
             field="--server",
             remedy="Send the request again.",
         )
@@ -271,7 +272,7 @@ class AsyncClient:
     def _too_late(self, post: _Post) -> ServerUnavailableError:
         expected = f"{post.deadline_s:g} s"
         return ServerUnavailableError(
-            f"server {self.server} did not finish the answer in time", field="--server", expected=expected
+            f"server {shown_url(self.server)} did not finish the answer in time", field="--server", expected=expected
         )
 
 

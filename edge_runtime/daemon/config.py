@@ -257,6 +257,14 @@ class DaemonConfig:
         option="--preprocess",
         reloadable=True,
     )
+    clip_seconds: str = setting(
+        "average",
+        """Seconds that the prompt gives for a clip's frames. average: a frame's number by the clip's average rate, as
+        upstream computes them; where the rate varies, answers say how far off that is. shown: when the frame is
+        shown.""",
+        choices=("average", "shown"),
+        reloadable=True,
+    )
     wire_dtype: str = setting(
         "fp16",
         """Type of the embeddings on the wire. A packing (fp8, int8, int4) sends fewer bytes and changes the embeddings

@@ -28,6 +28,7 @@ from qwen3vl_edge.edge_runtime.daemon.openai_request import ChatMessage, media_s
 from qwen3vl_edge.edge_runtime.daemon.worker_thread import WorkerThread
 from qwen3vl_edge.edge_runtime.edge import Edge, EncodedPrompt, Prepared
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile
 from qwen3vl_edge.edge_runtime.inputs.sources.fetch import open_sources
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture
@@ -107,7 +108,7 @@ class EncodePipeline:
         return prepared
 
     def _prepare_messages(
-        self, chat: Sequence[ChatMessage], opened: Sequence[Picture | Path], budget: MediaBudget
+        self, chat: Sequence[ChatMessage], opened: Sequence[Picture | ClipFile], budget: MediaBudget
     ) -> Prepared:
         return self.edge.prepare(qwen_messages(chat, opened, self.cameras), budget)
 

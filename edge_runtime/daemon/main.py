@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 from qwen3vl_edge.contract.http.listener import http_server, listen, quiet_stop
 from qwen3vl_edge.contract.http.tracing import start_tracing
 from qwen3vl_edge.contract.wire.compression import require_zstd
@@ -123,7 +124,7 @@ def _upstream(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) 
 
     access = config.server_access
     if access.sends_token_in_clear(config.server):
-        logger.warning("server_api_key is sent to %s without encryption. Use https://.", config.server)
+        logger.warning("server_api_key is sent to %s without encryption. Use https://.", shown_url(config.server))
     if config.server_kind == "openai":
         return OpenAIServer(config.server, config.server_model, access)
     if config.wire_zstd:

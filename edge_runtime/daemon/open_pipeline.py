@@ -37,12 +37,14 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
         wire_target_s=config.wire_target_s,
         limits=config.media_limits,
         exif_orientation=config.exif_orientation,
+        clip_seconds=config.clip_seconds,
     )
     access = AccessPolicy(
         folders=config.media_folders,
         private_addresses=config.allow_private_urls,
         max_bytes=config.max_media_mib * 2**20,
         timeout_s=config.fetch_timeout_s,
+        setting="max_media_mib",
     )
     bound_png_text()
     before = resident_bytes()

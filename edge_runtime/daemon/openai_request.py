@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,8 +12,9 @@ from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as, utf8_bytes
 from qwen3vl_edge.contract.http.stop_matcher import check_stop_strings
 from qwen3vl_edge.edge_runtime.daemon.camera_registry import SCHEME, CameraRegistry
-from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import CLIP_OPTIONS, IMAGE_OPTIONS, Message
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture
 
 OMITTED_URL = "about:blank"  # in place of a picture's URL, which may contain its pixels
@@ -38,6 +38,12 @@ class Part(BaseModel):
     def url(self) -> str:
         value = getattr(self, self.type)
         return value if isinstance(value, str) else str(value.url)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the URL's object says beside it, such as `max_pixels` or `fps`."""
+        value = getattr(self, self.type)
+        return value.options if isinstance(value, Url) else {}
 
 
 class ChatMessage(BaseModel):
@@ -98,16 +104,35 @@ def parse_chat(body: bytes | bytearray, limits: ChatLimits) -> ChatRequest:
         raise LimitError("the request has too much text", field="messages", expected=limit, got=f"{size} bytes")
     check_stop_strings(parsed.stop_strings)
     for where, part in _parts(parsed.messages):
-        if getattr(part, part.type) is None:
-            raise InputError(f"part of type {part.type} has no {part.type}", field=where)
-        if part.type != "text" and len(part.url) > MAX_URL_CHARACTERS and not part.url.startswith("data:"):
-            limit = f"at most {MAX_URL_CHARACTERS} characters, or a data URI"
-            raise InputError("URL is too long", field=where, expected=limit, got=len(part.url))
+        _check_part(part, where)
     media = sum(part.type != "text" for _, part in _parts(parsed.messages))
     if media > limits.max_media:
         limit = f"at most {limits.max_media} (max_media)"
         raise LimitError("the request has too many pictures and clips", field="messages", expected=limit, got=media)
     return parsed
+
+
+def _check_part(part: Part, where: str) -> None:
+    if getattr(part, part.type) is None:
+        raise InputError(f"part of type {part.type} has no {part.type}", field=where)
+    beside = [name for name in ("text", "image_url", "video_url") if name != part.type and getattr(part, name)]
+    if beside:  # one of the two would be dropped
+        remedy = "Make each a part of its own."
+        raise InputError(f"part of type {part.type} has {beside[0]} too", field=where, remedy=remedy)
+    if part.type == "text":
+        return
+    if len(part.url) > MAX_URL_CHARACTERS and part.url[:5].lower() != "data:":
+        limit = f"at most {MAX_URL_CHARACTERS} characters, or a data URI"
+        raise InputError("URL is too long", field=where, expected=limit, got=len(part.url))
+    known = () if part.url.startswith(SCHEME) else IMAGE_OPTIONS if part.kind == "image" else CLIP_OPTIONS
+    for name in part.options:
+        if name not in known:
+            raise InputError(
+                f"{part.type} has no option of this name",
+                field=f"{where}.{part.type}.{name}"[:120],
+                expected=", ".join(("url", "detail", *known)),
+                remedy="Leave it out.",
+            )
 
 
 def media_sources(chat: Sequence[ChatMessage]) -> list[MediaSource]:
@@ -120,7 +145,7 @@ def media_sources(chat: Sequence[ChatMessage]) -> list[MediaSource]:
 
 
 def qwen_messages(
-    chat: Sequence[ChatMessage], opened: Sequence[Picture | Path], cameras: CameraRegistry
+    chat: Sequence[ChatMessage], opened: Sequence[Picture | ClipFile], cameras: CameraRegistry
 ) -> list[Message]:
     """Messages in Qwen's format.
 
@@ -138,8 +163,7 @@ def qwen_messages(
             return {"type": "text", "text": part.text}
         if part.url.startswith(SCHEME):
             return cameras.part(part.url, part.kind)
-        found = next(media)
-        return {"type": part.kind, part.kind: str(found) if isinstance(found, Path) else found}
+        return {"type": part.kind, part.kind: next(media), **part.options}
 
     return [
         {

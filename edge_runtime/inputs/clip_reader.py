@@ -8,18 +8,27 @@ tests/edge_runtime/test_clip_reader.py compares both.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.inputs.clip_frames import open_frames
+from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 _PIXELS_AT_ONCE = 4_000_000
+_UNEVEN_SECONDS = 0.05  # prompts have tenths
+# Which seconds the prompt gives for a clip's frames.
+CLIP_SECONDS = {
+    "average": "a frame's number divided by the clip's average rate, as upstream computes them",
+    "shown": "when the frame is shown, which differs where the rate is variable",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Clip:
     Attributes:
         metadata: as qwen-vl-utils returns it.
         height, width: of its frames.
+        seconds: when each sampled frame is shown, since the clip's first frame.
     """
 
     label: str
@@ -36,11 +46,41 @@ class Clip:
     height: int
     width: int
     read: Callable[[list[int]], Any]
+    seconds: tuple[float, ...]
 
     @property
     def indices(self) -> list[int]:
         found: list[int] = self.metadata["frames_indices"]
         return found
+
+    @property
+    def seconds_off(self) -> float:
+        """The most by which upstream's seconds, index by average rate, are off a sampled frame's own."""
+        fps = float(self.metadata["fps"])
+        average = (index / fps for index in self.indices)
+        return max(abs(mean - own) for mean, own in zip(average, self.seconds, strict=True))
+
+    def metadata_with(self, seconds: str) -> dict[str, Any]:
+        """The processor's input for timestamps: a frame's index divided by `fps` becomes its second.
+
+        Args:
+            seconds: a key of `CLIP_SECONDS`.
+        """
+        if seconds == "average":
+            return self.metadata
+        return {**self.metadata, "frames_indices": [second * self.metadata["fps"] for second in self.seconds]}
+
+    def decoding(self, seconds: str) -> dict[str, str]:
+        """Evidence: the reader, and whose seconds the prompt has where the frames are not evenly spaced."""
+        found = {"reader": str(self.metadata["video_backend"])}
+        if self.seconds_off >= _UNEVEN_SECONDS:
+            found["seconds"] = f"average, up to {self.seconds_off:.2f} off" if seconds == "average" else seconds
+        return found
+
+    def one_frame(self) -> Image.Image:
+        """The frame of a clip that has one: such a file is prepared as a list of that picture."""
+        with reading(self.label):
+            return Image.fromarray(self.read([0])[0].permute(1, 2, 0).numpy())
 
     def model_size(self, element: dict[str, Any], patch_size: int) -> tuple[int, int]:
         """Height and width that the frames are resized to.
@@ -52,13 +92,13 @@ class Clip:
 
         factor = patch_size * qwen.SPATIAL_MERGE_SIZE
         if "resized_height" in element and "resized_width" in element:
-            return _sides(qwen.smart_resize, element["resized_height"], element["resized_width"], factor)
+            return _sides(element["resized_height"], element["resized_width"], factor)
         lowest = element.get("min_pixels", qwen.VIDEO_MIN_TOKEN_NUM * factor * factor)
         total = element.get("total_pixels", qwen.MODEL_SEQ_LEN * factor * factor * 0.9)
         most_per_frame = min(qwen.VIDEO_MAX_TOKEN_NUM * factor * factor, total / len(self.indices) * qwen.FRAME_FACTOR)
         highest = max(most_per_frame, int(lowest * 1.05))
         highest = min(element.get("max_pixels", highest), highest)
-        return _sides(qwen.smart_resize, self.height, self.width, factor, lowest, highest)
+        return _sides(self.height, self.width, factor, lowest, highest)
 
     def frames(self, height: int, width: int, budget: MediaBudget) -> Any:
         """The sampled frames, float32 tensor [frames, 3, height, width] of 0 to 255.
@@ -81,12 +121,13 @@ class Clip:
         return torch.cat(parts).float()
 
 
-def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> Clip:
+def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget, label: str | None = None) -> Clip:
     """Open a clip's file and choose its frames; one frame is decoded.
 
     Args:
         element: of the message, with `fps`, `nframes`, `video_start` and such.
         budget: pays for the sampled frames.
+        label: names it in errors; its path by default.
 
     Raises:
         InputError: not a clip, or one without enough frames.
@@ -94,60 +135,29 @@ def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> 
     """
     from qwen_vl_utils import vision_process as qwen
 
-    label = MediaSource("video", str(path), "video").label
-    check_clip(path, label, budget.limits)
+    label = label or MediaSource("video", str(path), "video").label
+    header = check_clip(path, label, budget.limits)
+    opened = open_frames(path, label, header, budget)
     with reading(label):
-        backend, total, fps, read = _reader(path)
-        start, end, count = qwen.calculate_video_frame_range(element, total, fps)
-        number = qwen.smart_nframes(element, total_frames=count, video_fps=fps)
-        first = read([start])
+        if opened.total == 1:
+            start, end, count, number = 0, 0, 1, 1
+        else:
+            start, end, count = qwen.calculate_video_frame_range(element, opened.total, opened.fps)
+            number = qwen.smart_nframes(element, total_frames=count, video_fps=opened.fps)
+        first = opened.read([start])
         height, width = int(first.shape[2]), int(first.shape[3])
     check_frame_size(label, height, width, budget.limits)
     budget.add_clip_pixels(number * height * width, f"{number} frames of {width}x{height}")
+    indices = _spread(start, end, number)
+    with reading(label):
+        seconds = opened.seconds(indices)
     metadata = {
-        "fps": fps,
-        "frames_indices": _spread(start, end, number),
+        "fps": opened.fps,
+        "frames_indices": indices,
         "total_num_frames": count,
-        "video_backend": backend,
+        "video_backend": opened.reader,
     }
-    return Clip(label, metadata, height, width, read)
-
-
-def _reader(path: Path) -> tuple[str, int, float, Callable[[list[int]], Any]]:
-    """Name, number of frames, frames per second, and a function that decodes frames into uint8 [frames, 3, H, W].
-
-    The reader that qwen-vl-utils would take, with its settings.
-    """
-    import torch
-    from qwen_vl_utils import vision_process as qwen
-
-    name = qwen.get_video_reader_backend()
-    if name == "decord":
-        import decord
-
-        reader = decord.VideoReader(str(path))
-        return (
-            name,
-            len(reader),
-            reader.get_avg_fps(),
-            lambda indices: torch.tensor(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2),
-        )
-    if name == "torchcodec":
-        from torchcodec.decoders import VideoDecoder
-
-        threads = int(os.environ.get("TORCHCODEC_NUM_THREADS", "8"))
-        decoder = VideoDecoder(str(path), num_ffmpeg_threads=threads)
-        return (
-            name,
-            decoder.metadata.num_frames,
-            decoder.metadata.average_fps,
-            lambda indices: decoder.get_frames_at(indices=indices).data,
-        )
-    raise InputError(
-        f"clips cannot be read with {name}, which decodes all of a clip at once",
-        field="video",
-        remedy="Install decord or torchcodec.",
-    )
+    return Clip(label, metadata, height, width, opened.read, tuple(seconds))
 
 
 def _spread(start: int, end: int, number: int) -> list[int]:
@@ -157,8 +167,8 @@ def _spread(start: int, end: int, number: int) -> list[int]:
     return indices
 
 
-def _sides(smart_resize: Callable[..., tuple[int, int]], *arguments: Any) -> tuple[int, int]:
+def _sides(*arguments: Any) -> tuple[int, int]:
     try:
         return smart_resize(*arguments)
-    except (AssertionError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise InputError(f"clip cannot be preprocessed ({error})", field="video") from None

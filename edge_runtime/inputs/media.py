@@ -7,7 +7,7 @@ the same message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
@@ -15,12 +15,12 @@ from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
+from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import reading
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FetchedMedia:
         pixels: RGB PIL image, or float32 tensor [frames, 3, H, W] of 0 to 255; a placeholder where there is a window.
         metadata: of a clip, from which the timestamps are written: fps and frame indices. Empty for an image.
         window: of a camera, in place of a clip's pixels.
-        decoding: what was done to a picture as it was decoded, as of `SeenPicture`.
+        decoding: what was done to a picture or a clip as it was decoded, for the evidence.
     """
 
     kind: str
@@ -81,6 +81,7 @@ def fetch_media(
     policy: BucketPolicy,
     defaults: dict[str, dict[str, Any]],
     budget: MediaBudget | None = None,
+    clip_seconds: str = "average",
 ) -> list[FetchedMedia]:
     """Fetch every image and clip of a conversation, in the order of the prompt; one is decoded at a time.
 
@@ -89,28 +90,27 @@ def fetch_media(
         policy: the buckets to choose from.
         defaults: per kind, keys such as `min_pixels` for elements that do not set them.
         budget: what they may cost.
+        clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
         InputError: a picture or clip that cannot be read.
         LimitError: too many, too large, or too slow.
         BucketError: no bucket serves one.
     """
-    from qwen_vl_utils.vision_process import extract_vision_info
-
     budget = budget or MediaBudget()
-    elements = extract_vision_info(list(messages))
+    elements = list(media_parts(messages))
     budget.add_media(len(elements))
-    pictures = iter(open_pictures([element for element in elements if "video" not in element], budget))
+    pictures = iter(open_pictures([element for element in elements if kind_of(element) == "image"], budget))
     fetched = []
     for element in elements:
         budget.check()
-        if "video" not in element:
+        if kind_of(element) == "image":
             element = {**defaults.get("image", {}), **element}
             fetched.append(_image(element, next(pictures), policy, budget))
         elif isinstance(element["video"], Snapshot):
             fetched.append(_window(element["video"], policy, budget))
         else:
-            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget))
+            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget, clip_seconds))
     return fetched
 
 
@@ -120,19 +120,13 @@ def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> Fetc
 
 
 def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
-    from qwen_vl_utils.vision_process import fetch_image
-
     seen = picture.see()
-    element = {key: value for key, value in element.items() if key != "image_url"} | {"image": seen.image}
-    patch = policy.geometry.patch_size
+    image = seen.image
     try:
-        image = fetch_image(element, image_patch_size=patch)
-        choice = policy.choose(policy.geometry.image_grid(image.height, image.width))
+        height, width = _native_size(element, image, policy.geometry)
+        choice = policy.choose(policy.geometry.image_grid(height, width))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        if not choice.exact:
-            # From the original again: resizing twice would blur the picture.
-            image = fetch_image(_resized(element, choice.grid, policy.geometry), image_patch_size=patch)
-            _check_size(choice.grid, policy.geometry.image_grid(image.height, image.width))
+        image = _resized_image(image, *policy.geometry.pixels(choice.grid), policy.geometry)
     except ContractError:
         raise
     except (AssertionError, OSError, ValueError) as error:
@@ -140,19 +134,40 @@ def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budg
     return FetchedMedia("image", choice, image, decoding=seen.decoding)
 
 
-def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
+def _native_size(element: dict[str, Any], image: Any, geometry: PatchGeometry) -> tuple[int, int]:
+    if "resized_height" in element and "resized_width" in element:
+        return smart_resize(element["resized_height"], element["resized_width"], geometry.factor)
+    least, most = element.get("min_pixels"), element.get("max_pixels")
+    return smart_resize(image.height, image.width, geometry.factor, least, most)
+
+
+def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry) -> Any:
+    """`fetch_image`; or its steps, for a size that its own `smart_resize` would change."""
+    from qwen_vl_utils import vision_process as qwen
+
+    try:
+        kept = qwen.smart_resize(height, width, geometry.factor) == (height, width)
+    except ValueError:
+        kept = False
+    if not kept:
+        return qwen.to_rgb(image).resize((width, height))
+    element = {"image": image, "resized_height": height, "resized_width": width}
+    return qwen.fetch_image(element, image_patch_size=geometry.patch_size)
+
+
+def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, clip_seconds: str) -> FetchedMedia:
     with open_clip(element["video"], budget) as source:
         if isinstance(source, list):
             return _frame_list({**element, "video": source}, policy, budget)
-        clip = open_clip_file(source, element, budget)
-        patch = policy.geometry.patch_size
-        height, width = clip.model_size(element, patch)
+        clip = open_clip_file(source.path, element, budget, source.label)
+        decoding = clip.decoding(clip_seconds)
+        if len(clip.indices) == 1:
+            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), decoding=decoding)
+        height, width = clip.model_size(element, policy.geometry.patch_size)
         choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        if not choice.exact:
-            height, width = clip.model_size(_resized(element, choice.grid, policy.geometry), patch)
-            _check_size(choice.grid, _grid(len(clip.indices), height, width, policy.geometry))
-        return FetchedMedia("video", choice, clip.frames(height, width, budget), clip.metadata)
+        frames = clip.frames(*policy.geometry.pixels(choice.grid), budget)
+        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
 
 
 def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
@@ -160,9 +175,19 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
     choice = policy.choose(_video_grid(video, policy.geometry))
     budget.add_visual_tokens(policy.tokens(choice.grid))
     if not choice.exact:
-        video, metadata = _fetch_frames(_resized(element, choice.grid, policy.geometry), policy.geometry.patch_size)
-        _check_size(choice.grid, _video_grid(video, policy.geometry))
+        height, width = policy.geometry.pixels(choice.grid)
+        element = {**element, "resized_height": height, "resized_width": width}
+        video, metadata = _fetch_frames(element, policy.geometry.patch_size)
+        if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
+            video = _shrunk(video, height, width)
     return FetchedMedia("video", choice, video, metadata)
+
+
+def _shrunk(video: Any, height: int, width: int) -> Any:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    return resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True).clamp(0, 255).round()
 
 
 def _fetch_frames(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
@@ -181,19 +206,3 @@ def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:
 def _grid(frames: int, height: int, width: int, geometry: PatchGeometry) -> Grid:
     frames += -frames % geometry.temporal_patch_size  # the HF processor repeats the last frame
     return geometry.video_grid(frames, height, width)
-
-
-def _resized(element: dict[str, Any], grid: Grid, geometry: PatchGeometry) -> dict[str, Any]:
-    height, width = geometry.pixels(grid)
-    return {**element, "resized_height": height, "resized_width": width}
-
-
-def _check_size(expected: Grid, actual: Grid) -> None:
-    if expected != actual:
-        raise InputError(
-            "qwen-vl-utils did not resize to the bucket",
-            field="buckets",
-            expected=str(expected),
-            got=str(actual),
-            remedy="Use buckets of at least 4 visual tokens.",
-        )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages
 
+_MEDIA = ("image", "image_url", "video")
 Conversation = tuple[str, list[Message]]
 
 
@@ -33,13 +35,31 @@ def read_conversations(path: Path, option: str) -> list[Conversation]:
         try:
             document = json.loads(line)
             messages = document["messages"]
-            rooted = [_rooted(message, path.parent) for message in messages]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path}:{number} is not an object with messages", field=option) from None
+        rooted = [_rooted(message, path.parent) for message in read_messages(messages, f"{path}:{number}", option)]
         conversations.append((str(document.get("id", number)), rooted))
     if not conversations:
         raise InputError(f"{path} has no conversation", field=option)
     return conversations
+
+
+def read_messages(messages: Any, where: str, option: str) -> list[Message]:
+    """A conversation from a file.
+
+    Args:
+        where: the file, and the line in it.
+        option: as `read_conversations`.
+
+    Raises:
+        InputError: it is none; names the file, and what is wrong.
+    """
+    try:
+        return checked_messages(messages)
+    except InputError as error:
+        error.message = f"{where}: {error.message}"
+        error.field = option
+        raise
 
 
 def _rooted(message: Message, folder: Path) -> Message:
@@ -48,10 +68,16 @@ def _rooted(message: Message, folder: Path) -> Message:
         return message
     parts = []
     for part in content:
-        part = dict(part)
-        for kind in ("image", "video"):
-            value = part.get(kind)
-            if isinstance(value, str) and "://" not in value and not value.startswith(("data:", "/")):
-                part[kind] = str(folder / value)
-        parts.append(part)
+        parts.append({name: _below(value, folder) if name in _MEDIA else value for name, value in part.items()})
     return {**message, "content": parts}
+
+
+def _below(value: Any, folder: Path) -> Any:
+    """A relative path under the folder; of a list or OpenAI's object, those in it."""
+    if isinstance(value, list):
+        return [_below(item, folder) for item in value]
+    if isinstance(value, dict) and "url" in value:
+        return {**value, "url": _below(value["url"], folder)}
+    if not isinstance(value, str) or "://" in value or value[:5].lower() in ("data:", "file:") or value[:1] == "/":
+        return value
+    return str(folder / value)

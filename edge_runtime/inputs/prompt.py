@@ -16,7 +16,8 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, Message, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 VISION_DEFAULTS_NAME = "vision_defaults.json"
@@ -29,7 +30,7 @@ class PreparedMedia:
     Attributes:
         input: the encoder's input; without any patches where there is a window.
         window: a camera's window, whose temporal patches are encoded once for all requests.
-        decoding: what was done to a picture as it was decoded, as of `SeenPicture`.
+        decoding: what was done to it as it was decoded, for the evidence.
     """
 
     kind: str
@@ -100,24 +101,40 @@ def load_processor(folder: Path) -> Processor:
 
 
 def prepare_prompt(
-    messages: Sequence[Message], processor: Processor, policy: BucketPolicy, budget: MediaBudget | None = None
+    messages: Sequence[Message],
+    processor: Processor,
+    policy: BucketPolicy,
+    budget: MediaBudget | None = None,
+    clip_seconds: str = "average",
 ) -> Prompt:
     """Turn a conversation into token ids and patches.
 
     Args:
         budget: what its media may cost.
+        clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
         InputError: a malformed message, or media that cannot be read.
         LimitError: media that cost too much.
         BucketError: no bucket serves a picture.
     """
-    check_messages(messages)
-    fetched = fetch_media(messages, policy, processor.vision_defaults, budget)
-    text = processor.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    messages = checked_messages(messages)
+    fetched = fetch_media(messages, policy, processor.vision_defaults, budget, clip_seconds)
+    text = processor.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if text.count(processor.hf.image_token) + text.count(processor.hf.video_token) < len(fetched):
+        raise hidden_media(messages) or _unwritten(len(fetched))
     inputs = _process(processor.hf, text, fetched)
     input_ids = _widen_windows(inputs["input_ids"][0].numpy(), fetched, processor.hf)
     return Prompt(text, input_ids, tuple(_split(inputs, fetched)), dict(inputs))
+
+
+def _unwritten(media: int) -> InputError:
+    return InputError(
+        "the chat template does not write the conversation's pictures and clips",
+        field="messages",
+        expected=f"{media} placeholders",
+        remedy="Check the checkpoint's chat template.",
+    )
 
 
 def _process(hf: Any, text: str, media: Sequence[FetchedMedia]) -> Any:
@@ -174,26 +191,3 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
         encoder_input = EncoderInput(item.choice.grid, patches.numpy())
         media.append(PreparedMedia(item.kind, item.choice, encoder_input, decoding=item.decoding))
     return media
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Check the shape of a conversation.
-
-    Raises:
-        InputError: names the message and part at fault.
-    """
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise InputError("messages are empty or not a list", field="messages")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise InputError(f"{where} is malformed", field=where, expected="role and content")
-        content = message["content"]
-        if isinstance(content, str):
-            continue
-        if not isinstance(content, list):
-            raise InputError(f"{where}.content is malformed", field=where, expected="a string or a list of parts")
-        for number, part in enumerate(content):
-            kinds = ("text", "image", "image_url", "video")
-            if not isinstance(part, dict) or not any(kind in part for kind in kinds):
-                raise InputError(f"{where}.content[{number}] has no content", field=where, expected=" or ".join(kinds))

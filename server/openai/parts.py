@@ -74,7 +74,7 @@ class PartReader:
         """
         parts = list(media_parts(messages))
         if len(parts) > self.limits.max_media:
-            limit = f"at most {self.limits.max_media}"
+            limit = f"at most {self.limits.max_media} (max_media)"
             raise LimitError("too many images and clips", field="messages", expected=limit, got=len(parts))
         if self.pixels is None:  # before anything is decoded
             for where, part in parts:
@@ -212,7 +212,7 @@ class PartReader:
                 got=grid.as_list(),
             )
         if grid.tokens(merge) > budget:
-            limit = f"at most {self.limits.max_visual_tokens} in a request, {budget} left"
+            limit = f"at most {self.limits.max_visual_tokens} in a request (max_visual_tokens), {budget} left"
             raise LimitError("too many visual tokens", field=where, expected=limit, got=grid.tokens(merge))
 
 

@@ -91,7 +91,7 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
             "this server reads no files and fetches no URLs",
             field=where,
             expected="data:image/…;base64,…",
-            got=ascii(uri[:40]),
+            got=ascii(uri.partition(":")[0][:20]),  # no more: it may contain a password
             remedy="Send the picture in the request.",
         )
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)

@@ -41,7 +41,7 @@ class PromptWriter:
                 placeholders.
             LimitError: the prompt is too long.
         """
-        text = self._expanded(self.render(chat), media)
+        text = self._expanded(self.render(chat), media, chat)
         # Reject, before tokenizing, text that must have more tokens than allowed; NFC may join a few characters to
         # one.
         if len(text) > 4 * self.limits.max_prompt_tokens * _longest_token(self.tokenizer):
@@ -89,11 +89,13 @@ class PromptWriter:
             raise InputError(f"the chat template refuses the messages ({error})"[:300], field="messages") from None
         return text
 
-    def _expanded(self, text: str, media: Sequence[Medium]) -> str:
+    def _expanded(self, text: str, media: Sequence[Medium], chat: ChatRequest) -> str:
         """Repeat each placeholder once per visual token; for a clip, write a timestamp before each frame."""
         tokens = {kind: self._token(kind) for kind in ("image", "video")}
         waiting = {kind: [item for item in media if item.media.kind == kind] for kind in tokens}
         counts = {kind: (len(waiting[kind]), text.count(token)) for kind, token in tokens.items()}
+        if any(media > placeholders for media, placeholders in counts.values()):
+            _check_roles(chat, media)
         if any(media != placeholders for media, placeholders in counts.values()):
             raise InputError(
                 "placeholders in the text do not match the images and clips",
@@ -121,6 +123,20 @@ class PromptWriter:
 
     def _mark(self, name: str) -> str:
         return str(getattr(self.tokenizer, f"{name}_token", None) or f"<|{name}|>")
+
+
+def _check_roles(chat: ChatRequest, media: Sequence[Medium]) -> None:
+    """The template wrote fewer placeholders than there are media: Qwen's shows only those of users."""
+    for item in media:
+        role = chat.messages[int(item.where.split(".")[1])].role
+        if role != "user":
+            raise InputError(
+                "the chat template shows no picture or clip here",
+                field=item.where,
+                expected="pictures and clips in messages of the user",
+                got=f"one in a message of the {role}",
+                remedy="Put it into a message of the user.",
+            )
 
 
 @lru_cache(maxsize=4)

@@ -172,6 +172,14 @@ def _check_message(message: ChatMessage, where: str) -> None:
         beside = [name for name in _VALUES if name != part.type and getattr(part, name) is not None]
         if beside:  # one of the two would be ignored
             raise InputError(f"part of type {part.type} has {beside[0]} too", field=f"{where}.content.{number}")
+        for url in (part.image_url, part.video_url):
+            for name in url.options if isinstance(url, Url) else ():
+                raise InputError(
+                    "pictures are encoded at their own size here",
+                    field=f"{where}.content.{number}.{part.type}.{name}"[:120],
+                    expected="url and detail alone",
+                    remedy="Leave it out, or send the request to the edge daemon.",
+                )
 
 
 def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_a_playlist_leads_to_no_other_file(tmp_path: Path) -> None:
     concatenation = tmp_path / "other.mp4"
     concatenation.write_text("ffconcat version 1.0\nfile private.mp4\n")
     for path in (playlist, concatenation):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="is not a clip"):
             open_clip_file(path, {}, MediaBudget())
 
 

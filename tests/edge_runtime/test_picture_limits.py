@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.formats.picture_files import FORMATS
 from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
-from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources import decoding
 from qwen3vl_edge.edge_runtime.inputs.sources.decoding import HEADER_READS, MAX_SCANS

@@ -174,7 +174,7 @@ BAD_PARTS: list[tuple[str, dict[str, Any], str]] = [
     ("bad URL", {"type": "image", "image": "http://"}, "cannot be fetched"),
     ("number", {"type": "image", "image": 7}, "not a picture"),
     ("missing clip", {"type": "video", "video": "nowhere.mp4"}, "no such clip"),
-    ("not a clip", {"type": "video", "video": __file__}, "cannot be read"),
+    ("not a clip", {"type": "video", "video": __file__}, "is not a clip"),
     ("empty clip", {"type": "video", "video": []}, "no frames"),
     ("thin", {"type": "image", "image": picture(2000, 4)}, "aspect ratio"),
     ("nothing", {"type": "sound"}, "has no content"),

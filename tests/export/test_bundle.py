@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Manifest
 from qwen3vl_edge.contract.bundle.open import open_bundle
@@ -191,6 +191,24 @@ def test_broken_checkpoints(
 def test_unsupported_configs(name: str, value: object, checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
     edit_config(checkpoint.path, **{name: value})
     assert_refused(CheckpointError, name, checkpoint.path, tmp_path / "bundle")
+
+
+def test_the_head_width_is_what_it_got(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    edit_config(checkpoint.path, hidden_size=64, num_heads=7)
+    assert_refused(
+        CheckpointError,
+        "expected a head width that is a multiple of 4, got 9.14286 (hidden_size 64 by 7 heads)",
+        checkpoint.path,
+        tmp_path / "bundle",
+    )
+
+
+def test_a_single_file_beside_a_stale_index(checkpoint: RandomCheckpoint) -> None:
+    """transformers reads model.safetensors where there is one (`_get_resolved_checkpoint_files`)."""
+    expected = open_checkpoint(str(checkpoint.path)).model_hash
+    stale = {"weight_map": {"model.visual.patch_embed.proj.weight": "model-00001-of-00002.safetensors"}}
+    (checkpoint.path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert open_checkpoint(str(checkpoint.path)).model_hash == expected
 
 
 @pytest.mark.parametrize(

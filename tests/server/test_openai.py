@@ -280,6 +280,11 @@ def embeds(**values: Any) -> list[dict[str, Any]]:
     return user("x", {"type": "image_embeds", "image_embeds": values})
 
 
+def url(**options: Any) -> dict[str, Any]:
+    """A part with options beside its URL."""
+    return {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", **options}}
+
+
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": []}, 400, "messages"),
     ({}, 400, "messages"),
@@ -301,6 +306,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": user({"type": "input_audio"})}, 400, "messages.0.content.0.type"),
     ({"messages": user("x", {"type": "image_embeds"})}, 400, "messages.0.content.1"),
     ({"messages": user("x", {"type": "text", "text": "y", "image_url": "z"})}, 400, "messages.0.content.1"),
+    ({"messages": user(url(max_pixels=1))}, 400, "messages.0.content.0.image_url.max_pixels"),
     ({"messages": embeds()}, 400, "messages.0.content.1.image_embeds"),
     ({"messages": embeds(hash="0" * 64)}, 400, "messages.0.content.1.image_embeds"),
     ({"messages": embeds(image_embeds="AAAA")}, 400, "messages.0.content.1.image_embeds.image_grid_thw"),
@@ -348,6 +354,7 @@ BAD_PICTURES = [
     ("http://127.0.0.1:9/x.png", "fetches no URLs"),
     ("file:///etc/hostname", "fetches no URLs"),
     ("/etc/hostname", "fetches no URLs"),
+    ("https://user:secret@example.org/x.png", "got 'https'"),
     ("data:text/html;base64,AAAA", "fetches no URLs"),
     ("data:image/png;base64,!!", "base64"),
     ("data:image/png;base64,AAAA", "not a picture"),

@@ -224,6 +224,23 @@ def test_the_text_of_a_chat_is_limited_wherever_it_stands() -> None:
         assert parse_chat(body(messages, **options), 1000, 800)
 
 
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_picture_that_the_template_does_not_show(role: str) -> None:
+    """Qwen's template writes only the text of others than the user."""
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'user' %}"
+        "{{ message.content }}{% else %}{% for part in message.content %}{% if 'text' in part %}{{ part.text }}"
+        "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    part = part_of(questions()["colour"].media[0], "safetensors", SHAPE.model_hash)
+    chat = parsed(body([{"role": role, "content": [part]}, {"role": "user", "content": "?"}]))
+    writer = PromptWriter(tokenizer, SHAPE, Limits())
+    with pytest.raises(InputError, match=f"shows no picture or clip here.*got one in a message of the {role}") as found:
+        writer.write(chat, PartReader(SHAPE, Limits()).read(chat.messages))
+    assert found.value.field == "messages.0.content.0.image_embeds"
+
+
 def test_arguments_are_counted_before_they_are_parsed() -> None:
     """Their brackets may be escaped in the body, where they are counted first."""
     arguments = "[" * 20_000

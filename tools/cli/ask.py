@@ -81,15 +81,17 @@ def ask(
 
 
 def _read_messages(path: Path) -> list[dict[str, Any]]:
+    from qwen3vl_edge.edge_runtime.inputs.messages_file import read_messages
+
     try:
         messages = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", field="--messages") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON", field="--messages") from None
     if not isinstance(messages, list):
         raise InputError(f"{path} is not a conversation", field="--messages", expected="a list of messages")
-    return messages
+    return read_messages(messages, str(path), "--messages")
 
 
 def _print_text(text: str) -> None:

@@ -23,7 +23,8 @@ from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.request import Limits, Sampling
 from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, prepare_prompt
 from qwen3vl_edge.tools.parity.greedy import forget_defaults, greedy_config
 from qwen3vl_edge.tools.parity.transformers_alone import Alone, AloneProcessor, compare_alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,8 @@ def _encoder_input(edge: Edge, picture: Any, grid: Grid) -> EncoderInput:
         frames = [_pan(picture, PAN * index) for index in range(edge.policy.geometry.frames(grid))]
         part |= {"type": "video", "video": frames, "min_pixels": 1, "max_pixels": height * width}
     messages = [{"role": "user", "content": [part]}]
-    policy = type(edge.policy)(edge.policy.geometry, None, dynamic=True)
+    # To this grid whatever `smart_resize` says: it gives no size of less than four visual tokens.
+    policy = type(edge.policy)(edge.policy.geometry, (grid,), dynamic=False, max_distortion=math.inf, min_scale=0.0)
     item = edge.prompt(messages, policy).media[0].input
     assert item.grid == grid, (item.grid, grid)
     return item

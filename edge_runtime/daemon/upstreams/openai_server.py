@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_edge.contract.errors import InputError, ServerUnavailableError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 from qwen3vl_edge.contract.formats.torch_file import torch_bytes
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling
 from qwen3vl_edge.contract.wire.wire_body import WireBody
@@ -107,7 +108,9 @@ class OpenAIServer:
         """
         listing = await self._client.get("/v1/models", timeout)
         if listing is None:
-            raise ServerUnavailableError(f"server {self._client.server} does not list its models", field="server")
+            raise ServerUnavailableError(
+                f"server {shown_url(self._client.server)} does not list its models", field="server"
+            )
         cards = listing.get("data")
         names = [str(card.get("id")) for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
         model = self._model or (names[0] if len(names) == 1 else "")

@@ -26,8 +26,9 @@ from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBack
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patch_values
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
-from qwen3vl_edge.edge_runtime.inputs.prompt import VISION_DEFAULTS_NAME, PreparedMedia, Prompt, check_messages
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media, media_parts
+from qwen3vl_edge.edge_runtime.inputs.prompt import VISION_DEFAULTS_NAME, PreparedMedia, Prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
 
@@ -141,7 +142,9 @@ def serves(messages: Sequence[Message]) -> bool:
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         for part in message["content"]
     )
-    return not any(isinstance(part, dict) and ("video" in part or part.get("type") == "video") for part in parts)
+    return not any(
+        isinstance(part, dict) and (part.get("video") is not None or part.get("type") == "video") for part in parts
+    )
 
 
 def prepare_lean_prompt(
@@ -157,29 +160,22 @@ def prepare_lean_prompt(
         LimitError: pictures that cost too much.
         BucketError: no bucket serves a picture.
     """
-    check_messages(messages)
+    messages = checked_messages(messages)
     budget = budget or MediaBudget()
-    parts = _image_parts(messages)
+    parts = list(media_parts(messages))
     budget.add_media(len(parts))
     pictures = open_pictures(parts, budget)
     media = tuple(
         _media(part, picture, processor, policy, budget) for part, picture in zip(parts, pictures, strict=True)
     )
-    text = _expanded(processor.template.render(messages), [item.grid for item in media], processor.vision.merge_size)
+    rendered = processor.template.render(messages)
+    if rendered.count(IMAGE_TOKEN) < len(media) and (error := hidden_media(messages)):
+        raise error
+    text = _expanded(rendered, [item.grid for item in media], processor.vision.merge_size)
     # As a batch: `encode` holds the interpreter, for 0.4 s where the text is as long as it may be.
     (encoding,) = processor.tokenizer.encode_batch([text])
     ids = np.array(encoding.ids, np.int64)
     return Prompt(text, ids, media, {})
-
-
-def _image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [
-        part
-        for message in messages
-        if isinstance(message["content"], list)
-        for part in message["content"]
-        if "image" in part or "image_url" in part or part.get("type") in ("image", "image_url")
-    ]
 
 
 def _media(

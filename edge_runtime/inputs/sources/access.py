@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen3vl_edge.contract.errors import LimitError
+from qwen3vl_edge.contract.formats.shown_url import shown_url
 
 SCHEMES = frozenset({"data", "file", "http", "https"})
 _NOUNS = {"image": "picture", "video": "clip"}
@@ -24,6 +25,7 @@ class AccessPolicy:
         max_bytes: of one download or data URI, and of one file where `folders` restricts files.
         max_redirects: of one download.
         timeout_s: seconds of one download, from resolving the name to the last byte, redirects included.
+        setting: the setting that sets `max_bytes`, for errors; empty where it is fixed.
 
     Raises:
         ValueError: addresses are to be checked, and proxies to be used.
@@ -36,6 +38,7 @@ class AccessPolicy:
     max_bytes: int = 64 * 2**20
     max_redirects: int = 5
     timeout_s: float = 30.0
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.proxies and not self.private_addresses:
@@ -67,20 +70,24 @@ class MediaSource:
 
     @property
     def label(self) -> str:
-        """The reference, cut to a length that an error message can show."""
-        return self.reference if len(self.reference) <= 120 else self.reference[:60] + "…"
+        """The reference for errors and logs: of a URL without user, password and query, cut to what can be shown."""
+        shown = shown_url(self.reference) if self.scheme in ("http", "https") else self.reference
+        return shown if len(shown) <= 120 else shown[:60] + "…"
 
     @property
     def scheme(self) -> str:
-        """One of SCHEMES; "file" for a path and for what has no scheme that is known."""
+        """One of SCHEMES; "file" for a path and for what has no scheme that is known. Its case does not matter."""
         prefixes = {"data": "data:", "http": "http://", "https": "https://"}
-        return next((name for name, prefix in prefixes.items() if self.reference.startswith(prefix)), "file")
+        start = self.reference[:8].lower()
+        return next((name for name, prefix in prefixes.items() if start.startswith(prefix)), "file")
 
 
-def too_large(source: MediaSource, access: AccessPolicy) -> LimitError:
-    """The error for content above the limit."""
+def too_large(source: MediaSource, access: AccessPolicy, size: int | str) -> LimitError:
+    """The error for content above the limit, of which `size` bytes are known."""
     return LimitError(
         f"{source.noun} {source.label} is too large",
         field=source.field,
-        expected=f"at most {access.max_bytes} bytes",
+        expected=f"at most {access.max_bytes} bytes{access.setting and f' ({access.setting})'}",
+        got=size,
+        remedy="Send a smaller one.",
     )

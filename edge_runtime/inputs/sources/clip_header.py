@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
+from qwen3vl_edge.edge_runtime.inputs.sources.containers import Kind, kind_of, open_container
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.mp4_index import check_claimed_samples
 
-# Demuxers of libavformat. Others are no containers of clips, or read further files (hls, concat, dash, sdp).
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
+
+@dataclass(frozen=True)
+class ClipHeader:
+    """What is known of a clip's file before a frame is decoded.
+
+    Attributes:
+        for_every_reader: whether readers that choose a demuxer themselves may be given the file; else it is for
+            `open_container` alone.
+    """
+
+    kind: Kind
+    for_every_reader: bool
 
 
-def check_clip(path: Path, label: str, limits: MediaLimits) -> None:
+def check_clip(path: Path, label: str, limits: MediaLimits) -> ClipHeader:
     """Check the container, how many frames it claims, and their size; none is decoded.
 
     Raises:
@@ -23,8 +34,10 @@ def check_clip(path: Path, label: str, limits: MediaLimits) -> None:
         LimitError: its frames are too large, or more than its file can hold.
     """
     check_claimed_samples(path, label)
+    with reading(label):
+        kind, alone = kind_of(path, label)
     try:
-        import av
+        import av  # noqa: F401 - a missing package is reported now
     except ImportError:
         raise InputError(
             "clips cannot be read here",
@@ -32,16 +45,13 @@ def check_clip(path: Path, label: str, limits: MediaLimits) -> None:
             expected="PyAV",
             remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
         ) from None
-    with reading(label):
-        # The decoder refuses larger frames, which it would decode to find out about the stream.
-        most = {"max_pixels": str(limits.max_picture_pixels), "threads": "1"}
-        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
-        with av.open(str(path), container_options=options, stream_options=[most]) as container:
-            if not container.streams.video:
-                raise InputError(f"clip {label} has no picture", field="video")
-            context = container.streams.video[0].codec_context
-            height, width = context.height, context.width
-    check_frame_size(label, height, width, limits)
+    with reading(label), open_container(path, kind, limits.max_picture_pixels, decoders=False) as opened:
+        if not opened.streams.video:
+            raise InputError(f"clip {label} has no picture", field="video")
+        sizes = [(stream.codec_context.height, stream.codec_context.width) for stream in opened.streams.video]
+    for height, width in sizes:
+        check_frame_size(label, height, width, limits)
+    return ClipHeader(kind, alone and all(height * width for height, width in sizes))
 
 
 def check_frame_size(label: str, height: int, width: int, limits: MediaLimits) -> None:
@@ -65,15 +75,18 @@ def check_frame_size(label: str, height: int, width: int, limits: MediaLimits) -
 def reading(label: str) -> Iterator[None]:
     """Whatever a video reader raises within the block becomes an error that names the clip."""
     try:
-        # Asked for the first time, qwen-vl-utils prints the name of its reader to stderr.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     except ContractError:
         raise
     except Exception as error:  # each reader raises its own kinds
-        reason = str(error).splitlines()[0][:160] if str(error) else repr(error)
         raise InputError(
-            f"clip {label} cannot be read ({reason})",
+            f"clip {label} cannot be read ({reason_of(error)})",
             field="video",
-            remedy="Check the file, and that decord or torchcodec is installed.",
+            remedy="Check the file, or convert it to MP4 with H.264.",
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """An error of a video reader in one line, without the name and place that PyAV adds of the file it was given."""
+    text = str(getattr(error, "strerror", None) or error)
+    return text.splitlines()[0][:160] if text.strip() else type(error).__name__

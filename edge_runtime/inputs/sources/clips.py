@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,34 @@ from qwen3vl_edge.edge_runtime.inputs.sources.pictures import open_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.read import file_path, read_source
 
 
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip's file.
+
+    Attributes:
+        label: what the message calls it, for errors: the file may be a copy with a name of ours.
+    """
+
+    path: Path
+    label: str
+
+
 @contextmanager
-def open_clip(source: Any, budget: MediaBudget) -> Iterator[Path | list[Any]]:
-    """A clip's file, downloaded for as long as the block runs where it is a URL; or its frames as PIL images.
+def open_clip(source: Any, budget: MediaBudget) -> Iterator[ClipFile | list[Any]]:
+    """A clip's file, kept for as long as the block runs where it is a URL or data URI; or its frames as PIL images.
 
     Args:
-        source: path, `file://` or `http(s)://` URL, or a list of what `open_image` opens.
+        source: path, `file://` or `http(s)://` URL, data URI, or a list of what `open_image` opens; or a file that was
+            opened before.
         budget: pays for the frames of a list before the first is decoded.
 
     Raises:
         InputError: no such file, no frame, or one that cannot be opened or fetched.
         LimitError: too large.
     """
+    if isinstance(source, ClipFile):
+        yield source
+        return
     if isinstance(source, (list, tuple)):
         if not source:
             raise InputError("clip has no frames", field="video")
@@ -35,15 +52,18 @@ def open_clip(source: Any, budget: MediaBudget) -> Iterator[Path | list[Any]]:
         budget.add_clip_pixels(sum(frame.pixels for frame in frames), f"{len(frames)} frames")
         yield [frame.decode() for frame in frames]
         return
+    if not isinstance(source, (str, Path)):
+        expected = "path, URL, data URI or list of pictures"
+        raise InputError("not a clip", field="video", expected=expected, got=type(source).__name__)
     clip = MediaSource("video", str(source), "video")
-    if clip.scheme in ("http", "https"):
+    if clip.scheme != "file":
         with tempfile.TemporaryDirectory(prefix="qwen3vl-edge-") as scratch:
-            yield clip_file(clip.reference, UNRESTRICTED, Path(scratch))
+            yield ClipFile(clip_file(clip.reference, UNRESTRICTED, Path(scratch)), clip.label)
         return
     path = file_path(clip.reference)
     if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
         raise InputError(f"no such clip: {clip.label}", field="video")
-    yield path
+    yield ClipFile(path, clip.label)
 
 
 def clip_file(reference: str, access: AccessPolicy, scratch: Path) -> Path:

@@ -78,12 +78,10 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises: InputError: no host, an unknown one, or one with an address that is not allowed."""
-        headers = request.headers.copy()
-        headers.pop("authorization", None)  # which httpx makes of a user and password in the URL
         checked = httpx.Request(
             request.method,
             request.url.copy_with(host=await self._address(request.url), username=None, password=None),
-            headers=headers,
+            headers=request.headers,
             stream=request.stream,
             extensions={**request.extensions, "sni_hostname": request.url.host},
         )
@@ -161,11 +159,11 @@ async def _read(answer: httpx.Response, source: MediaSource, access: AccessPolic
         )
     announced = answer.headers.get("content-length", "")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > access.max_bytes):
-        raise too_large(source, access)
+        raise too_large(source, access, announced[:40])
     body = bytearray()
     async for chunk in answer.aiter_raw():
         if len(body) + len(chunk) > access.max_bytes:
-            raise too_large(source, access)
+            raise too_large(source, access, "more")
         if take is not None:
             await take(chunk)
         body += chunk

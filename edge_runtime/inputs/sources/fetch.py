@@ -10,7 +10,7 @@ from pathlib import Path
 from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip
-from qwen3vl_edge.edge_runtime.inputs.sources.clips import write_clip
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile, write_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.download import Take, fetch
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import FILE_FORMATS, Picture, measure_picture
@@ -23,8 +23,8 @@ _OPENERS = ThreadPoolExecutor(2, thread_name_prefix="open")
 
 async def open_sources(
     sources: Sequence[MediaSource], access: AccessPolicy, limits: MediaLimits, scratch: Path, take: Take
-) -> list[Picture | Path]:
-    """Pictures and paths of clips, checked, not decoded, in the order of `sources`; cancelled, all fetches end.
+) -> list[Picture | ClipFile]:
+    """Pictures and files of clips, checked, not decoded, in the order of `sources`; cancelled, all fetches end.
 
     Args:
         access: its `timeout_s` is for all of them together.
@@ -38,7 +38,7 @@ async def open_sources(
     gate = asyncio.Semaphore(AT_ONCE)
     ends = asyncio.get_running_loop().time() + access.timeout_s
 
-    async def open_one(source: MediaSource) -> Picture | Path:
+    async def open_one(source: MediaSource) -> Picture | ClipFile:
         async with gate:
             check_scheme(source, access)
             content: bytes | Path | None = None
@@ -59,7 +59,7 @@ async def open_sources(
 
 def _opened(
     source: MediaSource, content: bytes | Path | None, access: AccessPolicy, limits: MediaLimits, scratch: Path
-) -> Picture | Path:
+) -> Picture | ClipFile:
     if content is None:
         content = read_source(source, access)
     if source.kind == "image":
@@ -67,4 +67,4 @@ def _opened(
         return measure_picture(content, source.label, formats, limits)
     path = content if isinstance(content, Path) else write_clip(content, scratch)
     check_clip(path, source.label, limits)
-    return path
+    return ClipFile(path, source.label)

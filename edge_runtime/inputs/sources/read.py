@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
@@ -45,15 +45,20 @@ def check_scheme(source: MediaSource, access: AccessPolicy) -> None:
 
 
 def file_path(reference: str) -> Path:
-    """The path that a plain path or a `file://` URL names.
+    """The path that a plain path, or a `file:` URL of this machine, names.
 
     qwen-vl-utils takes what follows `file://` literally, RFC 8089 percent-encodes it: the literal path is taken where
     there is such a file.
     """
-    literal = reference.removeprefix("file://")
-    if literal == reference or os.path.exists(literal):
-        return Path(literal)
-    return Path(unquote(urlsplit(reference).path) or literal)
+    if reference[:5].lower() != "file:" or os.path.exists(reference):
+        return Path(reference)
+    literal = reference[5:]
+    if literal.startswith("//"):
+        literal = literal[2:]
+        if not literal.startswith("/") and not os.path.exists(literal):
+            host, slash, path = literal.partition("/")
+            literal = slash + path if host.lower() == "localhost" else literal
+    return Path(literal if os.path.exists(literal) else unquote(literal.partition("#")[0].partition("?")[0]) or literal)
 
 
 def _data_uri(source: MediaSource, access: AccessPolicy) -> bytes:
@@ -65,7 +70,7 @@ def _data_uri(source: MediaSource, access: AccessPolicy) -> bytes:
             expected=f"data:{source.kind}/…;base64,…",
         )
     if uri.decoded_bytes > access.max_bytes + 2:
-        raise too_large(source, access)
+        raise too_large(source, access, uri.decoded_bytes)
     try:
         return uri.decode()
     except ValueError:
@@ -90,5 +95,5 @@ def _file_in_folders(source: MediaSource, access: AccessPolicy, folders: tuple[P
             remedy="Allow its folder with media_folders, or send the content as a data URI.",
         )
     if real.stat().st_size > access.max_bytes:
-        raise too_large(source, access)
+        raise too_large(source, access, real.stat().st_size)
     return real

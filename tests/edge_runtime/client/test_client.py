@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.contract.wire.codec import encode_request
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.ask import build_messages
-from qwen3vl_edge.edge_runtime.client.answers import RefusedError
+from qwen3vl_edge.edge_runtime.client.answers import RefusedError, broken_off, unreachable
 from qwen3vl_edge.edge_runtime.edge import Edge
 from tests.support.http_api.client import generate, stream
 
@@ -66,3 +66,12 @@ def test_an_answer_that_breaks_off_is_an_error(edge: Edge, breaking_server: str)
     found = []
     with pytest.raises(ServerUnavailableError, match="broke off"):
         found.extend(event.text for event in stream(breaking_server, encode_request(request)))
+
+
+def test_errors_repeat_no_password_of_the_servers_url() -> None:
+    for error in (
+        unreachable("http://user:secret@server:8000/base", OSError()),
+        broken_off("http://user:secret@server:8000/base", None),
+    ):
+        assert "http://server:8000/base" in str(error)
+        assert "secret" not in str(error)

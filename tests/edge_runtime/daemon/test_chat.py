@@ -28,6 +28,7 @@ from qwen3vl_edge.tools.dev.daemon_process import DaemonProcess, running_daemon
 from tests.support.http_api.chat import data_uri, image, user
 from tests.support.http_api.port import connect
 from tests.support.raw_http import is_closed, until_closed
+from tests.support.video_files import lossless_clip
 from tests.support.waiting import until
 
 TINY = "qwen3vl-tiny"
@@ -194,6 +195,40 @@ def test_encode_returns_what_would_be_sent(daemon: DaemonProcess, bundle: Path, 
     np.testing.assert_array_equal(found.media[0].embeds, expected.media[0].embeds)
 
 
+def url(kind: str, reference: str, **options: Any) -> dict[str, Any]:
+    """A part, with options beside its URL."""
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": reference, **options}}
+
+
+def _red() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 256), (200, 0, 0)).save(buffer, "PNG")
+    return data_uri(buffer.getvalue())
+
+
+RED = _red()
+
+
+def test_options_beside_a_url_are_done(daemon: DaemonProcess, folder: Path) -> None:
+    """`max_pixels` and `fps` as qwen-vl-utils takes them; OpenAI's `detail` has no effect."""
+
+    def grid(part: dict[str, Any]) -> str:
+        answer = httpx.post(
+            f"{daemon.url}/v1/chat/completions", json={"messages": [user(part, "What?")], "max_tokens": 1}
+        )
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["qwen3vl_edge"]["media"][0]["native"])
+
+    assert grid(url("image", RED)) == grid(url("image", RED, detail="low", max_pixels=None)) == "1x16x20"
+    assert grid(url("image", RED, max_pixels=320 * 256 // 4)) == "1x8x10"
+    assert grid(url("image", RED, resized_height=64, resized_width=96)) == "1x4x6"
+    lossless_clip(folder / "clip.mp4", 12, fps=2)
+    clip = data_uri(folder / "clip.mp4")
+    assert grid(url("video", clip)).startswith("6x")
+    assert grid(url("video", clip, fps=1)).startswith("3x")
+    assert grid(url("video", clip, nframes=4)).startswith("2x")
+
+
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": []}, 400, "messages"),
     ({}, 400, "messages"),
@@ -216,6 +251,23 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [user(image("http://[::ffff:10.0.0.1]/x.png"))]}, 400, "private"),
     ({"messages": [user(image("http://169.254.169.254/latest"))]}, 400, "private"),
     ({"messages": [user(image("ftp://example.org/x.png"))]}, 400, "allowed folder"),
+    (
+        {"messages": [user(image("HTTP://u:secret@127.0.0.1:9/x.png"))]},
+        400,
+        "picture HTTP://127.0.0.1:9/x.png leads into",
+    ),
+    ({"messages": [user({**image("a.png"), "text": "What?"})]}, 400, "part of type image_url has text too"),
+    ({"messages": [user({**url("image", "a.png"), "type": "text", "text": "?"})]}, 400, "type text has image_url too"),
+    ({"messages": [user(url("image", "a.png", fps=1))]}, 400, "messages.0.content.0.image_url.fps"),
+    ({"messages": [user(url("video", "a.mp4", seconds=1))]}, 400, "messages.0.content.0.video_url.seconds"),
+    ({"messages": [user(url("image", "camera:door", max_pixels=1))]}, 400, "messages.0.content.0.image_url.max_pixels"),
+    ({"messages": [user(url("image", RED, max_pixels="4096"))]}, 400, "max_pixels is not such a number"),
+    ({"messages": [user(url("image", RED, resized_height=0, resized_width=64))]}, 400, "resized_height is not such"),
+    (
+        {"messages": [user(url("video", "data:video/mp4;base64,I0VYVE0zVQo="))]},
+        400,
+        "data:video/mp4;base64,I0VYVE0zVQo= is not a",
+    ),
     ({"messages": [user(image("data:image/png;base64," + "A" * (2 * 2**20)))]}, 413, "too large"),
     ({"messages": [user("x" * (4 * 2**20))]}, 413, "too large"),
 ]

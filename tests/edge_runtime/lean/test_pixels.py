@@ -18,9 +18,9 @@ from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt
-from qwen3vl_edge.edge_runtime.inputs.lean.resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
+from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import decode_image
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
@@ -171,7 +171,10 @@ def test_smart_resize_is_upstreams(edge: Edge) -> None:
                 found.append(resize(height, width, 32, **limits))
             except (ValueError, AssertionError):
                 found.append("refused")
-        assert found[0] == found[1], (height, width, limits)
+        if 0 in tuple(found[1]):  # tests/edge_runtime/test_smart_resize.py
+            assert found[0] == tuple(max(side, 32) for side in found[1])
+        else:
+            assert found[0] == found[1], (height, width, limits)
 
 
 def test_every_byte_is_normalised_as_the_hf_processor_does(edge: Edge) -> None:
