@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3vl_edge.edge_runtime.inputs.media import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 
 MEDIA_KEYS = ("type", "text", "image", "image_url", "video")
 # Modes of Pillow whose conversion to RGB differs: transformers clips deep greys and puts transparency on black.

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from qwen3vl_edge.contract.bundle.grid import PatchGeometry
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, Message
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import load_processor, prepare_prompt
 from qwen3vl_edge.tools.dev.train_reference.heldout import PROMPT_KINDS, mixed_prompts
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
