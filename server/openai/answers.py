@@ -43,7 +43,14 @@ class PreparedChat:
 def provenance_of(media: list[Medium]) -> tuple[dict[str, Any], ...]:
     """The `media` of an answer's `qwen3vl_edge` object."""
     return tuple(
-        {"kind": item.media.kind, "grid": str(item.grid), "sent": item.source, "proven": item.proven} for item in media
+        {
+            "kind": item.media.kind,
+            "grid": str(item.grid),
+            "sent": item.source,
+            "proven": item.proven,
+            **item.decoding,
+        }
+        for item in media
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings, MediaRef
 from qwen3vl_edge.server.openai.pixels import PixelEncoder, open_data_uri, refuse_pixels
 from qwen3vl_edge.server.openai.request import ChatMessage, Embeds, Part
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64, read_tensor, safetensors_layout
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 GRID_BYTES = 4096  # limit for a container of three numbers
 CONTAINER_BYTES = 2**16  # limit for a container's bytes beside its tensor
@@ -35,6 +38,7 @@ class Medium:
         source: "tensors", "hash" or "pixels".
         proven: whether the embeddings are known to be this model's: by a hash or `model_hash`, or encoded here.
         timestamps: seconds of each temporal patch of a clip.
+        decoding: what was done to a picture as it was decoded here, as of `SeenPicture`.
     """
 
     where: str
@@ -42,6 +46,7 @@ class Medium:
     source: str
     proven: bool
     timestamps: tuple[float, ...] = ()
+    decoding: dict[str, str] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -91,15 +96,22 @@ class PartReader:
         if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
             url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
             named, claim = f"{where}.image_url", partial(self._claim, PIXELS)
+            decoding: dict[str, str] = {}
+
+            def open_image() -> Image:
+                seen = open_data_uri(url, named, claim, self.exif_orientation)
+                decoding.update(seen.decoding)
+                return seen.image
+
             try:
                 medium = self.pixels.encode(
-                    lambda: open_data_uri(url, named, claim, self.exif_orientation),
+                    open_image,
                     lambda grid: self._admit_grid(grid, "image", where, budget),
                 )
             except InputError as error:
                 error.field = error.field or named
                 raise
-            return Medium(where, medium, "pixels", True)
+            return Medium(where, medium, "pixels", True, decoding=decoding)
         if part.type not in ("image_embeds", "video_embeds"):
             raise refuse_pixels(part.type, where, allowed=self.pixels is not None)
         embeds = part.image_embeds or part.video_embeds

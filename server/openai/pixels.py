@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
@@ -18,9 +18,9 @@ from qwen3vl_edge.contract.formats.picture_files import (
     client_formats,
     fault_of,
 )
-from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
-from qwen3vl_edge.contract.formats.picture_orientation import orientation_of, turned
+from qwen3vl_edge.contract.formats.picture_frames import frame_count
 from qwen3vl_edge.contract.formats.picture_size import most_pixels
+from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64
 
@@ -72,7 +72,7 @@ def refuse_pixels(kind: str, where: str, allowed: bool = False) -> InputError:
     )
 
 
-def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orientation: bool = True) -> Image:
+def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orientation: bool = True) -> SeenPicture:
     """Decode the picture of a `data:` URI into RGB as a person sees it, as the device does.
 
     Args:
@@ -110,15 +110,7 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
         if image.format in CODED_FORMATS and not is_worth_decoding(data, most):
             raise _too_large(where, most, len(data), "frames of more inside")
         claim(pixels)
-        return _seen(image, exif_orientation)
-
-
-def _seen(image: Any, exif_orientation: bool) -> Image:
-    """Decoded, in RGB, upright; none of these formats is turned by Pillow itself."""
-    prepare_transparency(image)
-    image.load()
-    seen, _ = as_seen(image)
-    return turned(seen, orientation_of(image)) if exif_orientation else seen
+        return see_picture(image, exif_orientation, frame_count(image, data))
 
 
 @contextmanager

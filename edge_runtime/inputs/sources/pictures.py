@@ -19,18 +19,11 @@ from qwen3vl_edge.contract.formats.picture_files import (
     client_formats,
     fault_of,
 )
-from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
-from qwen3vl_edge.contract.formats.picture_orientation import (
-    UPRIGHT,
-    orientation_of,
-    stored_size,
-    turned,
-    turned_back,
-    turned_size,
-)
+from qwen3vl_edge.contract.formats.picture_frames import frame_count
+from qwen3vl_edge.contract.formats.picture_orientation import UPRIGHT, orientation_of, stored_size, turned_size
+from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.access import UNRESTRICTED, AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.decoding import BoundedFile
-from qwen3vl_edge.edge_runtime.inputs.sources.frames import frame_count
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 
@@ -42,20 +35,6 @@ _DRAFTS = (1, 2, 4, 8)  # the scales at which libjpeg decodes at once
 LIMITS = MediaLimits()
 _CONVERT = "Convert it to PNG."
 _OPENED_BY_CALLER = "(a PIL image)"
-
-
-@dataclass(frozen=True)
-class SeenPicture:
-    """A decoded picture as a person sees it.
-
-    Attributes:
-        image: RGB, without metadata that would turn or mask it once more.
-        decoding: what makes it differ from the file's plain pixels, for the evidence: `draft`, `frame`, `orientation`
-            and, of grey of more than 8 bits, `levels`.
-    """
-
-    image: Image.Image
-    decoding: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,38 +83,14 @@ class Picture:
         """
         if isinstance(self.content, Image.Image):
             with _faults(self.label, self.formats):
-                return self._seen(self.content, 1)
+                return see_picture(self.content, self.is_turned, is_shared=True)
         with _opened(self.content, self.label, self.formats) as (image, file):
             if self.draft > 1:
                 image.draft(image.mode, (image.width // self.draft, image.height // self.draft))
             if stored_size(image) != self.rows_size:
                 raise InputError(f"picture {self.label} was changed while it was read", field="image")
             file.header_is_read()
-            prepare_transparency(image)
-            return self._seen(image, frame_count(image, self.content))
-
-    def _seen(self, image: Image.Image, frames: int) -> SeenPicture:
-        before = orientation_of(image)
-        image.load()
-        after = orientation_of(image)  # of PNG it may stand behind the pixels
-        has_turned = before != UPRIGHT and after == UPRIGHT  # Pillow turns TIFF files itself
-        orientation = before if has_turned else after
-        seen, levels = as_seen(image)
-        if self.is_turned and not has_turned:
-            seen = turned(seen, orientation)
-        elif has_turned and not self.is_turned:
-            seen = turned_back(seen, orientation)
-        if seen is not self.content:
-            # Without what another reader would apply once more. A copy, because an opened file remembers its EXIF.
-            seen = seen.copy() if seen is image and orientation != UPRIGHT else seen
-            seen.info = {}
-        decoding = {
-            "draft": f"1/{self.draft}" if self.draft > 1 else "",
-            "frame": f"first of {frames}" if frames > 1 else "",
-            "orientation": f"{orientation}{'' if self.is_turned else ', not applied'}" if orientation > 1 else "",
-            "levels": "" if levels is None else str(levels),
-        }
-        return SeenPicture(seen, {name: value for name, value in decoding.items() if value})
+            return see_picture(image, self.is_turned, frame_count(image, self.content), self.draft)
 
 
 def open_picture(

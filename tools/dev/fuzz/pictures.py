@@ -215,7 +215,7 @@ def main() -> None:
         for line in faults(arguments.seed, numbers, arguments.format):
             found.append(line)
             outcomes[line.split(": ")[2]] += 1
-            print(line)
+            print(line, flush=True)
     print(f"{arguments.files:,} files of {len(formats())} formats: {len(found)} faults {dict(outcomes) or ''}")
     sys.exit(1 if found else 0)
 
