@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _PIECE = 2**20  # characters; four are three bytes
 _SEPARATOR = ";base64,"
-_SPACES = ("\r", "\n", " ", "\t")
+_BREAKS = ("\r", "\n")  # not spaces: they may be what a form made of "+"
 _LONGEST_TYPE = 1024  # characters before the content
 
 
@@ -33,12 +33,12 @@ class DataUri:
     @property
     def payload(self) -> str:
         """A copy of the content in base64, without line breaks."""
-        return _joined(self.uri[self.start :])
+        return joined_base64(self.uri[self.start :])
 
     @property
     def decoded_bytes(self) -> int:
         """Size of the content, computed without decoding; up to two bytes too large because of padding."""
-        breaks = sum(self.uri.count(space, self.start) for space in _SPACES)
+        breaks = sum(self.uri.count(mark, self.start) for mark in _BREAKS)
         return (len(self.uri) - self.start - breaks) * 3 // 4
 
     def decode(self) -> bytes:
@@ -49,7 +49,7 @@ class DataUri:
         """
         pieces, rest, padded = [], "", False
         for start in range(self.start, len(self.uri), _PIECE):
-            piece = rest + _joined(self.uri[start : start + _PIECE])
+            piece = rest + joined_base64(self.uri[start : start + _PIECE])
             is_last = start + _PIECE >= len(self.uri)
             whole = len(piece) if is_last else len(piece) // 4 * 4
             piece, rest = piece[:whole], piece[whole:]
@@ -69,9 +69,9 @@ def parse_data_uri(uri: str) -> DataUri | None:
     return DataUri(head[len("data:") :].partition(";")[0].strip(), uri, comma + 1)
 
 
-def _joined(text: str) -> str:
-    """Without the line breaks that MIME's encoders write (RFC 2045, 6.8)."""
-    for space in _SPACES:
-        if space in text:
-            text = text.replace(space, "")
+def joined_base64(text: str) -> str:
+    """Base64 without the line breaks that MIME's encoders write (RFC 2045, 6.8)."""
+    for mark in _BREAKS:
+        if mark in text:
+            text = text.replace(mark, "")
     return text

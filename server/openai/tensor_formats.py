@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.errors import LimitError, WireError
 from qwen3vl_edge.contract.formats import torch_file
+from qwen3vl_edge.contract.formats.data_uri import joined_base64
 from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_length, parse_header
 
 CONTAINERS = "torch.save's ZIP file or safetensors"
@@ -20,12 +21,13 @@ _DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I32": "<i4", "I64": "<i8"
 
 
 def decode_base64(text: str, field: str, max_bytes: int) -> bytes:
-    """Decode base64, after checking the decoded size against the limit.
+    """Decode base64, with or without line breaks, after checking the decoded size against the limit.
 
     Raises:
         LimitError: more than `max_bytes`.
         WireError: not base64.
     """
+    text = joined_base64(text)
     if len(text) > (max_bytes + 2) // 3 * 4:
         raise LimitError(
             "data is larger than its grid and the limits allow",

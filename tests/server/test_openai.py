@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -372,6 +373,17 @@ def test_bad_pictures_are_refused_by_name(client: openai.OpenAI) -> None:
     data = (SAMPLES / "number-wide.png").read_bytes()
     with pytest.raises(openai.BadRequestError, match="corrupt"):
         client.chat.completions.create(model=TINY, messages=user("x", image(data[: len(data) // 2])))  # type: ignore[arg-type]
+
+
+def test_base64_as_encoders_write_it(client: openai.OpenAI) -> None:
+    data = (SAMPLES / "number-wide.png").read_bytes()
+    lines = base64.encodebytes(data).decode()
+    answers = set()
+    for uri in (str(image(data)["image_url"]["url"]), f"DATA:Image/PNG;Base64,{lines}"):
+        part = {"type": "image_url", "image_url": {"url": uri, "detail": "low"}}
+        made = client.chat.completions.create(model=TINY, messages=user("What number?", part), max_tokens=8)  # type: ignore[arg-type]
+        answers.add(made.choices[0].message.content)
+    assert len(answers) == 1
 
 
 def test_the_generate_route_is_as_it_was(client: openai.OpenAI, server: ServerProcess) -> None:
