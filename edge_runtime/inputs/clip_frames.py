@@ -3,7 +3,7 @@
 qwen-vl-utils' readers choose libavformat's demuxer themselves, so they get only files that every libavformat takes for
 the same kind (`ClipHeader.for_every_reader`), and under a name that means nothing. PyAV reads what they may not or
 cannot: AV1, Matroska without a duration, short transport streams, GIF. Where both read a file, both give the same
-frames and seconds: tests/edge_runtime/test_clip_frames.py.
+frames and seconds: tests/edge_runtime/inputs/test_clip_frames.py.
 """
 
 from __future__ import annotations

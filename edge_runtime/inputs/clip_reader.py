@@ -3,7 +3,7 @@
 qwen-vl-utils decodes all sampled frames at their full size and resizes them together, in 20 bytes a pixel: a minute in
 1080p takes 5 GB. Here some frames at a time are decoded and resized, by the same libraries and functions, at sizes that
 are known and limited before. Formulas: `fetch_video` of qwen-vl-utils 0.0.14 (`vision_process.py`).
-tests/edge_runtime/test_clip_reader.py compares both.
+tests/edge_runtime/inputs/test_clip_reader.py compares both.
 """
 
 from __future__ import annotations

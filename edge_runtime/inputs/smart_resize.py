@@ -2,7 +2,7 @@
 
 `smart_resize` of qwen-vl-utils 0.0.14 (`vision_process.py`), and of transformers 5.24 (`image_processing_qwen2_vl.py`)
 where the two differ: a long, narrow picture with few pixels keeps at least one visual token a side, for which
-qwen-vl-utils computes 0. tests/edge_runtime/test_smart_resize.py compares all three.
+qwen-vl-utils computes 0. tests/edge_runtime/inputs/test_smart_resize.py compares all three.
 """
 
 from __future__ import annotations

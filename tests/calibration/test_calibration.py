@@ -35,7 +35,7 @@ from qwen3vl_edge.export.onnx.weights import stored_in_graphs
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import open_both
-from tests.support.export_models import graph_of, picture, run_graph
+from tests.support.encoders.export_models import graph_of, picture, run_graph
 
 QUANTIZED = ("int8", "int8-fp16", "fp8")
 FEW = 16

@@ -17,8 +17,8 @@ from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturate
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx.quantization import quantizable
-from tests.support.export_models import graph_of, picture, run_graph
-from tests.support.planted_outliers import plant_outliers
+from tests.support.encoders.export_models import graph_of, picture, run_graph
+from tests.support.encoders.planted_outliers import plant_outliers
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_smoothing_alone_changes_nothing(planted: Path, tmp_path: Path, calibrat
     (tmp_path / "dynamic.onnx").write_bytes(graph.model.SerializeToString())
     import onnxruntime as ort
 
-    from tests.support.export_models import dynamic_tables
+    from tests.support.encoders.export_models import dynamic_tables
 
     session = ort.InferenceSession(tmp_path / "dynamic.onnx", providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"pixel_values": pixels, **dynamic_tables(bundle, Grid(1, 8, 10))})

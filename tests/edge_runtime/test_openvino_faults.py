@@ -23,8 +23,8 @@ from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
-from tests.support.export_models import graph_of, relative_l2, run_encoder
-from tests.support.older_attention import write_older_attention
+from tests.support.encoders.export_models import graph_of, relative_l2, run_encoder
+from tests.support.encoders.older_attention import write_older_attention
 
 # As many patches in a frame as heads: a picture, the same on its side, and a clip of two temporal patches.
 AS_MANY = (Grid(1, 2, 4), Grid(1, 4, 2), Grid(2, 2, 4))

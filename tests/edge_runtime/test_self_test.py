@@ -32,8 +32,8 @@ from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend, ProvenPixel
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, ServedGrids
-from tests.support.export_models import relative_l2, run_encoder
-from tests.support.faulty_bundle import with_node_changed
+from tests.support.encoders.export_models import relative_l2, run_encoder
+from tests.support.encoders.faulty_bundle import with_node_changed
 
 BUCKET, OTHER = Grid(1, 8, 8), Grid(1, 6, 6)
 FREE = Grid(1, 4, 6)  # no bucket

@@ -1,4 +1,4 @@
-"""What the TensorRT backend does itself, on an emulated device (tests/support/emulated_gpu.py). Real GPUs: test_gpu.
+"""What the TensorRT backend does itself, on an emulated device (encoders/emulated_gpu.py). Real GPUs: test_gpu.
 
 The plans are real ones of TensorRT-RTX; what runs in their place is the graph that each was built from.
 """
@@ -28,7 +28,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
-from tests.support.emulated_gpu import EmulatedCuda, EmulatedLibrary
+from tests.support.encoders.emulated_gpu import EmulatedCuda, EmulatedLibrary
 
 ADA = Gpu("emulated", "8.9", 24 << 30, "13.0")
 IMAGE, CLIP, OTHER = Grid(1, 8, 8), Grid(4, 6, 6), Grid(1, 6, 10)

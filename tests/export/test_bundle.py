@@ -21,7 +21,7 @@ from qwen3vl_edge.contract.errors import BucketError, CheckpointError, ContractE
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx import check
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
-from tests.support.export_models import (
+from tests.support.encoders.export_models import (
     assert_close,
     edit_config,
     graph_of,

@@ -16,7 +16,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from tests.support.export_models import sharded_checkpoint
+from tests.support.encoders.export_models import sharded_checkpoint
 from tests.support.paths import ROOT
 
 COMMIT = "a" * 40

@@ -13,7 +13,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
-from tests.support.export_models import (
+from tests.support.encoders.export_models import (
     assert_close,
     dynamic_tables,
     graph_of,

@@ -171,7 +171,7 @@ def test_smart_resize_is_upstreams(edge: Edge) -> None:
                 found.append(resize(height, width, 32, **limits))
             except (ValueError, AssertionError):
                 found.append("refused")
-        if 0 in tuple(found[1]):  # tests/edge_runtime/test_smart_resize.py
+        if 0 in tuple(found[1]):  # tests/edge_runtime/inputs/test_smart_resize.py
             assert found[0] == tuple(max(side, 32) for side in found[1])
         else:
             assert found[0] == found[1], (height, width, limits)

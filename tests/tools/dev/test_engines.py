@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen3vl_edge.tools.dev.engines.towers import draw_tower
-from tests.support.engine_search import search_in_a_process
+from tests.support.encoders.engine_search import search_in_a_process
 
 FEW = ("2", "15")  # among them graphs in fp16, as many patches as heads, and a narrow MLP
 # As many heads as its picture has patches, and wide enough that OpenVINO does not crash on its MLP.

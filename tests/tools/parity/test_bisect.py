@@ -14,7 +14,7 @@ from qwen3vl_edge.calibration.calibrate import CalibrationRequest, calibrate_bun
 from qwen3vl_edge.contract.bundle.open import sha256_of
 from qwen3vl_edge.tools.dev.train_reference.make_calibration_data import make_calibration_data
 from qwen3vl_edge.tools.parity.pictures import draw_picture
-from tests.support.faulty_bundle import with_node_changed, with_weight_changed
+from tests.support.encoders.faulty_bundle import with_node_changed, with_weight_changed
 from tests.support.run_cli import run_here
 
 WEIGHTS = [

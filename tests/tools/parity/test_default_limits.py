@@ -15,7 +15,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.parity.encoder import EncoderRow, compare_encoders
 from qwen3vl_edge.tools.parity.pictures import draw_picture
-from tests.support.faulty_bundle import with_weight_edited
+from tests.support.encoders.faulty_bundle import with_weight_edited
 
 
 def noise(weights: Any) -> None:

@@ -21,7 +21,7 @@ from qwen3vl_edge.tools.parity.page.plots import answer_figure
 from qwen3vl_edge.tools.parity.pictures import draw_picture
 from qwen3vl_edge.tools.parity.pixels import from_rgb, to_rgb
 from qwen3vl_edge.tools.parity.samples import edge_cases
-from tests.support.faulty_bundle import with_weight_changed
+from tests.support.encoders.faulty_bundle import with_weight_changed
 from tests.support.run_cli import run_here
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

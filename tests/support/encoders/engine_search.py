@@ -1,7 +1,7 @@
 """The search over random towers in a process of its own, in which no library has started its threads.
 
-python -m tests.support.engine_search unmended '{"hidden_size": 64}'     one tower, graphs as older exports wrote them
-python -m tests.support.engine_search mended 2 3                          towers of these indexes
+python -m tests.support.encoders.engine_search unmended '{"hidden_size": 64}'   one tower, as older exports wrote it
+python -m tests.support.encoders.engine_search mended 2 3                          towers of these indexes
 
 Prints the runs and findings as JSON.
 """
@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 
 def search_in_a_process(*arguments: str) -> dict[str, Any]:
     """What the search prints."""
-    command = [sys.executable, "-m", "tests.support.engine_search", *arguments]
+    command = [sys.executable, "-m", "tests.support.encoders.engine_search", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -33,7 +33,7 @@ def main() -> None:
     from qwen3vl_edge.edge_runtime.backends import openvino
     from qwen3vl_edge.tools.dev.engines import run
     from qwen3vl_edge.tools.dev.engines.towers import draw_tower
-    from tests.support.older_attention import write_older_attention
+    from tests.support.encoders.older_attention import write_older_attention
 
     mode, *towers = sys.argv[1:]
     indexes = [int(item) for item in towers if item.isdigit()]
