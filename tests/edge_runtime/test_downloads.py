@@ -158,10 +158,10 @@ def test_one_that_fails_ends_the_others(web: Web, tmp_path: Path) -> None:
 def test_a_clip_by_url_is_downloaded_within_the_policy(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library left URLs of clips to the video reader, which knows no policy."""
     url = web.source("/identity").reference
-    with open_clip(url, MediaBudget()) as path:
-        assert isinstance(path, Path)
-        assert path.read_bytes() == b"four"
-    assert not path.exists()
+    with open_clip(url, MediaBudget()) as clip:
+        assert isinstance(clip, clips.ClipFile)
+        assert clip.path.read_bytes() == b"four"
+    assert not clip.path.exists()
     monkeypatch.setattr(clips, "UNRESTRICTED", policy(max_bytes=3))
     with pytest.raises(LimitError, match="too large"), open_clip(url, MediaBudget()):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_picture_that_the_template_does_not_show(edge: Edge, monkeypatch: pyte
     assert hidden_media(user(image())) is None
     assert edge.lean is not None
     monkeypatch.setattr(edge.processor.hf, "chat_template", TEXT_OF_OTHERS)
-    object.__setattr__(edge.lean, "template", ChatTemplate(TEXT_OF_OTHERS))
+    monkeypatch.setattr(edge, "lean", replace(edge.lean, template=ChatTemplate(TEXT_OF_OTHERS)))
     for prepare in (edge.prepare, lambda given: prepare_prompt(given, edge.processor, edge.policy)):
         with pytest.raises(InputError, match=f"shows no picture or clip here.*of the {role}.*message of the user"):
             prepare(messages)

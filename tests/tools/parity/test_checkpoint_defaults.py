@@ -27,7 +27,7 @@ def test_answers_are_compared_greedily(edge: Edge, reference: Path, tmp_path: Pa
     model = Path(shutil.copytree(reference, tmp_path / "model"))
     file = model / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | defaults))
-    prompts = [(item.id, item.messages) for item in mixed_prompts(14)]
+    prompts = [(item.id, item.messages) for item in mixed_prompts(7)]
     split, unsplit = open_both(edge, model)
     results = compare_prompts(prompts, split, unsplit, TOKENS)
     assert [item.name for item in results if not item.agrees] == []
