@@ -12,10 +12,11 @@ from typing import Any
 
 
 def forget_defaults(model: Any) -> Any:
-    """The same model without what its checkpoint's generation_config.json asks for."""
+    """The same model without what its checkpoint's generation_config.json asks for, but for the tokens that end."""
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig()
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     return model
 
 

@@ -144,9 +144,11 @@ def _as_transformers_reads(message: Message) -> Message:
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
+    from transformers.image_utils import load_image
+
     picture = _picture(part)
-    if picture is not None:
-        return {"type": "image", "image": picture}
+    if picture is not None:  # transformers' other reader, torchvision, is deprecated there
+        return {"type": "image", "image": load_image(picture)}
     return {"type": "video", "video": part["video"]} if "video" in part else {"type": "text", "text": part["text"]}
 
 
