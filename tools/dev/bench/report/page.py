@@ -268,4 +268,4 @@ def _attacks(document: Row) -> str:
         "longest": figure("longest_ms", ".0f"),
         "wait s": figure("answer_s", ".1f"),
     }
-    return section(document, "Attacks", text, columns, words=2)
+    return section(document, "Attacks", text, columns, words=2, after=noted(document))
