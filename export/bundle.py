@@ -124,13 +124,13 @@ def export_bundle(
         lambda done: progress("running PyTorch", 0.3 * done),
         golden,
     )
+    references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
     with atomic.new_folder(out, lock=locked) as staging:
         sets = []
         share = 0.7 / len(plan.precisions)
         for index, precision in enumerate(plan.precisions):
             part = _part(progress, 0.3 + share * index, share)
             item = _write_precision(plan, precision, staging, cases, part)
-            references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
             write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
             sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
         manifest = _manifest(plan, staging, tuple(sets))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import sys
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,7 +21,6 @@ from qwen3vl_edge.contract.http.sparse_log import SparseLog
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS, _EXHAUSTED_SECONDS = 0.02, 0.5
-_SWITCH_SECONDS = 0.005
 
 
 class AcceptingServer(uvicorn.Server):
@@ -43,7 +41,6 @@ class AcceptingServer(uvicorn.Server):
         self._opening: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        sys.setswitchinterval(_SWITCH_SECONDS)
         await super().startup(sockets=[])  # without listeners of its own
         for listener in sockets or ():
             listener.setblocking(False)
@@ -57,9 +54,9 @@ class AcceptingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Accept connections, many at a time: behind a flood of them the next client waits for the system calls alone.
+        """Accept connections, many at a time: a client behind a flood does not wait a round of the loop for each.
 
-        Most of a flood is over the limits, and closed before its protocol is made, which takes ten times as long.
+        No more than a part of a limit: else one that was just accepted would make room before its request is read.
         """
         loop = asyncio.get_running_loop()
         while listener.fileno() >= 0:

@@ -1,8 +1,6 @@
-"""`pixel_values` to the encoder's RGB input and back: patches are undone, then normalisation."""
+"""`pixel_values` back to the encoder's RGB input, the inverse of `patch_values`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +21,6 @@ def to_rgb(
     x = x.reshape(grid.t * temporal, grid.h * patch, grid.w * patch, vision.in_channels)
     mean, std = _scaled(preprocessing)
     return np.asarray(np.clip(np.rint(x * std + mean), 0, 255), dtype=np.uint8)
-
-
-def from_rgb(
-    frames: NDArray[np.uint8], grid: Grid, vision: VisionSpec, preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """float32 [t·h·w, 3·temporal·patch²] of uint8 [frames, H, W, 3], as the HF processor makes it."""
-    merge, patch, temporal = vision.merge_size, vision.patch_size, vision.temporal_patch_size
-    mean, std = _scaled(preprocessing)
-    x: NDArray[Any] = (frames.astype(np.float32) - mean) / std
-    x = x.reshape(
-        grid.t, temporal, grid.h // merge, merge, patch, grid.w // merge, merge, patch, vision.in_channels
-    )  # fmt: skip
-    x = x.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return np.ascontiguousarray(x.reshape(grid.patches, vision.patch_values))
 
 
 def _scaled(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

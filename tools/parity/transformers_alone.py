@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
+from qwen3vl_edge.edge_runtime.inputs.sources.read import file_path
 
 MEDIA_KEYS = ("type", "text", "image", "image_url", "video")
 # Modes of Pillow whose conversion to RGB differs: transformers clips deep greys and puts transparency on black.
@@ -61,13 +62,13 @@ class AloneProcessor:
         return int(self._hf.image_processor.patch_size)
 
     def inputs(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The model's input for a conversation.
+        """The model's input for a conversation of `_as_transformers_reads`.
 
         Raises:
             Exception: of any kind that transformers raises for what it cannot read.
         """
         made = self._hf.apply_chat_template(
-            [_as_transformers_reads(message) for message in messages],
+            list(messages),
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
@@ -75,15 +76,13 @@ class AloneProcessor:
         )
         return dict(made)
 
-    def pixel_values(self, pictures: Sequence[Any], grids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pixel_values(self, pictures: Sequence[Any], grids: list[list[int]]) -> NDArray[np.float32]:
         """Patches of pictures resized to given grids with Pillow's bicubic filter, as qwen-vl-utils' `fetch_image`."""
-        from transformers.image_utils import load_image
-
         patch = self.patch_size
-        resized = []
-        for picture, (_, rows, columns) in zip(pictures, grids, strict=True):
-            size = (int(columns) * patch, int(rows) * patch)
-            resized.append(load_image(picture).resize(size))
+        resized = [
+            picture.resize((columns * patch, rows * patch))
+            for picture, (_, rows, columns) in zip(pictures, grids, strict=True)
+        ]
         values: NDArray[np.float32] = self._hf.image_processor(resized, do_resize=False, return_tensors="pt")[
             "pixel_values"
         ].numpy()
@@ -103,10 +102,18 @@ def compare_alone(
         answer: the unsplit model's answer to an input.
     """
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
-    pictures = [source for part in parts if (source := _picture(part)) is not None]
+    sources = [source for part in parts if (source := _picture(part)) is not None]
     has_clips = any("video" in part for part in parts)
     try:
-        alone = processor.inputs(messages)
+        read = [_as_transformers_reads(message) for message in messages]
+        pictures = [
+            part["image"]
+            for message in read
+            if isinstance(message["content"], list)
+            for part in message["content"]
+            if "image" in part
+        ]
+        alone = processor.inputs(read)
         fault = _fault(processor, pictures, unsplit)
     except Exception as error:  # transformers raises many kinds
         return Alone(unread=(str(error) or repr(error)).splitlines()[0][:160])
@@ -119,7 +126,7 @@ def compare_alone(
         choices.append(PIXEL_LIMITS)
     elif pictures and not _equal(alone.get("pixel_values"), unsplit.get("pixel_values")):
         choices += [RESAMPLING] if _is_resized(pictures, unsplit, processor) else []
-    if any(_mode(picture) not in OPAQUE for picture in pictures):
+    if any(_mode(source) not in OPAQUE for source in sources):
         choices.append(PIXEL_FORMAT)
         fault = None
     if has_clips:
@@ -157,7 +164,7 @@ def _picture(part: dict[str, Any]) -> Any:
         return None
     source = part.get("image", part.get("image_url"))
     source = source.get("url") if isinstance(source, dict) else source
-    return source.removeprefix("file://") if isinstance(source, str) else source
+    return str(file_path(source)) if isinstance(source, str) and source[:5].lower() == "file:" else source
 
 
 def _mode(picture: Any) -> str:
@@ -185,13 +192,10 @@ def _fault(processor: AloneProcessor, pictures: list[Any], unsplit: dict[str, An
 
 
 def _is_resized(pictures: list[Any], unsplit: dict[str, Any], processor: AloneProcessor) -> bool:
-    from transformers.image_utils import load_image
-
     patch = processor.patch_size
-    sizes = [load_image(picture).size for picture in pictures]
     return any(
-        size != (columns * patch, rows * patch)
-        for size, (_, rows, columns) in zip(sizes, unsplit["image_grid_thw"].tolist(), strict=True)
+        picture.size != (columns * patch, rows * patch)
+        for picture, (_, rows, columns) in zip(pictures, unsplit["image_grid_thw"].tolist(), strict=True)
     )
 
 

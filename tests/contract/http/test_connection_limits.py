@@ -47,7 +47,7 @@ def test_the_connection_that_waited_longest_makes_room(served: Served, caplog: p
 
 @pytest.mark.parametrize("policy", [uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy])
 def test_a_connection_that_made_room_before_it_began_is_not_kept(policy: Callable[[], Any]) -> None:
-    """Of a flood most are closed so early. uvloop begins the protocol of a closed connection, and never ends it."""
+    """In a flood some are closed so early. uvloop begins the protocol of a closed connection, and never ends it."""
 
     async def connect() -> int:
         config, state = uvicorn.Config(lambda: None), ServerState()

@@ -14,12 +14,13 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle, sha256_of
+from qwen3vl_edge.contract.bundle.patch_values import patch_values
 from qwen3vl_edge.edge_runtime.edge import Edge, open_edge
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.page.heat_map import heat_map
 from qwen3vl_edge.tools.parity.page.plots import answer_figure
 from qwen3vl_edge.tools.parity.pictures import draw_picture
-from qwen3vl_edge.tools.parity.pixels import from_rgb, to_rgb
+from qwen3vl_edge.tools.parity.pixels import to_rgb
 from qwen3vl_edge.tools.parity.samples import edge_cases
 from tests.support.encoders.faulty_bundle import with_weight_changed
 from tests.support.run_cli import run_here
@@ -140,7 +141,7 @@ def test_pixels_come_back_to_the_bit(edge: Edge) -> None:
     for case in edge_cases(edge, {"drawn": draw_picture(3)}):
         rgb = to_rgb(case.input.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
         assert rgb.shape[1:3] == manifest.vision.geometry.pixels(case.grid)
-        back = from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing)
+        back = patch_values(rgb, case.grid, manifest.vision, manifest.preprocessing)
         assert np.array_equal(back, case.input.pixel_values)
         seen.append(str(case.grid))
     assert seen == ["1x8x8", "4x6x8"]

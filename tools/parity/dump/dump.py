@@ -14,6 +14,7 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, Manifest
 from qwen3vl_edge.contract.bundle.open import Bundle, sha256_of
+from qwen3vl_edge.contract.bundle.patch_values import patch_values
 from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.edge_runtime.edge import Edge
@@ -22,7 +23,7 @@ from qwen3vl_edge.tools.parity.dump.dump_format import Dump, DumpMeta, DumpWrite
 from qwen3vl_edge.tools.parity.dump.identity import set_identity
 from qwen3vl_edge.tools.parity.encoder import named_outputs
 from qwen3vl_edge.tools.parity.layers.names import LayerSource, stream_layers
-from qwen3vl_edge.tools.parity.pixels import from_rgb, to_rgb
+from qwen3vl_edge.tools.parity.pixels import to_rgb
 from qwen3vl_edge.tools.parity.samples import Case, Sample, edge_cases
 
 
@@ -71,7 +72,7 @@ def _add_sample(writer: DumpWriter, index: int, case: Case, edge: Edge, layers: 
 def _add_pixels(writer: DumpWriter, index: int, case: Case, manifest: Manifest) -> None:
     """uint8 pixels, a quarter of the bytes, where they convert to bit-identical values."""
     rgb = to_rgb(case.input.pixel_values, case.grid, manifest.vision, manifest.preprocessing)
-    if np.array_equal(from_rgb(rgb, case.grid, manifest.vision, manifest.preprocessing), case.input.pixel_values):
+    if np.array_equal(patch_values(rgb, case.grid, manifest.vision, manifest.preprocessing), case.input.pixel_values):
         writer.add(f"{index}/pixels", rgb)
     else:
         writer.add(f"{index}/pixel_values", case.input.pixel_values)
@@ -140,7 +141,7 @@ def _case(dump: Dump, index: int, record: SampleRecord, manifest: Manifest) -> C
         height, width = vision.geometry.pixels(grid)
         frames = dump.array(index, "pixels")
         _check_shape(dump, f"{index}/pixels", frames, (vision.geometry.frames(grid), height, width, vision.in_channels))
-        values = from_rgb(frames, grid, vision, manifest.preprocessing)
+        values = patch_values(frames, grid, vision, manifest.preprocessing)
     else:
         values = dump.array(index, "pixel_values")
         _check_shape(dump, f"{index}/pixel_values", values, (grid.patches, vision.patch_values))
