@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.checkpoint_tensor import CheckpointTensor
+from qwen3vl_edge.contract.bundle.model_hash import model_hash
+from qwen3vl_edge.contract.bundle.processor_files import read_json_object
 from qwen3vl_edge.contract.errors import CheckpointError, WireError
-from qwen3vl_edge.contract.formats.safetensors_layout import Layout, TensorEntry, header_length, parse_header
+from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_length, parse_header
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 VISUAL_PREFIXES = ("model.visual.", "visual.")
@@ -32,31 +32,6 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "vision_defaults.json",  # this project's: min_pixels and max_pixels where qwen-vl-utils' defaults do not fit
 )
-# Keys of config.json that change from save to save without changing the model.
-_VOLATILE_CONFIG = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}
-_PROBE_BYTES = 256
-
-
-@dataclass(frozen=True)
-class CheckpointTensor:
-    """One tensor of a checkpoint and the shard that holds it."""
-
-    shard: Path
-    entry: TensorEntry
-    data_start: int
-
-    def read(self, count: int | None = None) -> bytes:
-        """The first `count` bytes of the tensor, or all of them."""
-        with self.shard.open("rb") as file:
-            file.seek(self.data_start + self.entry.begin)
-            return file.read(self.entry.nbytes if count is None else min(count, self.entry.nbytes))
-
-    def map(self) -> memoryview:
-        """The tensor's bytes as a read-only memory map, so that copying it costs no heap."""
-        with self.shard.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = self.data_start + self.entry.begin
-        return memoryview(mapped)[start : start + self.entry.nbytes]
 
 
 @dataclass(frozen=True)
@@ -73,7 +48,7 @@ class Checkpoint:
         Raises:
             CheckpointError: missing, unreadable, or not a Qwen3-VL.
         """
-        config = _read_json(self.path / "config.json")
+        config = read_json_object(self.path / "config.json")
         if config.get("model_type") not in MODEL_TYPES:
             raise CheckpointError(
                 f"{self.path} is not a Qwen3-VL checkpoint",
@@ -89,7 +64,7 @@ class Checkpoint:
         index = self.path / "model.safetensors.index.json"
         # As transformers: a single file is read, whatever an index beside it says that an earlier save left behind.
         if index.exists() and not (self.path / "model.safetensors").is_file():
-            weight_map = _read_json(index).get("weight_map", {})
+            weight_map = read_json_object(index).get("weight_map", {})
             names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
         else:
             names = ["model.safetensors"]
@@ -120,23 +95,12 @@ class Checkpoint:
 
     @cached_property
     def model_hash(self) -> str:
-        """Identity of everything that determines embeddings and token ids: sha256 hex.
+        """Identity of everything that determines embeddings and token ids, see contract/bundle/model_hash.py.
 
-        Covers config.json, the tokenizer, the chat template, and for each encoder tensor its name,
-        dtype, shape and first 256 bytes: enough to distinguish any retrained or merged encoder, while a
-        server can compute it without loading an encoder. A fine-tuned language model on an unchanged
-        encoder and tokenizer has the same hash, because it accepts the same embeddings.
+        Raises:
+            CheckpointError: a file is malformed.
         """
-        digest = hashlib.sha256()
-        config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
-        digest.update(_canonical(config))
-        for name in ("tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"):
-            file = self.path / name
-            digest.update(name.encode() + (hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"-"))
-        for name, tensor in self.visual_tensors.items():
-            digest.update(f"{name}:{tensor.entry.dtype}:{tensor.entry.shape}".encode())
-            digest.update(tensor.read(_PROBE_BYTES))
-        return digest.hexdigest()
+        return model_hash(self.path, self.config, self.visual_tensors)
 
     def processor_files(self) -> list[Path]:
         """The processor's files that this checkpoint has."""
@@ -205,7 +169,7 @@ def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
         shards = Checkpoint(small, model)
         names = ["model.safetensors"]
         if index.exists():
-            weight_map = _read_json(index)["weight_map"]
+            weight_map = read_json_object(index)["weight_map"]
             names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
         return Path(snapshot_download(model, allow_patterns=[*(p.name for p in shards.processor_files()), *names]))
     except CheckpointError:
@@ -215,19 +179,3 @@ def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
         raise CheckpointError(
             f"{model} is neither a local folder nor a hub model that can be downloaded ({reason})", field="model"
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", field=str(path)) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__})", field=str(path)) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object", field=str(path))
-    return value
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

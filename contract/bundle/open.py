@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, parse_manifest
+from qwen3vl_edge.contract.bundle.model_hash import rule_of
 from qwen3vl_edge.contract.errors import BundleError, ModelMismatchError
 
 PROCESSOR_FOLDER = "processor"
@@ -95,10 +96,17 @@ def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None 
     """
     checkpoint = open_checkpoint(model, patterns=patterns)
     if checkpoint.model_hash != bundle.manifest.model.model_hash:
+        recorded = bundle.manifest.model
+        if rule_of(recorded.model_hash) != rule_of(checkpoint.model_hash):
+            raise ModelMismatchError(
+                f"the bundle was exported by another release, whose hash of the model {recorded.id} cannot be compared",
+                field="--model",
+                remedy=f"Export the bundle again: qwen3vl-edge export {model} --out {bundle.path}",
+            )
         raise ModelMismatchError(
             f"{model} is not the model that the bundle was exported from",
             field="--model",
-            expected=bundle.manifest.model.id,
+            expected=recorded.id,
             got=checkpoint.name,
             remedy="Give the checkpoint of the bundle, or export it again.",
         )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.checkpoint_tensor import CheckpointTensor
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import CheckpointError
 

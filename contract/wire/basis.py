@@ -137,10 +137,11 @@ def read_basis(path: Path, model_hash: str, field: str) -> Basis:
         ) from None
     if basis.model_hash != model_hash:
         raise InputError(
-            f"{path} was fitted to another model's embeddings",
+            f"{path} was fitted to another model's embeddings, or with a bundle of another release",
             field=field,
-            expected=f"model hash {model_hash[:12]}…",
-            got=f"{basis.model_hash[:12]}…",
+            expected=f"model hash {model_hash[:15]}…",
+            got=f"{basis.model_hash[:15]}…",
+            remedy="Export the bundle again and fit it again: qwen3vl-edge fit-basis.",
         )
     return basis
 

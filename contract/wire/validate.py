@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.bundle.model_hash import model_mismatch
+from qwen3vl_edge.contract.errors import LimitError, WireError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmbeddings, ModelShape, tensor_names
 
 _CHUNK = 1 << 18  # elements checked for NaN and infinity at a time: bounds the scratch memory
@@ -100,12 +101,12 @@ def validate_declared_medium(item: Declared, model: ModelShape, limits: Limits, 
 
 def _check_model(model_hash: str | None, model: ModelShape) -> None:
     if model_hash is not None and model_hash != model.model_hash:
-        raise ModelMismatchError(
+        raise model_mismatch(
             "the embeddings were made for another model",
-            field="model_hash",
-            expected=model.model_hash,
-            got=model_hash[:80],
-            remedy="Export the bundle from the checkpoint that the server runs.",
+            "model_hash",
+            model.model_hash,
+            model_hash,
+            "Export the bundle from the checkpoint that the server runs.",
         )
 
 

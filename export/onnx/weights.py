@@ -10,14 +10,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, CheckpointTensor
+from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.checkpoint_tensor import FLOAT_DTYPES, CheckpointTensor, to_float32
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.errors import CheckpointError
 
 _ALIGNMENT = 4096  # a page, so that each tensor can be memory mapped by itself
-
-
-STORED_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def check_tensors(checkpoint: Checkpoint, spec: VisionSpec) -> None:
             raise CheckpointError(
                 f"tensor visual.{name} has another shape", field=name, expected=list(shape), got=list(entry.shape)
             )
-        if entry.dtype not in STORED_DTYPES:
+        if entry.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor visual.{name} has an unsupported dtype",
                 field=name,
@@ -144,12 +142,7 @@ def read_float32(tensor: CheckpointTensor) -> NDArray[np.float32]:
 
     `check_tensors` has refused other dtypes.
     """
-    raw = tensor.map()
-    kind = tensor.entry.dtype
-    if kind == "BF16":  # bfloat16 is the upper half of float32
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.entry.shape)
-    array = np.frombuffer(raw, "<f4" if kind == "F32" else "<f2").reshape(tensor.entry.shape)
-    return array.astype(np.float32, copy=False)
+    return to_float32(tensor.map(), tensor.entry.dtype).reshape(tensor.entry.shape)
 
 
 def stored_dtype(name: str, precision: str) -> np.dtype[Any]:

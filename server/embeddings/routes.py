@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 
-from qwen3vl_edge.contract.errors import LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.bundle.model_hash import model_mismatch
+from qwen3vl_edge.contract.errors import LimitError, WireError
 from qwen3vl_edge.contract.http.body import Body, content_type, read_body
 from qwen3vl_edge.contract.http.ledger import VISUAL_TOKENS
 from qwen3vl_edge.contract.wire.basis import Bases
@@ -83,12 +84,7 @@ def _checked_medium(
     shape = engine.loaded.shape
     medium, model_hash = decode_medium(body, engine.limits, bases, model=shape, claim=claim)
     if model_hash != shape.model_hash:
-        raise ModelMismatchError(
-            "the embeddings were made for another model",
-            field="model_hash",
-            expected=shape.model_hash,
-            got=repr(model_hash)[:80],
-        )
+        raise model_mismatch("the embeddings were made for another model", "model_hash", shape.model_hash, model_hash)
     if medium.hash != name:
         raise WireError("the body's hash differs from the path's", field="media.0.hash", expected=name)
     validate_medium(medium, shape, engine.limits)

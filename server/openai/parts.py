@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, ModelMismatchError, WireError
+from qwen3vl_edge.contract.bundle.model_hash import model_mismatch
+from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, WireError
 from qwen3vl_edge.contract.http.ledger import PIXELS, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import decode_medium
@@ -206,12 +207,12 @@ class PartReader:
 
     def _check_model(self, model_hash: str | None, where: str) -> None:
         if model_hash is not None and model_hash != self.shape.model_hash:
-            raise ModelMismatchError(
+            raise model_mismatch(
                 "the embeddings were made for another model",
-                field=f"{where}.model_hash",
-                expected=self.shape.model_hash,
-                got=repr(model_hash)[:80],
-                remedy="Export the bundle from the checkpoint that the server runs.",
+                f"{where}.model_hash",
+                self.shape.model_hash,
+                model_hash,
+                "Export the bundle from the checkpoint that the server runs.",
             )
 
     def _check_grid(self, grid: Grid, kind: str, where: str, budget: int) -> None:

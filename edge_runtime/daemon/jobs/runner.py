@@ -13,6 +13,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.model_hash import model_mismatch
 from qwen3vl_edge.contract.errors import ContractError, ModelMismatchError
 from qwen3vl_edge.contract.http.errors import as_contract_error
 from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
@@ -159,11 +160,8 @@ class JobRunner:
         prompt = from_disk(claimed.prompt, claimed.body, self._bases())
         made_for, served = prompt.encoded.request.model_hash, server.get("model_hash")
         if made_for and served and made_for != served:  # known without sending megabytes
-            raise ModelMismatchError(
-                "the server runs another model than the job was encoded for",
-                field="model_hash",
-                expected=made_for,
-                got=repr(served)[:80],
+            raise model_mismatch(
+                "the server runs another model than the job was encoded for", "model_hash", made_for, served
             )
         progress = Progress()
         seconds = max(0.1, min(self._config.deadline_s, claimed.seconds_left))

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from qwen3vl_edge.contract.bundle.model_hash import rule_of
 from qwen3vl_edge.contract.errors import ServerUnavailableError
 from qwen3vl_edge.edge_runtime.daemon.daemon import Daemon
 from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
@@ -67,7 +68,10 @@ def _server_status(daemon: Daemon, readiness: dict[str, Any] | None) -> str:
         return "not reachable or not ready"
     if not daemon.upstream.let_in:
         return "ready, but does not let this device in: see server_api_key and the server's tokens_file"
-    if readiness.get("model_hash", model_hash) != model_hash:
+    served = readiness.get("model_hash", model_hash)
+    if isinstance(served, str) and rule_of(served) != rule_of(model_hash):
+        return "ready, but of another release than the bundle: export the bundle again, with the server's release"
+    if served != model_hash:
         return "ready, but serves another model than the bundle's"
     if edge.basis is not None and edge.basis.sha256 not in readiness.get("wire_bases", ()):
         return "ready, but does not hold the bundle's basis: see wire_dtype and the server's wire_basis"
