@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.processor_files import (
+    image_normalization,
+    image_processor_config,
+    video_normalization,
+)
 from qwen3vl_edge.contract.errors import CheckpointError
 
 # How the ONNX graph spells the MLP's activation.
@@ -87,19 +91,24 @@ def _unsupported(name: str, expected: str, got: object, remedy: str | None = Non
 
 
 def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    """Constants of the checkpoint's image processor.
+    """Constants of the checkpoint's image and video processors.
 
     Raises:
-        CheckpointError: no image processor configuration.
+        CheckpointError: no image processor configuration, or a malformed one.
     """
     values = _image_processor(checkpoint)
     size = values.get("size") or {}
+    image, video = image_normalization(checkpoint.path), video_normalization(checkpoint.path)
+    if image is None or video is None:  # the image processor's file is also the video processor's
+        raise _no_processor(checkpoint)
     return Preprocessing(
-        image_mean=tuple(float(value) for value in values.get("image_mean", (0.5, 0.5, 0.5))),
-        image_std=tuple(float(value) for value in values.get("image_std", (0.5, 0.5, 0.5))),
-        rescale_factor=float(values.get("rescale_factor", 1 / 255)),
+        image_mean=image.mean,
+        image_std=image.std,
+        rescale_factor=image.rescale_factor,
         image_min_pixels=int(size.get("shortest_edge", values.get("min_pixels", 0))),
         image_max_pixels=int(size.get("longest_edge", values.get("max_pixels", 0))),
+        video_mean=video.mean,
+        video_std=video.std,
     )
 
 
@@ -122,18 +131,14 @@ def check_processor_geometry(checkpoint: Checkpoint, spec: VisionSpec) -> None:
 
 
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
-    # transformers 5 may write one processor_config.json in place of preprocessor_config.json.
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        file = checkpoint.path / name
-        if file.is_file():
-            try:
-                document = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{file} cannot be read ({type(error).__name__})", field=name) from None
-            values = document.get(key) if key is not None and isinstance(document, dict) else document
-            if isinstance(values, dict):
-                return values
-    raise CheckpointError(
+    values = image_processor_config(checkpoint.path)
+    if values is None:
+        raise _no_processor(checkpoint)
+    return values
+
+
+def _no_processor(checkpoint: Checkpoint) -> CheckpointError:
+    return CheckpointError(
         f"{checkpoint.path} has no image processor configuration",
         field="preprocessor_config.json",
         remedy="Copy preprocessor_config.json of the original checkpoint there.",

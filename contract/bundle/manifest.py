@@ -197,13 +197,19 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Constants that turn RGB bytes into `pixel_values`, from the checkpoint's image processor."""
+    """Constants that turn RGB bytes into `pixel_values`, from the checkpoint's image processor.
+
+    Attributes:
+        video_mean, video_std: of its video processor; empty in bundles that do not record them.
+    """
 
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     rescale_factor: float
     image_min_pixels: int
     image_max_pixels: int
+    video_mean: tuple[float, ...] = ()
+    video_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

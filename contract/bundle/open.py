@@ -10,7 +10,8 @@ from pathlib import Path
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, parse_manifest
 from qwen3vl_edge.contract.bundle.model_hash import rule_of
-from qwen3vl_edge.contract.errors import BundleError, ModelMismatchError
+from qwen3vl_edge.contract.bundle.processor_files import image_normalization, video_normalization
+from qwen3vl_edge.contract.errors import BundleError, CheckpointError, ModelMismatchError
 
 PROCESSOR_FOLDER = "processor"
 COPY_AGAIN = "Copy the bundle again, or export it again."
@@ -40,13 +41,15 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         verify: also hash every file; sizes are always checked.
 
     Raises:
-        BundleError: no bundle there, an unknown schema, or a file that is missing, truncated or altered.
+        BundleError: no bundle there, an unknown schema, a file that is missing, truncated or altered, or a processor
+            that normalizes pixels otherwise than the graphs.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
     while True:
         try:
             _check_files(manifest, path, folder, verify=verify)
+            _check_normalization(manifest, folder / PROCESSOR_FOLDER)
         except BundleError:
             replaced_by = read_manifest(folder)
             if replaced_by == manifest:
@@ -81,6 +84,30 @@ def _check_files(manifest: Manifest, path: str | Path, folder: Path, *, verify: 
     rebuild = _rebuild_commands(manifest, path)
     for record in manifest.files:
         check_file(folder, record, verify=verify, remedy=rebuild.get(record.path, COPY_AGAIN))
+
+
+def _check_normalization(manifest: Manifest, folder: Path) -> None:
+    """Compare mean and std of the processor's files with the manifest's, which graphs and lean preprocessing use."""
+    recorded = manifest.preprocessing
+    try:
+        pairs = (
+            ("image", image_normalization(folder), (recorded.image_mean, recorded.image_std)),
+            ("video", video_normalization(folder), (recorded.video_mean, recorded.video_std)),
+        )
+    except CheckpointError as error:
+        raise BundleError(error.message, field=error.field, remedy=COPY_AGAIN) from None
+    for kind, values, expected in pairs:
+        if values is None or not all(expected):  # older manifests record the image's alone
+            continue
+        for name, ours, theirs in zip(("mean", "std"), expected, (values.mean, values.std), strict=True):
+            if ours != theirs:
+                raise BundleError(
+                    f"the {kind} processor's {name} in {folder} is not the manifest's",
+                    field=f"{kind}_{name}",
+                    expected=list(ours),
+                    got=list(theirs),
+                    remedy=COPY_AGAIN,
+                )
 
 
 def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:

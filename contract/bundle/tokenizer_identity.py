@@ -36,6 +36,12 @@ def is_qwen2(config: dict[str, Any]) -> bool:
     return str(config.get("tokenizer_class") or QWEN2).removesuffix("Fast") == QWEN2
 
 
+def extra_tokens(config: dict[str, Any]) -> list[Any]:
+    """Special tokens without a role, as transformers 4 and 5 spell them."""
+    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    return list(extra.values() if isinstance(extra, dict) else extra)
+
+
 def tokenizer_identity(folder: Path) -> dict[str, Any] | None:
     """Everything that token ids depend on, as JSON values; None where the folder has no tokenizer.
 
@@ -106,18 +112,12 @@ def _added_tokens(document: dict[str, Any], config: dict[str, Any]) -> dict[str,
         added.setdefault(item["content"], [number, *flags, normalized])
     vocabulary = document["model"].get("vocab") or {}
     named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
-    for item in [*named, *_extra_tokens(config)]:
+    for item in [*named, *extra_tokens(config)]:
         content = item.get("content") if isinstance(item, dict) else item
         if content is not None and content not in added:
             number = vocabulary.get(content) if isinstance(vocabulary, dict) else None
             added[str(content)] = [number, False, False, False, False]
     return added
-
-
-def _extra_tokens(config: dict[str, Any]) -> list[Any]:
-    """Special tokens without a role, as transformers 4 and 5 spell them."""
-    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    return list(extra.values() if isinstance(extra, dict) else extra)
 
 
 def _around(post: Any, config: dict[str, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.processor_files import chat_template
 from qwen3vl_edge.contract.errors import BundleError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, fetch_media
@@ -94,6 +95,8 @@ def load_processor(folder: Path) -> Processor:
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for bad folders
         reason = str(error).split("\n")[0][:160]
         raise BundleError(f"processor files in {folder} cannot be loaded ({reason})", field=str(folder)) from None
+    if hf.chat_template is None:  # transformers' processor does not look at the tokenizer's
+        hf.chat_template = chat_template(folder)
     if getattr(hf.video_processor, "cap_pixels_per_frame", True) is None:
         hf.video_processor.cap_pixels_per_frame = True  # without effect here: qwen-vl-utils has resized already
     defaults = folder / VISION_DEFAULTS_NAME
@@ -120,6 +123,12 @@ def prepare_prompt(
     """
     messages = checked_messages(messages)
     fetched = fetch_media(messages, policy, processor.vision_defaults, budget, clip_seconds)
+    if processor.hf.chat_template is None:
+        raise BundleError(
+            "the checkpoint has no chat template",
+            field="chat_template.jinja",
+            remedy="Copy chat_template.jinja of the original checkpoint there, and export it again.",
+        )
     text = processor.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if text.count(processor.hf.image_token) + text.count(processor.hf.video_token) < len(fetched):
         raise hidden_media(messages) or _unwritten(len(fetched))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
+from qwen3vl_edge.contract.bundle.processor_files import chat_template
 from qwen3vl_edge.contract.errors import CheckpointError
 from qwen3vl_edge.contract.wire.request import ModelShape
 
@@ -48,11 +48,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-        template = checkpoint.path / "chat_template.json"
-        if template.is_file() and not (checkpoint.path / "chat_template.jinja").is_file():
-            # The processor, and so the device, uses this template and ignores the one in tokenizer_config.json.
-            tokenizer.chat_template = json.loads(template.read_text(encoding="utf-8"))["chat_template"]
+        if (template := chat_template(checkpoint.path)) is not None:
+            # The device's, whatever template the tokenizer's own files name; others by name are the tokenizer's.
+            own = tokenizer.chat_template
+            tokenizer.chat_template = {**own, "default": template} if isinstance(own, dict) else template
         return tokenizer
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers raises many types; all mean that it cannot be loaded
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

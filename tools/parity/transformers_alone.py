@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.processor_files import chat_template
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.sources.read import file_path
 
@@ -53,6 +54,8 @@ class AloneProcessor:
         from transformers import AutoProcessor
 
         self._hf: Any = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+        if self._hf.chat_template is None:  # transformers' processor does not look at the tokenizer's
+            self._hf.chat_template = chat_template(checkpoint)
         if importlib.util.find_spec("torchcodec") is None:  # transformers' default reader of clips; it has others
             self._hf.video_processor.fetch_videos = _fetch_with_pyav
 

@@ -8,7 +8,6 @@ round differently.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,14 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
-from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.contract.bundle.processor_files import (
+    TOKENIZER_CONFIG,
+    chat_template,
+    image_processor_config,
+    read_json_object,
+)
+from qwen3vl_edge.contract.bundle.tokenizer_identity import QWEN2_SPLIT, extra_tokens, is_qwen2
+from qwen3vl_edge.contract.errors import BundleError, CheckpointError, InputError
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patch_values
@@ -41,11 +47,8 @@ PREPROCESS = {
 }
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
-TOKENIZERS = {"Qwen2Tokenizer", "Qwen2TokenizerFast"}
-# How `Qwen2Tokenizer` of transformers splits text, regardless of tokenizer.json.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Classes for which transformers takes tokenizer.json as it is.
+PLAIN_TOKENIZERS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
     from tokenizers import Tokenizer
 
     folder, manifest = bundle.processor_path, bundle.manifest
-    _check_images(_read(folder / "preprocessor_config.json"), manifest.vision)
+    _check_images(folder, manifest.vision)
     _check_tokenizer(folder)
     try:
         template = ChatTemplate(_template(folder))
@@ -215,12 +218,22 @@ def _no_grid(grid: Grid) -> bool:
 
 
 def _template(folder: Path) -> str:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return str(_read(folder / "chat_template.json")["chat_template"])
+    try:
+        template = chat_template(folder)
+    except CheckpointError as error:
+        raise _not_lean(folder, error.message) from None
+    if template is None:
+        raise _not_lean(folder, "it has no chat template")
+    return template
 
 
-def _check_images(values: dict[str, Any], vision: VisionSpec) -> None:
+def _check_images(folder: Path, vision: VisionSpec) -> None:
+    try:
+        values = image_processor_config(folder)
+    except CheckpointError as error:
+        raise _not_lean(folder, error.message) from None
+    if values is None:
+        raise _not_lean(folder, "it has no image processor")
     expected = {"do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
     wrong = [name for name, value in expected.items() if values.get(name, value) != value]
     if values.get("image_processor_type") not in IMAGE_PROCESSORS:
@@ -228,23 +241,25 @@ def _check_images(values: dict[str, Any], vision: VisionSpec) -> None:
     if vision.merge_size != 2:  # the only one of qwen-vl-utils
         wrong.append("merge_size")
     if wrong:
-        raise _not_lean(Path("preprocessor_config.json"), f"{', '.join(wrong)} not supported by lean preprocessing")
+        raise _not_lean(folder, f"its image processor's {', '.join(wrong)} is not supported by lean preprocessing")
 
 
 def _check_tokenizer(folder: Path) -> None:
     """Compare the files with what transformers would build from them."""
-    config, tokenizer = _read(folder / "tokenizer_config.json"), _read(folder / "tokenizer.json")
-    if config.get("tokenizer_class") not in TOKENIZERS or config.get("add_prefix_space"):
-        raise _not_lean(folder, "its tokenizer is not Qwen2Tokenizer")
+    config, tokenizer = _read(folder / TOKENIZER_CONFIG), _read(folder / "tokenizer.json")
+    plain = config.get("tokenizer_class") in PLAIN_TOKENIZERS
+    options = ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
+    if not (plain or is_qwen2(config)) or any(config.get(name) for name in options):
+        raise _not_lean(folder, "its tokenizer is not Qwen2Tokenizer, or has an option of its own")
     steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
     split = steps[0].get("pattern", {}).get("Regex") if steps else None
-    if split != SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC":
+    if not plain and (split != QWEN2_SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC"):
         raise _not_lean(folder, "tokenizer.json splits text in another way than Qwen2Tokenizer")
     token_ids = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
     added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
     named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
-    named = [item["content"] if isinstance(item, dict) else item for item in named if item is not None]
-    named += config.get("additional_special_tokens") or []
+    named = [item for item in [*named, *extra_tokens(config)] if item is not None]
+    named = [item["content"] if isinstance(item, dict) else item for item in named]
     if not added.items() <= token_ids.items() or any(
         name not in token_ids for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]
     ):
@@ -253,12 +268,9 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _not_lean(path, f"it cannot be read ({type(error).__name__})") from None
-    if not isinstance(value, dict):
-        raise _not_lean(path, "it is not a JSON object")
-    return value
+        return read_json_object(path)
+    except CheckpointError as error:
+        raise _not_lean(path, error.message) from None
 
 
 def _not_lean(path: Path, reason: str) -> BundleError:

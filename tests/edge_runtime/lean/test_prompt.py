@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import AutoProcessor
 
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BundleError, ContractError, InputError
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import load_lean_processor, prepare_lean_prompt
-from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
+from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, load_processor, prepare_prompt
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 
 PICTURE = Image.new("RGB", (96, 96), (200, 30, 60))
@@ -51,6 +54,10 @@ MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXT | st.lists(PART, max_size=4)},
     optional={"name": st.none() | st.text(max_size=5), "reasoning": TEXT},
 )
+
+
+def no_grid(grid: Grid) -> bool:
+    return False
 
 
 def both(edge: Edge, messages: list[dict[str, Any]]) -> tuple[Prompt | str, Prompt | str]:
@@ -130,7 +137,83 @@ def test_files_that_ask_for_more_are_not_read_leanly(
     else:
         (folder / name).write_text("{{ eos_token }}")
     with pytest.raises(BundleError, match=words):
-        load_lean_processor(replace(opened, path=tmp_path), lambda grid: False)
+        load_lean_processor(replace(opened, path=tmp_path), no_grid)
+
+
+def _saved_by_transformers(folder: Path) -> None:
+    """processor_config.json alone, another tokenizer.json, and a tokenizer_config.json with other keys."""
+    processor = AutoProcessor.from_pretrained(folder)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    processor.save_pretrained(folder)
+    assert (folder / "processor_config.json").is_file()
+    assert not (folder / "preprocessor_config.json").is_file()
+
+
+def _plain_backend(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    _saved_by_transformers(folder)
+    assert json.loads(file.read_text())["tokenizer_class"] == "TokenizersBackend"
+
+
+def _plain_backend_splits_otherwise(folder: Path) -> None:
+    """`TokenizersBackend` takes tokenizer.json as it is, where `Qwen2Tokenizer` splits by its own rule."""
+    _plain_backend(folder)
+    file = folder / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s|\S+"
+    file.write_text(json.dumps(document))
+
+
+def _template_of_the_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    template = {"chat_template": (folder / "chat_template.jinja").read_text()}
+    file.write_text(json.dumps(json.loads(file.read_text()) | template))
+    (folder / "chat_template.jinja").unlink()
+
+
+def _two_templates(folder: Path) -> None:
+    """transformers prefers the older file."""
+    template = (folder / "chat_template.jinja").read_text().replace("<|im_start|>", "<|im_start|> ")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        _saved_by_transformers,
+        _plain_backend,
+        _plain_backend_splits_otherwise,
+        _template_of_the_tokenizer,
+        _two_templates,
+    ],
+)
+def test_processors_of_every_generation_run_leanly(
+    save: Callable[[Path], None], bundle: Path, edge: Edge, tmp_path: Path
+) -> None:
+    opened = open_bundle(bundle, verify=False)
+    folder = Path(shutil.copytree(opened.processor_path, tmp_path / "processor"))
+    save(folder)
+    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "I'll  sort 12 of é\n\n<|im_end|>"}]
+    messages = [{"role": "user", "content": content}]
+    lean = prepare_lean_prompt(messages, load_lean_processor(replace(opened, path=tmp_path), no_grid), edge.policy)
+    reference = prepare_prompt(messages, load_processor(folder), edge.policy)
+    assert lean.text.count("<|image_pad|>") == lean.media[0].grid.tokens(2)
+    np.testing.assert_array_equal(lean.input_ids, reference.input_ids)
+    np.testing.assert_array_equal(lean.media[0].input.values, reference.media[0].input.values)
+    usual = prepare_lean_prompt(messages, edge.lean, edge.policy)  # type: ignore[arg-type]
+    same = save not in (_two_templates, _plain_backend_splits_otherwise)
+    assert (lean.input_ids.tolist() == usual.input_ids.tolist()) is same
+
+
+@pytest.mark.parametrize("option", ["add_bos_token", "split_special_tokens"])
+def test_an_option_of_the_tokenizer_is_not_read_leanly(option: str, bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(bundle, verify=False)
+    file = Path(shutil.copytree(opened.processor_path, tmp_path / "processor")) / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {option: True}))
+    with pytest.raises(BundleError, match="option of its own"):
+        load_lean_processor(replace(opened, path=tmp_path), no_grid)
 
 
 def test_the_choice_of_path(bundle: Path, edge: Edge, reference: Path) -> None:

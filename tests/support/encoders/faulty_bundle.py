@@ -56,6 +56,15 @@ def with_node_changed(bundle: Path, out: Path, graph: str, node: str, change: Ca
     return out
 
 
+def with_processor_edited(bundle: Path, out: Path, name: str, **values: Any) -> Path:
+    """A copy whose `processor/{name}` has other values in it."""
+    shutil.copytree(bundle, out)
+    file = out / "processor" / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    _record_again(out)
+    return out
+
+
 def _record_again(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST_NAME).read_text())
     manifest["files"] = [vars(record_file(bundle, bundle / file["path"])) for file in manifest["files"]]
