@@ -89,7 +89,7 @@ class StageRunner:
             if stage == PATCHES or stage.startswith("blocks."):
                 hidden = produced
             else:
-                outputs[output_of(stage)] = produced
+                outputs[output_of(self.spec, stage)] = produced
         return Trace(entered, outputs)
 
     def quantized(self, stage: str, quantization: Quantization, smoothing: Sequence[Smoothing]) -> Any:

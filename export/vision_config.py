@@ -12,9 +12,7 @@ from qwen3vl_edge.contract.bundle.processor_files import (
     video_normalization,
 )
 from qwen3vl_edge.contract.errors import CheckpointError
-
-# How the ONNX graph spells the MLP's activation.
-ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
+from qwen3vl_edge.export.onnx.activations import ACTIVATIONS
 
 
 def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
@@ -44,12 +42,19 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
             f"{vision.hidden_size / vision.num_heads:g} (hidden_size {vision.hidden_size} by {vision.num_heads} heads)"
         )
         raise _unsupported("num_heads", "a head width that is a multiple of 4", width)
-    if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
-        raise _unsupported("num_position_embeddings", "a square number", vision.num_position_embeddings)
+    side = int(vision.num_position_embeddings**0.5)
+    if side**2 != vision.num_position_embeddings:
+        raise _unsupported(
+            "num_position_embeddings",
+            "a square number",
+            vision.num_position_embeddings,
+            "The learned positions are a square table, of which each picture's are interpolated; transformers would "
+            f"use the first {side}x{side} of them and leave out the rest.",
+        )
     levels = tuple(vision.deepstack_visual_indexes)
-    # transformers returns the levels in layer order and pairs them by index, so another order would be ambiguous.
-    if list(levels) != sorted(set(levels) & set(range(vision.depth))):
-        raise _unsupported("deepstack_visual_indexes", f"ascending layers below {vision.depth}", list(levels))
+    # Of a layer named twice transformers runs one merger, and of a layer that is not there none.
+    if len(set(levels)) != len(levels) or not set(levels) <= set(range(vision.depth)):
+        raise _unsupported("deepstack_visual_indexes", f"different layers below {vision.depth}", list(levels))
     return VisionSpec(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -99,7 +104,7 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     values = _image_processor(checkpoint)
     size = values.get("size") or {}
     image, video = image_normalization(checkpoint.path), video_normalization(checkpoint.path)
-    if image is None or video is None:  # the image processor's file is also the video processor's
+    if image is None:
         raise _no_processor(checkpoint)
     return Preprocessing(
         image_mean=image.mean,
@@ -107,8 +112,8 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         rescale_factor=image.rescale_factor,
         image_min_pixels=int(size.get("shortest_edge", values.get("min_pixels", 0))),
         image_max_pixels=int(size.get("longest_edge", values.get("max_pixels", 0))),
-        video_mean=video.mean,
-        video_std=video.std,
+        video_mean=() if video is None else video.mean,
+        video_std=() if video is None else video.std,
     )
 
 

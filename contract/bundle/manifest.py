@@ -190,6 +190,16 @@ class VisionSpec:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
+    def deepstack_mergers(self) -> tuple[int, ...]:
+        """For each output `deepstack.k`, which of the encoder's DeepStack mergers makes it.
+
+        Merger i belongs to layer `deepstack_visual_indexes[i]`, and transformers gives the levels in the order of
+        their layers (`Qwen3VLVisionModel.forward`).
+        """
+        layers = self.deepstack_visual_indexes
+        return tuple(sorted(range(len(layers)), key=layers.__getitem__))
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Graph outputs in order: `embeds`, then one `deepstack.k` per level."""
         return ("embeds", *(f"deepstack.{level}" for level in range(len(self.deepstack_visual_indexes))))

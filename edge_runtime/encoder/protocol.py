@@ -21,7 +21,7 @@ class Embeddings:
 
     Attributes:
         embeds: [n, D] merged embeddings, n = t·h·w / merge².
-        deepstack: one [n, D] per DeepStack level, in the order of `deepstack_visual_indexes`.
+        deepstack: one [n, D] per DeepStack level, in the order of their layers.
     """
 
     embeds: NDArray[Any]

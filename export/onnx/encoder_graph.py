@@ -18,10 +18,10 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import patch_rows_columns, position_interpolation, rotary_table
 from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
+from qwen3vl_edge.export.onnx.activations import activation
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter, Value
 from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization
 from qwen3vl_edge.export.onnx.weights import StoredTensor
-from qwen3vl_edge.export.vision_config import ACTIVATIONS
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 EPSILON = 1e-6
@@ -141,9 +141,9 @@ class EncoderWriter:
         for layer in range(self.spec.depth):
             hidden = self.block(hidden, f"blocks.{layer}", rotary)
             if layer in self.spec.deepstack_visual_indexes:
-                level = self.spec.deepstack_visual_indexes.index(layer)
-                produced[f"deepstack.{level}"] = self.merger(
-                    hidden, f"deepstack_merger_list.{level}", after_shuffle=True
+                merger = self.spec.deepstack_visual_indexes.index(layer)
+                produced[f"deepstack.{self.spec.deepstack_mergers.index(merger)}"] = self.merger(
+                    hidden, f"deepstack_merger_list.{merger}", after_shuffle=True
                 )
         produced["embeds"] = self.merger(hidden, "merger", after_shuffle=False)
         for output in self.spec.output_names:
@@ -162,7 +162,7 @@ class EncoderWriter:
         attended = self.attention(self.norm(hidden, f"{name}.norm1"), f"{name}.attn", rotary)
         hidden = self.emit.node("Add", [hidden, self.to_float32(attended, f"{name}.attn")], f"{name}.attn.residual")
         inner = self.linear(self.norm(hidden, f"{name}.norm2"), f"{name}.mlp.linear_fc1")
-        inner = self.gelu(inner, f"{name}.mlp.act", ACTIVATIONS[self.spec.hidden_act])
+        inner = self.gelu(inner, f"{name}.mlp.act", self.spec.hidden_act)
         outer = self.linear(inner, f"{name}.mlp.linear_fc2")
         return self.emit.node("Add", [hidden, self.to_float32(outer, f"{name}.mlp")], f"{name}.mlp.residual")
 
@@ -209,7 +209,7 @@ class EncoderWriter:
         else:
             hidden = self.norm(hidden, f"{name}.norm")
             hidden = self.emit.node("Reshape", [hidden, side_by_side], f"{name}.shuffle")
-        inner = self.gelu(self.linear(hidden, f"{name}.linear_fc1"), f"{name}.act", "none")
+        inner = self.gelu(self.linear(hidden, f"{name}.linear_fc1"), f"{name}.act", "gelu")
         return self.linear(inner, f"{name}.linear_fc2")
 
     def linear(self, x: Value, name: str, *, bias: str | None = None, cast_input: bool = False) -> Value:
@@ -249,8 +249,8 @@ class EncoderWriter:
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{name}.bias")]
         return self.to_half(self.emit.node("LayerNormalization", inputs, name, axis=-1, epsilon=EPSILON), name)
 
-    def gelu(self, x: Value, name: str, approximate: str) -> Value:
-        return self.to_half(self.emit.node("Gelu", [self.to_float32(x, name)], name, approximate=approximate), name)
+    def gelu(self, x: Value, name: str, kind: str) -> Value:
+        return self.to_half(activation(self.emit, self.to_float32(x, name), name, kind), name)
 
     def to_float32(self, x: Value, name: str) -> Value:
         return self.emit.node("Cast", [x], f"{name}.to_float32", to=FLOAT) if self.half else x

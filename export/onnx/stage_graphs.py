@@ -34,9 +34,9 @@ def stage_of(product: str) -> str:
     return parts[0] if parts[0] == "merger" else ".".join(parts[:2])
 
 
-def output_of(stage: str) -> str:
+def output_of(spec: VisionSpec, stage: str) -> str:
     """The encoder output of a merger: "embeds" or "deepstack.k"."""
-    return "embeds" if stage == "merger" else f"deepstack.{stage.split('.')[1]}"
+    return "embeds" if stage == "merger" else f"deepstack.{spec.deepstack_mergers.index(int(stage.split('.')[1]))}"
 
 
 def stage_graph(

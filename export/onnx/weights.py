@@ -111,10 +111,10 @@ def expected_shapes(spec: VisionSpec) -> dict[str, tuple[int, ...]]:
 
 
 def mergers(spec: VisionSpec) -> Iterator[tuple[str, int]]:
-    """Name and norm width of each merger: the last norms patches, the DeepStack ones norm merged blocks."""
+    """Name and norm width of each output's merger: the first norms patches, the DeepStack ones norm merged blocks."""
     yield "merger", spec.hidden_size
-    for level in range(len(spec.deepstack_visual_indexes)):
-        yield f"deepstack_merger_list.{level}", spec.hidden_size * spec.merge_size**2
+    for merger in spec.deepstack_mergers:
+        yield f"deepstack_merger_list.{merger}", spec.hidden_size * spec.merge_size**2
 
 
 def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,7 @@ ODD = [
     pytest.param({"deepstack_visual_indexes": [1, 2]}, id="two-levels"),
     pytest.param({"deepstack_visual_indexes": [0, 1, 2, 3]}, id="four-levels"),
     pytest.param({"deepstack_visual_indexes": []}, id="no-levels"),
+    pytest.param({"deepstack_visual_indexes": [3, 0, 2]}, id="levels-out-of-order"),
     pytest.param({"num_position_embeddings": 100}, id="positions-10x10"),
     pytest.param({"num_heads": 2, "hidden_size": 72}, id="head-width-36"),
     pytest.param({"num_heads": 2, "hidden_size": 144}, id="head-width-72"),

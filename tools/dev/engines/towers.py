@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.export.vision_config import ACTIVATIONS
+from qwen3vl_edge.export.onnx.activations import ACTIVATIONS
 
 # Of the mergers' square matrices, so that a tower takes a second or two.
 WIDEST_MERGER = 3072
@@ -38,7 +38,7 @@ def draw_tower(seed: int, index: int) -> Tower:
     widest = WIDEST_MERGER // merge**2 // heads
     head_width = 4 * int(rng.integers(3, max(min(128, widest) // 4, 3) + 1))
     depth = int(rng.integers(1, 4))
-    levels = [layer for layer in range(depth) if rng.random() < 0.5]
+    levels = [int(layer) for layer in rng.permutation(depth) if rng.random() < 0.5]
     vision = {
         "hidden_size": heads * head_width,
         "num_heads": heads,
