@@ -15,6 +15,7 @@ from qwen3vl_edge.contract.errors import CheckpointError, WireError
 from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_length, parse_header
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 VISUAL_PREFIXES = ("model.visual.", "visual.")
 # Files that the device needs to turn messages into token ids and pixels into patches.
 PROCESSOR_FILES = (
@@ -61,13 +62,13 @@ class Checkpoint:
     @cached_property
     def shards(self) -> tuple[Path, ...]:
         """The safetensors files that hold visual tensors; others of a sharded model need not be present."""
-        index = self.path / "model.safetensors.index.json"
+        index = self.path / INDEX_FILE
         # As transformers: a single file is read, whatever an index beside it says that an earlier save left behind.
-        if index.exists() and not (self.path / "model.safetensors").is_file():
+        if index.exists() and not (self.path / SINGLE_FILE).is_file():
             weight_map = read_json_object(index).get("weight_map", {})
             names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
         else:
-            names = ["model.safetensors"]
+            names = [SINGLE_FILE]
         for name in names:
             if not (self.path / name).is_file():
                 raise CheckpointError(
@@ -164,14 +165,13 @@ def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
     try:
         if patterns is not None:
             return Path(snapshot_download(model, allow_patterns=list(patterns)))
-        small = Path(snapshot_download(model, allow_patterns=[*PROCESSOR_FILES, "*.index.json"]))
-        index = small / "model.safetensors.index.json"
-        shards = Checkpoint(small, model)
-        names = ["model.safetensors"]
-        if index.exists():
-            weight_map = read_json_object(index)["weight_map"]
-            names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
-        return Path(snapshot_download(model, allow_patterns=[*(p.name for p in shards.processor_files()), *names]))
+        folder = Path(snapshot_download(model, allow_patterns=[*PROCESSOR_FILES, "*.index.json", SINGLE_FILE]))
+        if (folder / SINGLE_FILE).is_file() or not (folder / INDEX_FILE).is_file():
+            return folder
+        weight_map = read_json_object(folder / INDEX_FILE)["weight_map"]
+        names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
+        processor = [path.name for path in Checkpoint(folder, model).processor_files()]
+        return Path(snapshot_download(model, allow_patterns=[*processor, *names]))
     except CheckpointError:
         raise
     except Exception as error:  # huggingface_hub raises many kinds; all mean that the files cannot be downloaded

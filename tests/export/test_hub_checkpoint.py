@@ -16,6 +16,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.tools.dev.random_checkpoint import encoder_checkpoint
 from tests.support.encoders.export_models import sharded_checkpoint
 from tests.support.paths import ROOT
 
@@ -77,27 +78,21 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
         serving.shutdown()
 
 
-def export(hub: Hub, model: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def run(hub: Hub, command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "qwen3vl_edge",
-        "export",
-        model,
-        "--buckets",
-        "64x96",
-        "--out",
-        str(tmp_path / "b"),
-    ]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings}, check=False, timeout=300
     )
+
+
+def export(hub: Hub, model: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--buckets", "64x96", "--out", str(tmp_path / "b")]
+    return run(hub, [sys.executable, "-m", "qwen3vl_edge", "export", model, *options], tmp_path)
 
 
 def test_export_leaves_the_language_shards_on_the_hub(hub: Hub, tmp_path: Path) -> None:
@@ -110,6 +105,22 @@ def test_export_leaves_the_language_shards_on_the_hub(hub: Hub, tmp_path: Path) 
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest.model.id == "tiny/model"
     assert manifest.model.model_hash == Checkpoint(hub.folder, "m").model_hash
+
+
+def test_of_a_single_file_beside_a_stale_index_no_shard_is_fetched(tmp_path: Path) -> None:
+    folder = encoder_checkpoint(tmp_path / "model", depth=1, deepstack_visual_indexes=[0]).path
+    stale = {"weight_map": {"model.visual.pos_embed.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"left by an earlier save")
+    opens = (
+        "from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint as o; print(o('tiny/model').model_hash)"
+    )
+    with Hub(folder) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        done = run(serving, [sys.executable, "-c", opens], tmp_path)
+        serving.shutdown()
+    assert done.stdout.strip() == Checkpoint(folder, "m").model_hash, done.stderr
+    assert [name for name in serving.sent if name.endswith(".safetensors")] == ["model.safetensors"]
 
 
 def test_an_unknown_hub_id_is_one_line(hub: Hub, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ vLLM imports this module in every worker before it loads the model, because `wor
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGene
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.model_executor.models.utils import StageMissingLayer
 
+from qwen3vl_edge.contract.bundle.checkpoint import SINGLE_FILE
+
 
 class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     """vLLM's dense Qwen3-VL, its encoder without weights."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.allow_patterns_overrides = _weight_files(vllm_config)
         _switch_deepstack_on(self, vllm_config)
         self.qwen3vl_edge_parameters = _count(self)
 
@@ -33,6 +37,7 @@ class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.allow_patterns_overrides = _weight_files(vllm_config)
         _switch_deepstack_on(self, vllm_config)
         self.qwen3vl_edge_parameters = _count(self)
 
@@ -59,6 +64,11 @@ def register() -> None:
     """Register the classes above with vLLM in this process; idempotent."""
     ModelRegistry.register_model("Qwen3VLForConditionalGeneration", DenseLanguageModel)
     ModelRegistry.register_model("Qwen3VLMoeForConditionalGeneration", MoeLanguageModel)
+
+
+def _weight_files(vllm_config: Any) -> list[str] | None:
+    """A single weights file alone, as transformers reads it: vLLM would follow an index that an earlier save left."""
+    return [SINGLE_FILE] if (Path(vllm_config.model_config.model) / SINGLE_FILE).is_file() else None
 
 
 def _switch_deepstack_on(model: Any, vllm_config: Any) -> None:
