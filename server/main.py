@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qwen3vl_edge.contract.bundle.checkpoint import PROCESSOR_FILES, Checkpoint, open_checkpoint
+from qwen3vl_edge.contract.bundle.processor_files import image_processor_config
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.http.listener import http_server, listen, quiet_stop, renew_tls
 from qwen3vl_edge.contract.http.tls import ServerTls
@@ -69,6 +70,8 @@ def _serve_on(
     app, limits = create_app(state), options.connection_limits
     server = http_server(app, options.drain_s, tls, limits=limits, on_refusal=partial(record_refusal, state))
     warn_of_open_doors(options)
+    if image_processor_config(checkpoint.path) is None:
+        logger.warning("%s has no preprocessor_config.json: its model hash is no device's", checkpoint.path)
     if state.guard.rereads or tls is not None:
         _on_hangup(state.guard.on_hangup, partial(_renew_tls, server, options))
     url = _url(listener, options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -45,7 +46,12 @@ Conversation = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def server(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with running_vllm_engine(reference, tmp_path_factory.mktemp("vllm-engine")) as running:
+    """Of a folder with an index that an earlier save left: transformers reads the single file, and so must vLLM."""
+    folder = tmp_path_factory.mktemp("model") / reference.name
+    shutil.copytree(reference, folder)
+    stale = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    with running_vllm_engine(folder, tmp_path_factory.mktemp("vllm-engine")) as running:
         yield running
 
 
