@@ -10,6 +10,7 @@ from qwen3vl_edge.contract.bundle.processor_files import (
     image_normalization,
     image_processor_config,
     video_normalization,
+    video_processor_config,
 )
 from qwen3vl_edge.contract.errors import CheckpointError
 from qwen3vl_edge.export.onnx.activations import ACTIVATIONS
@@ -118,21 +119,24 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 
 def check_processor_geometry(checkpoint: Checkpoint, spec: VisionSpec) -> None:
-    """Compare the image processor's patch geometry with the encoder's.
+    """Compare the patch geometry of image and video processor with the encoder's.
 
     Raises:
         CheckpointError: they differ, so that pixels would be cut into patches of another size.
     """
-    values = _image_processor(checkpoint)
-    for name in ("patch_size", "merge_size", "temporal_patch_size"):
-        if values.get(name, getattr(spec, name)) != getattr(spec, name):
-            raise CheckpointError(
-                f"the image processor's {name} is not the encoder's",
-                field=name,
-                expected=getattr(spec, name),
-                got=values[name],
-                remedy="Copy preprocessor_config.json of the original checkpoint there.",
-            )
+    kinds = {"image": _image_processor(checkpoint), "video": video_processor_config(checkpoint.path) or {}}
+    for kind, values in kinds.items():
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            # transformers' image processor has patches of 14 where its file says nothing, its video processor of 16.
+            default = 14 if (kind, name) == ("image", "patch_size") else getattr(spec, name)
+            if values.get(name, default) != getattr(spec, name):
+                raise CheckpointError(
+                    f"the {kind} processor's {name} is not the encoder's",
+                    field=name,
+                    expected=getattr(spec, name),
+                    got=values.get(name, default),
+                    remedy="Copy the processor's files of the original checkpoint there.",
+                )
 
 
 def _image_processor(checkpoint: Checkpoint) -> dict[str, Any]:

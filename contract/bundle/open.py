@@ -87,27 +87,30 @@ def _check_files(manifest: Manifest, path: str | Path, folder: Path, *, verify: 
 
 
 def _check_normalization(manifest: Manifest, folder: Path) -> None:
-    """Compare mean and std of the processor's files with the manifest's, which graphs and lean preprocessing use."""
+    """Compare mean, std and rescaling of the processor with the manifest's, by which graphs and the lean path go."""
     recorded = manifest.preprocessing
     try:
-        pairs = (
-            ("image", image_normalization(folder), (recorded.image_mean, recorded.image_std)),
-            ("video", video_normalization(folder), (recorded.video_mean, recorded.video_std)),
-        )
+        image, video = image_normalization(folder), video_normalization(folder)
     except CheckpointError as error:
         raise BundleError(error.message, field=error.field, remedy=COPY_AGAIN) from None
-    for kind, values, expected in pairs:
-        if values is None or not all(expected):  # older manifests record the image's alone
-            continue
-        for name, ours, theirs in zip(("mean", "std"), expected, (values.mean, values.std), strict=True):
-            if ours != theirs:
-                raise BundleError(
-                    f"the {kind} processor's {name} in {folder} is not the manifest's",
-                    field=f"{kind}_{name}",
-                    expected=list(ours),
-                    got=list(theirs),
-                    remedy=COPY_AGAIN,
-                )
+    compared: list[tuple[str, object, object]] = []
+    if image is not None:
+        compared += [
+            ("image mean", recorded.image_mean, image.mean),
+            ("image std", recorded.image_std, image.std),
+            ("rescale_factor", recorded.rescale_factor, image.rescale_factor),
+        ]
+    if video is not None and recorded.video_mean:  # older manifests do not record it
+        compared += [("video mean", recorded.video_mean, video.mean), ("video std", recorded.video_std, video.std)]
+    for name, expected, got in compared:
+        if expected != got:
+            raise BundleError(
+                f"the {name} of the processor in {folder} is not the manifest's",
+                field=name.replace(" ", "_"),
+                expected=expected,
+                got=got,
+                remedy=COPY_AGAIN,
+            )
 
 
 def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None = None) -> Checkpoint:

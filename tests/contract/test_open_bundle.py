@@ -20,7 +20,7 @@ def test_another_mean_or_std_than_the_manifests(
     edited = with_processor_edited(
         small_bundle, tmp_path / "b", f"{file}_config.json", **{f"image_{name}": [0.5, 0.5, 0.48]}
     )
-    with pytest.raises(BundleError, match=rf"{kind} processor's {name}.*0\.5, 0\.5, 0\.5\], got \[0\.5, 0\.5, 0\.48\]"):
+    with pytest.raises(BundleError, match=rf"{kind} {name} of.*\(0\.5, 0\.5, 0\.5\), got \(0\.5, 0\.5, 0\.48\)"):
         open_bundle(edited, verify=False)
 
 

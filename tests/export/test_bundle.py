@@ -151,6 +151,16 @@ BROKEN_CHECKPOINTS = [
         "patch_size",
         id="other-patch",
     ),
+    pytest.param(
+        lambda path: (path / "preprocessor_config.json").write_text('{"merge_size": 2}'),
+        "patch_size is not the encoder's: expected 16, got 14",
+        id="default-patch",
+    ),
+    pytest.param(
+        lambda path: (path / "video_preprocessor_config.json").write_text('{"patch_size": 14}'),
+        "the video processor's patch_size",
+        id="other-video-patch",
+    ),
 ]
 BROKEN_CONFIGS = [
     ("spatial_merge_size", 1),

@@ -23,6 +23,8 @@ WIDE = {
     "patch_size": 8,
     "temporal_patch_size": 2,
     "num_position_embeddings": 36,
+    "hidden_act": "gelu_pytorch_tanh",
+    "out_hidden_size": 88,
 }
 
 

@@ -11,6 +11,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.export.onnx.activations import ACTIVATIONS
 
 # Of the mergers' square matrices, so that a tower takes a second or two.
+GELUS = ("gelu_pytorch_tanh", "gelu")  # what released towers have
 WIDEST_MERGER = 3072
 
 
@@ -38,7 +39,7 @@ def draw_tower(seed: int, index: int) -> Tower:
     widest = WIDEST_MERGER // merge**2 // heads
     head_width = 4 * int(rng.integers(3, max(min(128, widest) // 4, 3) + 1))
     depth = int(rng.integers(1, 4))
-    levels = [int(layer) for layer in rng.permutation(depth) if rng.random() < 0.5]
+    levels = [layer for layer in range(depth) if rng.random() < 0.5]
     vision = {
         "hidden_size": heads * head_width,
         "num_heads": heads,
@@ -50,8 +51,13 @@ def draw_tower(seed: int, index: int) -> Tower:
         "spatial_merge_size": merge,
         "temporal_patch_size": int(rng.integers(1, 3)),
         "num_position_embeddings": int(rng.integers(4, 49)) ** 2,
-        "hidden_act": str(rng.choice(list(ACTIVATIONS))),
+        "hidden_act": str(rng.choice(GELUS)),
     }
+    # Drawn apart, so that a tower's sizes stay those of its index.
+    others = np.random.default_rng([seed, index, 1])
+    vision["deepstack_visual_indexes"] = others.permutation(levels).tolist()
+    if others.random() < 0.5:
+        vision["hidden_act"] = str(others.choice(list(ACTIVATIONS)))
     fixed = [Grid(1, merge, merge), *_as_many_patches_as_heads(rng, heads, merge)]
     fixed += [_grid(rng, 1, merge, 4), _grid(rng, int(rng.integers(2, 4)), merge, 2)]
     free = [_grid(rng, int(rng.integers(1, 3)), merge, 4)]
