@@ -116,7 +116,7 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
         values[f"vision.{name}"] = vision.get(name, vision.get(_VISION_ALIASES.get(name, name), default))
     rope = vision.get("rope_parameters") or vision.get("rope_scaling") or {}
     theta = rope.get("rope_theta", vision.get("rope_theta", _ROPE_THETA)) if isinstance(rope, dict) else rope
-    values["vision.rope_theta"] = float(theta) if type(theta) in (int, float) else theta
+    values["vision.rope_theta"] = float(theta) if isinstance(theta, (int, float)) else theta  # 10000 is 10000.0
     return values
 
 
