@@ -28,9 +28,9 @@ from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
 
-SCHEMA_VERSION = 5
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`: older bundles have none
-READABLE_SCHEMAS = (1, 2, 3, 4, 5)
+SCHEMA_VERSION = 6
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `headroom`: older bundles have none
+READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
 
@@ -77,6 +77,23 @@ class GraphRecord:
     @property
     def grid(self) -> Grid | None:
         return None if self.bucket is None else Grid.parse(self.bucket)
+
+
+@dataclass(frozen=True)
+class LayerHeadroom:
+    """How near a layer of a set with float16 comes to float16's largest value, 65,504.
+
+    Attributes:
+        layer: a linear, such as "blocks.3.mlp.linear_fc1", or a block's attention between its linears, "….attn.scores".
+        largest: a bound of what its tensors hold, over the pictures that the set was checked with.
+        headroom: 65,504 / largest.
+        precision: "fp16", or "fp32" where there was too little of it (`export/onnx/headroom.py`).
+    """
+
+    layer: str
+    largest: float
+    headroom: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ class PrecisionSet:
 
     Attributes:
         golden: file of the pairs by which an engine proves itself (contract/bundle/golden.py); None in older bundles.
+        headroom: of each layer, in the order they run; empty without float16, and in older bundles.
     """
 
     precision: str
@@ -140,6 +158,7 @@ class PrecisionSet:
     graphs: tuple[GraphRecord, ...]
     calibration: CalibrationRecord | None = None
     golden: str | None = None
+    headroom: tuple[LayerHeadroom, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
