@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.calibration.headroom import quantized_headroom
 from qwen3vl_edge.calibration.histograms import ChannelHistogram
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, source_weights
 from qwen3vl_edge.calibration.ranges import activation_range, check_method, scale_of
@@ -23,10 +24,11 @@ from qwen3vl_edge.calibration.statistics import Statistics, gather
 from qwen3vl_edge.calibration.validation import golden_samples, validation_samples
 from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
 from qwen3vl_edge.contract.bundle.edit import check_writable
-from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, PrecisionSet
+from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, LayerHeadroom, Manifest, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
 from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.export.onnx.headroom import float32_layers
 from qwen3vl_edge.export.onnx.quantization import Quantization, is_scores, quantizable
 
 Progress = Callable[[str, float], None]
@@ -99,7 +101,8 @@ def calibrate_bundle(
         def runner() -> StageRunner:
             if not opened:
                 check_writable(path)
-                stages = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads)
+                wide = float32_layers(base.headroom)
+                stages = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads, wide)
                 opened.append(stack.enter_context(stages))
             return opened[0]
 
@@ -110,7 +113,9 @@ def calibrate_bundle(
         if existing is not None and existing.calibration is not None and existing.calibration.key == key:
             return CalibrationResult(existing, existing.calibration, statistics.selection, thin, None, skipped=True)
         quantization, smoothing = choose(bundle, products, weights, statistics, request, _part(progress, 0.5, 0.1))
-        samples = validation_samples(bundle, base, runner(), sources, policy)
+        half = PRECISIONS[name].rest == "fp16"
+        observe = statistics.ranges.observe if half else None
+        samples = validation_samples(bundle, base, runner(), sources, policy, observe)
         sensitivity = None
         if request.auto_exclude is not None:
             evaluator = Evaluator(runner(), quantization, smoothing, samples)
@@ -118,7 +123,10 @@ def calibrate_bundle(
             sensitivity = auto_exclude(evaluator, candidates, request.auto_exclude, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
         record = _record(key, base, request, statistics, quantization, products)
-        quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
+        headroom: tuple[LayerHeadroom, ...] = ()
+        if half:
+            headroom = quantized_headroom(bundle.manifest.vision, statistics.ranges, weights, quantization, smoothing)
+        quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity, headroom)
         cases, golden = (
             [sample.check_case(bundle.manifest.vision) for sample in found]
             for found in (samples, golden_samples(bundle, base, runner()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
-from qwen3vl_edge.calibration.stage_runner import StageRunner, Trace
+from qwen3vl_edge.calibration.stage_runner import Observe, StageRunner, Trace
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.golden import dynamic_golden_grids, golden_input
 from qwen3vl_edge.contract.bundle.manifest import PrecisionSet, VisionSpec
@@ -31,7 +31,12 @@ class ValidationSample:
 
 
 def validation_samples(
-    bundle: Bundle, base: PrecisionSet, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
+    bundle: Bundle,
+    base: PrecisionSet,
+    runner: StageRunner,
+    sources: Sequence[Source],
+    policy: BucketPolicy,
+    observe: Observe | None = None,
 ) -> list[ValidationSample]:
     """Real samples from the end of the data (with more data than samples, none of it was observed), then drawn ones."""
     streamed = stream_samples(sources[::-1], bundle, policy, Selection(), REAL_SAMPLES)
@@ -41,7 +46,7 @@ def validation_samples(
     if manifest.has_dynamic(base.precision):
         grids += dynamic_check_grids(grids, manifest.vision.merge_size)
     inputs += [drawn_input(grid, manifest.vision, manifest.preprocessing, index) for index, grid in enumerate(grids)]
-    return [ValidationSample(item, runner.run(item)) for item in inputs]
+    return [ValidationSample(item, runner.run(item, observe)) for item in inputs]
 
 
 def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> list[ValidationSample]:

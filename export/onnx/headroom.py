@@ -7,7 +7,7 @@ stays float32 in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,10 @@ class LayerRanges:
         for known, seen in ((self.inputs, inputs), (self.outputs, outputs)):
             known[layer] = np.maximum(known[layer], seen) if layer in known else seen.astype(np.float32)
 
+    def observe(self, layer: str, inputs: NDArray[np.float32], largest: Vector) -> None:
+        """Widen a layer's ranges by one run: what it read, [rows, channels], and the largest that it gave."""
+        self.see(layer, np.abs(inputs).max(axis=0).astype(np.float32), largest)
+
     def largest(self, layer: str) -> float:
         """Of all that a layer holds in its own type; NaN if one is."""
         parts = [self.inputs[layer], self.outputs[layer]]
@@ -53,12 +57,15 @@ def layers(spec: VisionSpec) -> tuple[str, ...]:
     return (PATCH_EMBEDDING, *quantizable(spec))
 
 
-def judge_headroom(spec: VisionSpec, ranges: LayerRanges, weights: Mapping[str, float]) -> tuple[LayerHeadroom, ...]:
+def judge_headroom(
+    spec: VisionSpec, ranges: LayerRanges, weights: Mapping[str, float], others: Collection[str] = ()
+) -> tuple[LayerHeadroom, ...]:
     """The headroom of each layer, and which type it gets.
 
     Args:
         ranges: of every layer.
         weights: largest magnitude of each linear's stored weights, which need to fit but need no headroom.
+        others: layers that stay float32 for another reason.
 
     Raises:
         CheckpointError: values that float32 does not hold either.
@@ -75,6 +82,7 @@ def judge_headroom(spec: VisionSpec, ranges: LayerRanges, weights: Mapping[str, 
                 remedy="Check the checkpoint: it cannot answer about pictures.",
             )
         fits = largest * LEAST_HEADROOM <= FLOAT16_MAX and weights.get(layer, 0.0) <= FLOAT16_MAX
+        fits = fits and layer not in others
         headroom = FLOAT16_MAX / largest if largest else FLOAT16_MAX
         found.append(LayerHeadroom(layer, largest, headroom, "fp16" if fits else "fp32"))
     return tuple(found)

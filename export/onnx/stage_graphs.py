@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
+
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter, Value
@@ -53,7 +55,7 @@ def stage_graph(
     Inputs: `hidden` float32 [patches, width] (the patches stage: as the dynamic-shape graph, without rotary),
     and for blocks `rotary_cos`, `rotary_sin` [patches per frame, head width].
     Outputs: `out`, then what each product of the stage reads, [rows, `product_width`], named after the product, in
-    the order they run.
+    the order they run; and the largest magnitude that each layer gives, float32 by channel.
     """
     frame_input = "position_indices" if stage == PATCHES else "rotary_cos"
     emit = GraphEmitter(weights, location)
@@ -78,6 +80,7 @@ def stage_graph(
     outputs = [TensorSpec("out", kind, (rows, width))]
     if stage != PATCHES:
         outputs += _observed(writer, spec)
+    outputs += [_largest(writer, layer) for layer in writer.product_outputs]
     return EncoderGraph(writer.emit.model(stage, inputs, tuple(outputs)), inputs, tuple(outputs))
 
 
@@ -105,6 +108,22 @@ def _observed(writer: EncoderWriter, spec: VisionSpec) -> list[TensorSpec]:
         kind = "float16" if writer.half_in(product) else "float32"
         outputs.append(TensorSpec(name, kind, (f"{product}.rows", width)))
     return outputs
+
+
+def _largest(writer: EncoderWriter, layer: str) -> TensorSpec:
+    """An output with the largest magnitude in each of a layer's channels; of scores, in all of them."""
+    emit, name, value = writer.emit, largest_name(layer), writer.product_outputs[layer]
+    value = writer.to_float32(value, name, layer)
+    axes = [] if is_scores(layer) else [emit.constant("axis.rows", np.array([0], dtype=np.int64))]
+    top = emit.node("ReduceMax", [value, *axes], f"{name}.top", keepdims=0)
+    low = emit.node("Neg", [emit.node("ReduceMin", [value, *axes], f"{name}.low", keepdims=0)], f"{name}.negative")
+    emit.node("Reshape", [emit.node("Max", [top, low], f"{name}.both"), emit.shape("shape.channels", -1)], name)
+    return TensorSpec(name, "float32", (f"{layer}.channels",))
+
+
+def largest_name(layer: str) -> str:
+    """The stage output with the largest magnitudes that a layer gives."""
+    return f"{layer}.largest"
 
 
 def observed_name(product: str) -> str:

@@ -81,7 +81,7 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _print_headroom(item: PrecisionSet, console: Console) -> None:
-    """How near to float16's largest value a set's layers come: those that stay float32, and the nearest of the others."""
+    """How near to float16's largest value a set's layers come: the nearest ones, and those that stay float32."""
     if not item.headroom:
         return
     kept = [layer for layer in item.headroom if layer.precision == "fp32"]
