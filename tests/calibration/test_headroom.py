@@ -68,7 +68,7 @@ def test_quantized_sets_hold_in_true_float16(
     for output, reference, wider in zip(rounded, expected, run_graph(bundle, graph, pixels), strict=True):
         assert np.isfinite(output).all()
         # What the manifest's figures are measured with is what a GPU computes.
-        assert distance(output, reference).cosine == pytest.approx(distance(wider, reference).cosine, abs=3e-4)
+        assert distance(output, reference).cosine == pytest.approx(distance(wider, reference).cosine, abs=1e-3)
         assert distance(output, reference).cosine > 0.997
 
 
