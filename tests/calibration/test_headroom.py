@@ -53,9 +53,7 @@ def planted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_quantized_sets_hold_in_true_float16(
     planted: Path, tmp_path: Path, base: str, precision: str, rest: str
 ) -> None:
-    export_bundle(
-        str(planted / "model"), tmp_path / "b", image_buckets="128x128", precisions=(base,), dynamic=False
-    )
+    export_bundle(str(planted / "model"), tmp_path / "b", image_buckets="128x128", precisions=(base,), dynamic=False)
     request = CalibrationRequest(precision, planted / "data", samples=4, rest=rest)
     result = calibrate_bundle(tmp_path / "b", request)
     wide = {item.layer for item in result.graphs.headroom if item.precision == "fp32"}
