@@ -29,7 +29,7 @@ from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
 
 SCHEMA_VERSION = 6
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `headroom`: older bundles have none
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `headroom` and `figures`: older bundles have none
 READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
@@ -97,6 +97,21 @@ class LayerHeadroom:
 
 
 @dataclass(frozen=True)
+class CalibrationFigure:
+    """What quantization costs on some pictures: worst over them and the outputs, to the set that was quantized.
+
+    Attributes:
+        pictures: "calibration", of which the ranges were taken, or "held-out": others of the data, and drawn ones.
+        count: pictures and clips.
+    """
+
+    pictures: str
+    count: int
+    cosine: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """How a quantized set was calibrated.
 
@@ -108,6 +123,7 @@ class CalibrationRecord:
         quantized: products in int8 or float8, linears and attention scores; excluded: those that stay in the set's
             other precision.
         sensitivity: file with each product's effect, None if it was not measured.
+        figures: on the calibration's pictures and on held-out ones; none in older bundles.
     """
 
     key: str
@@ -119,6 +135,7 @@ class CalibrationRecord:
     quantized: tuple[str, ...]
     excluded: tuple[str, ...]
     sensitivity: str | None = None
+    figures: tuple[CalibrationFigure, ...] = ()
 
 
 @dataclass(frozen=True)

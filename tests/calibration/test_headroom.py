@@ -54,7 +54,7 @@ def test_quantized_sets_hold_in_true_float16(
     planted: Path, tmp_path: Path, base: str, precision: str, rest: str
 ) -> None:
     export_bundle(str(planted / "model"), tmp_path / "b", image_buckets="128x128", precisions=(base,), dynamic=False)
-    request = CalibrationRequest(precision, planted / "data", samples=4, rest=rest)
+    request = CalibrationRequest(precision, planted / "data", samples=4, rest=rest, auto_exclude=0.0)
     result = calibrate_bundle(tmp_path / "b", request)
     wide = {item.layer for item in result.graphs.headroom if item.precision == "fp32"}
     assert wide == ({WIDE} if rest == "fp16" else set())
