@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.calibration.headroom import quantized_headroom
 from qwen3vl_edge.calibration.histograms import ChannelHistogram
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, source_weights
 from qwen3vl_edge.calibration.ranges import activation_range, check_method, scale_of
-from qwen3vl_edge.calibration.samples import Selection, bucket_policy, list_sources
+from qwen3vl_edge.calibration.samples import Selection, bucket_policy, hold_out, list_sources
 from qwen3vl_edge.calibration.sensitivity import Evaluator, Sensitivity, auto_exclude
 from qwen3vl_edge.calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
 from qwen3vl_edge.calibration.stage_runner import StageRunner
@@ -27,6 +28,7 @@ from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, P
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
 from qwen3vl_edge.contract.errors import BundleError, InputError
+from qwen3vl_edge.export.onnx.headroom import float32_layers
 from qwen3vl_edge.export.onnx.quantization import Quantization, is_scores, quantizable
 
 Progress = Callable[[str, float], None]
@@ -43,7 +45,9 @@ class CalibrationRequest:
         method: how ranges are chosen, see `calibration/ranges.py`.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
-        auto_exclude: cosine that every output must reach; the products with the largest error are excluded until then.
+        auto_exclude: cosine that every output must reach, on the calibration's pictures and on held-out ones; the
+            products with the largest error are excluded until then. None takes what parity asks of the precision; 0
+            excludes nothing.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.
@@ -89,7 +93,7 @@ def calibrate_bundle(
     name = _check(request)
     bundle = open_bundle(path)
     base = _base(bundle.manifest, PRECISIONS[name].rest)
-    sources = list_sources(request.data, request.seed)
+    sources, held_out = hold_out(list_sources(request.data, request.seed))
     policy = bucket_policy(bundle, base.precision)
     products = _products(bundle, name)
     weights = source_weights(bundle, base)
@@ -99,31 +103,34 @@ def calibrate_bundle(
         def runner() -> StageRunner:
             if not opened:
                 check_writable(path)
-                stages = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads)
+                wide = float32_layers(base.headroom)
+                stages = StageRunner(bundle.manifest.vision, weights, base.precision, request.threads, wide)
                 opened.append(stack.enter_context(stages))
             return opened[0]
 
         statistics = gather(bundle, runner, sources, policy, request.samples, _part(progress, 0.0, 0.5))
-        key = _key(bundle, base, name, products, request, statistics.key)
+        key = _key(bundle, base, name, products, request, [statistics.key, *(item.digest for item in held_out)])
         existing = next((item for item in bundle.manifest.precisions if item.precision == name), None)
         thin = tuple(statistics.selection.thin_buckets(bundle.manifest.buckets(base.precision)))
         if existing is not None and existing.calibration is not None and existing.calibration.key == key:
             return CalibrationResult(existing, existing.calibration, statistics.selection, thin, None, skipped=True)
         quantization, smoothing = choose(bundle, products, weights, statistics, request, _part(progress, 0.5, 0.1))
-        samples = validation_samples(bundle, base, runner(), sources, policy)
+        half = PRECISIONS[name].rest == "fp16"
+        observe = statistics.ranges.observe if half else None
+        samples = validation_samples(bundle, base, runner(), sources, held_out, policy, observe)
+        golden = golden_samples(bundle, base, runner())
+        evaluator = Evaluator(runner(), quantization, smoothing, [*samples, *golden])
         sensitivity = None
-        if request.auto_exclude is not None:
-            evaluator = Evaluator(runner(), quantization, smoothing, samples)
-            candidates = tuple(quantization.input_scales)
-            sensitivity = auto_exclude(evaluator, candidates, request.auto_exclude, _part(progress, 0.6, 0.2))
+        if target := _target(request, name):
+            sensitivity = auto_exclude(evaluator, (*quantization.input_scales,), target, _part(progress, 0.6, 0.2))
             quantization, smoothing = _without(quantization, smoothing, sensitivity.excluded)
-        record = _record(key, base, request, statistics, quantization, products)
-        quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity)
-        cases, golden = (
-            [sample.check_case(bundle.manifest.vision) for sample in found]
-            for found in (samples, golden_samples(bundle, base, runner()))
-        )
-        graphs = write_set(bundle, base, weights, quantized, cases, golden, _part(progress, 0.8, 0.2))
+        figures = evaluator.figures(tuple(quantization.input_scales))
+        record = replace(_record(key, base, request, statistics, quantization, products), figures=figures)
+        vision, ranges = bundle.manifest.vision, statistics.ranges
+        headroom = quantized_headroom(vision, ranges, weights, quantization, smoothing) if half else ()
+        quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity, headroom)
+        cases = [[sample.check_case(vision) for sample in found] for found in (samples, golden)]
+        graphs = write_set(bundle, base, weights, quantized, *cases, _part(progress, 0.8, 0.2))
     assert graphs.calibration is not None
     return CalibrationResult(graphs, graphs.calibration, statistics.selection, thin, sensitivity, skipped=False)
 
@@ -135,9 +142,9 @@ def _check(request: CalibrationRequest) -> str:
         )
     if request.samples < 1:
         raise InputError("no samples", field="--samples", expected="at least 1", got=request.samples)
-    if request.auto_exclude is not None and not 0.0 < request.auto_exclude < 1.0:
+    if request.auto_exclude is not None and not 0.0 <= request.auto_exclude < 1.0:
         raise InputError(
-            "bad target cosine", field="--auto-exclude", expected="between 0 and 1", got=request.auto_exclude
+            "bad target cosine", field="--auto-exclude", expected="0 to less than 1", got=request.auto_exclude
         )
     check_method(request.method)
     check_alpha(request.smooth)
@@ -145,6 +152,11 @@ def _check(request: CalibrationRequest) -> str:
     if rest not in ("fp32", "fp16"):
         raise InputError("no such precision", field="--rest", expected="fp32 or fp16", got=rest)
     return quantized_name(request.precision, rest)
+
+
+def _target(request: CalibrationRequest, name: str) -> float:
+    """The cosine to reach, 0 for none."""
+    return PRECISIONS[name].min_cosine if request.auto_exclude is None else request.auto_exclude
 
 
 def _base(manifest: Manifest, rest: str) -> PrecisionSet:
@@ -237,18 +249,18 @@ def _key(
     name: str,
     products: Sequence[str],
     request: CalibrationRequest,
-    statistics: str,
+    data: Sequence[str],
 ) -> str:
     document = {
         "base": bundle.manifest.file(base.weights).sha256,
         "graphs": [bundle.manifest.file(graph.path).sha256 for graph in base.graphs],
         "precision": name,
         "products": products,
-        "statistics": statistics,
+        "data": data,
         "method": request.method,
         "smooth": request.smooth,
         "exclude": sorted(request.exclude),
-        "auto_exclude": request.auto_exclude,
+        "auto_exclude": _target(request, name),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

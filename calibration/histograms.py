@@ -52,7 +52,7 @@ class ChannelHistogram:
         channels = self.counts.shape[0]
         offsets = (np.arange(channels, dtype=np.int32) * BINS)[None, :]
         for start in range(0, len(values), block):
-            magnitude = np.abs(values[start : start + block])
+            magnitude = np.abs(values[start : start + block]).astype(np.float32)  # of an fp16 set: float16
             np.maximum(self.largest, magnitude.max(axis=0), out=self.largest)
             index = (np.ascontiguousarray(magnitude).view(np.uint32) >> _SHIFT).view(np.int32)
             index = np.clip(index - _FIRST, 0, BINS - 1) + offsets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def write_quantized_weights(
     rest: str,
     path: Path,
     progress: Callable[[float], None] = lambda done: None,
+    float32_layers: Collection[str] = (),
 ) -> dict[str, StoredTensor]:
     """Write the weights of a quantized set, one tensor in memory at a time.
 
@@ -63,22 +64,23 @@ def write_quantized_weights(
 
     Args:
         rest: "fp32" or "fp16", of everything that is not quantized and of the scales.
+        float32_layers: those of which both are float32 all the same.
 
     Raises:
         CheckpointError: a tensor does not fit float16.
     """
-    folded = _Folded(source, smoothing)
+    folded = FoldedWeights(source, smoothing)
     stored: dict[str, StoredTensor] = {}
     with path.open("wb") as file:
         for index, name in enumerate(source.stored):
             array = folded.tensor(name)
             linear = name.removesuffix(".weight")
             if name.endswith(".weight") and linear in quantization.input_scales:
-                values, scales = quantize_rows(array, quantization.kind, rest)
+                values, scales = quantize_rows(array, quantization.kind, "fp32" if linear in float32_layers else rest)
                 stored[name] = append_tensor(file, name, np.ascontiguousarray(values.T), values.dtype)
                 stored[f"{name}_scale"] = append_tensor(file, f"{name}_scale", scales, scales.dtype)
             else:
-                stored[name] = append_tensor(file, name, array, stored_dtype(name, rest))
+                stored[name] = append_tensor(file, name, array, stored_dtype(name, rest, float32_layers))
             progress((index + 1) / len(source.stored))
     return stored
 
@@ -104,7 +106,7 @@ def quantize_rows(
     return values.astype(Quantization(kind).stored_dtype), scales.astype(stored_dtype("scale", rest))
 
 
-class _Folded:
+class FoldedWeights:
     """The source's tensors with smoothing folded in: W·s for the linear, 1/s for the producer of its input."""
 
     def __init__(self, source: SourceWeights, smoothing: Sequence[Smoothing]) -> None:
@@ -120,11 +122,12 @@ class _Folded:
         if kind == "weight" and module in self._consumers:
             array = array * self._consumers[module]
         for item in self._producers.get(module, ()):
-            array = _divided(array, item)
+            array = divided(array, item)
         return array
 
 
-def _divided(array: NDArray[np.float32], item: Smoothing) -> NDArray[np.float32]:
+def divided(array: NDArray[np.float32], item: Smoothing) -> NDArray[np.float32]:
+    """A producer's weights [out, in], or a vector of its outputs [out], divided by what the product multiplies."""
     if item.producer.endswith("qkv"):  # rows of queries, keys, values; attention is linear in the values
         array, values = array.copy(), 2 * len(array) // 3
         rows = array[:values] if is_scores(item.product) else array[values:]

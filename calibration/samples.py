@@ -21,6 +21,7 @@ from qwen3vl_edge.edge_runtime.inputs.prompt import Processor, load_processor, p
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLIPS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+HELD_OUT = 8  # sources
 FEW = 8  # fewer samples than this in a bucket are named in a warning
 
 
@@ -107,6 +108,12 @@ def _conversations(data: Path) -> list[Source]:
         Source(name, messages, hashlib.sha256(repr(messages).encode()).hexdigest())
         for name, messages in read_conversations(data, "--data")
     ]
+
+
+def hold_out(sources: Sequence[Source]) -> tuple[Sequence[Source], Sequence[Source]]:
+    """The sources to observe, and those that quantization is only measured with: an eighth, and of many HELD_OUT."""
+    count = min(HELD_OUT, len(sources) // 8)
+    return sources[: len(sources) - count], sources[len(sources) - count :]
 
 
 def bucket_policy(bundle: Bundle, precision: str | None) -> BucketPolicy:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_edge.calibration.smoothing import Smoothing
-from qwen3vl_edge.calibration.stage_runner import StageRunner
+from qwen3vl_edge.calibration.stage_runner import Array, StageRunner, Trace
 from qwen3vl_edge.calibration.validation import ValidationSample
 from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.manifest import CalibrationFigure
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.export.onnx.quantization import Quantization
 from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, stage_of
@@ -65,16 +66,26 @@ class Evaluator:
         self._smoothing = {item.product: item for item in smoothing}
         self._sessions: dict[frozenset[str], Any] = {}
         self._last: dict[int, float] = {}
+        self._traces: dict[int, Trace] = {}
 
     def effect(self, product: str) -> Effect:
         """Quantize one product alone and run from its stage on, on the samples with the largest error."""
         stage = stage_of(product)
         replaced = {stage: self._session(frozenset([product]))}
-        apart = [self._compare(stage, replaced, sample) for sample in self._worst_samples()]
+        apart = []
+        for index in self._worst_samples():
+            sample = self._samples[index]
+            if index not in self._traces:
+                self._traces[index] = self._runner.run(sample.input)
+            apart.append(self._compare(stage, replaced, sample, self._traces[index].entered[stage]))
         return Effect(product, min(cosine for cosine, _ in apart), max(error for _, error in apart))
 
     def cosine(self, products: Sequence[str]) -> float:
         """Worst cosine over outputs and samples with these products quantized."""
+        return float(np.min([cosine for cosine, _ in self.measure(products)]))
+
+    def measure(self, products: Sequence[str]) -> list[tuple[float, float]]:
+        """Worst cosine and relative L2 over the outputs, of each sample, with these products quantized."""
         by_stage: dict[str, set[str]] = {}
         for product in products:
             by_stage.setdefault(stage_of(product), set()).add(product)
@@ -84,14 +95,24 @@ class Evaluator:
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
         replaced = {stage: self._sessions[key] for stage, key in products_by_stage.items()}
-        cosines = [self._compare(PATCHES, replaced, sample)[0] for sample in self._samples]
-        self._last = dict(enumerate(cosines))
-        return min(cosines)
+        apart = [self._compare(PATCHES, replaced, sample, sample.input.pixel_values) for sample in self._samples]
+        self._last = {index: cosine for index, (cosine, _) in enumerate(apart)}
+        return apart
 
-    def _worst_samples(self) -> list[ValidationSample]:
-        """RANKED_ON of the samples, by their cosine when `cosine` was last measured."""
-        order = sorted(range(len(self._samples)), key=lambda index: self._last.get(index, 1.0))
-        return [self._samples[index] for index in order[:RANKED_ON]]
+    def figures(self, products: Sequence[str]) -> tuple[CalibrationFigure, ...]:
+        """What these products' quantization costs on the calibration's pictures, and on held-out ones."""
+        apart = self.measure(products)
+        found = []
+        for name, held_out in (("calibration", False), ("held-out", True)):
+            own = [pair for pair, sample in zip(apart, self._samples, strict=True) if sample.held_out == held_out]
+            if own:
+                cosine, error = float(np.min([pair[0] for pair in own])), float(np.max([pair[1] for pair in own]))
+                found.append(CalibrationFigure(name, len(own), cosine, error))
+        return tuple(found)
+
+    def _worst_samples(self) -> list[int]:
+        """RANKED_ON of the samples, by their cosine when it was last measured."""
+        return sorted(range(len(self._samples)), key=lambda index: self._last.get(index, 1.0))[:RANKED_ON]
 
     def _session(self, products: frozenset[str]) -> Any:
         stage = stage_of(next(iter(products)))
@@ -99,10 +120,12 @@ class Evaluator:
         smoothing = [self._smoothing[name] for name in sorted(products) if name in self._smoothing]
         return self._runner.quantized(stage, replace(self._quantization, input_scales=scales), smoothing)
 
-    def _compare(self, first: str, replaced: dict[str, Any], sample: ValidationSample) -> tuple[float, float]:
-        """Worst cosine and relative L2 over the outputs."""
-        trace = self._runner.resume(sample.input.grid, first, sample.trace.entered[first], replaced=replaced)
-        apart = [distance(actual, sample.trace.outputs[name]) for name, actual in trace.outputs.items()]
+    def _compare(
+        self, first: str, replaced: dict[str, Any], sample: ValidationSample, entered: Array
+    ) -> tuple[float, float]:
+        """Worst cosine and relative L2 over the outputs, with what enters the stage `first`."""
+        trace = self._runner.resume(sample.input.grid, first, entered, replaced=replaced)
+        apart = [distance(actual, sample.outputs[name]) for name, actual in trace.outputs.items()]
         # numpy's minimum and maximum return NaN if there is one, and every comparison with it fails.
         return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))
 
@@ -137,5 +160,6 @@ def auto_exclude(
             field="--auto-exclude",
             expected=f"at most what quantizing {ranked[-1]} alone gives, {reached[low]:.6f}",
             got=target,
+            remedy="Ask for less, or give 0, which excludes nothing.",
         )
     return Sensitivity(tuple(effects), tuple(ranked[:high]), reached[high], target)

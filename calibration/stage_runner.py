@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, write_quantized_weights
@@ -19,11 +20,22 @@ from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization, quantizable
-from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, observed_name, output_of, stage_graph, stage_of, stages
+from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization, is_scores, quantizable
+from qwen3vl_edge.export.onnx.stage_graphs import (
+    PATCHES,
+    largest_name,
+    observed_name,
+    output_of,
+    stage_graph,
+    stage_of,
+    stages,
+)
+from qwen3vl_edge.export.onnx.weights import PATCH_EMBEDDING
 
 Array = NDArray[Any]
-Observe = Callable[[str, Array], None]
+Observe = Callable[[str, Array, Array], None]
+"""Gets a layer's name, what it reads [rows, channels], and the largest magnitude of what it gives, float32 [channels],
+with its bias's added, as `LayerRanges` in `export/onnx/headroom.py` has it."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,13 @@ class StageRunner:
         source: the weights.
         precision: "fp32" or "fp16", which the stages compute in.
         threads: of ONNX Runtime, 0 for its choice.
+        float32: in "fp16", the layers that stay float32.
     """
 
-    def __init__(self, spec: VisionSpec, source: SourceWeights, precision: str, threads: int = 0) -> None:
-        self.spec, self.precision = spec, precision
+    def __init__(
+        self, spec: VisionSpec, source: SourceWeights, precision: str, threads: int = 0, float32: Collection[str] = ()
+    ) -> None:
+        self.spec, self.precision, self._float32 = spec, precision, float32
         self._source, self._threads = source, threads
         self._folder = tempfile.TemporaryDirectory(prefix="qwen3vl-stages-")
         self._plain = {stage: self.quantized(stage, NOT_QUANTIZED, ()) for stage in stages(spec)}
@@ -59,7 +74,7 @@ class StageRunner:
         self._folder.cleanup()
 
     def run(self, item: EncoderInput, observe: Observe | None = None) -> Trace:
-        """Run all stages; `observe` gets each product's name and what it reads, [rows, channels]."""
+        """Run all stages."""
         return self.resume(item.grid, PATCHES, item.pixel_values, observe=observe)
 
     def resume(
@@ -103,8 +118,12 @@ class StageRunner:
         with tempfile.TemporaryDirectory(prefix="stage-", dir=self._folder.name) as name:
             weights, graph = Path(name) / "weights.bin", Path(name) / "stage.onnx"
             source = self._source.of_stage(stage)
-            stored = write_quantized_weights(source, quantization, smoothing, self.precision, weights)
-            model = stage_graph(self.spec, stage, self.precision, stored, weights.name, quantization).model
+            stored = write_quantized_weights(
+                source, quantization, smoothing, self.precision, weights, float32_layers=self._float32
+            )
+            model = stage_graph(
+                self.spec, stage, self.precision, stored, weights.name, quantization, self._float32
+            ).model
             graph.write_bytes(model.SerializeToString())
             return ort.InferenceSession(
                 str(graph),
@@ -123,8 +142,11 @@ class StageRunner:
             feeds |= {name: tables[name] for name in ("rotary_cos", "rotary_sin")}
         if observe is None:
             return session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
-        products = [name for name in quantizable(self.spec) if stage_of(name) == stage]
-        out, *product_inputs = session.run(["out", *(observed_name(product) for product in products)], feeds)
-        for product, values in zip(products, product_inputs, strict=True):
-            observe(product, values)
+        names = [PATCH_EMBEDDING] if stage == PATCHES else [x for x in quantizable(self.spec) if stage_of(x) == stage]
+        read = [] if stage == PATCHES else [observed_name(layer) for layer in names]
+        out, *values = session.run(["out", *read, *(largest_name(layer) for layer in names)], feeds)
+        reads = values[: len(read)] or [hidden]
+        for layer, inputs, largest in zip(names, reads, values[len(read) :], strict=True):
+            bias = 0.0 if is_scores(layer) else np.abs(self._source.read(f"{layer}.bias"))
+            observe(layer, inputs, largest + bias)
         return out  # type: ignore[no-any-return]

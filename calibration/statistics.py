@@ -8,7 +8,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.export.onnx.headroom import LayerRanges
 from qwen3vl_edge.export.onnx.quantization import quantizable
 from qwen3vl_edge.export.onnx.stage_graphs import product_width
 
@@ -35,6 +36,7 @@ class Statistics:
 
     Attributes:
         key: of the model, the data, its order and the number of samples.
+        ranges: of every layer, also of those that are not quantized.
         samples: pictures and clips counted.
         complete: False for a pass that was interrupted after `done` sources.
     """
@@ -42,6 +44,7 @@ class Statistics:
     key: str
     histograms: dict[str, ChannelHistogram]
     selection: Selection
+    ranges: LayerRanges = field(default_factory=LayerRanges)
     samples: int = 0
     done: int = 0
     complete: bool = False
@@ -61,6 +64,8 @@ class Statistics:
         for name, histogram in self.histograms.items():
             arrays[f"{name}.counts"], arrays[f"{name}.largest"] = histogram.counts, histogram.largest
             arrays[f"{name}.rows"] = np.int64(histogram.rows)
+        for layer in self.ranges.inputs:
+            arrays[f"{layer}.reads"], arrays[f"{layer}.gives"] = self.ranges.inputs[layer], self.ranges.outputs[layer]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         atomic.write_bytes(path, buffer.getbuffer())
@@ -72,6 +77,7 @@ def load_statistics(path: Path) -> Statistics | None:
         with np.load(path, allow_pickle=False) as archive:
             about = json.loads(archive["about"].tobytes())
             names = [name.removesuffix(".counts") for name in archive.files if name.endswith(".counts")]
+            ranges = LayerRanges(*(_arrays(archive, kind) for kind in (".reads", ".gives")))
             histograms = {
                 name: ChannelHistogram(
                     archive[f"{name}.counts"], archive[f"{name}.largest"], int(archive[f"{name}.rows"])
@@ -80,16 +86,21 @@ def load_statistics(path: Path) -> Statistics | None:
             }
         selection = Selection(about["used"], [tuple(item) for item in about["skipped"]])
         selection.per_bucket.update(about["per_bucket"])
-        statistics = Statistics(about["key"], histograms, selection, about["samples"], about["done"], about["complete"])
+        counts = about["samples"], about["done"], about["complete"]
+        statistics = Statistics(about["key"], histograms, selection, ranges, *counts)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
     fits = all(histogram.counts.shape[1:] == (BINS,) for histogram in statistics.histograms.values())
     return statistics if fits else None
 
 
+def _arrays(archive: Any, kind: str) -> dict[str, Any]:
+    return {name.removesuffix(kind): archive[name] for name in archive.files if name.endswith(kind)}
+
+
 def statistics_key(bundle: Bundle, sources: Sequence[Source], policy: BucketPolicy, samples: int) -> str:
     """sha256 of all inputs of the statistics."""
-    parts = [bundle.manifest.model.model_hash, repr(policy), str(samples), str(BINS)]
+    parts = [bundle.manifest.model.model_hash, repr(policy), str(samples), str(BINS), "ranges"]
     parts += quantizable(bundle.manifest.vision)
     parts += [f"{source.name} {source.digest}" for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -142,12 +153,17 @@ def _observe(
     samples: int,
     progress: Callable[[str, float], None],
 ) -> None:
+    def observe(layer: str, inputs: Any, largest: Any) -> None:
+        if layer in statistics.histograms:
+            statistics.histograms[layer].add(inputs)
+        statistics.ranges.observe(layer, inputs, largest)
+
     saved = time.monotonic()
     begun, remaining = statistics.done, samples - statistics.samples
     for index, items in stream_samples(sources[begun:], bundle, policy, statistics.selection, remaining):
         progress(f"observing {items[0].source}", statistics.samples / min(samples, len(sources)))
         for item in items:
-            stages.run(item.input, lambda name, values: statistics.histograms[name].add(values))
+            stages.run(item.input, observe)
         statistics.samples += len(items)
         statistics.done = begun + index + 1
         if time.monotonic() - saved > _SAVE_EVERY:

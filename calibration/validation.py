@@ -1,4 +1,4 @@
-"""Samples that a quantized encoder is measured with: real ones, and a synthetic picture at every bucket."""
+"""Samples that a quantized encoder is measured with: observed ones, held-out ones, and drawn ones at every bucket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
-from qwen3vl_edge.calibration.stage_runner import StageRunner, Trace
+from qwen3vl_edge.calibration.stage_runner import Array, Observe, StageRunner
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.golden import dynamic_golden_grids, golden_input
 from qwen3vl_edge.contract.bundle.manifest import PrecisionSet, VisionSpec
@@ -20,28 +20,41 @@ REAL_SAMPLES = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A picture or clip and its run without quantization."""
+    """A picture or clip, and the encoder's outputs by name without quantization.
+
+    Attributes:
+        held_out: no range was taken from it.
+    """
 
     input: EncoderInput
-    trace: Trace
+    outputs: dict[str, Array]
+    held_out: bool
 
     def check_case(self, spec: VisionSpec) -> CheckCase:
         """This sample as a case of a graph's check."""
-        return CheckCase(self.input, [self.trace.outputs[name] for name in spec.output_names])
+        return CheckCase(self.input, [self.outputs[name] for name in spec.output_names])
 
 
 def validation_samples(
-    bundle: Bundle, base: PrecisionSet, runner: StageRunner, sources: Sequence[Source], policy: BucketPolicy
+    bundle: Bundle,
+    base: PrecisionSet,
+    runner: StageRunner,
+    observed: Sequence[Source],
+    held_out: Sequence[Source],
+    policy: BucketPolicy,
+    observe: Observe | None = None,
 ) -> list[ValidationSample]:
-    """Real samples from the end of the data (with more data than samples, none of it was observed), then drawn ones."""
-    streamed = stream_samples(sources[::-1], bundle, policy, Selection(), REAL_SAMPLES)
-    inputs = [sample.input for _, samples in streamed for sample in samples]
+    """The first of the observed samples, held-out ones, and drawn ones."""
+    found = []
+    for sources, held in ((observed, False), (held_out, True)):
+        for _, samples in stream_samples(sources, bundle, policy, Selection(), REAL_SAMPLES):
+            found += [ValidationSample(item.input, runner.run(item.input, observe).outputs, held) for item in samples]
     manifest = bundle.manifest
     grids = manifest.buckets(base.precision)
     if manifest.has_dynamic(base.precision):
         grids += dynamic_check_grids(grids, manifest.vision.merge_size)
-    inputs += [drawn_input(grid, manifest.vision, manifest.preprocessing, index) for index, grid in enumerate(grids)]
-    return [ValidationSample(item, runner.run(item)) for item in inputs]
+    inputs = [drawn_input(grid, manifest.vision, manifest.preprocessing, index) for index, grid in enumerate(grids)]
+    return found + [ValidationSample(item, runner.run(item, observe).outputs, True) for item in inputs]
 
 
 def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> list[ValidationSample]:
@@ -51,4 +64,4 @@ def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> l
     if manifest.has_dynamic(base.precision):
         grids += dynamic_golden_grids(manifest.vision, grids)
     inputs = [golden_input(grid, manifest.vision, manifest.preprocessing) for grid in grids]
-    return [ValidationSample(item, runner.run(item)) for item in inputs]
+    return [ValidationSample(item, runner.run(item).outputs, True) for item in inputs]

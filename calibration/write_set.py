@@ -12,13 +12,14 @@ from qwen3vl_edge.calibration.sensitivity import Sensitivity
 from qwen3vl_edge.calibration.smoothing import Smoothing
 from qwen3vl_edge.contract.bundle.edit import edit
 from qwen3vl_edge.contract.bundle.golden import GOLDEN_NAME, write_golden
-from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, PrecisionSet
+from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, LayerHeadroom, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle, record_file
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.export.onnx.check import CheckCase, measure_graph
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
+from qwen3vl_edge.export.onnx.headroom import float32_layers
 from qwen3vl_edge.export.onnx.quantization import Quantization
 from qwen3vl_edge.export.onnx.weights import StoredTensor
 
@@ -32,6 +33,7 @@ class QuantizedSet:
 
     Attributes:
         precision: name of the set, a key of `PRECISIONS` in `contract/bundle/precision.py`.
+        headroom: of each layer where the rest is float16.
     """
 
     precision: str
@@ -39,6 +41,7 @@ class QuantizedSet:
     smoothing: tuple[Smoothing, ...]
     record: CalibrationRecord
     sensitivity: Sensitivity | None
+    headroom: tuple[LayerHeadroom, ...] = ()
 
 
 def write_set(
@@ -65,7 +68,12 @@ def write_set(
     with atomic.new_folder(folder) as staging:
         progress("writing weights", 0.0)
         stored = write_quantized_weights(
-            weights, quantized.quantization, quantized.smoothing, rest, staging / WEIGHTS_NAME
+            weights,
+            quantized.quantization,
+            quantized.smoothing,
+            rest,
+            staging / WEIGHTS_NAME,
+            float32_layers=float32_layers(quantized.headroom),
         )
         if quantized.sensitivity is not None:
             (staging / SENSITIVITY_NAME).write_text(quantized.sensitivity.to_json(), encoding="utf-8")
@@ -87,6 +95,7 @@ def write_set(
         tuple(records),
         calibration,
         f"{folder.name}/{GOLDEN_NAME}",
+        quantized.headroom,
     )
     try:
         _record(bundle, base, folder, graphs)
@@ -128,12 +137,13 @@ def _graph(
     bundle: Bundle, source: GraphRecord, quantized: QuantizedSet, stored: dict[str, StoredTensor]
 ) -> EncoderGraph:
     vision, rest = bundle.manifest.vision, PRECISIONS[quantized.precision].rest
+    how = quantized.quantization, float32_layers(quantized.headroom)
     if source.grid is None:
-        return dynamic_graph(vision, rest, stored, WEIGHTS_NAME, quantized.quantization)
+        return dynamic_graph(vision, rest, stored, WEIGHTS_NAME, *how)
     if source.kind == "image_uint8":
         constants = bundle.manifest.preprocessing
-        return image_graph(vision, constants, source.grid, rest, stored, WEIGHTS_NAME, quantized.quantization)
-    return fixed_graph(vision, source.grid, rest, stored, WEIGHTS_NAME, quantized.quantization)
+        return image_graph(vision, constants, source.grid, rest, stored, WEIGHTS_NAME, *how)
+    return fixed_graph(vision, source.grid, rest, stored, WEIGHTS_NAME, *how)
 
 
 def _record(bundle: Bundle, base: PrecisionSet, folder: Path, graphs: PrecisionSet) -> None:

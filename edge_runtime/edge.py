@@ -11,12 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.wire.basis import Basis, read_basis
-from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
+from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, HALF_ALONE, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
 from qwen3vl_edge.edge_runtime.backends.proven import proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
@@ -47,8 +49,9 @@ class EdgeOptions:
         backend: a key of `BACKENDS` in `edge_runtime/backends/registry.py`.
         backend_options: how it is loaded.
         wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
-            fewer bytes and changes the embeddings a little (docs/reference/wire.md); or "auto": fp16 where the
-            bandwidth sends it within `wire_target_s`, else the packing that changes them least and is sent in time.
+            fewer bytes and changes the embeddings a little (docs/reference/wire.md); or "auto": fp16, fp32 or bf16
+            where the values are beyond float16's range, and the packing that changes them least and is sent in time
+            where the daemon measured that this is not sent within `wire_target_s`.
             "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must have too.
         wire_zstd: bodies are compressed, without loss.
         cache: folder of the embedding cache, None for none; cache_bytes: its largest size.
@@ -236,9 +239,14 @@ class Edge:
 
     def _run_encoder(self, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
         outputs = encode_items(self.encoder, items, stack=self.options.stack)
-        if self.options.wire_dtype in FROM_FP32:
-            return outputs
-        return [replace(output, embeddings=output.embeddings.to_fp16()) for output in outputs]
+        return [replace(output, embeddings=self._for_wire(output.embeddings)) for output in outputs]
+
+    def _for_wire(self, embeddings: Embeddings) -> Embeddings:
+        """As the wire's dtype is made from them: float16, except where it, or the values, need float32."""
+        name = self.options.wire_dtype
+        if name in FROM_FP32:
+            return embeddings
+        return embeddings.to_fp16() if name in HALF_ALONE else embeddings.to_fp16_if_it_fits()
 
     def _encode_media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[MediaEmbeddings, ...], tuple[float, ...]]:
         """Each item's embeddings and the seconds they took: from a camera's window, the cache, or an encoder run."""
@@ -251,7 +259,7 @@ class Edge:
             if item.window is not None:
                 media[index] = self._window_embeddings(item, item.window)
             elif self.cache is not None and key not in misses and (hit := self.cache.get(key)) is not None:
-                media[index] = self._media_embeddings(item, hit, cached=True)
+                media[index] = self._media_embeddings(item, self._for_wire(hit), cached=True)
             else:
                 misses.setdefault(key, []).append(index)
             seconds[index] = time.perf_counter() - started
@@ -287,7 +295,11 @@ class Edge:
         name = self.options.wire_dtype
         if name == AUTO:
             columns = self.bundle.manifest.vision.out_hidden_size
-            name = self.bandwidth.choose(sum(item.nbytes for item in media), columns, self.options.wire_target_s)
+            wide = any(item.embeds.dtype == np.float32 for item in media)
+            size = sum(2 * array.size for item in media for array in item.arrays)
+            name = self.bandwidth.choose(size, columns, self.options.wire_target_s, wide=wide)
+            if name == "fp32":
+                return tuple(_in_float32(item) for item in media)
         packing = BASIS_PACKINGS[name] if self.basis is not None else PACKINGS.get(name)
         return media if packing is None else tuple(pack_media(item, packing, self.basis) for item in media)
 
@@ -322,22 +334,24 @@ class Edge:
         }
 
 
+def _in_float32(item: MediaEmbeddings) -> MediaEmbeddings:
+    embeds, *levels = (array.astype(np.float32, copy=False) for array in item.arrays)
+    return replace(item, embeds=embeds, deepstack=tuple(levels), origin=item.origin | {"wire": "fp32"})
+
+
 def open_edge(
     bundle: str | Path, options: EdgeOptions | None = None, bandwidth: BandwidthEstimate | None = None
 ) -> Edge:
     """Open and check a bundle, and load its processor and encoder.
 
     Args:
-        bandwidth: the estimate of that to the server, which `wire_dtype="auto"` needs.
+        bandwidth: the estimate of that to the server, by which `wire_dtype="auto"` sends fewer bytes on slow links.
 
     Raises:
         BundleError: the bundle is missing, truncated or altered.
         InputError: the backend or its options cannot be used.
     """
     options = options or EdgeOptions()
-    if options.wire_dtype == AUTO and bandwidth is None:
-        remedy = "Name one, or let the daemon choose (wire_dtype in its settings)."
-        raise InputError("only the daemon measures its link", field="--wire-dtype", got=AUTO, remedy=remedy)
     if options.wire_dtype not in (AUTO, *WIRE_DTYPES):
         raise InputError("no such wire dtype", field="--wire-dtype", expected=" or ".join(WIRE_DTYPES))
     if options.preprocess not in PREPROCESS:

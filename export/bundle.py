@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.edit import locked
 from qwen3vl_edge.contract.bundle.golden import GOLDEN_NAME, dynamic_golden_grids, write_golden
@@ -17,6 +20,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_v
 from qwen3vl_edge.contract.bundle.manifest import (
     MANIFEST_NAME,
     GraphRecord,
+    LayerHeadroom,
     Manifest,
     ModelIdentity,
     PrecisionSet,
@@ -24,11 +28,13 @@ from qwen3vl_edge.contract.bundle.manifest import (
     VisionSpec,
 )
 from qwen3vl_edge.contract.bundle.open import PROCESSOR_FOLDER, record_file
-from qwen3vl_edge.contract.bundle.precision import EXPORTED
+from qwen3vl_edge.contract.bundle.precision import EXPORTED, PRECISIONS
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.export.onnx.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
+from qwen3vl_edge.export.onnx.check import References, check_graph, dynamic_check_grids, run_references
+from qwen3vl_edge.export.onnx.check_pixels import fit_picture
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
+from qwen3vl_edge.export.onnx.headroom import float32_layers, judge_headroom
 from qwen3vl_edge.export.onnx.weights import StoredTensor, check_tensors, write_weights
 from qwen3vl_edge.export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
 
@@ -93,6 +99,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     dynamic: bool = True,
     image_uint8: bool = True,
+    pictures: Sequence[NDArray[np.uint8]] = (),
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
     """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
@@ -105,10 +112,11 @@ def export_bundle(
         precisions: of "fp32", "fp16"; each gets a weights file of its own.
         dynamic: also write the graph that takes any grid.
         image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
+        pictures: uint8 [H, W, 3] RGB, to check the graphs with and to measure float16's headroom on, beside drawn ones.
         progress: called with the current step and the share done, 0 to 1.
 
     Raises:
-        CheckpointError, BucketError, InputError: as `plan_export`.
+        CheckpointError, BucketError, InputError: as `plan_export`; or values that float32 does not hold.
         ParityError: a graph exceeds its tolerance against PyTorch.
     """
     out = out.absolute()  # "." has no name to rename to
@@ -116,22 +124,22 @@ def export_bundle(
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
     extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
     golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
-    cases = reference_cases(
+    references = run_references(
         plan.checkpoint,
         plan.spec,
         plan.preprocessing,
         [*plan.grids, *extra],
-        lambda done: progress("running PyTorch", 0.3 * done),
         golden,
+        _fitted(pictures, [*plan.grids, *extra], plan.spec),
+        lambda done: progress("running PyTorch", 0.3 * done),
     )
-    references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
     with atomic.new_folder(out, lock=locked) as staging:
         sets = []
         share = 0.7 / len(plan.precisions)
         for index, precision in enumerate(plan.precisions):
             part = _part(progress, 0.3 + share * index, share)
-            item = _write_precision(plan, precision, staging, cases, part)
-            write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
+            item = _write_precision(plan, precision, staging, references, part)
+            write_golden(staging / precision / GOLDEN_NAME, references.golden, plan.spec.output_names)
             sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
         manifest = _manifest(plan, staging, tuple(sets))
         manifest.write(staging)
@@ -159,18 +167,22 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 
 
 def _write_precision(
-    plan: ExportPlan, precision: str, staging: Path, cases: Sequence[CheckCase], progress: Progress
+    plan: ExportPlan, precision: str, staging: Path, references: References, progress: Progress
 ) -> PrecisionSet:
     folder = staging / precision
     folder.mkdir()
+    headroom: tuple[LayerHeadroom, ...] = ()
+    if PRECISIONS[precision].rest == "fp16":
+        headroom = judge_headroom(plan.spec, references.ranges, references.weights)
     weights = write_weights(
         plan.checkpoint,
         plan.spec,
         precision,
         folder / WEIGHTS_NAME,
         lambda done: progress(f"{precision}: writing weights", 0.2 * done),
+        float32_layers(headroom),
     )
-    graphs = _graphs(plan, precision, weights)
+    graphs = _graphs(plan, precision, weights, float32_layers(headroom))
     records = []
     for index, (kind, grid, name, graph) in enumerate(graphs):
         progress(f"{precision}: checking {name}", 0.2 + 0.8 * index / len(graphs))
@@ -180,26 +192,39 @@ def _write_precision(
         record = GraphRecord(kind, bucket, f"{precision}/{name}", graph.inputs, graph.outputs)
         own = [
             case
-            for case in cases
+            for case in references.cases
             if (case.input.grid not in plan.grids[1:] if grid is None else case.input.grid == grid)
         ]
         records.append(check_graph(path, record, own, plan.spec, precision))
-    return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records))
+    return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records), headroom=headroom)
+
+
+def _fitted(
+    pictures: Sequence[NDArray[np.uint8]], grids: Sequence[Grid], spec: VisionSpec
+) -> list[tuple[Grid, NDArray[np.uint8]]]:
+    """Given pictures at the sizes that are checked, one with the aspect ratio nearest to its own each."""
+    images = [grid for grid in grids if grid.t == 1]
+    if pictures and not images:
+        raise InputError(
+            "pictures are given and no image bucket", field="--images", remedy="Add --buckets or --dynamic."
+        )
+    return [fit_picture(picture, images, spec.geometry) for picture in pictures]
 
 
 def _graphs(
-    plan: ExportPlan, precision: str, weights: dict[str, StoredTensor]
+    plan: ExportPlan, precision: str, weights: dict[str, StoredTensor], wide: frozenset[str]
 ) -> list[tuple[str, Grid | None, str, EncoderGraph]]:
     spec = plan.spec
     graphs: list[tuple[str, Grid | None, str, EncoderGraph]] = []
     for grid in plan.grids:
-        graph = fixed_graph(spec, grid, precision, weights, WEIGHTS_NAME)
+        graph = fixed_graph(spec, grid, precision, weights, WEIGHTS_NAME, float32_layers=wide)
         graphs.append(("fixed", grid, f"{grid}.onnx", graph))
         if plan.image_uint8 and grid.t == 1:
-            graph = image_graph(spec, plan.preprocessing, grid, precision, weights, WEIGHTS_NAME)
+            graph = image_graph(spec, plan.preprocessing, grid, precision, weights, WEIGHTS_NAME, float32_layers=wide)
             graphs.append(("image_uint8", grid, f"{grid}.uint8.onnx", graph))
     if plan.dynamic:
-        graphs.append(("dynamic", None, "dynamic.onnx", dynamic_graph(spec, precision, weights, WEIGHTS_NAME)))
+        graph = dynamic_graph(spec, precision, weights, WEIGHTS_NAME, float32_layers=wide)
+        graphs.append(("dynamic", None, "dynamic.onnx", graph))
     return graphs
 
 

@@ -28,9 +28,9 @@ from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
 
-SCHEMA_VERSION = 5
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`: older bundles have none
-READABLE_SCHEMAS = (1, 2, 3, 4, 5)
+SCHEMA_VERSION = 6
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `headroom` and `figures`: older bundles have none
+READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
 
@@ -80,6 +80,38 @@ class GraphRecord:
 
 
 @dataclass(frozen=True)
+class LayerHeadroom:
+    """How near a layer of a set with float16 comes to float16's largest value, 65,504.
+
+    Attributes:
+        layer: a linear, such as "blocks.3.mlp.linear_fc1", or a block's attention between its linears, "….attn.scores".
+        largest: a bound of what its tensors hold, over the pictures that the set was checked with.
+        headroom: 65,504 / largest.
+        precision: "fp16", or "fp32" where there was too little of it (`export/onnx/headroom.py`).
+    """
+
+    layer: str
+    largest: float
+    headroom: float
+    precision: str
+
+
+@dataclass(frozen=True)
+class CalibrationFigure:
+    """What quantization costs on some pictures: worst over them and the outputs, to the set that was quantized.
+
+    Attributes:
+        pictures: "calibration", of which the ranges were taken, or "held-out": others of the data, and drawn ones.
+        count: pictures and clips.
+    """
+
+    pictures: str
+    count: int
+    cosine: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """How a quantized set was calibrated.
 
@@ -91,6 +123,7 @@ class CalibrationRecord:
         quantized: products in int8 or float8, linears and attention scores; excluded: those that stay in the set's
             other precision.
         sensitivity: file with each product's effect, None if it was not measured.
+        figures: on the calibration's pictures and on held-out ones; none in older bundles.
     """
 
     key: str
@@ -102,6 +135,7 @@ class CalibrationRecord:
     quantized: tuple[str, ...]
     excluded: tuple[str, ...]
     sensitivity: str | None = None
+    figures: tuple[CalibrationFigure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +167,7 @@ class PrecisionSet:
 
     Attributes:
         golden: file of the pairs by which an engine proves itself (contract/bundle/golden.py); None in older bundles.
+        headroom: of each layer, in the order they run; empty without float16, and in older bundles.
     """
 
     precision: str
@@ -140,6 +175,7 @@ class PrecisionSet:
     graphs: tuple[GraphRecord, ...]
     calibration: CalibrationRecord | None = None
     golden: str | None = None
+    headroom: tuple[LayerHeadroom, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -44,11 +44,11 @@ EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is 
 QUANTIZED_TYPES = ("int8", "fp8")
 # ONNX Runtime optimizers to disable, by the type that products are quantized to. The first fuses a product and its
 # bias into a Gemm, which cannot become an integer product; the second moves quantization before transposes, which
-# do not accept float8.
+# do not accept float8; the third makes integer products of float8 too wherever the rest is float32.
 ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
     None: frozenset(),
     "int8": frozenset({"MatMulAddFusion"}),
-    "fp8": frozenset({"MatMulAddFusion", "QDQPropagationTransformer"}),
+    "fp8": frozenset({"MatMulAddFusion", "QDQPropagationTransformer", "QDQSelectorActionTransformer"}),
 }
 
 

@@ -18,6 +18,8 @@ from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, M
 
 PACKED_VERSION = 3  # for bodies with packed embeddings
 BASIS_VERSION = 4  # for bodies with coefficients in a basis
+WIDE_VERSION = 5  # for bodies with packed embeddings beyond float16's range
+WIDE_VALUES = "F32"  # a medium's `values`: what its codes unpack to
 SCALES = ".scales"
 MAX_LEVELS = 64
 
@@ -46,6 +48,8 @@ def medium_item(item: MediaEmbeddings, named: bool) -> dict[str, Any]:
     entry = {"kind": item.kind, "levels": len(item.deepstack), "origin": item.origin}
     if item.packed:
         entry["packing"] = item.packed[0].packing.name
+        if item.wide_packed:
+            entry["values"] = WIDE_VALUES
     if item.basis is not None:
         entry["basis"] = item.basis
     return entry if item.hash is None else {**entry, "hash": item.hash}
@@ -173,9 +177,12 @@ def _declare(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]],
     if (packing := item.get("packing")) is None:
         if "basis" in item:
             raise WireError("a basis without a packing", field=f"media.{index}.basis", expected="a packing too")
+        if "values" in item:
+            raise WireError("values without a packing", field=f"media.{index}.values", expected="a packing too")
         plain = tuple(take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
         return DeclaredMedia(index, kind, grid, origin, name, tensors=plain)
-    packed = tuple(_packed(arrays, tensor, PACKINGS[packing]) for tensor in names)
+    how = PACKINGS[packing] if item.get("values") is None else PACKINGS[packing].wide
+    packed = tuple(_packed(arrays, tensor, how) for tensor in names)
     basis = None if item.get("basis") is None else bases[item["basis"]]
     if basis is not None:
         _check_coefficients(packed, names, basis)
@@ -194,7 +201,7 @@ def _check_coefficients(packed: Sequence[Packed], names: list[str], basis: Basis
 
 def _packed(arrays: dict[str, NDArray[Any]], name: str, packing: Packing) -> Packed:
     codes = take(arrays, name, (NUMPY_DTYPES[packing.dtype],), 2)
-    return Packed(packing, codes, take(arrays, name + SCALES, ("<f2",), 2))
+    return Packed(packing, codes, take(arrays, name + SCALES, (packing.scale_dtype,), 2))
 
 
 def _check_unpacked_size(
@@ -210,7 +217,8 @@ def _check_unpacked_size(
             raise WireError("this wire version has no packed media", field=field, expected=f"version {PACKED_VERSION}")
         if not isinstance(name, str) or name not in PACKINGS:
             raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
-        packing, basis = PACKINGS[name], _basis(index, item, version, bases)
+        basis = _basis(index, item, version, bases)
+        packing = PACKINGS[name].wide if _is_wide(index, item, version) else PACKINGS[name]
         levels: Any = item.get("levels")
         count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0  # the others are refused later
         for tensor in tensor_names(index, count):
@@ -224,6 +232,23 @@ def _check_unpacked_size(
             expected=f"at most {limits.max_body_bytes} bytes",
             got=f"{size} bytes",
         )
+
+
+def _is_wide(index: int, item: dict[str, Any], version: int) -> bool:
+    """Whether a packed item's values are beyond float16's range."""
+    values, field = item.get("values"), f"media.{index}.values"
+    if values is None:
+        return False
+    if version < WIDE_VERSION:
+        raise WireError("this wire version has no wide values", field=field, expected=f"version {WIDE_VERSION}")
+    if values != WIDE_VALUES or item.get("packing") == "bf16" or item.get("basis") is not None:
+        raise WireError(
+            "these packed values have no other type",
+            field=field,
+            expected=f"{WIDE_VALUES}, of fp8, int8 or int4 without a basis",
+            got=repr(values)[:80],
+        )
+    return True
 
 
 def _basis(index: int, item: dict[str, Any], version: int, bases: Bases) -> Basis | None:

@@ -3,6 +3,8 @@
 A tensor [n, D] is codes and scales [a, b], a = 1 or n, b a divisor of D: each scale applies to one row, or all rows,
 and D / b neighbouring columns. The value is `float16(float32(code) * float32(scale))`; code and scale have few enough
 bits that the product is exact in float32, so device and server compute the same numbers and the same hash of them.
+Where a scale allows values beyond float16's 65,504, the medium's scales are float32, and so are its values: one rounded
+float32 product each, the same everywhere too.
 
 Scales by rows and groups of columns: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
 The 8-bit float is E4M3 of Micikevicius et al. (arXiv 2209.05433), its largest value 448. bfloat16 saves no bytes: it is
@@ -12,7 +14,7 @@ for encoders whose values exceed float16's range, has one scale of 1 and unpacks
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.formats.safetensors_layout import DTYPE_BYTES
 
+FLOAT16_MAX = 65504.0
 Codes = NDArray[Any]
 _ROWS = 16  # rows packed or unpacked at a time: their float32 copies fit in the CPU's cache
 
@@ -45,6 +48,16 @@ class Packing:
     per_byte: int = 1
     unpacked: str = "<f2"
 
+    @property
+    def wide(self) -> Packing:
+        """For values beyond float16's range: scales are float32, and so is what codes unpack to."""
+        return replace(self, unpacked="<f4")
+
+    @property
+    def scale_dtype(self) -> str:
+        """numpy's dtype of the scales."""
+        return "<f4" if self.unpacked == "<f4" and self.dtype != "BF16" else "<f2"
+
     def bytes_per_value(self, columns: int) -> float:
         """Bytes per value of a tensor [n, `columns`], with its scales."""
         return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
@@ -56,18 +69,24 @@ class Packed:
 
     Attributes:
         codes: int8, uint8 or uint16 (bfloat16) [n, D / codes per byte].
-        scales: float16 [a, b].
+        scales: float16 [a, b]; of a wide packing float32.
     """
 
     packing: Packing
     codes: Codes
-    scales: NDArray[np.float16]
+    scales: NDArray[Any]
 
     @property
     def shape(self) -> tuple[int, int]:
         """[n, D], unpacked."""
         rows, columns = self.codes.shape
         return rows, columns * self.packing.per_byte
+
+    @property
+    def exceeds_float16(self) -> bool:
+        """Whether float16 cannot hold the largest value that the scales allow."""
+        # Written so that NaN exceeds it too.
+        return not float(self.scales.max(initial=0)) * self.packing.largest <= FLOAT16_MAX
 
     @property
     def nbytes(self) -> int:
@@ -90,6 +109,8 @@ WIRE_DTYPES = ("fp16", "fp32", *PACKINGS, *BASIS_PACKINGS)
 """Values of `--wire-dtype` and of the daemon's `wire_dtype`."""
 FROM_FP32 = ("fp32", "bf16")
 """Dtypes that are packed from the encoder's own values; the others from these values cast to float16."""
+HALF_ALONE = ("fp16", *BASIS_PACKINGS)
+"""Dtypes that hold no values beyond float16's range."""
 
 
 def bytes_per_value(wire_dtype: str, columns: int) -> float:
@@ -99,7 +120,7 @@ def bytes_per_value(wire_dtype: str, columns: int) -> float:
 
 
 def pack(values: NDArray[Any], packing: Packing) -> Packed:
-    """Codes and scales of float16 or float32 [n, D].
+    """Codes and scales of float16 or float32 [n, D]; scales are infinite where `exceeds_float16` asks for `wide`.
 
     Raises:
         WireError: D is not a multiple of the group size.
@@ -111,11 +132,12 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
     if columns % group or columns % packing.per_byte:
         raise WireError(f"embeddings cannot be packed as {packing.name}", expected=f"columns by {group}", got=columns)
     codes = np.empty((rows, columns // packing.per_byte), np.int8 if packing.dtype == "I8" else np.uint8)
-    scales = np.empty((rows, columns // group), np.float16)
+    scales = np.empty((rows, columns // group), packing.scale_dtype)
     for start in range(0, rows, _ROWS):
         part = slice(start, start + _ROWS)
         blocks = values[part].astype(np.float32).reshape(-1, columns // group, group)
-        scales[part] = np.abs(blocks).max(axis=2, initial=0) / packing.largest
+        with np.errstate(over="ignore"):
+            scales[part] = np.abs(blocks).max(axis=2, initial=0) / packing.largest
         divisors = np.where(scales[part] == 0, np.float32(1), scales[part].astype(np.float32))[:, :, None]
         blocks /= divisors
         np.clip(blocks, -packing.largest, packing.largest, out=blocks)
@@ -124,7 +146,7 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
 
 
 def unpack(packed: Packed) -> NDArray[Any]:
-    """The values [n, D] of codes and scales: float16, or float32 for bfloat16."""
+    """The values [n, D] of codes and scales: float16, or float32 for bfloat16 and for a wide packing."""
     rows, columns = packed.shape
     scales = packed.scales.astype(np.float32)
     values = np.empty((rows, columns), packed.packing.unpacked)

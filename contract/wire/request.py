@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -51,6 +52,11 @@ class MediaEmbeddings:
         return self.embeds, *self.deepstack
 
     @property
+    def wide_packed(self) -> bool:
+        """Whether its packed values are beyond float16's range; bf16's always unpack to float32, without saying so."""
+        return any(item.packing.name != "bf16" and item.packing.unpacked == "<f4" for item in self.packed)
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of all its tensors."""
         return tuple(array.shape for array in self.arrays)
@@ -64,7 +70,7 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
     """Pack media; the result's arrays are the unpacked values, so both ends compute with and hash the same ones.
 
     Args:
-        media: float16; for bf16 the encoder's own values.
+        media: float16; the encoder's own values for bf16, and where float16 cannot hold them.
         basis: send packed coefficients in this basis.
 
     Raises:
@@ -73,6 +79,8 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
     origin = media.origin | {"wire": packing.name if basis is None else f"basis-{packing.name}"}
     if basis is None:
         packed = tuple(pack(array, packing) for array in media.arrays)
+        if packing.name != "bf16" and any(item.exceeds_float16 for item in packed):
+            packed = tuple(pack(array, packing.wide) for array in media.arrays)
         embeds, *deepstack = map(unpack, packed)
         return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
     if [array.shape[1] for array in media.arrays] != [basis.columns] * len(basis.tensors):
@@ -210,7 +218,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The properties of the server's model that a request's tensors are checked against."""
+    """The properties of the server's model that a request's tensors are checked against.
+
+    Attributes:
+        largest: magnitude that the model's dtype holds, 65,504 for float16.
+    """
 
     model_hash: str
     hidden_size: int
@@ -219,3 +231,4 @@ class ModelShape:
     vocab_size: int
     image_token_id: int
     video_token_id: int
+    largest: float = math.inf

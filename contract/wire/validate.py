@@ -44,7 +44,7 @@ def validate_request(request: GenerateRequest, model: ModelShape, limits: Limits
     validate_declared(request, request.media, model, limits)
     for index, item in enumerate(request.media):
         _check_dtypes(index, item)
-        _check_values(index, item)
+        _check_values(index, item, model.largest)
 
 
 def validate_declared(request: GenerateRequest, media: Sequence[Declared], model: ModelShape, limits: Limits) -> None:
@@ -84,7 +84,7 @@ def validate_medium(item: MediaEmbeddings, model: ModelShape, limits: Limits) ->
     """
     validate_declared_medium(item, model, limits)
     _check_dtypes(0, item)
-    _check_values(0, item)
+    _check_values(0, item, model.largest)
 
 
 def validate_declared_medium(item: Declared, model: ModelShape, limits: Limits, model_hash: str | None = None) -> None:
@@ -110,9 +110,25 @@ def _check_model(model_hash: str | None, model: ModelShape) -> None:
         )
 
 
-def _check_values(index: int, item: MediaEmbeddings) -> None:
+def _check_values(index: int, item: MediaEmbeddings, limit: float) -> None:
     for name, array in zip(tensor_names(index, len(item.deepstack)), item.arrays, strict=True):
         _check_finite(name, array)
+        if limit < float(np.finfo(array.dtype).max):
+            _check_range(name, array, limit)
+
+
+def _check_range(name: str, array: NDArray[Any], limit: float) -> None:
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        largest = float(np.abs(flat[start : start + _CHUNK]).max())
+        if largest > limit:
+            raise WireError(
+                f"tensor {name!r} holds values that the server's model cannot",
+                field=name,
+                expected=f"at most {limit:g}, the largest of the model's dtype",
+                got=largest,
+                remedy="Start the server with --dtype bfloat16 or float32.",
+            )
 
 
 def _at_most(what: str, field: str, value: int, limit: int) -> None:

@@ -89,7 +89,10 @@ class AsyncClient:
 
     async def ready(self, timeout: float = 2.0) -> dict[str, Any] | None:
         """The server's `/readyz`, None while it cannot be reached or is not ready."""
-        return await self.get("/readyz", timeout)
+        content = await self.get("/readyz", timeout)
+        if content is not None and isinstance(dtype := content.get("dtype"), str):
+            self.bandwidth.model_dtype = dtype.removeprefix("torch.")
+        return content
 
     async def get(self, path: str, timeout: float) -> dict[str, Any] | None:
         """The JSON object at a path of the server, None if it cannot be fetched."""

@@ -1,4 +1,4 @@
-"""The bandwidth to the server, estimated from the bodies that were sent, and the wire dtype for it."""
+"""The bandwidth to the server, estimated from the bodies that were sent; the wire dtype for it and for the values."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class BandwidthEstimate:
     """Bytes per second, an exponentially weighted mean; None until a body of LEAST_BYTES has been received."""
 
     bytes_per_second: float | None = None
+    model_dtype: str | None = None
+    """The dtype of the server's model, None until its `/readyz` was read."""
 
     def observe(self, size: int, server_timing: str) -> None:
         """Update the estimate from one body.
@@ -35,12 +37,19 @@ class BandwidthEstimate:
         old = self.bytes_per_second
         self.bytes_per_second = rate if old is None else WEIGHT * rate + (1 - WEIGHT) * old
 
-    def choose(self, size: int, columns: int, target_s: float) -> str:
+    def choose(self, size: int, columns: int, target_s: float, *, wide: bool = False) -> str:
         """The wire dtype for embeddings of `size` bytes in float16, in rows of `columns`: the most precise that arrives
-        within `target_s`, the smallest where none does; float16 as long as there is no estimate."""
+        within `target_s`, the smallest where none does; the most precise as long as there is no estimate.
+
+        Args:
+            wide: values are beyond float16's range. The most precise is then bfloat16 where the server's model rounds
+                to it anyway, else float32.
+        """
+        widest = "bf16" if self.model_dtype == "bfloat16" else "fp32"
+        ladder = (widest, *LADDER[1:]) if wide else LADDER
         if self.bytes_per_second is None:
-            return LADDER[0]
-        for name in LADDER:
+            return ladder[0]
+        for name in ladder:
             if size / 2 * bytes_per_value(name, columns) / self.bytes_per_second <= target_s:
                 return name
-        return LADDER[-1]
+        return ladder[-1]

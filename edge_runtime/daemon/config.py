@@ -270,7 +270,8 @@ class DaemonConfig:
         """Type of the embeddings on the wire. A packing (fp8, int8, int4) sends fewer bytes and changes the embeddings
         a little, which every answer reports. basis-int8 and basis-int4 send coefficients in the bundle's basis
         (`fit-basis`), which the server must have too. auto sends fp16 as long as the link sends it within
-        wire_target_s, else int8, else int4.""",
+        wire_target_s, else int8, else int4; values beyond float16's range as fp32, or bf16 where the server's model
+        has that type.""",
         choices=_wire_dtypes,
     )
     wire_target_s: float = setting(
@@ -300,13 +301,12 @@ class DaemonConfig:
 
     def _check_foreign_wire(self) -> None:
         from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, PACKINGS
-        from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO
 
-        if self.wire_dtype in (*PACKINGS, *BASIS_PACKINGS, AUTO):
+        if self.wire_dtype in (*PACKINGS, *BASIS_PACKINGS):  # auto packs nothing where no link is measured
             raise InputError(
                 "a foreign server takes no packed embeddings",
                 field="wire_dtype",
-                expected="fp16 or fp32",
+                expected="auto, fp16 or fp32",
                 got=self.wire_dtype,
             )
         if self.wire_zstd:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.http.ledger import BODY_BYTES, PIXELS, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.machine.free_memory import return_free_memory
 from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
@@ -132,7 +133,7 @@ class EncodePipeline:
         grid = next((bucket for bucket in serves.buckets if bucket.t == 1), None)
         if grid is None and not serves.dynamic:  # clips alone
             patches = np.zeros((serves.buckets[0].patches, self.edge.bundle.manifest.vision.patch_values), np.float32)
-            self.edge.encoder.run(serves.buckets[0], patches).to_fp16()
+            self.edge.encode_items([EncoderInput(serves.buckets[0], patches)])
             return
         height, width = self.edge.policy.geometry.pixels(grid) if grid is not None else (64, 64)
         picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")

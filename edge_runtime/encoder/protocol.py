@@ -13,6 +13,7 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.wire.packing import FLOAT16_MAX
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,31 @@ class Embeddings:
         """
         return Embeddings(_fp16("embeds", self.embeds), tuple(_fp16("deepstack", level) for level in self.deepstack))
 
+    def to_fp16_if_it_fits(self) -> Embeddings:
+        """The same in float16 where that holds every value, else unchanged.
+
+        Raises:
+            InputError: a value that is not finite.
+        """
+        try:
+            return self.to_fp16()
+        except InputError:
+            if not all(np.isfinite(array).all() for array in (self.embeds, *self.deepstack)):
+                raise
+            return self
+
 
 def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
     if array.dtype == np.float16:
         return array
     largest = float(np.abs(array).max(initial=0.0))
-    if not largest <= float(np.finfo(np.float16).max):  # written so that NaN fails too
+    if not largest <= FLOAT16_MAX:  # written so that NaN fails too
         raise InputError(
             f"encoder output {name} does not fit float16",
             field=name,
             expected="at most 65504",
             got=largest,
-            remedy="Send float32 (--wire-dtype fp32).",
+            remedy="Choose another wire dtype: auto, fp32, bf16, int8 or int4.",
         )
     return array.astype(np.float16)
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
@@ -22,7 +23,9 @@ from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder, run_torch_encoder
 from qwen3vl_edge.contract.errors import ParityError
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.export.onnx.check_pixels import drawn_input
+from qwen3vl_edge.export.onnx.check_pixels import drawn_input, picture_input
+from qwen3vl_edge.export.onnx.headroom import LayerRanges
+from qwen3vl_edge.export.onnx.observe_torch import largest_weights, observed
 
 Outputs = list[NDArray[Any]]
 
@@ -35,29 +38,52 @@ class CheckCase:
     reference: Outputs
 
 
-def reference_cases(
+@dataclass(frozen=True)
+class References:
+    """What PyTorch gives for the check's pictures, and what its layers hold meanwhile.
+
+    Attributes:
+        cases: drawn pictures, then given ones.
+        golden: outputs of the golden picture of each grid.
+        ranges: of every layer, over all of them.
+        weights: largest magnitude of each linear's weights.
+    """
+
+    cases: list[CheckCase]
+    golden: dict[Grid, Outputs]
+    ranges: LayerRanges
+    weights: dict[str, float]
+
+
+def run_references(
     checkpoint: Checkpoint,
     spec: VisionSpec,
     preprocessing: Preprocessing,
     grids: Sequence[Grid],
+    golden: Sequence[Grid],
+    pictures: Sequence[tuple[Grid, NDArray[np.uint8]]] = (),
     progress: Callable[[float], None] = lambda done: None,
-    golden: Sequence[Grid] = (),
-) -> list[CheckCase]:
+) -> References:
     """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning.
 
     Args:
-        golden: grids whose golden picture is run too; these cases are the last.
+        golden: grids whose golden picture is run too.
+        pictures: given ones, uint8 [H, W, 3] RGB, with the grid of each one's size.
     """
     encoder = load_torch_encoder(checkpoint)
-    cases = []
     draw = [partial(drawn_input, grid, spec, preprocessing, seed=index) for index, grid in enumerate(grids)]
+    draw += [partial(picture_input, grid, pixels, spec, preprocessing) for grid, pixels in pictures]
     draw += [partial(golden_input, grid, spec, preprocessing) for grid in golden]
-    for drawn in (picture() for picture in draw):
-        cases.append(CheckCase(drawn, run_torch_encoder(encoder, drawn.grid, drawn.pixel_values)))
-        progress(len(cases) / len(draw))
+    cases = []
+    with observed(encoder, spec) as ranges:
+        for drawn in (picture() for picture in draw):
+            cases.append(CheckCase(drawn, run_torch_encoder(encoder, drawn.grid, drawn.pixel_values)))
+            progress(len(cases) / len(draw))
+    weights = largest_weights(encoder, spec)
     del encoder
     gc.collect()
-    return cases
+    count = len(grids) + len(pictures)
+    return References(cases[:count], {case.input.grid: case.reference for case in cases[count:]}, ranges, weights)
 
 
 def dynamic_check_grids(grids: Sequence[Grid], merge_size: int) -> list[Grid]:

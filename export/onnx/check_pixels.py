@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
-from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.patch_values import patch_values
 
@@ -16,6 +18,28 @@ def drawn_input(grid: Grid, spec: VisionSpec, preprocessing: Preprocessing, seed
     frames = draw_frames(grid, spec, seed)
     pixels = frames[0] if grid.t == 1 else None
     return EncoderInput(grid, patch_values(frames, grid, spec, preprocessing), pixels)
+
+
+def picture_input(
+    grid: Grid, pixels: NDArray[np.uint8], spec: VisionSpec, preprocessing: Preprocessing
+) -> EncoderInput:
+    """A given picture, uint8 [H, W, 3] RGB of the grid's size, as both kinds of graph take it."""
+    return EncoderInput(grid, patch_values(pixels[None], grid, spec, preprocessing), pixels)
+
+
+def fit_picture(
+    picture: NDArray[np.uint8], grids: Sequence[Grid], geometry: PatchGeometry
+) -> tuple[Grid, NDArray[np.uint8]]:
+    """The grid of nearest aspect ratio, and the picture resized to it (bicubic)."""
+    from PIL import Image
+
+    def unlike(grid: Grid) -> float:
+        return abs(float(np.log(grid.h / grid.w * picture.shape[1] / picture.shape[0])))
+
+    grid = min(grids, key=unlike)
+    height, width = geometry.pixels(grid)
+    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    return grid, np.asarray(resized)
 
 
 def draw_frames(grid: Grid, spec: VisionSpec, seed: int) -> NDArray[np.uint8]:

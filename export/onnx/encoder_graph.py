@@ -3,12 +3,14 @@
 Follows `Qwen3VLVisionModel.forward` (transformers 5.23, modeling_qwen3_vl.py). Activations are 2-D
 [patches, width] but inside attention, where they are [frames, heads, patches per frame, head width]:
 attention does not cross frames. In fp16, weights and matrix products are float16; norms, softmax,
-GELU and the residual stream stay float32, with the casts written in the graph. Products that
-`export/onnx/quantization.py` names read int8 or float8 through explicit Q/DQ pairs; everything else is unchanged.
+GELU and the residual stream stay float32, with the casts written in the graph; so do whole layers whose values
+float16 cannot hold (`export/onnx/headroom.py`). Products that `export/onnx/quantization.py` names read int8 or
+float8 through explicit Q/DQ pairs; everything else is unchanged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,7 @@ from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.export.onnx.activations import activation
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter, Value
 from qwen3vl_edge.export.onnx.quantization import NOT_QUANTIZED, Quantization
-from qwen3vl_edge.export.onnx.weights import StoredTensor
+from qwen3vl_edge.export.onnx.weights import IMAGE_EMBEDDING, PATCH_EMBEDDING, StoredTensor, mergers
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 EPSILON = 1e-6
@@ -43,12 +45,15 @@ def fixed_graph(
     weights: dict[str, StoredTensor],
     location: str,
     quantization: Quantization = NOT_QUANTIZED,
+    float32_layers: Collection[str] = (),
 ) -> EncoderGraph:
     """`pixel_values` float32 [patches, patch values] of one bucket to `embeds` and `deepstack.k` [n, D]."""
     emit = GraphEmitter(weights, location)
-    writer = EncoderWriter(spec, precision, emit, grid.t, grid.patches_per_frame, quantization)
+    writer = EncoderWriter(
+        spec, precision, emit, grid.t, grid.patches_per_frame, quantization, float32_layers=float32_layers
+    )
     inputs = (TensorSpec("pixel_values", "float32", (grid.patches, spec.patch_values)),)
-    patches = writer.linear("pixel_values", "patch_embed.proj", cast_input=True)
+    patches = writer.linear("pixel_values", PATCH_EMBEDDING, cast_input=True)
     return writer.finish(f"encoder.{grid}", inputs, patches, writer.baked_positions(grid), writer.baked_rotary(grid))
 
 
@@ -60,6 +65,7 @@ def image_graph(
     weights: dict[str, StoredTensor],
     location: str,
     quantization: Quantization = NOT_QUANTIZED,
+    float32_layers: Collection[str] = (),
 ) -> EncoderGraph:
     """`pixels` uint8 [H, W, 3] RGB at the bucket's size; rescaling, normalising and patches in the graph.
 
@@ -67,11 +73,13 @@ def image_graph(
     frames are summed beforehand and half of its products are saved.
     """
     emit = GraphEmitter(weights, location)
-    writer = EncoderWriter(spec, precision, emit, 1, grid.patches_per_frame, quantization)
+    writer = EncoderWriter(
+        spec, precision, emit, 1, grid.patches_per_frame, quantization, float32_layers=float32_layers
+    )
     height, width = spec.geometry.pixels(grid)
     inputs = (TensorSpec("pixels", "uint8", (height, width, spec.in_channels)),)
     patches = writer.patchify(grid, preprocessing)
-    patches = writer.linear(patches, "patch_embed.image", bias="patch_embed.proj", cast_input=True)
+    patches = writer.linear(patches, IMAGE_EMBEDDING, bias=PATCH_EMBEDDING, cast_input=True)
     return writer.finish(f"image.{grid}", inputs, patches, writer.baked_positions(grid), writer.baked_rotary(grid))
 
 
@@ -81,6 +89,7 @@ def dynamic_graph(
     weights: dict[str, StoredTensor],
     location: str,
     quantization: Quantization = NOT_QUANTIZED,
+    float32_layers: Collection[str] = (),
 ) -> EncoderGraph:
     """One image or clip of any grid; the tables that a fixed graph bakes are inputs, per frame.
 
@@ -88,7 +97,8 @@ def dynamic_graph(
     [frame_patches, 4]; `rotary_cos` and signed `rotary_sin` [frame_patches, head width]
     (`contract/bundle/position_tables.py`). patches is a multiple of frame_patches.
     """
-    writer = EncoderWriter(spec, precision, GraphEmitter(weights, location), None, None, quantization)
+    emit = GraphEmitter(weights, location)
+    writer = EncoderWriter(spec, precision, emit, None, None, quantization, float32_layers=float32_layers)
     inputs = (
         TensorSpec("pixel_values", "float32", ("patches", spec.patch_values)),
         TensorSpec("position_indices", "int64", ("frame_patches", 4)),
@@ -96,7 +106,7 @@ def dynamic_graph(
         TensorSpec("rotary_cos", "float32", ("frame_patches", spec.head_dim)),
         TensorSpec("rotary_sin", "float32", ("frame_patches", spec.head_dim)),
     )
-    patches = writer.linear("pixel_values", "patch_embed.proj", cast_input=True)
+    patches = writer.linear("pixel_values", PATCH_EMBEDDING, cast_input=True)
     positions = writer.interpolate("position_indices", "position_weights")
     return writer.finish("encoder.dynamic", inputs, patches, positions, ("rotary_cos", "rotary_sin"))
 
@@ -106,7 +116,11 @@ class EncoderWriter:
 
     A dynamic graph reads the patches per frame from the rows of the input `frame_input`. After a module is
     emitted, `product_inputs` holds what each of its linears reads, and its scores (queries and keys,
-    [frames, 2 heads, patches, head width]), as calibration observes it.
+    [frames, 2 heads, patches, head width]), as calibration observes it; and `product_outputs` what it gives.
+
+    Args:
+        float32_layers: of an fp16 graph, the layers that read, compute and give float32: linears by name, and by
+            scores, such as "blocks.3.attn.scores", a block's attention between its two linears.
     """
 
     def __init__(
@@ -118,11 +132,17 @@ class EncoderWriter:
         frame_patches: int | None,
         quantization: Quantization = NOT_QUANTIZED,
         frame_input: Value = "position_indices",
+        float32_layers: Collection[str] = (),
     ) -> None:
         self.spec, self.emit, self.half = spec, emit, precision == "fp16"
         self.frames, self.frame_patches = frames, frame_patches
         self.quantization, self.frame_input = quantization, frame_input
+        self.float32_layers = frozenset(float32_layers)
+        # All outputs have one type, so that embeddings and levels can be sent as one.
+        last = {f"{merger}.linear_fc2" for merger, _ in mergers(spec)}
+        self.half_outputs = self.half and not last & self.float32_layers
         self.product_inputs: dict[str, Value] = {}
+        self.product_outputs: dict[str, Value] = {}
         self._frame_shapes: dict[str, Value] = {}
 
     def finish(
@@ -134,24 +154,26 @@ class EncoderWriter:
         rotary: tuple[Value, Value],
     ) -> EncoderGraph:
         """Blocks and mergers over embedded patches, to the outputs."""
-        hidden = self.add_positions(self.to_float32(patches, "patch_embed"), positions)
-        if self.half:
-            rotary = tuple(self.to_half(table, f"rotary.{index}") for index, table in enumerate(rotary))  # type: ignore[assignment]
+        hidden = self.add_positions(self.to_float32(patches, "patch_embed", PATCH_EMBEDDING), positions)
+        tables = self.rotary_tables(rotary, [f"blocks.{layer}" for layer in range(self.spec.depth)])
         produced: dict[str, Value] = {}
         for layer in range(self.spec.depth):
-            hidden = self.block(hidden, f"blocks.{layer}", rotary)
+            hidden = self.block(hidden, f"blocks.{layer}", tables[f"blocks.{layer}"])
             if layer in self.spec.deepstack_visual_indexes:
                 merger = self.spec.deepstack_visual_indexes.index(layer)
                 produced[f"deepstack.{self.spec.deepstack_mergers.index(merger)}"] = self.merger(
                     hidden, f"deepstack_merger_list.{merger}", after_shuffle=True
                 )
         produced["embeds"] = self.merger(hidden, "merger", after_shuffle=False)
-        for output in self.spec.output_names:
-            self.emit.node("Identity", [produced[output]], output)
+        for output, merger in zip(self.spec.output_names, mergers(self.spec), strict=True):
+            value = produced[output]
+            if not self.half_outputs:
+                value = self.to_float32(value, output, f"{merger[0]}.linear_fc2")
+            self.emit.node("Identity", [value], output)
         rows: int | str = "tokens"
         if self.frames is not None and self.frame_patches is not None:
             rows = self.frames * self.frame_patches // self.spec.merge_size**2
-        kind = "float16" if self.half else "float32"
+        kind = "float16" if self.half_outputs else "float32"
         outputs = tuple(
             TensorSpec(output, kind, (rows, self.spec.out_hidden_size)) for output in self.spec.output_names
         )
@@ -159,17 +181,26 @@ class EncoderWriter:
 
     def block(self, hidden: Value, name: str, rotary: tuple[Value, Value]) -> Value:
         """Pre-norm transformer block: attention, then MLP, each added to the float32 residual stream."""
-        attended = self.attention(self.norm(hidden, f"{name}.norm1"), f"{name}.attn", rotary)
-        hidden = self.emit.node("Add", [hidden, self.to_float32(attended, f"{name}.attn")], f"{name}.attn.residual")
-        inner = self.linear(self.norm(hidden, f"{name}.norm2"), f"{name}.mlp.linear_fc1")
-        inner = self.gelu(inner, f"{name}.mlp.act", self.spec.hidden_act)
-        outer = self.linear(inner, f"{name}.mlp.linear_fc2")
-        return self.emit.node("Add", [hidden, self.to_float32(outer, f"{name}.mlp")], f"{name}.mlp.residual")
+        qkv, proj, fc1, fc2 = (
+            f"{name}.{part}" for part in ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+        )
+        attended = self.attention(self.norm(hidden, f"{name}.norm1", qkv), f"{name}.attn", rotary)
+        attended = self.to_float32(attended, f"{name}.attn", proj)
+        hidden = self.emit.node("Add", [hidden, attended], f"{name}.attn.residual")
+        inner = self.linear(self.norm(hidden, f"{name}.norm2", fc1), fc1)
+        inner = self.gelu(inner, f"{name}.mlp.act", self.spec.hidden_act, fc1, fc2)
+        outer = self.to_float32(self.linear(inner, fc2), f"{name}.mlp", fc2)
+        return self.emit.node("Add", [hidden, outer], f"{name}.mlp.residual")
 
     def attention(self, hidden: Value, name: str, rotary: tuple[Value, Value]) -> Value:
-        """Full attention among the patches of each frame; the scale is already in the query weights."""
+        """Full attention among the patches of each frame; the scale is already in the query weights.
+
+        Args:
+            rotary: tables in the type that the scores have.
+        """
         emit, heads, width = self.emit, self.spec.num_heads, self.spec.head_dim
-        qkv = self.linear(hidden, f"{name}.qkv")
+        core = f"{name}.scores"
+        qkv = self.converted(self.linear(hidden, f"{name}.qkv"), f"{name}.qkv", f"{name}.qkv", core)
         # Queries, keys and values as three times as many heads: what one Split gives is read as it is. A Squeeze after
         # it makes OpenVINO compute attention in the queries' place where a frame has as many patches as heads.
         qkv = emit.node("Reshape", [qkv, self.frame_shape("qkv", 3 * heads, width)], f"{name}.qkv.split_heads")
@@ -178,17 +209,18 @@ class EncoderWriter:
         parts = emit.constant("qkv.parts", np.array([2 * heads, heads], dtype=np.int64))
         qk, v = emit.nodes("Split", [qkv, parts], f"{name}.split_v", [f"{name}.qk", f"{name}.v"], axis=1)
         qk = self.rotate(qk, name, rotary)
-        self.product_inputs[f"{name}.scores"] = qk
+        self.product_inputs[core] = qk
         q, k = emit.nodes("Split", [qk], f"{name}.split_qk", [f"{name}.q", f"{name}.k"], axis=1, num_outputs=2)
-        if f"{name}.scores" in self.quantization.input_scales:
-            q, k = (self.quantized(x, f"{name}.scores", f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
+        if core in self.quantization.input_scales:
+            q, k = (self.quantized(x, core, f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
         k = emit.node("Transpose", [k], f"{name}.k.transpose", perm=[0, 1, 3, 2])
-        scores = self.to_float32(emit.node("MatMul", [q, k], f"{name}.scores"), f"{name}.scores")
-        weights = self.to_half(emit.node("Softmax", [scores], f"{name}.softmax", axis=-1), f"{name}.softmax")
+        self.product_outputs[core] = emit.node("MatMul", [q, k], core)
+        scores = self.to_float32(core, core, core)
+        weights = self.to_half(emit.node("Softmax", [scores], f"{name}.softmax", axis=-1), f"{name}.softmax", core)
         mixed = emit.node("MatMul", [weights, v], f"{name}.mix")
         mixed = emit.node("Transpose", [mixed], f"{name}.merge_heads", perm=[0, 2, 1, 3])
         mixed = emit.node("Reshape", [mixed, emit.shape("shape.hidden", -1, self.spec.hidden_size)], f"{name}.flat")
-        return self.linear(mixed, f"{name}.proj")
+        return self.linear(self.converted(mixed, f"{name}.flat", core, f"{name}.proj"), f"{name}.proj")
 
     def rotate(self, qk: Value, name: str, rotary: tuple[Value, Value]) -> Value:
         """x·cos + swap_halves(x)·signed sin, for queries and keys at once."""
@@ -202,21 +234,22 @@ class EncoderWriter:
 
     def merger(self, hidden: Value, name: str, *, after_shuffle: bool) -> Value:
         """merge² concatenated patches through an MLP; DeepStack mergers normalize after the concatenation."""
+        fc1, fc2 = f"{name}.linear_fc1", f"{name}.linear_fc2"
         side_by_side = self.emit.shape("shape.merged", -1, self.spec.hidden_size * self.spec.merge_size**2)
         if after_shuffle:
             hidden = self.emit.node("Reshape", [hidden, side_by_side], f"{name}.shuffle")
-            hidden = self.norm(hidden, f"{name}.norm")
+            hidden = self.norm(hidden, f"{name}.norm", fc1)
         else:
-            hidden = self.norm(hidden, f"{name}.norm")
+            hidden = self.norm(hidden, f"{name}.norm", fc1)
             hidden = self.emit.node("Reshape", [hidden, side_by_side], f"{name}.shuffle")
-        inner = self.gelu(self.linear(hidden, f"{name}.linear_fc1"), f"{name}.act", "gelu")
-        return self.linear(inner, f"{name}.linear_fc2")
+        inner = self.gelu(self.linear(hidden, fc1), f"{name}.act", "gelu", fc1, fc2)
+        return self.linear(inner, fc2)
 
     def linear(self, x: Value, name: str, *, bias: str | None = None, cast_input: bool = False) -> Value:
         """x·Wᵀ + b with [out, in] weights as stored."""
         if cast_input:
-            x = self.to_half(x, f"{name}.input")
-        self.product_inputs[name] = x
+            x = self.to_half(x, f"{name}.input", name)
+        self.product_inputs[name], self.product_outputs[name] = x, name
         if name in self.quantization.input_scales:
             return self.quantized_linear(x, name, bias or name)
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{bias or name}.bias")]
@@ -238,25 +271,46 @@ class EncoderWriter:
     def quantized(self, x: Value, product: str, name: str) -> Value:
         """x through a Q/DQ pair with the scale of what a product reads."""
         emit, kind = self.emit, self.quantization
-        half = np.float16 if self.half else np.float32
+        half = np.float16 if self.half_in(product) else np.float32
         scale = emit.constant(f"{product}.input_scale", np.array(kind.input_scales[product], dtype=half))
         zero = emit.constant("zero_point", np.zeros((), dtype=kind.stored_dtype))
         x = emit.node("QuantizeLinear", [x, scale, zero], f"{name}.quantized")
         return emit.node("DequantizeLinear", [x, scale, zero], f"{name}.dequantized")
 
-    def norm(self, x: Value, name: str) -> Value:
-        """LayerNorm in float32, its output in the precision of the products."""
+    def norm(self, x: Value, name: str, reader: str) -> Value:
+        """LayerNorm in float32, its output in the type that the layer `reader` reads."""
         inputs = [x, self.emit.weight(f"{name}.weight"), self.emit.weight(f"{name}.bias")]
-        return self.to_half(self.emit.node("LayerNormalization", inputs, name, axis=-1, epsilon=EPSILON), name)
+        return self.to_half(self.emit.node("LayerNormalization", inputs, name, axis=-1, epsilon=EPSILON), name, reader)
 
-    def gelu(self, x: Value, name: str, kind: str) -> Value:
-        return self.to_half(activation(self.emit, self.to_float32(x, name), name, kind), name)
+    def gelu(self, x: Value, name: str, kind: str, source: str, reader: str) -> Value:
+        """The activation `kind`, in float32, of what layer `source` gives, in the type that layer `reader` reads."""
+        x = self.to_float32(x, name, source)
+        return self.to_half(activation(self.emit, x, name, kind), name, reader)
 
-    def to_float32(self, x: Value, name: str) -> Value:
-        return self.emit.node("Cast", [x], f"{name}.to_float32", to=FLOAT) if self.half else x
+    def half_in(self, layer: str) -> bool:
+        """Whether a layer reads and gives float16."""
+        return self.half and layer not in self.float32_layers
 
-    def to_half(self, x: Value, name: str) -> Value:
-        return self.emit.node("Cast", [x], f"{name}.to_float16", to=FLOAT16) if self.half else x
+    def to_float32(self, x: Value, name: str, source: str) -> Value:
+        """What the layer `source` gives, as float32."""
+        return self.emit.node("Cast", [x], f"{name}.to_float32", to=FLOAT) if self.half_in(source) else x
+
+    def to_half(self, x: Value, name: str, reader: str) -> Value:
+        """A float32 value in the type that the layer `reader` reads."""
+        return self.emit.node("Cast", [x], f"{name}.to_float16", to=FLOAT16) if self.half_in(reader) else x
+
+    def converted(self, x: Value, name: str, source: str, reader: str) -> Value:
+        """What the layer `source` gives, in the type that the layer `reader` reads."""
+        if self.half_in(source) == self.half_in(reader):
+            return x
+        return self.to_half(x, name, reader) if self.half_in(reader) else self.to_float32(x, name, source)
+
+    def rotary_tables(self, rotary: tuple[Value, Value], blocks: Sequence[str]) -> dict[str, tuple[Value, Value]]:
+        """cos and signed sin by block, each in the type of its scores; cast once for all."""
+        half = [block for block in blocks if self.half_in(f"{block}.attn.scores")]
+        cast = [self.to_half(table, f"rotary.{index}", f"{half[0]}.attn.scores")
+                for index, table in enumerate(rotary)] if half else []  # fmt: skip
+        return {block: (cast[0], cast[1]) if block in half else rotary for block in blocks}
 
     def frame_shape(self, name: str, *tail: int) -> Value:
         """Target shape [frames, patches per frame, *tail]; computed in the graph where it is dynamic."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +16,10 @@ from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.errors import CheckpointError
 
 _ALIGNMENT = 4096  # a page, so that each tensor can be memory mapped by itself
+
+
+PATCH_EMBEDDING = "patch_embed.proj"
+IMAGE_EMBEDDING = "patch_embed.image"  # the same with its two frames summed, for the uint8 graphs
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ def write_weights(
     precision: str,
     path: Path,
     progress: Callable[[float], None] = lambda done: None,
+    float32_layers: Collection[str] = (),
 ) -> dict[str, StoredTensor]:
     """Write the weights of one precision, one tensor in memory at a time.
 
@@ -49,7 +54,7 @@ def write_weights(
     with path.open("wb") as file:
         for index, name in enumerate(names):
             for part, array in _folded(checkpoint, spec, name):
-                stored[part] = append_tensor(file, part, array, stored_dtype(part, precision))
+                stored[part] = append_tensor(file, part, array, stored_dtype(part, precision, float32_layers))
             progress((index + 1) / len(names))
     return stored
 
@@ -127,9 +132,9 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def _folded(checkpoint: Checkpoint, spec: VisionSpec, name: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
     array = read_float32(checkpoint.visual_tensors[name])
-    if name == "patch_embed.proj.weight":
+    if name == f"{PATCH_EMBEDDING}.weight":
         yield name, array.reshape(spec.hidden_size, -1)
-        yield "patch_embed.image.weight", array.sum(axis=2).reshape(spec.hidden_size, -1)
+        yield f"{IMAGE_EMBEDDING}.weight", array.sum(axis=2).reshape(spec.hidden_size, -1)
         return
     if ".attn.qkv." in name:
         array = array.copy()
@@ -145,10 +150,15 @@ def read_float32(tensor: CheckpointTensor) -> NDArray[np.float32]:
     return to_float32(tensor.map(), tensor.entry.dtype).reshape(tensor.entry.shape)
 
 
-def stored_dtype(name: str, precision: str) -> np.dtype[Any]:
-    """The stored dtype of a tensor that is not quantized."""
+def stored_dtype(name: str, precision: str, float32_layers: Collection[str] = ()) -> np.dtype[Any]:
+    """The stored dtype of a tensor that is not quantized, or of a quantized one's scales.
+
+    Args:
+        float32_layers: of an fp16 set, the layers that stay float32 (`export/onnx/headroom.py`).
+    """
     # Norms and positions act on the fp32 residual stream in every precision.
     exact = precision == "fp32" or ".norm" in name or name == "pos_embed.weight"
+    exact = exact or name.rpartition(".")[0] in float32_layers
     return np.dtype("<f4" if exact else "<f2")
 
 

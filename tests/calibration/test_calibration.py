@@ -136,12 +136,14 @@ def test_accuracy_on_all_held_out_questions(calibrated: Path, reference: Path, p
 
 def test_nothing_changed_nothing_done(calibrated: Path, calibration_data: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in calibrated.rglob("*")}
-    assert calibrate_bundle(calibrated, CalibrationRequest("int8", calibration_data, samples=128)).skipped
+    assert calibrate_bundle(
+        calibrated, CalibrationRequest("int8", calibration_data, samples=128, auto_exclude=0.0)
+    ).skipped
     assert {file: file.stat().st_mtime_ns for file in calibrated.rglob("*")} == before
 
 
 def test_statistics_serve_another_method(fresh: Path, calibration_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = CalibrationRequest("int8", calibration_data, samples=FEW)
+    request = CalibrationRequest("int8", calibration_data, samples=FEW, auto_exclude=0.0)
     first = calibrate_bundle(fresh, request)
 
     def observed(*_: object) -> None:
@@ -190,7 +192,7 @@ def test_an_interrupted_pass_goes_on(
 
 @pytest.mark.parametrize("damage", [b"", b"not an archive", "half"])
 def test_damaged_statistics_are_gathered_again(fresh: Path, calibration_data: Path, damage: bytes | str) -> None:
-    request = CalibrationRequest("int8", calibration_data, samples=2)
+    request = CalibrationRequest("int8", calibration_data, samples=2, auto_exclude=0.0)
     calibrate_bundle(fresh, request)
     file = fresh / STATISTICS_NAME
     whole = file.read_bytes()
@@ -231,7 +233,9 @@ def test_rows_are_quantized_to_half_a_step(kind: str, rest: str) -> None:
 
 
 def test_excluded_linears_keep_their_weights(fresh: Path, calibration_data: Path) -> None:
-    request = CalibrationRequest("int8", calibration_data, samples=2, exclude=("blocks.0.*", "*merger*"))
+    request = CalibrationRequest(
+        "int8", calibration_data, samples=2, auto_exclude=0.0, exclude=("blocks.0.*", "*merger*")
+    )
     record = calibrate_bundle(fresh, request).record
     assert "blocks.0.attn.qkv" in record.excluded
     assert not any("merger" in name or name.startswith("blocks.0.") for name in record.quantized)
@@ -314,7 +318,7 @@ def test_bad_requests_leave_the_bundle_as_it_was(fresh: Path, tmp_path: Path, ca
     for request, message in bad_requests(tmp_path):
         with pytest.raises(InputError, match=message):
             calibrate_bundle(fresh, request)
-    small = CalibrationRequest("int8", calibration_data, samples=1)
+    small = CalibrationRequest("int8", calibration_data, samples=1, auto_exclude=0.0)
     with pytest.raises(InputError, match="matches no product"):
         calibrate_bundle(fresh, replace(small, exclude=("blocks.99.*",)))
     with pytest.raises(InputError, match="nothing is left to quantize"):
@@ -327,11 +331,11 @@ def test_bad_requests_leave_the_bundle_as_it_was(fresh: Path, tmp_path: Path, ca
 
 def test_a_bundle_without_a_base(fresh: Path, calibration_data: Path, tmp_path: Path) -> None:
     manifest = open_bundle(fresh).manifest
-    calibrate_bundle(fresh, CalibrationRequest("int8", calibration_data, samples=1))
+    calibrate_bundle(fresh, CalibrationRequest("int8", calibration_data, samples=1, auto_exclude=0.0))
     made = open_bundle(fresh).manifest
     replace(made, precisions=tuple(item for item in made.precisions if item.precision == "int8")).write(fresh)
     with pytest.raises(BundleError, match="no set to calibrate"):
-        calibrate_bundle(fresh, CalibrationRequest("int8", calibration_data, samples=1))
+        calibrate_bundle(fresh, CalibrationRequest("int8", calibration_data, samples=1, auto_exclude=0.0))
     assert manifest.precision("fp32")
 
 

@@ -33,7 +33,11 @@ def calibrate(
         list[str] | None, typer.Option(help="Products to leave unquantized, as blocks.0.* ; may repeat.")
     ] = None,
     auto_exclude: Annotated[
-        float | None, typer.Option(help="Cosine to reach: the products with the largest error are excluded until then.")
+        float | None,
+        typer.Option(
+            help="Cosine to reach: the products with the largest error are excluded until then. By default what parity "
+            "asks, 0.999 for int8 and 0.998 for fp8; 0 excludes none."
+        ),
     ] = None,
     rest: Annotated[
         str | None, typer.Option(help="fp32 or fp16 for all else; fp32 for int8 (CPUs), fp16 for fp8 (GPUs).")
@@ -95,6 +99,11 @@ def _print(result: CalibrationResult, seconds: float) -> None:
         for effect in result.sensitivity.effects[:_SHOWN]:
             table.add_row(effect.product, f"{effect.cosine:.6f}", f"{effect.relative_l2:.1e}")
         console.print(table)
+    for figure in record.figures:
+        console.print(
+            f"on {figure.count} {figure.pictures} pictures: worst cosine {figure.cosine:.6f}, relative L2 "
+            f"{figure.relative_l2:.1e}"
+        )
     table = Table(title=f"against {record.base}", title_justify="left")
     for name in ("graph", "worst cosine", "worst relative L2"):
         table.add_column(name, justify="left" if name == "graph" else "right")
@@ -112,6 +121,7 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
 
     spec = PRECISIONS[result.graphs.precision]
     limit, rows = spec.min_cosine, [row for graph in result.graphs.graphs for row in graph.parity]
+    rows += result.record.figures
     worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
     if worst < limit or farthest > spec.max_relative_l2:
         errors.print(

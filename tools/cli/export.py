@@ -22,11 +22,21 @@ def export(
     video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH, comma separated.")] = "",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or fp32,fp16.")] = "fp32",
     dynamic: Annotated[bool, typer.Option(help="Also write the dynamic-shape graph.")] = True,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of your pictures, to check the graphs and float16's headroom on too.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
+    import numpy as np
+
     from qwen3vl_edge.export.bundle import export_bundle
 
+    pictures = []
+    if images is not None:
+        from qwen3vl_edge.tools.parity.pictures import pictures_of
+
+        pictures = [np.asarray(picture) for picture in pictures_of(images).values()]
     started = time.perf_counter()
     with progress_bar() as progress:
         manifest = export_bundle(
@@ -36,6 +46,7 @@ def export(
             video_buckets=video or None,
             precisions=[item.strip() for item in precision.split(",") if item.strip()],
             dynamic=dynamic,
+            pictures=pictures,
             progress=progress,
         )
     seconds = time.perf_counter() - started

@@ -15,9 +15,11 @@ from qwen3vl_edge.tools.cli.options import JsonOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest
+    from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest, PrecisionSet
     from qwen3vl_edge.contract.bundle.open import Bundle
     from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec
+
+NEAREST = 5  # layers that are shown; --json has all
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], as_json: JsonOption = False) -> None:
@@ -66,6 +68,8 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
             table.add_row(item.precision, *_cells(graph, manifest), f"{sizes[graph.path]:,}", *_figures(graph))
         console.print(f"{item.precision}: weights {sizes[item.weights]:,} bytes, shared by {len(item.graphs)} graphs")
     console.print(table)
+    for item in manifest.precisions:
+        _print_headroom(item, console)
     if (basis := manifest.basis) is not None:
         ranks, cosines = map(str, basis.ranks), (f"{value:.6f}" for value in basis.mean_cosines)
         console.print(
@@ -74,6 +78,19 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
         )
     for kind, graph in _one_of_each_kind(manifest).items():
         console.print(f"{kind}: {_tensors(graph.inputs)} → {_tensors(graph.outputs)}")
+
+
+def _print_headroom(item: PrecisionSet, console: Console) -> None:
+    """How near to float16's largest value a set's layers come: the nearest ones, and those that stay float32."""
+    if not item.headroom:
+        return
+    kept = [layer for layer in item.headroom if layer.precision == "fp32"]
+    half = sorted((layer for layer in item.headroom if layer.precision == "fp16"), key=lambda layer: layer.headroom)
+    nearest = ", ".join(f"{layer.layer} {layer.headroom:,.0f}" for layer in half[:NEAREST])
+    console.print(f"{item.precision}: headroom to float16's largest value, least first: {nearest}")
+    if kept:
+        names = ", ".join(f"{layer.layer} (up to {layer.largest:,.0f})" for layer in kept)
+        console.print(f"{item.precision}: {len(kept)} of {len(item.headroom)} layers stay float32: {names}")
 
 
 def print_engines(bundle: Bundle, console: Console) -> None:

@@ -36,7 +36,11 @@ PreprocessOption = Annotated[str, typer.Option(help=_help("preprocess"))]
 SelfTestOption = Annotated[bool, typer.Option(help=_help("self_test"))]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; generated ones by default.")]
 WireOption = Annotated[
-    str, typer.Option(help="fp16, fp32, bf16, or fewer bytes: fp8, int8, int4, basis-int8, basis-int4.")
+    str,
+    typer.Option(
+        help="fp16, fp32, bf16, auto (fp16, or fp32 beyond its range), or fewer bytes: fp8, int8, int4, basis-int8, "
+        "basis-int4."
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]
 

@@ -7,7 +7,7 @@ embeddings enter through `mm_encoder_outputs`, as in upstream's generate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -138,7 +138,7 @@ def load_language_model(checkpoint: Checkpoint, options: ServerOptions) -> Loade
         name=checkpoint.name,
         model=model,
         tokenizer=tokenizer,
-        shape=shape,
+        shape=replace(shape, largest=float(torch.finfo(model.dtype).max)),
         end_ids=end_ids,
         max_positions=int(model.config.text_config.max_position_embeddings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

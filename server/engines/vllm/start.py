@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
@@ -103,6 +103,7 @@ async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions
     Raises:
         CheckpointError: a worker runs without DeepStack, so its answers would differ from the model's.
     """
+    import torch
     import vllm
 
     from qwen3vl_edge.server.engines.vllm.model import VllmModel
@@ -123,7 +124,7 @@ async def _loaded_model(llm: Any, checkpoint: Checkpoint, options: ServerOptions
     return VllmModel(
         name=checkpoint.name,
         tokenizer=tokenizer,
-        shape=shape,
+        shape=replace(shape, largest=float(torch.finfo(config.dtype).max)),
         end_ids=end_ids_of(_eos_token_id(checkpoint), tokenizer),
         vision_start_id=int(checkpoint.config["vision_start_token_id"]),
         vision_end_id=int(checkpoint.config["vision_end_token_id"]),
