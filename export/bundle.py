@@ -116,7 +116,7 @@ def export_bundle(
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
     extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
     golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
-    cases = reference_cases(
+    drawn, proofs = reference_cases(
         plan.checkpoint,
         plan.spec,
         plan.preprocessing,
@@ -124,13 +124,13 @@ def export_bundle(
         lambda done: progress("running PyTorch", 0.3 * done),
         golden,
     )
-    references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
+    references = {case.input.grid: case.reference for case in proofs}
     with atomic.new_folder(out, lock=locked) as staging:
         sets = []
         share = 0.7 / len(plan.precisions)
         for index, precision in enumerate(plan.precisions):
             part = _part(progress, 0.3 + share * index, share)
-            item = _write_precision(plan, precision, staging, cases, part)
+            item = _write_precision(plan, precision, staging, [*drawn, *proofs], part)
             write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
             sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
         manifest = _manifest(plan, staging, tuple(sets))

@@ -42,22 +42,28 @@ def reference_cases(
     grids: Sequence[Grid],
     progress: Callable[[float], None] = lambda done: None,
     golden: Sequence[Grid] = (),
-) -> list[CheckCase]:
-    """Run PyTorch on a picture of each grid; the PyTorch encoder is freed before returning.
+) -> tuple[list[CheckCase], list[CheckCase]]:
+    """Run PyTorch on a drawn picture of each grid; the PyTorch encoder is freed before returning.
 
     Args:
-        golden: grids whose golden picture is run too; these cases are the last.
+        golden: grids whose golden picture is run too.
+
+    Returns:
+        The drawn pictures' cases, and the golden ones'.
     """
     encoder = load_torch_encoder(checkpoint)
-    cases = []
-    draw = [partial(drawn_input, grid, spec, preprocessing, seed=index) for index, grid in enumerate(grids)]
-    draw += [partial(golden_input, grid, spec, preprocessing) for grid in golden]
-    for drawn in (picture() for picture in draw):
-        cases.append(CheckCase(drawn, run_torch_encoder(encoder, drawn.grid, drawn.pixel_values)))
-        progress(len(cases) / len(draw))
+    drawn: list[CheckCase] = []
+    proofs: list[CheckCase] = []
+    # Drawn one at a time: the pictures of every grid, beside a large tower, need not fit in memory.
+    draw = [(drawn, partial(drawn_input, grid, spec, preprocessing, seed=index)) for index, grid in enumerate(grids)]
+    draw += [(proofs, partial(golden_input, grid, spec, preprocessing)) for grid in golden]
+    for done, (cases, picture) in enumerate(draw, start=1):
+        item = picture()
+        cases.append(CheckCase(item, run_torch_encoder(encoder, item.grid, item.pixel_values)))
+        progress(done / len(draw))
     del encoder
     gc.collect()
-    return cases
+    return drawn, proofs
 
 
 def dynamic_check_grids(grids: Sequence[Grid], merge_size: int) -> list[Grid]:

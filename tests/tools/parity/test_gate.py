@@ -34,7 +34,7 @@ def test_defaults_are_one_table() -> None:
     assert (limits_of("fp8").min_cosine, limits_of("fp8").min_agreement) == (0.998, 0.98)
     assert limits_of("int4") == UNKNOWN
     failed = [row for row in judge(default_gate("fp16", "fp16"), [ROW], [PROMPT], None) if not row.passed]
-    assert [str(row) for row in failed] == ["encoder 1x8x8 fixed embeds: cosine 0.9995, required at least 0.9999"]
+    assert [str(row) for row in failed] == ["encoder fp16 1x8x8 fixed embeds: cosine 0.9995, required at least 0.9999"]
 
 
 def test_each_table_overrides_the_one_before(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_each_table_overrides_the_one_before(tmp_path: Path) -> None:
     assert {row.figure: row.passed for row in rows} == {
         "cosine": True, "token error": False, "relative L2": False, "agreement": True, "largest KL": True,
     }  # fmt: skip
-    assert "not measured" in str(next(row for row in rows if row.what == "layers"))
+    assert "not measured" in str(next(row for row in rows if row.what == "layers fp16"))
 
 
 def test_what_is_not_a_number_fails(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_device_is_checked_by_its_dump(small_bundle: Path, reference: Path, tm
     gate.write_text("[encoder]\nmax_relative_l2 = 1e-6\n[answers]\nmin_agreement = 0.9\n")
     missed = run_here(*arguments)
     assert missed.returncode == 1
-    assert "failed encoder 1x8x8 fixed embeds: relative L2 0.000" in missed.stdout
+    assert "failed encoder fp16 1x8x8 fixed embeds: relative L2 0.000" in missed.stdout
     assert "failed answers: agreement not measured, required at least 0.9" in missed.stdout
     assert "parity is broken" in missed.stdout
     gate.unlink()
