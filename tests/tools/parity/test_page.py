@@ -71,6 +71,7 @@ def run(
 
 def test_both_sides_are_measured(run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     report, _ = run
+
     def by_place(rows: list) -> dict:  # type: ignore[type-arg]
         return {(row["bucket"], row["graph"], row["output"]): row for row in rows}
 
@@ -100,6 +101,9 @@ def test_the_page_says_all_and_needs_nothing(run: tuple[dict, Path], small_bundl
         assert file.sha256 in page
     for layer in ("pos_embed.flat", "blocks.5.mlp.residual", "deepstack_merger_list.2.linear_fc2", "merger.linear_fc2"):
         assert page.count(f"<code>{layer}</code>") >= 3  # once per graph
+    assert "<h3>Transformers alone</h3>" in page
+    assert re.search(r"the same input on \d of 2 prompts", page)
+    assert "<h3>On the wire</h3>" in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(set(ids)) == len(ids)
 
