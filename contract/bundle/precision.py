@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Precision:
     min_agreement: float
     max_kl: float
 
+    def accepts(self, cosine: float, relative_l2: float) -> bool:
+        """Whether an encoder output may be this far from its reference; NaN may not."""
+        return cosine >= self.min_cosine and relative_l2 <= self.max_relative_l2
+
 
 # fp32 differs in the order of sums alone, 1e-6 in a sound bundle. The others' relative L2 is what the cosine allows
 # vectors of one length, sqrt(2 * (1 - cosine)): it catches lengths that differ. fp16 rounds weights and products to 11
@@ -47,6 +51,8 @@ PRECISIONS = {
         Precision("fp8-fp32", "fp32", "fp8", 0.998, 6.4e-2, 0.98, 1.6e-1),
     )
 }
+# A backend that is asked for by name because it computes more coarsely than its set, in bfloat16's 8 bits.
+COARSER_BACKENDS = {"openvino-bf16": Precision("bf16", "fp32", None, 0.99, 1.4e-1, 0.98, 8e-1)}
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
 # ONNX Runtime optimizers to disable, by the type that products are quantized to. The first fuses a product and its
@@ -57,6 +63,20 @@ ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
     "int8": frozenset({"MatMulAddFusion"}),
     "fp8": frozenset({"MatMulAddFusion", "QDQPropagationTransformer"}),
 }
+
+
+def as_computed(precision: str, backend: str) -> Precision:
+    """A set's row with the limits that it has on a backend: one rule for export, self-test, calibration and parity."""
+    row, coarse = PRECISIONS[precision], COARSER_BACKENDS.get(backend)
+    if coarse is None:
+        return row
+    return replace(
+        row,
+        min_cosine=min(row.min_cosine, coarse.min_cosine),
+        max_relative_l2=max(row.max_relative_l2, coarse.max_relative_l2),
+        min_agreement=min(row.min_agreement, coarse.min_agreement),
+        max_kl=max(row.max_kl, coarse.max_kl),
+    )
 
 
 def quantized_name(kind: str, rest: str) -> str:

@@ -149,8 +149,7 @@ def _feeds(record: GraphRecord, item: EncoderInput, spec: VisionSpec) -> dict[st
 
 def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:
     limit = PRECISIONS[precision]
-    # Written so that NaN fails.
-    if not (row.cosine >= limit.min_cosine and row.relative_l2 <= limit.max_relative_l2):
+    if not limit.accepts(row.cosine, row.relative_l2):
         raise ParityError(
             f"graph {record.path} misses its {precision} tolerance at output {row.output}; no bundle was written",
             field=row.output,

@@ -123,12 +123,12 @@ def compare_encoders(
     """Run the edge's encoder and the reference on every picture at every graph (`edge_cases`)."""
     names = edge.bundle.manifest.vision.output_names
     measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, reference)
-    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision))
+    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision, edge.encoder.name))
 
 
-def bound_of(precision: str) -> Bound:
-    """The default one of a precision."""
-    limits = limits_of(precision)
+def bound_of(precision: str, backend: str) -> Bound:
+    """The default one of a precision on a backend."""
+    limits = limits_of(precision, backend)
     return Bound(limits.min_cosine, limits.max_relative_l2)
 
 

@@ -96,13 +96,13 @@ class GateRow:
         return f"{self.what}: {self.figure} {measured}, required at {'least' if self.at_least else 'most'} {self.limit}"
 
 
-def default_gate(precision: str, wire_dtype: str) -> Gate:
+def default_gate(precision: str, wire_dtype: str, backend: str = "") -> Gate:
     """Limits of `tools/parity/limits.py` for these."""
-    limits = limits_of(precision)
+    limits = limits_of(precision, backend)
     agreement = min(limits.min_agreement, wire_limits(wire_dtype).min_agreement)
     return Gate(
         EncoderLimits(limits.min_cosine, limits.max_relative_l2),
-        AnswerLimits(agreement, answer_kl(precision, wire_dtype)),
+        AnswerLimits(agreement, answer_kl(precision, wire_dtype, backend)),
         precision=precision,
     )
 

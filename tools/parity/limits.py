@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+from qwen3vl_edge.contract.bundle.precision import COARSER_BACKENDS, PRECISIONS, as_computed
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ WIRE_LIMITS = {
 }
 
 
-def limits_of(precision: str) -> PrecisionLimits:
-    """Limits of a set's precision, `UNKNOWN` for one that is in no table."""
+def limits_of(precision: str, backend: str = "") -> PrecisionLimits:
+    """Limits of a set's precision as a backend computes it, `UNKNOWN` for one that is in no table."""
     if precision not in PRECISIONS:
         return UNKNOWN
-    spec = PRECISIONS[precision]
+    spec = as_computed(precision, backend)
     tolerance = LAYER_TOLERANCES[spec.quantized or spec.rest]
+    if backend in COARSER_BACKENDS:
+        tolerance = max(tolerance, COARSER_BACKENDS[backend].max_relative_l2)
     return PrecisionLimits(spec.min_cosine, spec.max_relative_l2, spec.min_agreement, spec.max_kl, tolerance)
 
 
@@ -73,6 +75,6 @@ def wire_limits(wire_dtype: str) -> WireLimits:
     return WIRE_LIMITS.get(wire_dtype, WIRE_LIMITS["basis-int4"])
 
 
-def answer_kl(precision: str, wire_dtype: str) -> float:
+def answer_kl(precision: str, wire_dtype: str, backend: str = "") -> float:
     """Most accepted KL of a set and a wire form together: errors add up, and KL is their square."""
-    return (math.sqrt(limits_of(precision).max_kl) + math.sqrt(wire_limits(wire_dtype).max_kl)) ** 2
+    return (math.sqrt(limits_of(precision, backend).max_kl) + math.sqrt(wire_limits(wire_dtype).max_kl)) ** 2

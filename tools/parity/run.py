@@ -15,6 +15,7 @@ from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend
 from qwen3vl_edge.tools.parity.candidate import (
     Candidate,
     edge_candidate,
@@ -96,9 +97,7 @@ def run_parity(request: ParityRequest, progress: Progress) -> Findings:
         report = _report(request, candidate, gate, measured, layers, answers)
         report = report.with_others(sets, wire, skipped, (*limits, *judge_wire(wire)))
         if other is not None:
-            report = report.with_against(
-                _against(_labels(candidate, other)[1], measured, other.encoder.precision, others)
-            )
+            report = report.with_against(_against(_labels(candidate, other)[1], measured, other.encoder, others))
         return _findings(report, candidate, gate, measured, layers, other)
 
 
@@ -154,8 +153,9 @@ def open_reference(model: str, bundle: Bundle) -> PytorchBackend:
 def _gate(request: ParityRequest, candidate: Candidate, precision: str) -> Gate:
     wire = request.options.wire_dtype
     if request.gate is None:
-        return default_gate(precision, wire)
-    return read_gate(request.gate, precision, wire, candidate.bundle.manifest.vision.output_names)
+        return default_gate(precision, wire, candidate.backend)
+    names = candidate.bundle.manifest.vision.output_names
+    return read_gate(request.gate, precision, wire, names, candidate.backend)
 
 
 def _other_sets(
@@ -234,7 +234,9 @@ def _layers(
         against,
         lambda bucket: progress(f"layers, bucket {bucket}"),
     )
-    return LayerFindings(label + source.label, limits_of(candidate.precision).layer_tolerance, tuple(rows))
+    return LayerFindings(
+        label + source.label, limits_of(candidate.precision, candidate.backend).layer_tolerance, tuple(rows)
+    )
 
 
 def _compare_answers(
@@ -308,8 +310,8 @@ def _labels(candidate: Candidate, other: Edge | None) -> tuple[str, str]:
     return candidate.label, against
 
 
-def _against(label: str, measured: Measured, precision: str, answers: Answers) -> AgainstReport:
-    rows = encoder_rows(measured.measurements, bound_of(precision), against=True)
+def _against(label: str, measured: Measured, encoder: EncoderBackend, answers: Answers) -> AgainstReport:
+    rows = encoder_rows(measured.measurements, bound_of(encoder.precision, encoder.name), against=True)
     worst: dict[tuple[str, str, str], Between] = {}
     for item in measured.measurements:
         for name, apart in (item.between or {}).items():
