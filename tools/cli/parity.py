@@ -26,8 +26,8 @@ from qwen3vl_edge.tools.cli.options import (
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.edge import EdgeOptions
+    from qwen3vl_edge.tools.parity.layers.search import SearchReport
     from qwen3vl_edge.tools.parity.run import ParityRequest
-    from qwen3vl_edge.tools.parity.search import SearchReport
 
 
 def parity(
@@ -146,7 +146,7 @@ def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> N
     """
     from rich.console import Console
 
-    from qwen3vl_edge.tools.parity.search import search
+    from qwen3vl_edge.tools.parity.layers.search import search
 
     _quiet()
     with Console(stderr=True).status("bisecting") as status:

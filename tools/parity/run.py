@@ -173,10 +173,14 @@ def _other_sets(
         with opened_set(request.bundle, request.options, precision, skipped) as edge:
             if edge is None:
                 continue
-            one = edge_candidate(edge, pictures, _telling(progress, precision))
+            one = edge_candidate(edge, pictures, _of_set(progress, precision))
             gate = _gate(request, candidate, precision)
             names = candidate.bundle.manifest.vision.output_names
-            measured = measure(one.samples, names, kept)
+            try:
+                measured = measure(one.samples, names, kept)
+            except InputError as error:  # a graph that the backend does not load serves nothing here
+                skipped[f"set {precision}"] = error.message
+                continue
             rows = _rows(measured, gate, names)
             layers = None
             if gate.max_layer_l2 is not None:
@@ -187,7 +191,7 @@ def _other_sets(
     return reports, limits, skipped
 
 
-def _telling(progress: Progress, precision: str) -> Progress:
+def _of_set(progress: Progress, precision: str) -> Progress:
     return lambda bucket: progress(f"encoder, {precision}, bucket {bucket}")
 
 

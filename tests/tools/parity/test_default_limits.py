@@ -53,7 +53,7 @@ def oracle(reference: Path) -> PytorchBackend:
 
 
 def test_export_calibration_self_test_and_parity_have_one_rule() -> None:
-    """NaN is never accepted, and a backend that is asked for because it is coarser is judged as such by each of them."""
+    """NaN is never accepted, and a backend that is coarser by name is judged as such by each of them."""
     for name, item in PRECISIONS.items():
         limits, nan = limits_of(name), float("nan")
         assert (limits.min_cosine, limits.max_relative_l2) == (item.min_cosine, item.max_relative_l2)
