@@ -37,8 +37,8 @@ class Precision:
 #
 # KL is a square: logits that an error e of the embeddings moves by c * e give c^2 * e^2 / 2. In sound bundles, of the
 # reference checkpoint and of three seeds of random weights, the largest KL was at most 6 times the square of the
-# relative L2: docs/guides/parity.md has the figures. Limits are 40 times the square of the most accepted relative L2, but
-# for float16 of 1.6e-3, twice the 2B tower's, because the most accepted is what its cosine allows and tells nothing.
+# relative L2: docs/guides/parity.md has the figures. Limits are 40 times the square of the most accepted relative L2,
+# but for float16 of 1.6e-3, twice the 2B tower's: its most accepted is what the cosine allows, not its arithmetic.
 PRECISIONS = {
     item.name: item
     for item in (

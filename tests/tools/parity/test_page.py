@@ -104,6 +104,7 @@ def test_the_page_says_all_and_needs_nothing(run: tuple[dict, Path], small_bundl
     assert "<h3>Transformers alone</h3>" in page
     assert re.search(r"the same input on \d of 2 prompts", page)
     assert "<h3>On the wire</h3>" in page
+    assert "set fp32: --precision fp16 was asked for" in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(set(ids)) == len(ids)
 
