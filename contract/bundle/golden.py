@@ -12,6 +12,7 @@ The reference is PyTorch in float32; that of a quantized set is the set that it 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,21 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.patch_values import patch_values
-from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+from qwen3vl_edge.contract.bundle.precision import as_computed
 
 GOLDEN_NAME = "golden.npz"
 ROWS = 4
 _BLOCK = 10  # pixels: a side of the flat areas, which is no multiple of a patch's, so that patches have edges
+_LENGTHS = 0.05  # quantization shortens an output, where it clips, or lengthens it by up to so much of itself
 _SLACK = 2.0  # an engine may be so many times as far from the reference as the quantized graph was when it was measured
+
+
+@dataclass(frozen=True)
+class GoldenLimit:
+    """How far an output may be from the golden one, by both measures of contract/bundle/distance.py."""
+
+    min_cosine: float
+    max_relative_l2: float
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,21 @@ class Golden:
     def grids(self) -> tuple[Grid, ...]:
         return tuple(map(Grid.parse, self.rows))
 
-    def limits(self, precision: str, graph: GraphRecord) -> tuple[float, ...]:
-        """Lowest accepted cosine of each output: the precision's, or what the quantized graph itself reaches."""
-        own = self.cosines.get(Path(graph.path).name, (1.0,) * len(graph.outputs))
-        return tuple(min(PRECISIONS[precision].min_cosine, 1 - _SLACK * (1 - cosine)) for cosine in own)
+    def limits(self, precision: str, graph: GraphRecord, backend: str = "") -> tuple[GoldenLimit, ...]:
+        """Limits of each output on a backend: parity's own, or what the quantized graph itself reaches.
+
+        A cosine c of vectors whose lengths differ by a share d is a relative L2 of sqrt(d^2 + 2 (1 + d) (1 - c)).
+        """
+        row = as_computed(precision, backend)
+        own = self.cosines.get(Path(graph.path).name)
+        if own is None:
+            return (GoldenLimit(row.min_cosine, row.max_relative_l2),) * len(graph.outputs)
+        limits = []
+        for cosine in own:
+            least = min(row.min_cosine, 1 - _SLACK * (1 - cosine))
+            farthest = math.sqrt(_LENGTHS**2 + 2 * (1 + _LENGTHS) * (1 - least))
+            limits.append(GoldenLimit(least, max(row.max_relative_l2, farthest)))
+        return tuple(limits)
 
 
 def golden_input(grid: Grid, vision: VisionSpec, preprocessing: Preprocessing) -> EncoderInput:

@@ -43,7 +43,7 @@ class References:
     """What PyTorch gives for the check's pictures, and what its layers hold meanwhile.
 
     Attributes:
-        cases: drawn pictures, then given ones.
+        cases: drawn pictures, given ones, and the golden ones.
         golden: outputs of the golden picture of each grid.
         ranges: of every layer, over all of them.
         weights: largest magnitude of each linear's weights.
@@ -83,7 +83,7 @@ def run_references(
     del encoder
     gc.collect()
     count = len(grids) + len(pictures)
-    return References(cases[:count], {case.input.grid: case.reference for case in cases[count:]}, ranges, weights)
+    return References(cases, {case.input.grid: case.reference for case in cases[count:]}, ranges, weights)
 
 
 def dynamic_check_grids(grids: Sequence[Grid], merge_size: int) -> list[Grid]:
@@ -169,8 +169,7 @@ def _feeds(record: GraphRecord, item: EncoderInput, spec: VisionSpec) -> dict[st
 
 def _judge(record: GraphRecord, row: OutputParity, precision: str) -> None:
     limit = PRECISIONS[precision]
-    # Written so that NaN fails.
-    if not (row.cosine >= limit.min_cosine and row.relative_l2 <= limit.max_relative_l2):
+    if not limit.accepts(row.cosine, row.relative_l2):
         raise ParityError(
             f"graph {record.path} misses its {precision} tolerance at output {row.output}; no bundle was written",
             field=row.output,

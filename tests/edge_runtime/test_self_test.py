@@ -136,6 +136,21 @@ def test_a_wrong_engine_is_refused_and_another_named(bundle: Path, tmp_path: Pat
     backend.run(OTHER, patches(opened, OTHER))  # its other graphs serve
 
 
+def test_what_a_cosine_does_not_see_is_refused(bundle: Path) -> None:
+    """A level that is a hundredth too large: its direction is right to the bit."""
+
+    class Larger(Wrong):
+        def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
+            found = super().run(grid, pixel_values)
+            return replace(found, deepstack=(*found.deepstack[:2], found.deepstack[2] * np.float32(1.01)))
+
+    opened = open_bundle(bundle)
+    backend = proven(Larger(opened, None), opened, "onnxruntime", BackendOptions("fp32"), ProofStore(None))
+    for grid in (BUCKET, FREE):
+        with pytest.raises(EngineError, match=r"deepstack\.2.*relative L2 <= 0\.0001.*relative L2 0\.01"):
+            backend.run(grid, patches(opened, grid))
+
+
 def test_nan_is_refused(bundle: Path, tmp_path: Path) -> None:
     class Nothing(Wrong):
         def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:

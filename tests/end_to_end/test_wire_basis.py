@@ -17,6 +17,7 @@ from qwen3vl_edge.calibration.wire_basis import BasisRequest, fit_basis
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.wire.packing import WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
@@ -128,12 +129,16 @@ def test_a_server_that_does_not_hold_it_says_so(
     assert found.returncode == 0, found.stderr
 
 
-def test_parity_takes_it(fitted: Path, reference: Path, samples: Path) -> None:
+def test_parity_takes_it(fitted: Path, reference: Path, samples: Path, tmp_path: Path) -> None:
+    shutil.copy(samples / "colour.png", tmp_path)
     found = run_here(
-        "parity", "--bundle", fitted, "--model", reference, "--images", samples, "--wire-dtype", "basis-int8", "--json"
-    )
+        "parity", "--bundle", fitted, "--model", reference, "--images", tmp_path, "--wire-dtype", "basis-int8",
+        "--precision", "fp32", "--json",
+    )  # fmt: skip
     document = json.loads(found.stdout)
     assert document["wire_dtype"] == "basis-int8", found.stderr
+    assert {row["form"] for row in document["wire"] if row["passed"]} == set(WIRE_DTYPES)
+    assert not [row for row in document["wire"] if not row["passed"]]
 
 
 def test_a_bundle_without_one_says_how_to_fit_it(bundle: Path) -> None:

@@ -41,6 +41,7 @@ def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str,
 def test_parity_of_the_samples(reference: Path, samples: Path, bundle: Path) -> None:
     found = run_process(
         "parity", "--bundle", str(bundle), "--model", str(reference), "--images", str(samples), "--wire-dtype", "fp32",
+        "--precision", "fp32",
         "--prompts", str(samples / "questions.jsonl"), "--json",
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr

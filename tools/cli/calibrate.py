@@ -123,7 +123,7 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     limit, rows = spec.min_cosine, [row for graph in result.graphs.graphs for row in graph.parity]
     rows += result.record.figures
     worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
-    if worst < limit or farthest > spec.max_relative_l2:
+    if not all(spec.accepts(row.cosine, row.relative_l2) for row in rows):
         errors.print(
             f"[yellow]the worst cosine is {worst:.5f} and relative L2 {farthest:.1e}, and parity requires {limit} and "
             f"{spec.max_relative_l2:.1e}: try --auto-exclude {limit}, another --smooth, or more pictures like those of "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,9 +26,7 @@ from qwen3vl_edge.tools.cli.options import (
 
 if TYPE_CHECKING:
     from qwen3vl_edge.edge_runtime.edge import EdgeOptions
-    from qwen3vl_edge.tools.parity.candidate import Candidate
-    from qwen3vl_edge.tools.parity.layers.bisect import Bisection
-    from qwen3vl_edge.tools.parity.layers.names import LayerSource
+    from qwen3vl_edge.tools.parity.layers.search import SearchReport
     from qwen3vl_edge.tools.parity.run import ParityRequest
 
 
@@ -64,6 +61,7 @@ def parity(
 ) -> None:
     """Compare the split with the unsplit model: embeddings, tokens, logits. Exit code 1 if they differ.
 
+    Every graph of every set of the bundle is compared; with --precision those of one set.
     With any --against option a second side is measured beside the first, on the same pixels.
     """
     from qwen3vl_edge.edge_runtime.edge import EdgeOptions
@@ -148,86 +146,64 @@ def _bisect(request: ParityRequest, tolerance: float | None, as_json: bool) -> N
     """
     from rich.console import Console
 
-    from qwen3vl_edge.tools.parity.layers.bisect import bisect, earliest
-    from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
-    from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
-    from qwen3vl_edge.tools.parity.limits import limits_of
-    from qwen3vl_edge.tools.parity.pictures import pictures_of
-    from qwen3vl_edge.tools.parity.run import open_against, open_candidate, open_reference
+    from qwen3vl_edge.tools.parity.layers.search import search
 
     _quiet()
-    with ExitStack() as stack, Console(stderr=True).status("bisecting") as status:
-        pictures = {} if request.dump else pictures_of(request.images)
-        candidate = open_candidate(request, pictures, stack, status.update)
-        other = open_against(request, candidate.bundle, stack)
-        reference = open_reference(request.model, candidate.bundle)
-        stack.callback(reference.close)
-        vision = candidate.bundle.manifest.vision
-        one = candidate.layers()
-        two = TorchLayers(reference, vision) if other is None else layers_of(other)
-        if one is None:
-            raise no_layers(candidate.backend, "--backend")
-        if two is None:
-            raise no_layers("the other side", "--against-backend")
-        if tolerance is None:
-            precisions = [candidate.precision, *([other.encoder.precision] if other else [])]
-            tolerance = max(limits_of(name).layer_tolerance for name in precisions)
-        cases = (sample.case for sample in candidate.samples)
-        served = (case for case in cases if one.serves(case.grid) and two.serves(case.grid))
-        bisections = bisect(served, vision, one, two, tolerance, status.update)
-    first = earliest(bisections, vision)
-    labels = (_label(candidate, one), two.label)
+    with Console(stderr=True).status("bisecting") as status:
+        report = search(request, tolerance, status.update)
     if as_json:
-        sys.stdout.write(json.dumps(_bisection_json(bisections, first, tolerance, labels), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_bisection_json(report), indent=1) + "\n")
     else:
-        _print_bisection(bisections, first, tolerance, labels)
-    if first is not None:
+        _print_bisection(report)
+    if report.first is not None:
         raise SystemExit(1)
 
 
-def _label(candidate: Candidate, source: LayerSource) -> str:
-    return f"{candidate.bundle.path.name}: {source.label}"
-
-
-def _bisection_json(
-    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
-) -> dict[str, Any]:
+def _bisection_json(report: SearchReport) -> dict[str, Any]:
+    first = report.first
     return {
-        "sides": labels,
-        "tolerance": tolerance,
+        "sides": report.sides,
+        "tolerance": report.bisections[0].tolerance if first is None else first.tolerance,
         "first_layer": None if first is None or first.first is None else first.first.layer,
         "first": None if first is None else asdict(first),
         "cases": [
-            {"bucket": item.bucket, "picture": item.picture, "first_layer": item.first.layer if item.first else None}
-            for item in bisections
+            {name: getattr(item, name) for name in ("precision", "bucket", "graph", "picture")}
+            | {"first_layer": item.first.layer if item.first else None}
+            for item in report.bisections
         ],
+        "skipped": report.skipped,
     }
 
 
-def _print_bisection(
-    bisections: list[Bisection], first: Bisection | None, tolerance: float, labels: tuple[str, str]
-) -> None:
+def _print_bisection(report: SearchReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from qwen3vl_edge.tools.parity.layers.names import MEANING, part_of
 
     console = Console()
-    console.print(
-        f"{labels[0]} against {labels[1]}, {len(bisections)} comparisons (pictures times buckets)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    count = len(report.bisections)
+    lines = [f"{report.sides[0]} against {report.sides[1]}, {count} comparisons (pictures times graphs)"]
+    lines += [f"not searched: {what} ({reason})" for what, reason in report.skipped.items()]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    first = report.first
     if first is None or first.first is None:
-        worst = max((gap for item in bisections for gap in item.gaps), key=lambda gap: gap.relative_l2)
+        gaps = [(gap.relative_l2 / item.tolerance, gap, item) for item in report.bisections for gap in item.gaps]
+        _, worst, case = max(gaps, key=lambda gap: gap[0])
         console.print(
-            f"no layer parts by more than {tolerance:g}: the largest is {worst.layer}, relative L2 "
+            f"no layer parts by more than {case.tolerance:g}: the largest is {worst.layer}, relative L2 "
             f"{worst.relative_l2:.1e}",
             highlight=False,
             soft_wrap=True,
         )
         return
-    table = Table(title=f"bucket {first.bucket}, {first.picture}", title_justify="left")
+    parted = sorted({(item.precision, item.label) for item in report.bisections if item.first is not None})
+    console.print(
+        "graphs that part: " + ", ".join(f"{precision} {label}" for precision, label in parted),
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(title=f"{first.precision}, bucket {first.label}, {first.picture}", title_justify="left")
     for name in ("layer", "relative L2", "cosine", "max abs", "row", "channel"):
         table.add_column(name, justify="left" if name == "layer" else "right")
     place = first.gaps.index(first.first)
@@ -238,7 +214,7 @@ def _print_bisection(
     console.print(table)
     meaning = MEANING.get(part_of(first.first.layer), MEANING.get(first.first.layer, ""))
     console.print(
-        f"first layer that parts by more than {tolerance:g}: [bold]{first.first.layer}[/]"
+        f"first layer that parts by more than {first.tolerance:g}: [bold]{first.first.layer}[/]"
         + (f" ({meaning})" if meaning else ""),
         highlight=False,
         soft_wrap=True,

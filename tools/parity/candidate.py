@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         edge: None for a dump, which can run nothing more.
-        samples: the candidate's embeddings of each picture at each bucket; an iterator, read once.
+        samples: the candidate's embeddings of each picture at each graph; an iterator, read once.
         layers: opens its own intermediate outputs; returns None where it has none.
         facts: of the machine that a dump was made on.
     """
@@ -52,7 +52,11 @@ def open_backend_candidate(
         BundleError: a bundle that cannot be used.
         InputError: a backend that cannot be used.
     """
-    edge = stack.enter_context(open_edge(path, options))
+    return edge_candidate(stack.enter_context(open_edge(path, options)), pictures, progress)
+
+
+def edge_candidate(edge: Edge, pictures: dict[str, Any], progress: Callable[[str], None]) -> Candidate:
+    """An edge that is open already, on these pictures."""
     samples = run_cases(edge, edge_cases(edge, pictures, progress))
     name, precision = edge.encoder.name, edge.encoder.precision
     return Candidate(edge.bundle, name, precision, edge, samples, lambda: layers_of(edge), {})

@@ -9,12 +9,13 @@ from typing import Any
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend
+from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend, run_encoder
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.output_error import OutputError, output_error
-from qwen3vl_edge.tools.parity.samples import Case, Sample, edge_cases, run_cases
+from qwen3vl_edge.tools.parity.samples import UINT8, Case, Sample, edge_cases, graph_label, run_cases, takes_pixels
 
-WORST_PER_BUCKET = 3  # pictures whose pixels stay in memory, for the page
+WORST_PER_GRAPH = 3  # pictures whose pixels stay in memory, for the page
+Place = tuple[Grid, str]  # a grid and the kind of its graph
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """One output of one bucket, worst over the pictures.
+    """One output of one graph, worst over the pictures.
 
     Attributes:
+        bucket, graph: its grid, and its kind.
         worst_token: largest L2 of a token's error, relative to the reference tokens' norms.
     """
 
@@ -45,6 +47,15 @@ class EncoderRow:
     distance: Distance
     bound: Bound
     worst_token: float = float("nan")
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.bucket, self.graph, self.output
+
+    @property
+    def label(self) -> str:
+        """The graph as tables name it."""
+        return graph_label(self.bucket, self.graph)
 
     @property
     def passed(self) -> bool:
@@ -62,7 +73,7 @@ class EncoderRow:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One picture at one bucket.
+    """One picture at one graph.
 
     Attributes:
         candidate: per output, the candidate against PyTorch.
@@ -78,6 +89,11 @@ class Measurement:
     between: dict[str, Distance] | None = None
 
     @property
+    def label(self) -> str:
+        """Its graph as tables name it."""
+        return graph_label(self.grid, self.graph)
+
+    @property
     def badness(self) -> float:
         """Largest token error of any output; NaN counts as infinite."""
         worst = max((error.worst_token for error in self.candidate.values()), key=lambda value: (value != value, value))
@@ -86,10 +102,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measured:
-    """A whole run: every measurement, and per bucket the pictures that came out worst, worst first."""
+    """A whole run.
+
+    Attributes:
+        worst: per graph the pictures that came out worst, worst first.
+        embeddings: per grid those of its first picture.
+    """
 
     measurements: tuple[Measurement, ...]
-    worst: dict[Grid, tuple[tuple[Measurement, Case], ...]]
+    worst: dict[Place, tuple[tuple[Measurement, Case], ...]]
+    embeddings: dict[Grid, Embeddings]
 
 
 def compare_encoders(
@@ -98,18 +120,15 @@ def compare_encoders(
     pictures: dict[str, Any],
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> list[EncoderRow]:
-    """Run the edge's encoder and the reference on every picture at every bucket.
-
-    The dynamic-shape graph is checked on one grid that no bucket covers.
-    """
+    """Run the edge's encoder and the reference on every picture at every graph (`edge_cases`)."""
     names = edge.bundle.manifest.vision.output_names
     measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, reference)
-    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision))
+    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision, edge.encoder.name))
 
 
-def bound_of(precision: str) -> Bound:
-    """The default one of a precision."""
-    limits = limits_of(precision)
+def bound_of(precision: str, backend: str) -> Bound:
+    """The default one of a precision on a backend."""
+    limits = limits_of(precision, backend)
     return Bound(limits.min_cosine, limits.max_relative_l2)
 
 
@@ -123,15 +142,17 @@ def measure(
         names: of the outputs, in order.
     """
     measurements: list[Measurement] = []
-    worst: dict[Grid, list[tuple[Measurement, Case]]] = {}
+    worst: dict[Place, list[tuple[Measurement, Case]]] = {}
+    first: dict[Grid, Embeddings] = {}
     for sample in samples:
         measurement = _measure(sample, names, reference, against)
         measurements.append(measurement)
-        pairs = worst.setdefault(sample.case.grid, [])
+        first.setdefault(sample.case.grid, sample.embeddings)
+        pairs = worst.setdefault(sample.case.place, [])
         pairs.append((measurement, sample.case))
         pairs.sort(key=lambda pair: -pair[0].badness)
-        del pairs[WORST_PER_BUCKET:]
-    return Measured(tuple(measurements), {grid: tuple(pairs) for grid, pairs in worst.items()})
+        del pairs[WORST_PER_GRAPH:]
+    return Measured(tuple(measurements), {place: tuple(pairs) for place, pairs in worst.items()}, first)
 
 
 def _measure(
@@ -143,7 +164,10 @@ def _measure(
     errors = {name: output_error(candidate[name], expected[name]) for name in names}
     if against is None or not (case.grid in against.serves.buckets or against.serves.dynamic):
         return Measurement(case.grid, case.graph, case.picture, errors)
-    other = named_outputs(names, against.run(case.grid, case.input.pixel_values))
+    if case.graph == UINT8 and takes_pixels(against, case.grid):
+        other = named_outputs(names, run_encoder(against, case.input))
+    else:
+        other = named_outputs(names, against.run(case.grid, case.input.pixel_values))
     return Measurement(
         case.grid,
         case.graph,
@@ -162,19 +186,18 @@ def named_outputs(names: Sequence[str], embeddings: Embeddings) -> dict[str, Any
 def encoder_rows(
     measurements: Sequence[Measurement], bound: Bound | dict[str, Bound], *, against: bool = False
 ) -> list[EncoderRow]:
-    """Worst over the pictures per bucket and output, in the order measured.
+    """Worst over the pictures per graph and output, in the order measured.
 
     Args:
         bound: of all outputs, or one per output.
         against: rows of the other side, without the grids that it does not serve.
     """
-    rows: dict[tuple[str, str], EncoderRow] = {}
+    rows: dict[tuple[str, str, str], EncoderRow] = {}
     for item in measurements:
         for name, error in ((item.against if against else item.candidate) or {}).items():
             own = bound[name] if isinstance(bound, dict) else bound
-            key = (str(item.grid), name)
-            row = EncoderRow(key[0], item.graph, name, 1, error.distance, own, error.worst_token)
-            rows[key] = _worse(rows[key], row) if key in rows else row
+            row = EncoderRow(str(item.grid), item.graph, name, 1, error.distance, own, error.worst_token)
+            rows[row.key] = _worse(rows[row.key], row) if row.key in rows else row
     return list(rows.values())
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from qwen3vl_edge.tools.parity.encoder import Bound, EncoderRow
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.layers.drift import LayerRow
-from qwen3vl_edge.tools.parity.limits import limits_of
+from qwen3vl_edge.tools.parity.limits import answer_kl, limits_of, wire_limits
+from qwen3vl_edge.tools.parity.wire_forms import WireRow
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class AnswerLimits:
 
 @dataclass(frozen=True)
 class Gate:
-    """All limits of one run.
+    """All limits of one set.
 
     Attributes:
+        precision: of the set; "" where there is but one.
         outputs: limits per encoder output; `encoder` applies to those not named.
         max_layer_l2: relative L2 of the residual stream and the mergers; None where layers are not limited.
     """
@@ -65,6 +67,7 @@ class Gate:
     outputs: dict[str, EncoderLimits] = field(default_factory=dict)
     max_layer_l2: float | None = None
     source: str = "the defaults of this precision"
+    precision: str = ""
 
     def of_output(self, name: str) -> EncoderLimits:
         return self.outputs.get(name, self.encoder)
@@ -88,16 +91,20 @@ class GateRow:
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     def __str__(self) -> str:
-        """`encoder 1x8x8 embeds: cosine 0.99, required at least 0.999`."""
+        """`encoder fp16 1x8x8 fixed embeds: cosine 0.99, required at least 0.999`."""
         measured = "not measured" if self.measured is None else f"{self.measured:.7g}"
         return f"{self.what}: {self.figure} {measured}, required at {'least' if self.at_least else 'most'} {self.limit}"
 
 
-def default_gate(precision: str, wire_dtype: str) -> Gate:
+def default_gate(precision: str, wire_dtype: str, backend: str = "") -> Gate:
     """Limits of `tools/parity/limits.py` for these."""
-    limits = limits_of(precision)
-    agreement = min(limits.min_agreement, limits_of(wire_dtype).min_agreement)
-    return Gate(EncoderLimits(limits.min_cosine, limits.max_relative_l2), AnswerLimits(agreement))
+    limits = limits_of(precision, backend)
+    agreement = min(limits.min_agreement, wire_limits(wire_dtype).min_agreement)
+    return Gate(
+        EncoderLimits(limits.min_cosine, limits.max_relative_l2),
+        AnswerLimits(agreement, answer_kl(precision, wire_dtype, backend)),
+        precision=precision,
+    )
 
 
 def judge(
@@ -109,14 +116,28 @@ def judge(
         prompts: all that were compared.
         layers: None where layers were not measured.
     """
-    rows = [gate_row for row in encoder for gate_row in _encoder(gate.of_output(row.output), row)]
+    return judge_encoder(gate, encoder, layers) + _answers(gate.answers, prompts)
+
+
+def judge_encoder(gate: Gate, encoder: Sequence[EncoderRow], layers: Sequence[LayerRow] | None = None) -> list[GateRow]:
+    """The rows of a set that no answers were asked of."""
+    rows = [gate_row for row in encoder for gate_row in _encoder(gate, row)]
     if gate.max_layer_l2 is not None:
-        rows += _layers(gate.max_layer_l2, layers)
-    return rows + _answers(gate.answers, prompts)
+        rows += _layers(gate, layers)
+    return rows
 
 
-def _encoder(limits: EncoderLimits, row: EncoderRow) -> list[GateRow]:
-    what = f"encoder {row.bucket} {row.graph} {row.output}"
+def judge_wire(rows: Sequence[WireRow]) -> list[GateRow]:
+    """One row per wire form and output: no error is larger than the form's own arithmetic explains."""
+    return [
+        GateRow(f"wire {row.form} {row.output}", "largest error over the largest explained", row.steps, 1.0, False)
+        for row in rows
+    ]
+
+
+def _encoder(gate: Gate, row: EncoderRow) -> list[GateRow]:
+    limits = gate.of_output(row.output)
+    what = " ".join(filter(None, ("encoder", gate.precision, row.bucket, row.graph, row.output)))
     apart = row.distance
     figures = [
         ("cosine", apart.cosine, limits.min_cosine, True),
@@ -127,14 +148,15 @@ def _encoder(limits: EncoderLimits, row: EncoderRow) -> list[GateRow]:
     return [GateRow(what, figure, value, limit, least) for figure, value, limit, least in figures if limit is not None]
 
 
-def _layers(limit: float, layers: Sequence[LayerRow] | None) -> list[GateRow]:
+def _layers(gate: Gate, layers: Sequence[LayerRow] | None) -> list[GateRow]:
+    limit, of = gate.max_layer_l2 or 0.0, f" {gate.precision}" if gate.precision else ""
     if layers is None:
-        return [GateRow("layers", "relative L2", None, limit, at_least=False)]
+        return [GateRow(f"layers{of}", "relative L2", None, limit, at_least=False)]
     worst: dict[str, float] = {}
     for row in layers:
         values = (worst.get(row.layer, 0.0), row.candidate.relative_l2)
         worst[row.layer] = max(values, key=lambda value: (value != value, value))
-    return [GateRow(f"layer {name}", "relative L2", value, limit, at_least=False) for name, value in worst.items()]
+    return [GateRow(f"layer{of} {name}", "relative L2", value, limit, at_least=False) for name, value in worst.items()]
 
 
 def _answers(limits: AnswerLimits, prompts: Sequence[PromptResult]) -> list[GateRow]:

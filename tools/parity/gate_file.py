@@ -24,14 +24,14 @@ LAYER_KEYS = ("max_relative_l2",)
 SECTIONS = ("encoder", "layers", "answers")
 
 
-def read_gate(path: Path, precision: str, wire_dtype: str, output_names: tuple[str, ...]) -> Gate:
-    """The gate of a file for one precision, on top of that precision's defaults.
+def read_gate(path: Path, precision: str, wire_dtype: str, output_names: tuple[str, ...], backend: str = "") -> Gate:
+    """The gate of a file for one precision, on top of that precision's defaults on a backend.
 
     Raises:
         InputError: unreadable, not TOML, or a key or value that no limit has.
     """
     document = _load(path)
-    gate = replace(default_gate(precision, wire_dtype), source=path.name)
+    gate = replace(default_gate(precision, wire_dtype, backend), source=path.name)
     overrides = document.pop("precision", {})
     gate = _apply(gate, document, str(path), output_names)
     _check_table(overrides, f"{path}: precision")

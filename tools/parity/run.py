@@ -14,20 +14,35 @@ from qwen3vl_edge.contract.bundle.open import Bundle, open_model_of
 from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
-from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
-from qwen3vl_edge.tools.parity.candidate import Candidate, open_backend_candidate, open_dump_candidate
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend
+from qwen3vl_edge.tools.parity.candidate import (
+    Candidate,
+    edge_candidate,
+    open_backend_candidate,
+    open_dump_candidate,
+)
 from qwen3vl_edge.tools.parity.dump.identity import bundle_facts
-from qwen3vl_edge.tools.parity.encoder import Measured, bound_of, encoder_rows, measure
+from qwen3vl_edge.tools.parity.encoder import EncoderRow, Measured, bound_of, encoder_rows, measure
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult, compare_prompts, open_both
 from qwen3vl_edge.tools.parity.findings import Findings, LayerFindings
-from qwen3vl_edge.tools.parity.gate import Gate, default_gate, judge
+from qwen3vl_edge.tools.parity.gate import Gate, GateRow, default_gate, judge, judge_encoder, judge_wire
 from qwen3vl_edge.tools.parity.gate_file import read_gate
 from qwen3vl_edge.tools.parity.layers.drift import measure_layers
 from qwen3vl_edge.tools.parity.layers.sources import layers_of, layers_of_graph
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import pictures_of
 from qwen3vl_edge.tools.parity.prompts import Prompt, prompts_about, read_prompts
+from qwen3vl_edge.tools.parity.reference import KeptReference
 from qwen3vl_edge.tools.parity.report import AgainstReport, Between, ParityReport
+from qwen3vl_edge.tools.parity.sets import (
+    SetReport,
+    Skipped,
+    graphs_without_rows,
+    opened_set,
+    other_precisions,
+)
+from qwen3vl_edge.tools.parity.wire_forms import WireRow, measure_wire_forms
 
 Progress = Callable[[str], None]
 Answers = tuple[PromptResult, ...]
@@ -66,21 +81,23 @@ def run_parity(request: ParityRequest, progress: Progress) -> Findings:
         pictures = {} if request.dump else pictures_of(request.images)
         questions = read_prompts(request.prompts) if request.prompts else prompts_about(pictures) if pictures else []
         candidate = open_candidate(request, pictures, stack, progress)
-        gate = _gate(request, candidate)
+        gate = _gate(request, candidate, candidate.precision)
         other = open_against(request, candidate.bundle, stack)
         reference = open_reference(request.model, candidate.bundle)
         stack.callback(reference.close)
         names = candidate.bundle.manifest.vision.output_names
-        measured = measure(candidate.samples, names, reference, None if other is None else other.encoder)
+        kept = KeptReference(reference)
+        measured = measure(candidate.samples, names, kept, None if other is None else other.encoder)
         layers = None
         if request.layers or gate.max_layer_l2 is not None:
             layers = _layers(candidate, measured, reference, other, progress)
+        sets, limits, skipped = _other_sets(request, candidate, pictures, kept, reference, progress)
+        wire = _wire_forms(candidate, measured, skipped, progress)
         answers, others = _compare_answers(request, questions, candidate, other, progress)
         report = _report(request, candidate, gate, measured, layers, answers)
+        report = report.with_others(sets, wire, skipped, (*limits, *judge_wire(wire)))
         if other is not None:
-            report = report.with_against(
-                _against(_labels(candidate, other)[1], measured, other.encoder.precision, others)
-            )
+            report = report.with_against(_against(_labels(candidate, other)[1], measured, other.encoder, others))
         return _findings(report, candidate, gate, measured, layers, other)
 
 
@@ -133,23 +150,85 @@ def open_reference(model: str, bundle: Bundle) -> PytorchBackend:
     return PytorchBackend(open_model_of(bundle, model))
 
 
-def _gate(request: ParityRequest, candidate: Candidate) -> Gate:
-    wire = request.options.wire_dtype if candidate.edge is not None else candidate.precision
+def _gate(request: ParityRequest, candidate: Candidate, precision: str) -> Gate:
+    wire = request.options.wire_dtype
     if request.gate is None:
-        return default_gate(candidate.precision, wire)
-    return read_gate(request.gate, candidate.precision, wire, candidate.bundle.manifest.vision.output_names)
+        return default_gate(precision, wire, candidate.backend)
+    names = candidate.bundle.manifest.vision.output_names
+    return read_gate(request.gate, precision, wire, names, candidate.backend)
+
+
+def _other_sets(
+    request: ParityRequest,
+    candidate: Candidate,
+    pictures: dict[str, Any],
+    kept: KeptReference,
+    reference: PytorchBackend,
+    progress: Progress,
+) -> tuple[list[SetReport], list[GateRow], Skipped]:
+    """The other precisions' encoders, their limits, and the graphs that nothing here runs."""
+    reports, limits = [], []
+    precisions, skipped = other_precisions(candidate, request.options)
+    for precision in precisions:
+        with opened_set(request.bundle, request.options, precision, skipped) as edge:
+            if edge is None:
+                continue
+            one = edge_candidate(edge, pictures, _of_set(progress, precision))
+            gate = _gate(request, candidate, precision)
+            names = candidate.bundle.manifest.vision.output_names
+            try:
+                measured = measure(one.samples, names, kept)
+            except InputError as error:  # a graph that the backend does not load serves nothing here
+                skipped[f"set {precision}"] = error.message
+                continue
+            rows = _rows(measured, gate, names)
+            layers = None
+            if gate.max_layer_l2 is not None:
+                layers = _layers(one, measured, reference, None, progress).rows
+            limits += judge_encoder(gate, rows, layers)
+            reports.append(SetReport(precision, tuple(rows)))
+            skipped |= _graphs_not_run(one, rows)
+    return reports, limits, skipped
+
+
+def _of_set(progress: Progress, precision: str) -> Progress:
+    return lambda bucket: progress(f"encoder, {precision}, bucket {bucket}")
+
+
+def _graphs_not_run(candidate: Candidate, rows: list[EncoderRow]) -> Skipped:
+    reason = f"backend {candidate.backend} does not run it" if candidate.edge is not None else "it is not in the dump"
+    return graphs_without_rows(candidate.bundle.manifest.precision(candidate.precision), rows, reason)
+
+
+def _wire_forms(candidate: Candidate, measured: Measured, skipped: Skipped, progress: Progress) -> tuple[WireRow, ...]:
+    """Every wire form of the embeddings of one picture per grid; those that there are not are added to `skipped`."""
+    manifest = candidate.bundle.manifest
+    basis = None if manifest.basis is None else open_basis(candidate.bundle)
+    rows, without = measure_wire_forms(
+        measured.embeddings,
+        manifest.vision.output_names,
+        manifest.model.model_hash,
+        basis,
+        lambda form: progress(f"{form} on the wire"),
+    )
+    skipped |= without
+    return tuple(rows)
+
+
+def _rows(measured: Measured, gate: Gate, names: tuple[str, ...]) -> list[EncoderRow]:
+    return encoder_rows(measured.measurements, {name: gate.of_output(name).bound for name in names})
 
 
 def _layers(
     candidate: Candidate, measured: Measured, reference: PytorchBackend, other: Edge | None, progress: Progress
 ) -> LayerFindings:
-    """The worst picture of each bucket; of a backend that shows no layers, the graph that its engine was built from."""
+    """The worst picture of each graph; of a backend that shows no layers, the graph that its engine was built from."""
     from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
 
     source, vision = candidate.layers(), candidate.bundle.manifest.vision
     label = "" if source is not None else "the graph, since this engine shows no layers: "
     source = source or layers_of_graph(candidate.bundle, candidate.precision)
-    cases = [pairs[0][1] for grid, pairs in measured.worst.items() if source.serves(grid)]
+    cases = [pairs[0][1] for pairs in measured.worst.values() if source.serves(pairs[0][1])]
     against = None if other is None else layers_of(other)
     rows = measure_layers(
         cases,
@@ -159,7 +238,9 @@ def _layers(
         against,
         lambda bucket: progress(f"layers, bucket {bucket}"),
     )
-    return LayerFindings(label + source.label, limits_of(candidate.precision).layer_tolerance, tuple(rows))
+    return LayerFindings(
+        label + source.label, limits_of(candidate.precision, candidate.backend).layer_tolerance, tuple(rows)
+    )
 
 
 def _compare_answers(
@@ -187,8 +268,7 @@ def _report(
     layers: LayerFindings | None,
     answers: Answers,
 ) -> ParityReport:
-    names = candidate.bundle.manifest.vision.output_names
-    rows = encoder_rows(measured.measurements, {name: gate.of_output(name).bound for name in names})
+    rows = _rows(measured, gate, candidate.bundle.manifest.vision.output_names)
     return ParityReport(
         bundle=str(request.bundle),
         model=request.model,
@@ -200,6 +280,7 @@ def _report(
         min_agreement=gate.answers.min_agreement,
         tools={name: importlib.metadata.version(name) for name in ("torch", "transformers", "qwen-vl-utils")},
         gate=tuple(judge(gate, rows, answers, None if layers is None else layers.rows)),
+        skipped=_graphs_not_run(candidate, rows),
     )
 
 
@@ -233,11 +314,11 @@ def _labels(candidate: Candidate, other: Edge | None) -> tuple[str, str]:
     return candidate.label, against
 
 
-def _against(label: str, measured: Measured, precision: str, answers: Answers) -> AgainstReport:
-    rows = encoder_rows(measured.measurements, bound_of(precision), against=True)
-    worst: dict[tuple[str, str], Between] = {}
+def _against(label: str, measured: Measured, encoder: EncoderBackend, answers: Answers) -> AgainstReport:
+    rows = encoder_rows(measured.measurements, bound_of(encoder.precision, encoder.name), against=True)
+    worst: dict[tuple[str, str, str], Between] = {}
     for item in measured.measurements:
         for name, apart in (item.between or {}).items():
-            key = (str(item.grid), name)
+            key = (str(item.grid), item.graph, name)
             worst[key] = Between(*key, apart.worst(worst[key].distance) if key in worst else apart)
     return AgainstReport(label, tuple(rows), tuple(worst.values()), answers)

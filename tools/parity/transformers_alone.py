@@ -117,7 +117,7 @@ def compare_alone(
             if "image" in part
         ]
         alone = processor.inputs(read)
-        fault = _fault(processor, pictures, unsplit)
+        fault = _fault(processor, pictures, [_mode(source) in OPAQUE for source in sources], unsplit)
     except Exception as error:  # transformers raises many kinds
         return Alone(unread=(str(error) or repr(error)).splitlines()[0][:160])
     if _same(alone, unsplit):
@@ -131,7 +131,6 @@ def compare_alone(
         choices += [RESAMPLING] if _is_resized(pictures, unsplit, processor) else []
     if any(_mode(source) not in OPAQUE for source in sources):
         choices.append(PIXEL_FORMAT)
-        fault = None
     if has_clips:
         choices.append(CLIP_SAMPLING)
     if not choices and fault is None:
@@ -182,16 +181,25 @@ def _mode(picture: Any) -> str:
     return "transparent" if "transparency" in picture.info else picture.mode
 
 
-def _fault(processor: AloneProcessor, pictures: list[Any], unsplit: dict[str, Any]) -> str | None:
-    """Whether the pictures, as transformers loads them, are those of the unsplit model's input, at its grids."""
+def _fault(
+    processor: AloneProcessor, pictures: list[Any], comparable: list[bool], unsplit: dict[str, Any]
+) -> str | None:
+    """Whether the pictures, as transformers loads them, are those of the unsplit model's input, at its grids.
+
+    Args:
+        comparable: False for a picture of a pixel format that differs by choice; it excuses itself alone.
+    """
     if not pictures:
         return None
-    expected = processor.pixel_values(pictures, unsplit["image_grid_thw"].tolist())
+    grids = unsplit["image_grid_thw"].tolist()
+    expected = processor.pixel_values(pictures, grids)
     actual = unsplit["pixel_values"].numpy()
-    if np.array_equal(expected, actual):
-        return None
-    most = float(np.abs(expected - actual).max())
-    return f"a picture is not as transformers loads it: patches differ by up to {most:.3g}"
+    ends = np.cumsum([frames * rows * columns for frames, rows, columns in grids])
+    for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if comparable[index] and not np.array_equal(expected[start:end], actual[start:end]):
+            most = float(np.abs(expected[start:end] - actual[start:end]).max())
+            return f"picture {index + 1} is not as transformers loads it: patches differ by up to {most:.3g}"
+    return None
 
 
 def _is_resized(pictures: list[Any], unsplit: dict[str, Any], processor: AloneProcessor) -> bool:

@@ -49,7 +49,8 @@ def test_a_bundle_without_a_fault(small_bundle: Path, reference: Path, pictures:
     before = {file: sha256_of(file) for file in small_bundle.rglob("*") if file.is_file()}
     code, found = bisect(small_bundle, reference, pictures)
     assert (code, found["first_layer"]) == (0, None)
-    assert len(found["cases"]) == 2  # one picture at two buckets
+    graphs = [("1x8x8", "fixed"), ("1x8x8", "image_uint8"), ("4x6x8", "fixed")]  # one picture at each
+    assert [(case["bucket"], case["graph"]) for case in found["cases"]] == graphs
     after = {file: sha256_of(file) for file in small_bundle.rglob("*") if file.is_file()}
     assert after == before  # intermediate outputs are added to a copy
 
@@ -82,7 +83,8 @@ def test_a_wrong_op_is_named_from_bundle_to_bundle(
     assert [case["first_layer"] for case in found["cases"]] == [
         "blocks.2.attn.softmax",
         None,
-    ]  # the other graph is whole
+        None,
+    ]  # the other graphs are whole
     code, found = bisect(faulty, reference, pictures)
     assert (code, found["first_layer"]) == (1, "blocks.2.attn.flat")
     done = run_here(
@@ -106,7 +108,7 @@ def test_swapped_outputs_are_named_where_every_layer_is_right(
     swapped = with_node_changed(once, tmp_path / "swapped", graph, "deepstack.1", takes(0))
     code, found = bisect(swapped, reference, pictures)
     assert (code, found["first_layer"]) == (1, "deepstack.0")
-    assert [case["first_layer"] for case in found["cases"]] == ["deepstack.0", None]
+    assert [case["first_layer"] for case in found["cases"]] == ["deepstack.0", None, None]
     assert bisect(swapped, reference, pictures, "--against", small_bundle)[0] == 1
 
 

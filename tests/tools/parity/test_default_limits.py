@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.golden import Golden, GoldenLimit
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
+from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.parity.encoder import EncoderRow, compare_encoders
+from qwen3vl_edge.tools.parity.gate import default_gate
+from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import draw_picture
 from tests.support.encoders.faulty_bundle import with_weight_edited
 
@@ -44,6 +50,23 @@ FAULTS: list[tuple[str, Callable[[Any], None]]] = [
 @pytest.fixture(scope="module")
 def oracle(reference: Path) -> PytorchBackend:
     return PytorchBackend(open_checkpoint(str(reference)))
+
+
+def test_export_calibration_self_test_and_parity_have_one_rule() -> None:
+    """NaN is never accepted, and a backend that is coarser by name is judged as such by each of them."""
+    for name, item in PRECISIONS.items():
+        limits, nan = limits_of(name), float("nan")
+        assert (limits.min_cosine, limits.max_relative_l2) == (item.min_cosine, item.max_relative_l2)
+        assert item.accepts(item.min_cosine, item.max_relative_l2)
+        assert not any(item.accepts(*pair) for pair in ((nan, 0.0), (1.0, nan), (item.min_cosine - 1e-6, 0.0)))
+        coarse = limits_of(name, "openvino-bf16")
+        assert (coarse.min_cosine, coarse.max_relative_l2) == (0.99, 1.4e-1)
+        spec = tuple(TensorSpec(output, "float32", (4, 8)) for output in ("embeds", "deepstack.0"))
+        graph = GraphRecord("fixed", "1x4x4", f"{name}/1x4x4.onnx", (), spec)
+        for backend, expected in (("onnxruntime", limits), ("openvino-bf16", coarse)):
+            found = set(Golden({}, {}).limits(name, graph, backend))
+            assert found == {GoldenLimit(expected.min_cosine, expected.max_relative_l2)}
+    assert default_gate("fp32", "fp32", "openvino-bf16").encoder.min_cosine == 0.99
 
 
 def rows(bundle: Path, oracle: PytorchBackend) -> list[EncoderRow]:

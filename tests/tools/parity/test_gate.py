@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_edge.contract.bundle.distance import Distance
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.wire.packing import WIRE_DTYPES
 from qwen3vl_edge.tools.parity.encoder import Bound, EncoderRow
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.gate import default_gate, judge
 from qwen3vl_edge.tools.parity.gate_file import read_gate
-from qwen3vl_edge.tools.parity.limits import UNKNOWN, limits_of
+from qwen3vl_edge.tools.parity.limits import UNKNOWN, WIRE_LIMITS, limits_of
 from qwen3vl_edge.tools.parity.pictures import draw_picture
 from tests.support.run_cli import run_here
 
@@ -30,11 +32,15 @@ def gate_of(tmp_path: Path, text: str, precision: str = "fp16"):  # type: ignore
 def test_defaults_are_one_table() -> None:
     assert default_gate("fp32", "fp32").answers.min_agreement == 1.0
     assert default_gate("fp32", "fp16").answers.min_agreement == 0.99
+    assert default_gate("fp32", "fp32").answers.max_kl == pytest.approx(PRECISIONS["fp32"].max_kl)
+    both = default_gate("fp16", "fp16").answers.max_kl
+    assert both == pytest.approx((1e-4**0.5 + 1e-5**0.5) ** 2)  # errors add up, and KL is their square
+    assert set(WIRE_LIMITS) == set(WIRE_DTYPES)
     assert default_gate("int8", "fp16").encoder.min_cosine == limits_of("int8-fp16").min_cosine == 0.999
     assert (limits_of("fp8").min_cosine, limits_of("fp8").min_agreement) == (0.998, 0.98)
     assert limits_of("int4") == UNKNOWN
     failed = [row for row in judge(default_gate("fp16", "fp16"), [ROW], [PROMPT], None) if not row.passed]
-    assert [str(row) for row in failed] == ["encoder 1x8x8 fixed embeds: cosine 0.9995, required at least 0.9999"]
+    assert [str(row) for row in failed] == ["encoder fp16 1x8x8 fixed embeds: cosine 0.9995, required at least 0.9999"]
 
 
 def test_each_table_overrides_the_one_before(tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_each_table_overrides_the_one_before(tmp_path: Path) -> None:
     assert {row.figure: row.passed for row in rows} == {
         "cosine": True, "token error": False, "relative L2": False, "agreement": True, "largest KL": True,
     }  # fmt: skip
-    assert "not measured" in str(next(row for row in rows if row.what == "layers"))
+    assert "not measured" in str(next(row for row in rows if row.what == "layers fp16"))
 
 
 def test_what_is_not_a_number_fails(tmp_path: Path) -> None:
@@ -77,10 +83,16 @@ def test_what_is_not_a_number_fails(tmp_path: Path) -> None:
 def test_answers_that_a_gate_asks_for_have_to_be_measured(tmp_path: Path) -> None:
     assert judge(default_gate("fp16", "fp16"), [], [], None) == []
     asked = judge(gate_of(tmp_path, "[answers]\nmin_agreement = 0.5\nmin_prompts = 2\n"), [], [], None)
-    assert [row.passed for row in asked] == [False, False]
+    assert [(row.figure, row.passed) for row in asked] == [
+        ("agreement", False),
+        ("largest KL", False),
+        ("prompts at native grids", False),
+    ]
     resized = PromptResult("a", False, (1,), (2,), "x", "y", 0, (), 10)  # says nothing of agreement
     few = judge(gate_of(tmp_path, "[answers]\nmin_prompts = 2\n"), [], [PROMPT, resized], None)
-    assert [(row.figure, row.passed) for row in few] == [("agreement", True), ("prompts at native grids", False)]
+    assert {row.figure: row.passed for row in few} == {
+        "agreement": True, "largest KL": True, "prompts at native grids": False,
+    }  # fmt: skip
 
 
 BAD = [
@@ -146,7 +158,7 @@ def test_a_device_is_checked_by_its_dump(small_bundle: Path, reference: Path, tm
     gate.write_text("[encoder]\nmax_relative_l2 = 1e-6\n[answers]\nmin_agreement = 0.9\n")
     missed = run_here(*arguments)
     assert missed.returncode == 1
-    assert "failed encoder 1x8x8 fixed embeds: relative L2 0.000" in missed.stdout
+    assert "failed encoder fp16 1x8x8 fixed embeds: relative L2 0.000" in missed.stdout
     assert "failed answers: agreement not measured, required at least 0.9" in missed.stdout
     assert "parity is broken" in missed.stdout
     gate.unlink()

@@ -71,12 +71,15 @@ def run(
 
 def test_both_sides_are_measured(run: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     report, _ = run
-    candidate = {(row["bucket"], row["output"]): row for row in report["encoder"]}
-    other = {(row["bucket"], row["output"]): row for row in report["against"]["encoder"]}
-    between = {(row["bucket"], row["output"]): row for row in report["against"]["between"]}
+
+    def by_place(rows: list) -> dict:  # type: ignore[type-arg]
+        return {(row["bucket"], row["graph"], row["output"]): row for row in rows}
+
+    candidate, other = by_place(report["encoder"]), by_place(report["against"]["encoder"])
+    between = by_place(report["against"]["between"])
     assert report["against"]["label"] == "onnxruntime fp32"
     assert set(candidate) == set(other) == set(between)
-    assert len(candidate) == 8  # two buckets, four outputs
+    assert len(candidate) == 12  # two graphs of the image bucket and one of the clip bucket, four outputs
     for key, row in candidate.items():
         assert row["distance"]["relative_l2"] > 50 * other[key]["distance"]["relative_l2"]  # fp16 against fp32
         assert row["distance"]["relative_l2"] <= row["worst_token"] < 1e-2
@@ -97,7 +100,11 @@ def test_the_page_says_all_and_needs_nothing(run: tuple[dict, Path], small_bundl
     for file in bundle.manifest.files:
         assert file.sha256 in page
     for layer in ("pos_embed.flat", "blocks.5.mlp.residual", "deepstack_merger_list.2.linear_fc2", "merger.linear_fc2"):
-        assert page.count(f"<code>{layer}</code>") >= 2  # once per bucket
+        assert page.count(f"<code>{layer}</code>") >= 3  # once per graph
+    assert "<h3>Transformers alone</h3>" in page
+    assert re.search(r"the same input on \d of 2 prompts", page)
+    assert "<h3>On the wire</h3>" in page
+    assert "set fp32: --precision fp16 was asked for" in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(set(ids)) == len(ids)
 
@@ -123,7 +130,7 @@ def test_a_browser_lays_it_out(run: tuple[dict, Path], tmp_path: Path, width: in
     assert found["outside"] == 0
     assert len(found["svg"]) == 5
     assert all(wide > 0.6 * width and high > 100 for wide, high in found["svg"])
-    assert len(found["images"]) == 2 * 4  # two pictures at two buckets, each with its heat map
+    assert len(found["images"]) == 2 * 6  # two pictures at three graphs, each with its heat map
     assert all(wide > 80 and high > 50 for wide, high in found["images"])
     assert all(natural > 100 for natural in found["loaded"])
 
@@ -144,7 +151,7 @@ def test_pixels_come_back_to_the_bit(edge: Edge) -> None:
         back = patch_values(rgb, case.grid, manifest.vision, manifest.preprocessing)
         assert np.array_equal(back, case.input.pixel_values)
         seen.append(str(case.grid))
-    assert seen == ["1x8x8", "4x6x8"]
+    assert seen == ["1x8x8", "1x8x8", "4x6x8"]
 
 
 def test_the_heat_map_is_hot_where_the_error_is(edge: Edge) -> None:

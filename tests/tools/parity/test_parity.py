@@ -23,6 +23,7 @@ from qwen3vl_edge.tools.parity.end_to_end import (
     kl_divergence,
     open_both,
 )
+from qwen3vl_edge.tools.parity.gate import default_gate, judge
 
 PROMPTS, ALL_PROMPTS = 84, 210
 TOKENS = 12
@@ -54,6 +55,28 @@ def check_same(results: list[PromptResult]) -> None:
 def test_fp32_split_is_the_unsplit_model_on_every_kind_of_prompt(fp32_results: list[PromptResult]) -> None:
     assert len(fp32_results) == PROMPTS
     check_same(fp32_results)
+
+
+def test_sound_answers_are_far_within_the_default_limits(fp32_results: list[PromptResult]) -> None:
+    gate = default_gate("fp32", "fp32")
+    assert all(row.passed for row in judge(gate, [], fp32_results, None))
+    assert gate.answers.max_kl is not None
+    assert max(max(item.kl) for item in fp32_results) < gate.answers.max_kl / 1000
+
+
+def test_another_mean_of_clips_is_beyond_the_default_limits(
+    bundle: Path,
+    both: tuple[Split, Unsplit],
+    prompts: list,  # type: ignore[type-arg]
+) -> None:
+    """Qwen2-VL's mean in place of Qwen3-VL's: every answer may be the same, the logits are not."""
+    asked = [item for item in prompts if item[0].startswith("video")][:6]
+    for mean, sound in (([0.5, 0.5, 0.5], True), ([0.48145466, 0.4578275, 0.40821073], False)):
+        with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
+            edge.processor.hf.video_processor.image_mean = mean
+            results = compare_prompts(asked, both[0].with_edge(edge), both[1], 4)
+        rows = [row for row in judge(default_gate("fp32", "fp16"), [], results, None) if row.figure == "largest KL"]
+        assert [row.passed for row in rows] == [sound], rows
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from qwen3vl_edge.tools.parity.gate import default_gate, judge
 from qwen3vl_edge.tools.parity.pictures import draw_picture
 from qwen3vl_edge.tools.parity.transformers_alone import (
     OPTIONS,
+    PIXEL_FORMAT,
     PIXEL_LIMITS,
     RESAMPLING,
     Alone,
@@ -86,6 +87,21 @@ def test_a_picture_read_otherwise_is_a_fault(reference: Path, wrong: Any) -> Non
     assert not [
         row for row in judge(default_gate("fp32", "fp32"), [], [replace(prompt, alone=Alone())], None) if not row.passed
     ]
+
+
+def test_a_pixel_format_excuses_its_own_picture_alone(reference: Path) -> None:
+    """A transparent picture differs by choice; the opaque one beside it has no such excuse."""
+    opaque = draw_picture(0).convert("RGB").resize((150, 170), Image.Resampling.BICUBIC)
+    transparent = draw_picture(1).resize((128, 128)).convert("RGBA")
+    transparent.putalpha(128)
+    found = compared(reference, about(transparent, opaque))
+    assert found.fault is None
+    assert PIXEL_FORMAT in found.choices
+    assert found.ids == ANSWER
+    found = compared(reference, about(transparent, opaque), about(transparent, ImageOps.mirror(opaque)))
+    assert found.fault is not None
+    assert found.fault.startswith("picture 2 is not as transformers loads it")
+    assert found.ids is None
 
 
 def test_what_transformers_cannot_read_is_told(reference: Path, tmp_path: Path) -> None:

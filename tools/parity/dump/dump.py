@@ -24,7 +24,7 @@ from qwen3vl_edge.tools.parity.dump.identity import set_identity
 from qwen3vl_edge.tools.parity.encoder import named_outputs
 from qwen3vl_edge.tools.parity.layers.names import LayerSource, stream_layers
 from qwen3vl_edge.tools.parity.pixels import to_rgb
-from qwen3vl_edge.tools.parity.samples import Case, Sample, edge_cases
+from qwen3vl_edge.tools.parity.samples import UINT8, Case, Sample, edge_cases
 
 
 def dump_edge(
@@ -34,7 +34,7 @@ def dump_edge(
     layers: LayerSource | None = None,
     progress: Callable[[str], None] = lambda bucket: None,
 ) -> DumpMeta:
-    """Run the edge's encoder on every picture at every bucket and write its outputs.
+    """Run the edge's encoder on every picture at every graph (`edge_cases`) and write its outputs.
 
     Args:
         layers: source of intermediate outputs; None omits them.
@@ -137,15 +137,17 @@ def dump_samples(dump: Dump, manifest: Manifest) -> Iterator[Sample]:
 
 def _case(dump: Dump, index: int, record: SampleRecord, manifest: Manifest) -> Case:
     grid, vision = Grid.parse(record.bucket), manifest.vision
+    pixels = None
     if dump.has(index, "pixels"):
         height, width = vision.geometry.pixels(grid)
         frames = dump.array(index, "pixels")
         _check_shape(dump, f"{index}/pixels", frames, (vision.geometry.frames(grid), height, width, vision.in_channels))
         values = patch_values(frames, grid, vision, manifest.preprocessing)
+        pixels = frames[0] if record.graph == UINT8 else None
     else:
         values = dump.array(index, "pixel_values")
         _check_shape(dump, f"{index}/pixel_values", values, (grid.patches, vision.patch_values))
-    return Case(record.picture, record.graph, EncoderInput(grid, values.astype(np.float32, copy=False)))
+    return Case(record.picture, record.graph, EncoderInput(grid, values.astype(np.float32, copy=False), pixels))
 
 
 def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -155,21 +157,25 @@ def _check_shape(dump: Dump, name: str, array: NDArray[Any], shape: tuple[int, .
 
 
 class DumpLayers:
-    """The layers of a dump; a case is looked up by its bucket and picture."""
+    """The layers of a dump; a case is looked up by its graph and picture."""
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
-        self._index = {(record.bucket, record.picture): index for index, record in dump}
+        self._index = {(record.bucket, record.graph, record.picture): index for index, record in dump}
         self._common = set.intersection(*(set(record.layers) for _, record in dump))
         self.label = f"dump of {dump.meta.backend}, {dump.meta.precision}"
 
     def offers(self, layer: str) -> bool:
         return layer in self._common or layer in self._dump.meta.outputs
 
-    def serves(self, grid: Grid) -> bool:
-        return any(bucket == str(grid) for bucket, _ in self._index)
+    def serves(self, case: Case) -> bool:
+        return _key(case) in self._index
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
-        index = self._index[str(case.grid), case.picture]
+        index = self._index[_key(case)]
         outputs = self._dump.meta.outputs
         return {name: self._dump.array(index, name if name in outputs else f"layer/{name}") for name in layers}
+
+
+def _key(case: Case) -> tuple[str, str, str]:
+    return str(case.grid), case.graph, case.picture

@@ -1,6 +1,6 @@
 """Polygraphy's own files: inputs and outputs that `polygraphy run --load-inputs --load-outputs` reads.
 
-One pair per bucket, because polygraphy runs one graph at a time:
+One pair per graph, because polygraphy runs one graph at a time:
 
     polygraphy run BUNDLE/fp32/1x28x28.onnx --onnxrt --load-inputs 1x28x28.inputs.json \\
         --load-outputs 1x28x28.outputs.json
@@ -21,10 +21,11 @@ from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inp
 from qwen3vl_edge.tools.parity.dump.dump import dump_samples
 from qwen3vl_edge.tools.parity.dump.dump_format import Dump
 from qwen3vl_edge.tools.parity.encoder import named_outputs
+from qwen3vl_edge.tools.parity.samples import UINT8, Case
 
 
 def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path]:
-    """Write `<bucket>.inputs.json` and `<bucket>.outputs.json` per bucket of a dump.
+    """Write `<graph>.inputs.json` and `<graph>.outputs.json` per graph of a dump, named as its file in the bundle.
 
     The iterations of both files are the dump's pictures, in order.
 
@@ -36,11 +37,10 @@ def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path
     results: dict[str, list[Any]] = defaultdict(list)
     runner = f"{dump.meta.backend}-{dump.meta.precision}"
     for sample, (index, record) in zip(dump_samples(dump, manifest), dump, strict=True):
-        name = "dynamic" if record.graph == "dynamic" else record.bucket
+        name = {"dynamic": "dynamic", UINT8: f"{record.bucket}.uint8"}.get(record.graph, record.bucket)
         outputs = named_outputs(dump.meta.outputs, sample.embeddings)
         outputs |= {layer: dump.array(index, f"layer/{layer}") for layer in record.layers}
-        graph = choose_graph(manifest.precision(dump.meta.precision), sample.case.grid)
-        feeds[name].append(graph_inputs(manifest.vision, graph, sample.case.grid, sample.case.input.pixel_values))
+        feeds[name].append(_feeds(sample.case, manifest, dump.meta.precision))
         results[name].append(comparator.IterationResult(outputs, runner_name=runner))
     written = []
     for name, iterations in results.items():
@@ -52,6 +52,13 @@ def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path
             except OSError as error:
                 raise InputError(f"{written[-1]} cannot be written ({error.strerror})", field="--polygraphy") from None
     return written
+
+
+def _feeds(case: Case, manifest: Manifest, precision: str) -> dict[str, NDArray[Any]]:
+    if case.graph == UINT8 and case.input.pixels is not None:
+        return {"pixels": case.input.pixels}
+    graph = choose_graph(manifest.precision(precision), case.grid)
+    return graph_inputs(manifest.vision, graph, case.grid, case.input.pixel_values)
 
 
 def _polygraphy() -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ a second run compares everything inside that module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.tools.parity.layers.names import LayerSource, branch_layers, layers_within, module_of
-from qwen3vl_edge.tools.parity.samples import Case
+from qwen3vl_edge.tools.parity.samples import Case, graph_label
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,33 @@ class LayerGap:
 
 @dataclass(frozen=True)
 class Bisection:
-    """The result for one picture at one bucket.
+    """The result for one picture at one graph.
 
     Attributes:
+        precision: of the set that was searched.
+        bucket, graph: the grid, and the kind of the graph.
         first: the first layer beyond the tolerance, None if all are within.
         before: the layer before it, which is still within; None if there is none.
         gaps: all layers compared, in the order that they are computed.
     """
 
+    precision: str
     bucket: str
+    graph: str
     picture: str
     tolerance: float
     first: LayerGap | None
     before: LayerGap | None
     gaps: tuple[LayerGap, ...]
 
+    @property
+    def label(self) -> str:
+        """The graph as tables name it."""
+        return graph_label(self.bucket, self.graph)
+
 
 def bisect(
+    precision: str,
     cases: Iterable[Case],
     vision: VisionSpec,
     one: LayerSource,
@@ -65,13 +75,16 @@ def bisect(
 ) -> list[Bisection]:
     """Search each case.
 
+    Args:
+        precision: of side `one`.
+
     Raises:
         InputError: the sides have no layer in common.
     """
     bisections = []
     for case in cases:
-        progress(f"{case.picture} at {case.grid}")
-        bisections.append(_bisect(case, vision, one, other, tolerance))
+        progress(f"{case.picture} at {case.label}")
+        bisections.append(_bisect(precision, case, vision, one, other, tolerance))
     return bisections
 
 
@@ -83,7 +96,9 @@ def earliest(bisections: Sequence[Bisection], vision: VisionSpec) -> Bisection |
     return bisections[min(different)[1]] if different else None
 
 
-def _bisect(case: Case, vision: VisionSpec, one: LayerSource, other: LayerSource, tolerance: float) -> Bisection:
+def _bisect(
+    precision: str, case: Case, vision: VisionSpec, one: LayerSource, other: LayerSource, tolerance: float
+) -> Bisection:
     coarse = _gaps(case, _common(branch_layers(vision), one, other), one, other)
     if not coarse:
         raise InputError(
@@ -92,21 +107,20 @@ def _bisect(case: Case, vision: VisionSpec, one: LayerSource, other: LayerSource
             remedy="Use ONNX Runtime or PyTorch, or a dump made with --layers.",
         )
     gaps = {gap.layer: gap for gap in coarse}
+    found = Bisection(precision, str(case.grid), case.graph, case.picture, tolerance, None, None, tuple(coarse))
     suspect = next((gap for gap in coarse if not gap.relative_l2 <= tolerance), None)
     if suspect is None:
-        return Bisection(str(case.grid), case.picture, tolerance, None, None, tuple(coarse))
+        return found
     module = module_of(suspect.layer)
     inner = _common(layers_within(module), one, other)
     gaps |= {gap.layer: gap for gap in _gaps(case, inner, one, other)}
     ordered = _with_inner([gap.layer for gap in coarse], module, inner)
     first = next(index for index, name in enumerate(ordered) if not gaps[name].relative_l2 <= tolerance)
-    return Bisection(
-        str(case.grid),
-        case.picture,
-        tolerance,
-        gaps[ordered[first]],
-        gaps[ordered[first - 1]] if first else None,
-        tuple(gaps[name] for name in ordered),
+    return replace(
+        found,
+        first=gaps[ordered[first]],
+        before=gaps[ordered[first - 1]] if first else None,
+        gaps=tuple(gaps[name] for name in ordered),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.tools.parity.layers.names import LayerSource, stream_layers
-from qwen3vl_edge.tools.parity.samples import Case
+from qwen3vl_edge.tools.parity.samples import Case, graph_label
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,23 @@ class LayerRow:
     """One layer for one picture.
 
     Attributes:
+        bucket, graph: the grid, and the kind of the graph.
         candidate: against the reference.
         against: the other side against the reference, None without one.
     """
 
     bucket: str
+    graph: str
     picture: str
     layer: str
     candidate: Distance
     against: Distance | None
     activation: Activation
+
+    @property
+    def label(self) -> str:
+        """The graph as tables name it."""
+        return graph_label(self.bucket, self.graph)
 
 
 def measure_layers(
@@ -62,13 +69,14 @@ def measure_layers(
     names = [name for name in stream_layers(vision) if all(source.offers(name) for source in sources)]
     rows = []
     for case in cases:
-        progress(str(case.grid))
+        progress(case.label)
         outputs, expected = candidate.run(case, names), reference.run(case, names)
-        serves = against is not None and against.serves(case.grid)
+        serves = against is not None and against.serves(case)
         other = against.run(case, names) if against is not None and serves else None
         rows += [
             LayerRow(
                 str(case.grid),
+                case.graph,
                 case.picture,
                 name,
                 distance(outputs[name], expected[name]),

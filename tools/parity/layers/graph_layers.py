@@ -9,16 +9,18 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
 from qwen3vl_edge.edge_runtime.backends.providers import make_session
-from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
+from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs, pixel_graph
 from qwen3vl_edge.edge_runtime.encoder.protocol import bundle_serves
 from qwen3vl_edge.tools.parity.layers.names import SMOOTHED_PARTS, part_of
-from qwen3vl_edge.tools.parity.samples import Case
+from qwen3vl_edge.tools.parity.samples import UINT8, Case
+
+# What a graph of uint8 pixels computes under another name: the product of both frames' weights, summed beforehand.
+_OF_PIXELS = {"patch_embed.proj": "patch_embed.image"}
 
 
 class GraphLayers:
@@ -40,17 +42,22 @@ class GraphLayers:
         calibration = self._set.calibration
         if calibration is not None and calibration.smooth is not None and part_of(layer) in SMOOTHED_PARTS:
             return False
-        return all(layer in self._tensors(graph) for graph in self._set.graphs if graph.kind != "image_uint8")
+        return all(_own_name(layer, graph) in self._tensors(graph) for graph in self._set.graphs)
 
-    def serves(self, grid: Grid) -> bool:
+    def serves(self, case: Case) -> bool:
         served = bundle_serves(self._bundle, self._set.precision)
-        return served.dynamic or grid in served.buckets
+        return served.dynamic or case.grid in served.buckets
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Raises BucketError where no graph serves the case's grid."""
-        graph = choose_graph(self._set, case.grid)
-        feeds = graph_inputs(self._bundle.manifest.vision, graph, case.grid, case.input.pixel_values)
-        activations = self._session(graph, tuple(layers)).run(list(layers), feeds)
+        """Of the uint8 graph for a case of one, where the set has it. Raises BucketError where no graph serves it."""
+        pixels = pixel_graph(self._set, case.grid) if case.graph == UINT8 else None
+        if pixels is None or case.input.pixels is None:
+            graph = choose_graph(self._set, case.grid)
+            feeds = graph_inputs(self._bundle.manifest.vision, graph, case.grid, case.input.pixel_values)
+        else:
+            graph, feeds = pixels, {"pixels": case.input.pixels}
+        names = [_own_name(layer, graph) for layer in layers]
+        activations = self._session(graph, tuple(names)).run(names, feeds)
         return dict(zip(layers, activations, strict=True))
 
     def _tensors(self, graph: GraphRecord) -> frozenset[str]:
@@ -73,6 +80,10 @@ class GraphLayers:
             session = make_session(path, settings, self._provider, self._bundle, disabled, model)
             self._loaded = (key, session)
         return self._loaded[1]
+
+
+def _own_name(layer: str, graph: GraphRecord) -> str:
+    return _OF_PIXELS.get(layer, layer) if graph.kind == UINT8 else layer
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:

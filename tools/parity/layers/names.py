@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.tools.parity.samples import Case
 
@@ -56,8 +55,8 @@ class LayerSource(Protocol):
         """Whether `run` can give this layer."""
         ...
 
-    def serves(self, grid: Grid) -> bool:
-        """Whether it takes pictures of this grid."""
+    def serves(self, case: Case) -> bool:
+        """Whether it takes this case."""
         ...
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:

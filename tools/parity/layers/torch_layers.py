@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.tools.parity.layers.names import BLOCK_PARTS, MERGER_PARTS, module_of, part_of
@@ -32,7 +31,7 @@ class TorchLayers:
             return True
         return BLOCK_PARTS.get(part, False) or part in MERGER_PARTS or layer in ("patch_embed.proj", "pos_embed.flat")
 
-    def serves(self, grid: Grid) -> bool:
+    def serves(self, case: Case) -> bool:
         return True
 
     def run(self, case: Case, layers: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from qwen3vl_edge.tools.parity.alone_summary import summarize_alone
 from qwen3vl_edge.tools.parity.encoder import EncoderRow
 from qwen3vl_edge.tools.parity.end_to_end import PromptResult
 from qwen3vl_edge.tools.parity.findings import Findings, LayerFindings
@@ -18,6 +19,7 @@ from qwen3vl_edge.tools.parity.layers.drift import first_drift
 from qwen3vl_edge.tools.parity.layers.names import MEANING, module_of, part_of
 from qwen3vl_edge.tools.parity.page import plots, values
 from qwen3vl_edge.tools.parity.page.heat_map import gradient
+from qwen3vl_edge.tools.parity.report import worst_outputs
 
 
 def page_of(findings: Findings) -> str:
@@ -61,6 +63,7 @@ def _encoder_values(findings: Findings) -> dict[str, Any]:
         "worst_row": values.worst_row(report.encoder),
         "encoder_rows": list(values.encoder_rows(report)),
         "cosine_figure": plots.cosine_figure(sides),
+        "sets": [(item.precision, worst_outputs(item.encoder)) for item in report.sets],
     }
 
 
@@ -88,6 +91,7 @@ def _answer_values(findings: Findings) -> dict[str, Any]:
     if report.against is not None:
         sides.append((report.against.label, report.against.prompts))
     return {
+        "alone": summarize_alone(report.prompts),
         "agreement": [values.agreement(label, results) for label, results in sides],
         "answer_figure": plots.answer_figure(sides),
         "different_answers": values.different_answers(sides),

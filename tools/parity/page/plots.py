@@ -62,14 +62,14 @@ def styled(draw: Figure) -> Figure:
 
 @styled
 def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> Markup:
-    """1 - cosine by bucket, a mark per output; one panel per side. Lower is better."""
+    """1 - cosine by graph, a mark per output; one panel per side. Lower is better."""
     figure, axes = _panels(len(sides), 3.3)
-    buckets = list(dict.fromkeys(row.bucket for _, rows in sides for row in rows))
+    buckets = list(dict.fromkeys(row.label for _, rows in sides for row in rows))
     outputs = list(dict.fromkeys(row.output for _, rows in sides for row in rows))
     for axis, (label, rows) in zip(axes, sides, strict=True):
         for index, output in enumerate(outputs):
             mine = [row for row in rows if row.output == output]
-            xs = [buckets.index(row.bucket) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
+            xs = [buckets.index(row.label) + 0.13 * (index - (len(outputs) - 1) / 2) for row in mine]
             ys = [max(1 - row.distance.cosine, FLOOR) for row in mine]
             axis.plot(xs, ys, "o", ms=6, color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], label=output)
         axis.axhline(max(1 - max(row.bound.min_cosine for row in rows), FLOOR), color=BAD, lw=1, ls="--", label="limit")
@@ -82,15 +82,15 @@ def cosine_figure(sides: Sequence[tuple[str, Sequence[EncoderRow]]]) -> Markup:
 
 @styled
 def layer_figure(layers: LayerFindings, candidate: str, against: str | None) -> Markup:
-    """Relative L2 by layer, a line per bucket; mergers, which leave the stream, as diamonds."""
+    """Relative L2 by layer, a line per graph; mergers, which leave the stream, as diamonds."""
     figure, axes = _panels(1, 3.6)
     axis = axes[0]
     names = list(dict.fromkeys(row.layer for row in layers.rows))
     for label, colour, field in ((candidate, CANDIDATE, "candidate"), (against, AGAINST, "against")):
         if label is None:
             continue
-        for index, bucket in enumerate(dict.fromkeys(row.bucket for row in layers.rows)):
-            rows = [row for row in layers.rows if row.bucket == bucket and getattr(row, field) is not None]
+        for index, bucket in enumerate(dict.fromkeys(row.label for row in layers.rows)):
+            rows = [row for row in layers.rows if row.label == bucket and getattr(row, field) is not None]
             points = [(names.index(row.layer), max(getattr(row, field).relative_l2, FLOOR), row.layer) for row in rows]
             stream = [(x, y) for x, y, name in points if not _is_merger(name)]
             mergers = [(x, y) for x, y, name in points if _is_merger(name)]

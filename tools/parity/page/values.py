@@ -68,13 +68,12 @@ def worst_row(rows: Sequence[EncoderRow]) -> EncoderRow:
 
 
 def encoder_rows(report: ParityReport) -> Iterator[tuple[EncoderRow, EncoderRow | None, Between | None]]:
-    """Each bucket's output with the other side's row and the distance of both, where there are such."""
+    """Each graph's output with the other side's row and the distance of both, where there are such."""
     against = report.against
-    other = {} if against is None else {(row.bucket, row.output): row for row in against.encoder}
-    between = {} if against is None else {(row.bucket, row.output): row for row in against.between}
+    other = {} if against is None else {row.key: row for row in against.encoder}
+    between = {} if against is None else {row.key: row for row in against.between}
     for row in report.encoder:
-        key = (row.bucket, row.output)
-        yield row, other.get(key), between.get(key)
+        yield row, other.get(row.key), between.get(row.key)
 
 
 def worst_pictures(findings: Findings) -> Iterator[WorstPicture]:
