@@ -29,7 +29,7 @@ PICTURES = 8
 
 
 def random_model(folder: Path, tower: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of a tower with random weights, and the reference checkpoint's processor; returns its folder."""
+    """Write a checkpoint of a tower with random weights, with the reference's processor; returns its folder."""
     model = encoder_checkpoint(folder, torch.float32, **tower).path
     config = (model / "config.json").read_bytes()
     for file in open_checkpoint(str(REFERENCE)).processor_files():
