@@ -55,6 +55,7 @@ CANDIDATES = (
     Candidate("transformers bf16", "bf16", UPSTREAM, parity=False),
     Candidate("onnxruntime cuda fp32", "fp32", "onnxruntime", {"provider": "cuda"}, timed=False),
     Candidate("onnxruntime cuda fp16", "fp16", "onnxruntime", {"provider": "cuda"}),
+    Candidate("onnxruntime cuda-unfused fp16", "fp16", "onnxruntime", {"provider": "cuda-unfused"}, in_dry_run=False),
     Candidate("tensorrt fp16", "fp16", "tensorrt", library="tensorrt", in_dry_run=False),
     Candidate("tensorrt_rtx fp16", "fp16", "tensorrt_rtx", library="tensorrt_rtx", in_dry_run=False),
 )
