@@ -17,8 +17,7 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.edge_runtime.backends.graph_session import GraphSession
-from qwen3vl_edge.edge_runtime.backends.onnx_graphs import OnnxGraphBackend
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
 from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
 from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
@@ -50,7 +49,7 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         if self._provider != "cuda":
             return GraphSession(self._session(graph), graph)
         # onnx and cuda-bindings, which no other provider needs
-        from qwen3vl_edge.edge_runtime.backends.cuda_session import load_cuda_graph
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
 
         return load_cuda_graph(self.bundle, graph, self._session)
 

@@ -13,10 +13,10 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.edge_runtime.backends import cuda
-from qwen3vl_edge.edge_runtime.backends.bound_session import BoundSession
-from qwen3vl_edge.edge_runtime.backends.cuda_session import load_cuda_graph
-from qwen3vl_edge.edge_runtime.backends.fused_attention import fuse_attention
-from qwen3vl_edge.edge_runtime.backends.graph_session import GraphSession
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.bound_session import BoundSession
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fuse_attention
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.selection import graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions

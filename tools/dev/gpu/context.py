@@ -110,3 +110,9 @@ def read_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
         return []
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [(item["table"], item["row"]) for item in map(json.loads, lines)]
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -19,11 +19,10 @@ from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend
 from qwen3vl_edge.tools.dev.bench.roofline import encoder_cost
 from qwen3vl_edge.tools.dev.gpu.candidates import Candidate, load, wanted
-from qwen3vl_edge.tools.dev.gpu.context import Context, Report
+from qwen3vl_edge.tools.dev.gpu.context import Context, Report, reason
 from qwen3vl_edge.tools.dev.gpu.exports import bundle_folder, model_folder
 from qwen3vl_edge.tools.dev.gpu.timing import repeat, wall_seconds
 from qwen3vl_edge.tools.dev.gpu.upstream import UpstreamEncoder
-from qwen3vl_edge.tools.dev.gpu.worker import reason
 
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 Outputs = list[NDArray[np.float32]]

@@ -13,8 +13,7 @@ from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.bench.make_bundle import REFERENCE
 from qwen3vl_edge.tools.dev.gpu.candidates import Candidate, build_engine, wanted
-from qwen3vl_edge.tools.dev.gpu.context import Context, Report
-from qwen3vl_edge.tools.dev.gpu.worker import reason
+from qwen3vl_edge.tools.dev.gpu.context import Context, Report, reason
 from qwen3vl_edge.tools.parity.run import ParityRequest, run_parity
 
 SAMPLES = Path("reference/samples")

@@ -14,10 +14,9 @@ from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, Transf
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.tools.dev.bench.make_bundle import REFERENCE
-from qwen3vl_edge.tools.dev.gpu.context import Context, Report
+from qwen3vl_edge.tools.dev.gpu.context import Context, Report, reason
 from qwen3vl_edge.tools.dev.gpu.decode_step import DecodeStep, captured
 from qwen3vl_edge.tools.dev.gpu.timing import device_seconds, repeat, wall_seconds
-from qwen3vl_edge.tools.dev.gpu.worker import reason
 from qwen3vl_edge.tools.dev.load.figures import summarise
 from qwen3vl_edge.tools.dev.load.in_process import run_engine
 from qwen3vl_edge.tools.dev.load.mix import Mix

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.tools.dev.gpu.context import Context
+from qwen3vl_edge.tools.dev.gpu.context import Context, reason
 from qwen3vl_edge.tools.dev.gpu.steps import STEPS
 
 # Run with `-c`, as whatever can be forked from a process that has imported torch (tests/support/warm_start.py).
@@ -44,9 +44,3 @@ def main() -> None:
             traceback.print_exc()
             report("failures", {"step": step, "reason": reason(error)})
             sys.exit(1)
-
-
-def reason(error: BaseException) -> str:
-    """One line that says what went wrong."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -11,7 +11,7 @@ import numpy as np
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.edge_runtime.backends.graph_session import GraphSession
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 
 logger = logging.getLogger("edge")
 CAPTURED = {"enable_cuda_graph": "1"}
@@ -31,7 +31,7 @@ def load_cuda_graph(bundle: Bundle, graph: GraphRecord, make_session: MakeSessio
         InputError: the provider does not start, or the package onnx is missing.
     """
     try:
-        from qwen3vl_edge.edge_runtime.backends.fused_attention import fused_attention
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fused_attention
     except ImportError:
         raise InputError(
             "provider cuda needs the package onnx, to fuse attention",
@@ -42,7 +42,7 @@ def load_cuda_graph(bundle: Bundle, graph: GraphRecord, make_session: MakeSessio
     if graph.bucket is None:
         return GraphSession(make_session(graph, model), graph)
     try:
-        from qwen3vl_edge.edge_runtime.backends.bound_session import BoundSession
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.bound_session import BoundSession
     except ImportError:
         logger.warning("cuda-bindings is not installed: pictures are copied to the GPU from pageable memory, slower")
         return GraphSession(make_session(graph, model), graph)
