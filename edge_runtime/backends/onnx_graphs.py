@@ -73,7 +73,7 @@ class OnnxGraphBackend(ABC):
 
 
 class GraphSession:
-    """An ONNX Runtime session of one graph, which takes host arrays and gives new ones; several threads may run it at once."""
+    """An ONNX Runtime session of one graph, from host arrays to new ones; several threads may run it at once."""
 
     def __init__(self, session: Any, graph: GraphRecord) -> None:
         self._session = session

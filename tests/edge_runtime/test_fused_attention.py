@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.edge_runtime.backends import cuda
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.bound_session import BoundSession
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fuse_attention
-from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import edited, load_cuda_graph
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.selection import graph_inputs
@@ -131,6 +131,20 @@ def test_a_session_that_cannot_capture_runs_bound_without(
     bound.close()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rotation_and_gelu_as_one_kernel_each_give_the_file_s_embeddings(opened: Bundle, precision: str) -> None:
+    vision, backend = opened.manifest.vision, OnnxRuntimeBackend(opened, BackendOptions(precision=precision, threads=1))
+    for kind, grid in (("fixed", CLIP), ("dynamic", OTHER)):
+        graph = graph_of(opened, kind, grid if kind == "fixed" else None, precision)
+        copy = edited(opened.graph_path(graph), vision.num_heads, ("attention", "rotation", "gelu"))
+        kinds = [node.op_type for node in onnx.load_from_string(copy).graph.node]
+        assert kinds.count("RotaryEmbedding") == vision.depth
+        assert kinds.count("Gelu") == vision.depth + len(vision.output_names)
+        feeds = graph_inputs(vision, graph, grid, pixels_of(grid, 7))
+        ours = GraphSession(backend._session(graph, copy), graph).run(feeds)
+        assert_close(ours, backend.loaded(graph).run(feeds), 1e-5 if precision == "fp32" else 3e-3)
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_head_width_72_and_exports_of_earlier_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
@@ -144,12 +158,12 @@ def test_head_width_72_and_exports_of_earlier_versions(
     opened, grid = open_bundle(tmp_path / "bundle"), Grid(1, 4, 6)
     for kind in ("fixed", "dynamic"):
         graph = graph_of(opened, kind, grid if kind == "fixed" else None, "fp32")
-        edited = onnx.load(str(opened.graph_path(graph)), load_external_data=False)
-        assert fuse_attention(edited, 2) == 2
-        assert any(node.op_type == "Transpose" for node in edited.graph.node) == older
+        copy = onnx.load(str(opened.graph_path(graph)), load_external_data=False)
+        assert fuse_attention(copy, 2) == 2
+        assert any(node.op_type == "Transpose" for node in copy.graph.node) == older
         backend = OnnxRuntimeBackend(opened, BackendOptions(threads=1))
         feeds = graph_inputs(opened.manifest.vision, graph, grid, pixels_of(grid, 5))
-        fused = GraphSession(backend._session(graph, edited.SerializeToString()), graph)
+        fused = GraphSession(backend._session(graph, copy.SerializeToString()), graph)
         assert_close(fused.run(feeds), backend.loaded(graph).run(feeds), 1e-5)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,21 +35,11 @@ class _Chain:
     output: str
 
 
-def fused_attention(path: Path, heads: int) -> bytes | None:
-    """The graph with every attention as one operation; its weights stay in the file that it refers to.
+def fuse_attention(model: onnx.ModelProto, heads: int) -> int:
+    """Edit the graph in place.
 
     Args:
         heads: of each attention.
-
-    Returns:
-        The edited graph, None where nothing was found to edit.
-    """
-    model = onnx.load(str(path), load_external_data=False)
-    return model.SerializeToString() if fuse_attention(model, heads) else None
-
-
-def fuse_attention(model: onnx.ModelProto, heads: int) -> int:
-    """Edit the graph in place.
 
     Returns:
         The number of attentions that were fused.

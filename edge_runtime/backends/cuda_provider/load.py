@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,39 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 
 logger = logging.getLogger("edge")
+# The edits that are made; which do what: fused_attention.py, fewer_kernels.py.
+USUAL: Sequence[str] = ("attention",)
 CAPTURED = {"enable_cuda_graph": "1"}
 MakeSession = Callable[..., Any]
 """Takes a graph's record, an edited copy of it or None, and more options of the provider."""
+
+
+def edited(path: Path, heads: int, edits: Sequence[str] | None = None) -> bytes:
+    """A graph's copy for the CUDA provider; its weights stay in the file that it refers to.
+
+    Args:
+        heads: of each attention.
+        edits: "attention", "rotation", "gelu", in that order; None for the usual ones.
+
+    Raises:
+        InputError: the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise InputError(
+            "provider cuda needs the package onnx, to fuse attention",
+            field="--provider",
+            remedy="Install it with: pip install onnx. Or take --provider cuda-unfused, which is slower.",
+        ) from None
+    from qwen3vl_edge.edge_runtime.backends.cuda_provider.fewer_kernels import fuse_rotation, halve_gelu
+    from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fuse_attention
+
+    functions = {"attention": fuse_attention, "rotation": fuse_rotation, "gelu": halve_gelu}
+    model = onnx.load(str(path), load_external_data=False)
+    for name in USUAL if edits is None else edits:
+        functions[name](model, heads)
+    return bytes(model.SerializeToString())
 
 
 def load_cuda_graph(bundle: Bundle, graph: GraphRecord, make_session: MakeSession, device: str = "cuda") -> Any:
@@ -30,15 +61,7 @@ def load_cuda_graph(bundle: Bundle, graph: GraphRecord, make_session: MakeSessio
     Raises:
         InputError: the provider does not start, or the package onnx is missing.
     """
-    try:
-        from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fused_attention
-    except ImportError:
-        raise InputError(
-            "provider cuda needs the package onnx, to fuse attention",
-            field="--provider",
-            remedy="Install it with: pip install onnx. Or take --provider cuda-unfused, which is slower.",
-        ) from None
-    model = fused_attention(bundle.graph_path(graph), bundle.manifest.vision.num_heads)
+    model = edited(bundle.graph_path(graph), bundle.manifest.vision.num_heads)
     if graph.bucket is None:
         return GraphSession(make_session(graph, model), graph)
     try:
