@@ -1,4 +1,4 @@
-"""The encoder on PyTorch, from the checkpoint: parity's reference on the CPU, and the fast way on a GPU without TensorRT.
+"""The encoder on PyTorch, from the checkpoint: parity's reference on the CPU, and a fast encoder on a GPU.
 
 In fp32 on the CPU it is transformers' own module, the oracle of every other backend. On a GPU, and in fp16 and bf16,
 it is the same encoder written straight (backends/straight), compiled and captured for each bucket on a GPU.
@@ -101,7 +101,7 @@ class StraightBackend:
         return Embeddings(embeds, tuple(deepstack))
 
     def device_seconds(self, grid: Grid, pixel_values: NDArray[np.float32]) -> float:
-        """Seconds of one run on the GPU, without the copies to and from it."""
+        """Seconds of one run by the device's own clock, without the copies to and from it."""
         return self._runner.device_seconds(grid, pixel_values)
 
     def close(self) -> None:
@@ -145,7 +145,9 @@ def find_device(name: str) -> torch.device:
     if name not in known:
         remedy = None
         if name.startswith("cuda") and not count:
-            remedy = f"PyTorch {torch.__version__} finds no GPU: it needs an NVIDIA driver and a build of PyTorch for CUDA."
+            remedy = (
+                f"PyTorch {torch.__version__} finds no GPU: it needs an NVIDIA driver and a build of PyTorch for CUDA."
+            )
         raise InputError(
             "no such device", field="--device", expected=" or ".join(known), got=repr(name[:40]), remedy=remedy
         )
@@ -153,7 +155,9 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_dtype(options: BackendOptions, device: torch.device, checkpoint: Checkpoint) -> str:
-    """A key of KINDS: the dtype that was asked for, else the precision; else fp32 on the CPU and the checkpoint's on a GPU.
+    """What the encoder computes in, a key of KINDS.
+
+    The dtype that was asked for, else the precision; else fp32 on the CPU and the checkpoint's own on a GPU.
 
     Raises:
         InputError: PyTorch does not compute in it here.

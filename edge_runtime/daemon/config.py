@@ -95,9 +95,7 @@ class DaemonConfig:
         None, "Which precision of the bundle; the first by default.", option="--precision", reloadable=True
     )
     threads: int = setting(0, "CPU threads of the encoder; 0 for all.", within=(0, 1024), reloadable=True)
-    model: Path | None = setting(
-        None, "Checkpoint folder, for the pytorch backend.", option="--model", reloadable=True
-    )
+    model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", option="--model", reloadable=True)
     device: str = setting(
         "cpu",
         "Where the pytorch backend runs: cpu, cuda or cuda:N.",

@@ -1,4 +1,4 @@
-"""The straight tower is upstream's module; its runner keeps threads apart; `--device` and `--dtype` mean what they say."""
+"""The straight tower is upstream's module, its runner keeps threads apart, and its options mean what they say."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_a_wrong_one_is_refused(bundle: Path, reference: Path) -> None:
         backend = kind(opened, checkpoint, CPU, "bf16", bundle_serves(opened, None), compiled=False)
         tested = proven(backend, opened, "pytorch", BackendOptions(model=reference), ProofStore(None))
         if refused:
-            with pytest.raises(EngineError, match="expected cosine >= 0.99, got"):
+            with pytest.raises(EngineError, match=r"expected cosine >= 0\.99, got"):
                 tested.run(grid, draw(grid))
         else:
             tested.run(grid, draw(grid))

@@ -64,7 +64,7 @@ class Merger(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What a grid fixes, of one frame: positions float32 [P, width]; cos and signed sin float32 [P, 1, 1, head width]."""
+    """What a grid fixes, of one frame, float32: positions [P, width]; cos and signed sin [P, 1, 1, head width]."""
 
     positions: Tensor
     cos: Tensor
@@ -157,7 +157,10 @@ class StraightTower:
         self._blocks = [_block(state, layer, spec.depth) for layer in range(spec.depth)]
         self._merger = _merger(state, "merger")
         self._levels = {
-            layer: (_norm(state, f"deepstack_merger_list.{level}.norm"), _merger(state, f"deepstack_merger_list.{level}"))
+            layer: (
+                _norm(state, f"deepstack_merger_list.{level}.norm"),
+                _merger(state, f"deepstack_merger_list.{level}"),
+            )
             for level, layer in enumerate(spec.deepstack_visual_indexes)
         }
 
