@@ -163,6 +163,8 @@ class StraightTower:
             )
             for level, layer in enumerate(spec.deepstack_visual_indexes)
         }
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the weights are there, whichever stream reads them
 
     def tables(self, grid: Grid) -> Tables:
         """The constants of a grid, on the tower's device."""
