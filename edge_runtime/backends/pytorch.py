@@ -86,7 +86,7 @@ class StraightBackend:
         self.name = f"pytorch-{device}" if on_gpu else "pytorch"
         self.precision, self.serves = precision, serves
         self._device = device
-        before = torch.cuda.memory_allocated(device) if on_gpu else 0
+        before = torch.cuda.memory_reserved(device) if on_gpu else 0
         tower = StraightTower(bundle.manifest.vision, read_visual_tensors(checkpoint), KINDS[precision], device)
         self._runner = TowerRunner(
             tower,
@@ -94,7 +94,7 @@ class StraightBackend:
             serves.buckets,
             compiled_steps if compiled else lambda: PLAIN,
         )
-        self.device_bytes = torch.cuda.memory_allocated(device) - before if on_gpu else 0
+        self.device_bytes = max(torch.cuda.memory_reserved(device) - before, 0) if on_gpu else 0
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         embeds, *deepstack = self._runner.run(grid, pixel_values)
