@@ -16,12 +16,14 @@ from qwen3vl_edge.contract.bundle.golden import Golden, golden_input, golden_row
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, run_encoder
 
-# A backend that is asked for by name because it computes more coarsely than its set, and what it must reach.
-COARSER = {"openvino-bf16": 0.99}
+# A backend or a precision that is asked for by name because it is coarser than its set, and what it must reach:
+# bfloat16 has 8 bits where float16 has 11, so that 1 - cosine is up to 64 times as large as float16's 1e-4.
+COARSER = {"openvino-bf16": 0.99, "bf16": 0.99}
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,9 @@ class SelfTest:
     ) -> None:
         self._bundle, self._encoder = bundle, encoder
         self._identity, self._store, self._find_passing = identity, store, find_passing
-        sets = {item.precision: item for item in bundle.manifest.precisions}
-        self._graphs: PrecisionSet | None = sets.get(encoder.precision)
+        self._graphs: PrecisionSet = bundle.manifest.set_for(encoder.precision)
         self._golden = Golden({}, {})
-        if self._graphs is not None and self._graphs.golden is not None:
+        if self._graphs.golden is not None:
             self._golden = read_golden(bundle.path / self._graphs.golden, bundle.manifest.vision.output_names)
         self._proven: set[str] = set()
         self._failed: dict[str, EngineError] = {}
@@ -98,8 +99,6 @@ class SelfTest:
 
     def _graph(self, grid: Grid, pixels: bool) -> GraphRecord | None:
         """The record of the graph, or of that which the engine was built from."""
-        if self._graphs is None:
-            return None
         kind = "image_uint8" if pixels else "fixed" if grid in self._encoder.serves.buckets else "dynamic"
         bucket = None if kind == "dynamic" else str(grid)
         return next((graph for graph in self._graphs.graphs if (graph.kind, graph.bucket) == (kind, bucket)), None)
@@ -112,8 +111,9 @@ class SelfTest:
 
     def _gaps(self, encoder: EncoderBackend, graph: GraphRecord) -> list[Gap]:
         manifest, gaps = self._bundle.manifest, []
-        limits = self._golden.limits(encoder.precision, graph)
-        most = COARSER.get(encoder.name, 1.0)
+        own = encoder.precision in PRECISIONS
+        limits = self._golden.limits(encoder.precision if own else self._graphs.precision, graph)
+        most = min(COARSER.get(key, 1.0) for key in (encoder.name, encoder.precision))
         for grid in self._grids(graph):
             drawn = golden_input(grid, manifest.vision, manifest.preprocessing)
             if graph.kind == "image_uint8":
@@ -141,7 +141,6 @@ class SelfTest:
 
     def _key(self, graph: GraphRecord) -> list[str]:
         manifest, graphs = self._bundle.manifest, self._graphs
-        assert graphs is not None
         files = [graph.path, graphs.weights, *([graphs.golden] if graphs.golden else [])]
         files += [
             plan
