@@ -27,7 +27,7 @@ from qwen3vl_edge.contract.bundle.open import PROCESSOR_FOLDER, record_file
 from qwen3vl_edge.contract.bundle.precision import EXPORTED
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.contract.formats import atomic
-from qwen3vl_edge.export.onnx.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
+from qwen3vl_edge.export.onnx.check import CheckCase, Outputs, check_graph, dynamic_check_grids, reference_cases
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
 from qwen3vl_edge.export.onnx.weights import StoredTensor, check_tensors, write_weights
 from qwen3vl_edge.export.vision_config import check_processor_geometry, read_preprocessing, read_vision_spec
@@ -93,6 +93,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     dynamic: bool = True,
     image_uint8: bool = True,
+    checked: bool = True,
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
     """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
@@ -105,6 +106,8 @@ def export_bundle(
         precisions: of "fp32", "fp16"; each gets a weights file of its own.
         dynamic: also write the graph that takes any grid.
         image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
+        checked: each graph is compared with PyTorch, and the bundle gets golden pairs. False is for benches of random
+            weights, which compare outputs themselves.
         progress: called with the current step and the share done, 0 to 1.
 
     Raises:
@@ -114,8 +117,26 @@ def export_bundle(
     out = out.absolute()  # "." has no name to rename to
     _check_replaceable(out)
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
-    extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
-    golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
+    cases, references = _references(plan, progress) if checked else ([], {})
+    with atomic.new_folder(out, lock=locked) as staging:
+        sets = []
+        share = 0.7 / len(plan.precisions)
+        for index, precision in enumerate(plan.precisions):
+            part = _part(progress, 0.3 + share * index, share)
+            item = _write_precision(plan, precision, staging, cases, part)
+            if checked:
+                write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
+                item = replace(item, golden=f"{precision}/{GOLDEN_NAME}")
+            sets.append(item)
+        manifest = _manifest(plan, staging, tuple(sets))
+        manifest.write(staging)
+    return manifest
+
+
+def _references(plan: ExportPlan, progress: Progress) -> tuple[list[CheckCase], dict[Grid, Outputs]]:
+    """Pictures with PyTorch's outputs for the graphs' check, and the outputs for golden pictures by grid."""
+    extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if plan.dynamic else []
+    golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if plan.dynamic else [])]
     cases = reference_cases(
         plan.checkpoint,
         plan.spec,
@@ -124,18 +145,7 @@ def export_bundle(
         lambda done: progress("running PyTorch", 0.3 * done),
         golden,
     )
-    references = {case.input.grid: case.reference for case in cases[-len(golden) :]}
-    with atomic.new_folder(out, lock=locked) as staging:
-        sets = []
-        share = 0.7 / len(plan.precisions)
-        for index, precision in enumerate(plan.precisions):
-            part = _part(progress, 0.3 + share * index, share)
-            item = _write_precision(plan, precision, staging, cases, part)
-            write_golden(staging / precision / GOLDEN_NAME, references, plan.spec.output_names)
-            sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
-        manifest = _manifest(plan, staging, tuple(sets))
-        manifest.write(staging)
-    return manifest
+    return cases, {case.input.grid: case.reference for case in cases[-len(golden) :]}
 
 
 def _check_replaceable(out: Path) -> None:
@@ -183,7 +193,7 @@ def _write_precision(
             for case in cases
             if (case.input.grid not in plan.grids[1:] if grid is None else case.input.grid == grid)
         ]
-        records.append(check_graph(path, record, own, plan.spec, precision))
+        records.append(check_graph(path, record, own, plan.spec, precision) if cases else record)
     return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records))
 
 

@@ -35,6 +35,8 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self._provider = options.provider
         self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
         self._threads = options.threads
+        self._device = "cuda"  # of bound memory
+        self._thread: Any = None  # of CUDA sessions
         if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
             logger.warning(
                 "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
@@ -48,10 +50,15 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
     def load_graph(self, graph: GraphRecord) -> Any:
         if self._provider != "cuda":
             return GraphSession(self._session(graph), graph)
+        return self._loaded_in_thread(graph)
+
+    def _loaded_in_thread(self, graph: GraphRecord) -> Any:
         # onnx and cuda-bindings, which no other provider needs
         from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InItsThread, SessionThread
 
-        return load_cuda_graph(self.bundle, graph, self._session)
+        self._thread = self._thread or SessionThread()
+        return InItsThread(self._thread, lambda: load_cuda_graph(self.bundle, graph, self._session, self._device))
 
     def _session(
         self, graph: GraphRecord, model: bytes | None = None, more_options: Mapping[str, str] | None = None
@@ -77,6 +84,8 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
     def close(self) -> None:
         for loaded in self._loaded.values():
             loaded.close()
+        if self._thread is not None:
+            self._thread.close()
         super().close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,10 +45,15 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
 class FusedOnTheCpu(OnnxRuntimeBackend):
     """The backend as it is on a GPU: ONNX Runtime computes on the CPU, and device memory is emulated."""
 
+    ran_in: set[str]
+
     def load_graph(self, graph: GraphRecord) -> object:
-        return load_cuda_graph(
-            self.bundle, graph, lambda graph, model, options=None: self._session(graph, model), "cpu"
-        )
+        self._device = "cpu"
+        return self._loaded_in_thread(graph)
+
+    def _session(self, graph: GraphRecord, model: bytes | None = None, more_options: object = None) -> Any:
+        self.ran_in = {*getattr(self, "ran_in", set()), threading.current_thread().name}
+        return super()._session(graph, model)
 
 
 def pixels_of(grid: Grid, seed: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -107,6 +113,7 @@ def test_each_thread_gets_its_own_picture_s_embeddings(opened: Bundle, emulated:
         thread.join()
     for together, single in zip(found, alone, strict=True):
         np.testing.assert_array_equal(together, single.embeds)
+    assert backend.ran_in == {"onnxruntime-cuda_0"}
     backend.close()
 
 

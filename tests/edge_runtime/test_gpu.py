@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.grid import Grid
@@ -19,10 +20,12 @@ from qwen3vl_edge.contract.machine.gpu import find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import installed
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, PixelBackend
+from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.export.tensorrt.targets import rtx_takes
+from qwen3vl_edge.tools.dev.random_checkpoint import TINY_VISION, encoder_checkpoint
 from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
 from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both
@@ -101,21 +104,12 @@ def test_threads_take_turns(engine_edge: Edge) -> None:
 
 def check_threads(encoder: EncoderBackend, grids: Sequence[Grid]) -> None:
     """Many threads, pictures of many sizes: each gets its own picture's embeddings, bit for bit."""
-    rng = np.random.default_rng(0)
-    work = [(grid, rng.standard_normal((grid.patches, 1536)).astype(np.float32)) for grid in grids]
+    work = [(grid, draw(grid, seed)) for seed, grid in enumerate(grids)]
     alone = [encoder.run(grid, pixels).embeds for grid, pixels in work]
-    found: list[object] = [None] * len(work)
-
-    def encode(index: int) -> None:
-        found[index] = encoder.run(*work[index]).embeds
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for together, single in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(together, single)
+    with ThreadPoolExecutor(len(work)) as threads:
+        together = list(threads.map(lambda item: encoder.run(*item).embeds, work))  # raises what a thread raised
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -144,30 +138,53 @@ def test_layers_are_kept_beside_the_plan(bundle: Path, tmp_path: Path, library: 
 @on_cuda
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_the_cuda_provider_gives_pytorch_s_embeddings_in_every_bucket(
-    bundle: Path, reference: Path, precision: str
+    small_bundle: Path, reference: Path, precision: str
 ) -> None:
-    """With attention fused, memory bound and kernels captured; the dynamic graph and the uint8 ones too."""
-    opened = open_bundle(bundle)
+    """With attention fused, memory bound and kernels captured; from uint8 pixels too."""
+    opened = open_bundle(small_bundle)
     oracle = load_backend("pytorch", opened, BackendOptions(model=reference))
-    options = EdgeOptions(backend_options=BackendOptions(precision=precision, provider="cuda"), wire_dtype="fp32")
-    with open_edge(bundle, options) as edge:
-        assert edge.encoder.name == "onnxruntime-cuda"
-        rows = compare_encoders(edge, oracle, pictures_of(None))
-        assert {row.graph for row in rows} == {"fixed", "dynamic"}
-        for row in rows:
-            assert row.distance.cosine >= MIN_COSINE[precision], row
-        check_threads(edge.encoder, opened.manifest.buckets() * 4)
-        shown = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
-        one = edge.encoder.run_pixels(Grid(1, 8, 8), shown)  # type: ignore[attr-defined]
-    other = load_backend("onnxruntime", opened, BackendOptions(precision=precision)).run_pixels(Grid(1, 8, 8), shown)  # type: ignore[attr-defined]
-    for ours, cpu in zip((one.embeds, *one.deepstack), (other.embeds, *other.deepstack), strict=True):
-        assert distance(ours, cpu).cosine >= MIN_COSINE[precision]
+    cuda = load_backend("onnxruntime", opened, BackendOptions(precision=precision, provider="cuda"))
+    assert cuda.name == "onnxruntime-cuda"
+    for grid in opened.manifest.buckets():
+        check_same(cuda.run(grid, pixels := draw(grid, 1)), oracle.run(grid, pixels), MIN_COSINE[precision])
+    shown = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    cpu = load_backend("onnxruntime", opened, BackendOptions(precision=precision))
+    assert isinstance(cuda, PixelBackend)
+    assert isinstance(cpu, PixelBackend)
+    check_same(cuda.run_pixels(Grid(1, 8, 8), shown), cpu.run_pixels(Grid(1, 8, 8), shown), MIN_COSINE[precision])
+    check_threads(cuda, opened.manifest.buckets() * 8)
+    cuda.close()
 
 
 @on_cuda
-def test_a_bucket_is_captured_as_a_cuda_graph(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("heads", [2, 4])
+def test_the_dynamic_graph_and_head_width_72(tmp_path: Path, heads: int) -> None:
+    tower = TINY_VISION | {"hidden_size": 72 * heads, "num_heads": heads}
+    model = encoder_checkpoint(tmp_path / "model", **tower).path
+    export_bundle(str(model), tmp_path / "bundle", image_buckets="64x64", precisions=("fp16",), image_uint8=False)
+    opened = open_bundle(tmp_path / "bundle")
+    oracle = load_backend("pytorch", opened, BackendOptions(model=model))
+    cuda = load_backend("onnxruntime", opened, BackendOptions(precision="fp16", provider="cuda"))
+    grids = [Grid(1, 4, 4), Grid(1, 6, 10), Grid(2, 4, 6)]
+    for grid in grids:
+        check_same(cuda.run(grid, pixels := draw(grid, 2)), oracle.run(grid, pixels), MIN_COSINE["fp16"])
+    check_threads(cuda, grids * 4)
+    cuda.close()
+
+
+@on_cuda
+def test_a_bucket_is_captured_as_a_cuda_graph(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="edge")
-    backend = load_backend("onnxruntime", open_bundle(bundle), BackendOptions(precision="fp16", provider="cuda"))
+    backend = load_backend("onnxruntime", open_bundle(small_bundle), BackendOptions(precision="fp16", provider="cuda"))
     backend.run(Grid(1, 8, 8), np.zeros((64, 1536), np.float32))
     assert "not captured" not in caplog.text
     backend.close()
+
+
+def draw(grid: Grid, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((grid.patches, 1536)).astype(np.float32)
+
+
+def check_same(ours: Embeddings, theirs: Embeddings, cosine: float) -> None:
+    for one, other in zip((ours.embeds, *ours.deepstack), (theirs.embeds, *theirs.deepstack), strict=True):
+        assert distance(one, other).cosine >= cosine

@@ -33,12 +33,12 @@ class Sizes:
     layers: int = 28
     width: int = 2048
     batches: tuple[int, ...] = (1, 8, 32)
-    new_tokens: int = 64
+    new_tokens: int = 48
     prompt_tokens: int = 200
-    least_seconds: float = 0.5
+    least_seconds: float = 0.3
     most_runs: int = 30
     prompts: int | None = None
-    reference_buckets: str = "128x128,128x160,160x128,160x160"
+    reference_buckets: str = "128x128,160x128"
 
 
 FULL = Sizes()

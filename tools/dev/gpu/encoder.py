@@ -37,7 +37,7 @@ def bench_encoder(size: str, context: Context, report: Report) -> None:
     peaks = next(iter(context.rows("environment", "peaks")), {})
     begun = [row["candidate"] for row in context.rows(f"encoder-{size}", "begun")]
     ended = [row["candidate"] for row in context.rows(f"encoder-{size}", "ended")]
-    for candidate in (item for item in wanted(context) if item.timed and item.name not in ended):
+    for candidate in (item for item in wanted(context) if size in item.sizes and item.name not in ended):
         row = {"size": size, "candidate": candidate.name}
         if candidate.name in begun:
             report("encoder", {**row, "failed": "it ended the process"})

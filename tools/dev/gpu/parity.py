@@ -18,7 +18,6 @@ from qwen3vl_edge.tools.parity.run import ParityRequest, run_parity
 
 SAMPLES = Path("reference/samples")
 CLIP_READERS = ("av", "decord", "torchcodec")
-VIDEO_BUCKETS = "8x96x96"
 
 
 def report_parity(context: Context, report: Report) -> None:
@@ -29,7 +28,6 @@ def report_parity(context: Context, report: Report) -> None:
         str(REFERENCE),
         bundle,
         image_buckets=context.sizes.reference_buckets,
-        video_buckets=None if context.dry else VIDEO_BUCKETS,
         precisions=tuple(dict.fromkeys(item.dtype for item in candidates if item.dtype != "bf16")),
     )
     prompts = _prompts(context)

@@ -68,14 +68,14 @@ def _server() -> Work:
 
 
 STEPS: dict[str, Step] = {
-    "export-2B": Step(partial(_export, "2B"), 120, beside=True),
-    "export-8B": Step(partial(_export, "8B"), 150, beside=True),
+    "export-2B": Step(partial(_export, "2B"), 60, beside=True),
+    "export-8B": Step(partial(_export, "8B"), 90, beside=True, needs=("encoder-2B",)),
     "environment": Step(_environment, 40),
-    "tests": Step(_tests, 120),
-    "parity": Step(_parity, 120),
-    "encoder-2B": Step(partial(_encoder, "2B"), 120, needs=("export-2B", "export-8B"), attempts=3),
-    "server": Step(_server, 75),
-    "encoder-8B": Step(partial(_encoder, "8B"), 90, needs=("export-8B",), attempts=3),
+    "encoder-2B": Step(partial(_encoder, "2B"), 110, needs=("export-2B",), attempts=3),
+    "parity": Step(_parity, 80),
+    "tests": Step(_tests, 80),
+    "server": Step(_server, 70),
+    "encoder-8B": Step(partial(_encoder, "8B"), 70, needs=("export-8B",), attempts=3),
 }
 
 
@@ -89,6 +89,6 @@ def chosen(names: str) -> tuple[str, ...]:
     for name in wanted:
         if name not in STEPS:
             raise InputError("no such step", field="--steps", expected=", ".join(STEPS), got=name)
-    # A bench needs its own export; another size's is only waited for, so that it does not disturb.
+    # A bench needs its own export.
     own = [f"export-{name.removeprefix('encoder-')}" for name in wanted if name.startswith("encoder-")]
     return tuple(name for name in STEPS if name in {*wanted, *own})

@@ -16,6 +16,9 @@ from qwen3vl_edge.tools.dev.gpu.steps import STEPS
 # Run with `-c`, as whatever can be forked from a process that has imported torch (tests/support/warm_start.py).
 CODE = "from qwen3vl_edge.tools.dev.gpu.worker import main; main()"
 
+# Steps that run beside one another, or small encoders on many cores, wait for their own threads most of the time.
+THREADS = "4"
+
 
 def command(step: str, context: Context) -> list[str]:
     """The command line of a step's process."""
@@ -29,6 +32,7 @@ def main() -> None:
     step, document = sys.argv[1], json.loads(sys.argv[2])
     context = Context(Path(document["work"]), document["dry"], document["candidates"])
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     os.environ["XDG_CACHE_HOME"] = str(context.work / "cache")  # engines prove themselves anew
     file = context.rows_file(step)
     file.parent.mkdir(parents=True, exist_ok=True)
