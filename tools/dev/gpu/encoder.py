@@ -91,7 +91,8 @@ def _on_grid(
     host = repeat(lambda: wall_seconds(lambda: backend.run(grid, pixels)), context.sizes)
     again = backend.run(grid, pixels)
     on_device = getattr(backend, "device_seconds", None)
-    device = [] if on_device is None else repeat(lambda: float(on_device(grid, pixels)), context.sizes)
+    timed = on_device is not None and on_device(grid, pixels) is not None  # None: no time of the device's own
+    device = repeat(lambda: float(on_device(grid, pixels)), context.sizes) if on_device and timed else []
     return {
         "median_seconds": statistics.median(host),
         "spread": [min(host), max(host)],
