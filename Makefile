@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 # vLLM's build for the CPU exists for these machines alone; elsewhere its tests are skipped.
 VLLM_STAMP := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VLLM)/.installed)
 
-.PHONY: demo test test-full test-newest test-lowest unit constraints bench environments lint clean vllm-env
+.PHONY: demo test test-full test-newest test-lowest unit constraints bench gpu environments lint clean vllm-env
 
 demo: $(STAMP)
 	$(BIN)/qwen3vl-edge demo
@@ -66,6 +66,10 @@ bench: $(STAMP)
 	-$(BIN)/qwen3vl-edge bench e2e --out $(BENCH)/end-to-end.json
 	$(BIN)/qwen3vl-edge bench growth $(BENCH) --plots $(BENCH)/images
 	$(BIN)/python -m qwen3vl_edge.tools.dev.bench.report $(BENCH) > $(BENCH)/benchmarks.md
+
+# All that needs a GPU, in five minutes, into build/gpu; GPU_FLAGS=--dry shows on a CPU that it works.
+gpu: $(STAMP)
+	$(BIN)/python -m qwen3vl_edge.tools.dev.gpu --out build/gpu $(GPU_FLAGS)
 
 # Without vLLM's environment its tests are skipped, and say so; the project's own must be there.
 environments:

@@ -306,7 +306,7 @@ class Edge:
     def _cache_identity(self) -> str:
         """All that the embeddings of given pixels depend on."""
         manifest = self.bundle.manifest
-        graphs = manifest.precision(self.encoder.precision)
+        graphs = manifest.set_for(self.encoder.precision)
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
         parts = [manifest.model.model_hash, self.encoder.name, self.encoder.precision]
         parts.append("fp32" if self.options.wire_dtype in FROM_FP32 else "fp16")  # packed after the cache

@@ -100,6 +100,7 @@ def export_bundle(
     dynamic: bool = True,
     image_uint8: bool = True,
     pictures: Sequence[NDArray[np.uint8]] = (),
+    checked: bool = True,
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
     """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
@@ -113,6 +114,8 @@ def export_bundle(
         dynamic: also write the graph that takes any grid.
         image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
         pictures: uint8 [H, W, 3] RGB, to check the graphs with and to measure float16's headroom on, beside drawn ones.
+        checked: each graph is compared with PyTorch, float16's headroom is measured, and the bundle gets golden pairs.
+            False is for benches of random weights, which compare outputs themselves.
         progress: called with the current step and the share done, 0 to 1.
 
     Raises:
@@ -122,9 +125,27 @@ def export_bundle(
     out = out.absolute()  # "." has no name to rename to
     _check_replaceable(out)
     plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
-    extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
-    golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
-    references = run_references(
+    references = _references(plan, pictures, progress) if checked else None
+    with atomic.new_folder(out, lock=locked) as staging:
+        sets = []
+        share = 0.7 / len(plan.precisions)
+        for index, precision in enumerate(plan.precisions):
+            part = _part(progress, 0.3 + share * index, share)
+            item = _write_precision(plan, precision, staging, references, part)
+            if references is not None:
+                write_golden(staging / precision / GOLDEN_NAME, references.golden, plan.spec.output_names)
+                item = replace(item, golden=f"{precision}/{GOLDEN_NAME}")
+            sets.append(item)
+        manifest = _manifest(plan, staging, tuple(sets))
+        manifest.write(staging)
+    return manifest
+
+
+def _references(plan: ExportPlan, pictures: Sequence[NDArray[np.uint8]], progress: Progress) -> References:
+    """What PyTorch gives for drawn, given and golden pictures."""
+    extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if plan.dynamic else []
+    golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if plan.dynamic else [])]
+    return run_references(
         plan.checkpoint,
         plan.spec,
         plan.preprocessing,
@@ -133,17 +154,6 @@ def export_bundle(
         _fitted(pictures, [*plan.grids, *extra], plan.spec),
         lambda done: progress("running PyTorch", 0.3 * done),
     )
-    with atomic.new_folder(out, lock=locked) as staging:
-        sets = []
-        share = 0.7 / len(plan.precisions)
-        for index, precision in enumerate(plan.precisions):
-            part = _part(progress, 0.3 + share * index, share)
-            item = _write_precision(plan, precision, staging, references, part)
-            write_golden(staging / precision / GOLDEN_NAME, references.golden, plan.spec.output_names)
-            sets.append(replace(item, golden=f"{precision}/{GOLDEN_NAME}"))
-        manifest = _manifest(plan, staging, tuple(sets))
-        manifest.write(staging)
-    return manifest
 
 
 def _check_replaceable(out: Path) -> None:
@@ -167,12 +177,12 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 
 
 def _write_precision(
-    plan: ExportPlan, precision: str, staging: Path, references: References, progress: Progress
+    plan: ExportPlan, precision: str, staging: Path, references: References | None, progress: Progress
 ) -> PrecisionSet:
     folder = staging / precision
     folder.mkdir()
     headroom: tuple[LayerHeadroom, ...] = ()
-    if PRECISIONS[precision].rest == "fp16":
+    if references is not None and PRECISIONS[precision].rest == "fp16":
         headroom = judge_headroom(plan.spec, references.ranges, references.weights)
     weights = write_weights(
         plan.checkpoint,
@@ -190,12 +200,14 @@ def _write_precision(
         path.write_bytes(graph.model.SerializeToString(deterministic=True))
         bucket = None if grid is None else str(grid)
         record = GraphRecord(kind, bucket, f"{precision}/{name}", graph.inputs, graph.outputs)
-        own = [
-            case
-            for case in references.cases
-            if (case.input.grid not in plan.grids[1:] if grid is None else case.input.grid == grid)
-        ]
-        records.append(check_graph(path, record, own, plan.spec, precision))
+        if references is not None:
+            own = [
+                case
+                for case in references.cases
+                if (case.input.grid not in plan.grids[1:] if grid is None else case.input.grid == grid)
+            ]
+            record = check_graph(path, record, own, plan.spec, precision)
+        records.append(record)
     return PrecisionSet(precision, f"{precision}/{WEIGHTS_NAME}", tuple(records), headroom=headroom)
 
 

@@ -289,6 +289,13 @@ class Manifest:
             got=name,
         )
 
+    def set_for(self, precision: str) -> PrecisionSet:
+        """The set that stands for a precision: its own; for a backend that computes from the checkpoint in one that the
+        bundle has no set of, the first that is not quantized, else the first."""
+        plain = [item for item in self.precisions if PRECISIONS[item.precision].quantized is None]
+        own = [item for item in self.precisions if item.precision == precision]
+        return next(iter([*own, *plain, *self.precisions]))
+
     def buckets(self, precision: str | None = None) -> list[Grid]:
         """Grids served by fixed-bucket graphs."""
         return [

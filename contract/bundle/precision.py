@@ -51,8 +51,10 @@ PRECISIONS = {
         Precision("fp8-fp32", "fp32", "fp8", 0.998, 6.4e-2, 0.98, 1.6e-1),
     )
 }
-# A backend that is asked for by name because it computes more coarsely than its set, in bfloat16's 8 bits.
-COARSER_BACKENDS = {"openvino-bf16": Precision("bf16", "fp32", None, 0.99, 1.4e-1, 0.98, 8e-1)}
+# A backend, or a precision of the PyTorch backend, that is asked for by name because it computes more coarsely than any
+# set that is not quantized: in bfloat16's 8 bits.
+_BF16 = Precision("bf16", "fp32", None, 0.99, 1.4e-1, 0.98, 8e-1)
+COARSER = {"openvino-bf16": _BF16, "bf16": _BF16}
 EXPORTED = tuple(name for name, item in PRECISIONS.items() if item.quantized is None)
 QUANTIZED_TYPES = ("int8", "fp8")
 # ONNX Runtime optimizers to disable, by the type that products are quantized to. The first fuses a product and its
@@ -66,8 +68,14 @@ ORT_DISABLED_OPTIMIZERS: dict[str | None, frozenset[str]] = {
 
 
 def as_computed(precision: str, backend: str) -> Precision:
-    """A set's row with the limits that it has on a backend: one rule for export, self-test, calibration and parity."""
-    row, coarse = PRECISIONS[precision], COARSER_BACKENDS.get(backend)
+    """A precision's row with the limits that it has on a backend: one rule for export, self-test, calibration, parity.
+
+    Args:
+        precision: of a set, or a key of COARSER.
+    """
+    if precision in COARSER:
+        return COARSER[precision]
+    row, coarse = PRECISIONS[precision], COARSER.get(backend)
     if coarse is None:
         return row
     return replace(

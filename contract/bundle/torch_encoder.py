@@ -6,6 +6,7 @@ transformers are imported when the encoder is loaded or run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def load_torch_encoder(
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True).vision_config
     with torch.device("meta"):
         encoder = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
-    state = {name: _read_tensor(name, tensor).to(dtype) for name, tensor in checkpoint.visual_tensors.items()}
+    state = {name: tensor.to(dtype) for name, tensor in read_visual_tensors(checkpoint)}
     encoder.load_state_dict(state, strict=True, assign=True)
     # The rotary frequencies are computed from the config, not read from the checkpoint: they must not be on meta.
     encoder.rotary_pos_emb = type(encoder.rotary_pos_emb)(config)
@@ -64,6 +65,16 @@ def run_torch_encoder(encoder: Any, grid: Grid, pixel_values: NDArray[np.float32
     with torch.inference_mode():
         output = encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
     return [output.pooler_output.numpy(), *(level.numpy() for level in output.deepstack_features)]
+
+
+def read_visual_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+    """Name and tensor (`torch.Tensor`, as stored, on the CPU) of each tensor of the encoder; one in memory at a time.
+
+    Raises:
+        CheckpointError: a shard is truncated or malformed, has no encoder, or a tensor has an unsupported dtype.
+    """
+    for name, tensor in checkpoint.visual_tensors.items():
+        yield name, _read_tensor(name, tensor)
 
 
 def _read_tensor(name: str, tensor: CheckpointTensor) -> Any:

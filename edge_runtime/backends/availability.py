@@ -37,7 +37,7 @@ def list_availability(bundle: Bundle) -> list[Availability]:
         *_onnxruntime(bundle),
         *_openvino(bundle),
         *(_tensorrt(bundle, library) for library in LIBRARIES),
-        _pytorch(),
+        *_pytorch(),
     ]
 
 
@@ -74,8 +74,14 @@ def _tensorrt(bundle: Bundle, library: str) -> Availability:
     return Availability(library, True, f"{record.target} {record.precision}, {version}")
 
 
-def _pytorch() -> Availability:
+def _pytorch() -> list[Availability]:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        return Availability("pytorch", False, f"{' and '.join(missing)} not installed")
-    return Availability("pytorch", True, "the oracle; needs --model with the checkpoint that the bundle came from")
+        return [Availability("pytorch", False, f"{' and '.join(missing)} not installed")]
+    needs = "needs --model with the checkpoint that the bundle came from"
+    on_cpu = Availability("pytorch", True, f"the oracle in fp32, also fp16 and bf16; {needs}")
+    # Not asked of torch itself: importing it takes longer than all the rest.
+    gpu = find_gpu()
+    if gpu is None:
+        return [on_cpu, Availability("pytorch --device cuda", False, "no NVIDIA GPU was found")]
+    return [on_cpu, Availability("pytorch --device cuda", True, f"fp16, bf16 or fp32 on {gpu}; {needs}")]

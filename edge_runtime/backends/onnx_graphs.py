@@ -70,3 +70,23 @@ class OnnxGraphBackend(ABC):
     @abstractmethod
     def infer(self, loaded: Any, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of `vision.output_names`, owned by the caller."""
+
+
+class GraphSession:
+    """An ONNX Runtime session of one graph, from host arrays to new ones; several threads may run it at once."""
+
+    def __init__(self, session: Any, graph: GraphRecord) -> None:
+        self._session = session
+        self._names = [spec.name for spec in graph.outputs]
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs in the record's order, owned by the caller."""
+        outputs: list[NDArray[Any]] = self._session.run(self._names, feeds)
+        return outputs
+
+    def device_seconds(self, feeds: dict[str, NDArray[Any]]) -> float | None:
+        """None: its time is the host's."""
+        return None
+
+    def close(self) -> None:
+        """The session is freed with the last reference to it."""

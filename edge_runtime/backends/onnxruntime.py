@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.edge_runtime.backends.onnx_graphs import OnnxGraphBackend
+from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
 from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
+from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
 logger = logging.getLogger("edge")
@@ -31,6 +35,8 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self._provider = options.provider
         self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
         self._threads = options.threads
+        self._device = "cuda"  # of bound memory
+        self._thread: Any = None  # of CUDA sessions
         if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
             logger.warning(
                 "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
@@ -42,15 +48,45 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self.loaded(self.graphs.graphs[0])
 
     def load_graph(self, graph: GraphRecord) -> Any:
+        if self._provider != "cuda":
+            return GraphSession(self._session(graph), graph)
+        return self._loaded_in_thread(graph)
+
+    def _loaded_in_thread(self, graph: GraphRecord) -> Any:
+        # onnx and cuda-bindings, which no other provider needs
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
+        from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InItsThread, SessionThread
+
+        self._thread = self._thread or SessionThread()
+        return InItsThread(self._thread, lambda: load_cuda_graph(self.bundle, graph, self._session, self._device))
+
+    def _session(
+        self, graph: GraphRecord, model: bytes | None = None, more_options: Mapping[str, str] | None = None
+    ) -> Any:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = cpu_threads(self._threads)
         settings.log_severity_level = 3
         disabled = ORT_DISABLED_OPTIMIZERS[PRECISIONS[self.precision].quantized]
-        return make_session(self.bundle.graph_path(graph), settings, self._provider, self.bundle, disabled)
+        path = self.bundle.graph_path(graph)
+        return make_session(path, settings, self._provider, self.bundle, disabled, model, more_options)
 
     def infer(self, loaded: Any, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = loaded.run(list(self.bundle.manifest.vision.output_names), feeds)
+        outputs: list[NDArray[Any]] = loaded.run(feeds)
         return outputs
+
+    def device_seconds(self, grid: Grid, pixel_values: NDArray[np.float32]) -> float | None:
+        """Seconds that a run takes on the GPU, without copies; None where nothing is bound to one."""
+        graph = choose_graph(self.graphs, grid)
+        feeds = graph_inputs(self.bundle.manifest.vision, graph, grid, pixel_values)
+        seconds: float | None = self.loaded(graph).device_seconds(feeds)
+        return seconds
+
+    def close(self) -> None:
+        for loaded in self._loaded.values():
+            loaded.close()
+        if self._thread is not None:
+            self._thread.close()
+        super().close()
 
 
 def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:

@@ -37,8 +37,14 @@ def _file(folder: Path, key: Sequence[str]) -> Path:
 
 
 def machine_store(environment: Mapping[str, str] = os.environ) -> ProofStore:
-    """This user's store: in systemd's CacheDirectory where the unit has one, else as the XDG specification says."""
+    """This user's store."""
+    base = machine_cache(environment)
+    return ProofStore(base / "self-tests" if base is not None else None)
+
+
+def machine_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """This user's cache folder: systemd's CacheDirectory where the unit has one, else as the XDG specification says."""
     base = environment.get("CACHE_DIRECTORY", "").split(":")[0] or environment.get("XDG_CACHE_HOME", "")
     if not base and environment.get("HOME"):
         base = str(Path(environment["HOME"]) / ".cache")
-    return ProofStore(Path(base) / "qwen3vl-edge" / "self-tests" if base else None)
+    return Path(base) / "qwen3vl-edge" if base else None

@@ -93,11 +93,12 @@ def passing_backend(
     bundle: Bundle, failed: EncoderBackend, options: BackendOptions, passes: Callable[[EncoderBackend], bool]
 ) -> str | None:
     """The first backend of this machine's CPU, other than the one that failed, that passes; None if none does."""
+    precision = bundle.manifest.set_for(failed.precision).precision
     for name in CPU_BACKENDS:
         if name == failed.name:
             continue
         try:
-            other = load_backend(name, bundle, BackendOptions(failed.precision, options.threads))
+            other = load_backend(name, bundle, BackendOptions(precision, options.threads))
         except ContractError:  # not installed, or not for this CPU
             continue
         try:

@@ -11,7 +11,7 @@ import ctypes
 import importlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ def _openvino(cache: Path) -> dict[str, str]:
 PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider", None, "pip install onnxruntime", lambda cache: {}),
     "cuda": Provider("CUDAExecutionProvider", None, "pip install 'onnxruntime-gpu[cuda,cudnn]'", _cuda),
+    # The file as it is, run as any provider runs it: to tell what the edited copy does.
+    "cuda-unfused": Provider("CUDAExecutionProvider", None, "pip install 'onnxruntime-gpu[cuda,cudnn]'", _cuda),
     "tensorrt": Provider(
         "TensorrtExecutionProvider", None, "pip install 'onnxruntime-gpu[cuda,cudnn]' tensorrt", _tensorrt
     ),
@@ -86,6 +88,9 @@ PROVIDERS = {
         _openvino,
     ),
 }
+
+
+NEED_CUDA = ("cuda", "cuda-unfused", "tensorrt")
 
 
 def find_provider(name: str) -> Provider:
@@ -106,6 +111,7 @@ def make_session(
     bundle: Bundle,
     disabled_optimizers: frozenset[str] = frozenset(),
     model: bytes | None = None,
+    more_options: Mapping[str, str] | None = None,
 ) -> Any:
     """An ONNX Runtime session of a graph on that provider, and on no other.
 
@@ -114,13 +120,14 @@ def make_session(
         settings: `SessionOptions`.
         disabled_optimizers: ONNX Runtime's graph optimizers to leave out.
         model: an edited copy of the graph, loaded in its place.
+        more_options: of the provider, for this session alone.
 
     Raises:
         InputError: the provider is not installed, has no device here, or did not start; or the graph is bad.
     """
     provider = find_provider(name)
-    options = provider.options(_cache_folder(bundle, name))
-    if name in ("cuda", "tensorrt"):
+    options = provider.options(_cache_folder(bundle, name)) | dict(more_options or {})
+    if name in NEED_CUDA:
         _preload_cuda()
     if provider.execution_provider in ort.get_available_providers():
         arguments: dict[str, Any] = {"providers": [(provider.execution_provider, options)]}
@@ -163,7 +170,7 @@ def start_provider(bundle: Bundle, name: str) -> None:
 def _cache_folder(bundle: Bundle, name: str) -> Path:
     """The folder for a provider's compiled files; None for a read-only bundle."""
     folder = bundle.path / ENGINE_FOLDER / f"onnxruntime-{name}"
-    if name not in ("cpu", "cuda"):
+    if name not in ("cpu", "cuda", "cuda-unfused"):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -188,7 +195,7 @@ def _quiet() -> Iterator[None]:
 
 def _missing_library(name: str) -> str:
     """Why the library of a built-in provider does not load, which ONNX Runtime writes to its log alone."""
-    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name.removesuffix('-unfused')}.so"
     if not library.exists():
         return ""
     try:

@@ -16,6 +16,7 @@ from qwen3vl_edge.contract.bundle.golden import Golden, GoldenLimit, golden_inpu
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle
+from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, run_encoder
@@ -59,10 +60,9 @@ class SelfTest:
     ) -> None:
         self._bundle, self._encoder = bundle, encoder
         self._identity, self._store, self._find_passing = identity, store, find_passing
-        sets = {item.precision: item for item in bundle.manifest.precisions}
-        self._graphs: PrecisionSet | None = sets.get(encoder.precision)
+        self._graphs: PrecisionSet = bundle.manifest.set_for(encoder.precision)
         self._golden = Golden({}, {})
-        if self._graphs is not None and self._graphs.golden is not None:
+        if self._graphs.golden is not None:
             self._golden = read_golden(bundle.path / self._graphs.golden, bundle.manifest.vision.output_names)
         self._proven: set[str] = set()
         self._failed: dict[str, EngineError] = {}
@@ -102,8 +102,6 @@ class SelfTest:
 
     def _graph(self, grid: Grid, pixels: bool) -> GraphRecord | None:
         """The record of the graph, or of that which the engine was built from."""
-        if self._graphs is None:
-            return None
         kind = "image_uint8" if pixels else "fixed" if grid in self._encoder.serves.buckets else "dynamic"
         bucket = None if kind == "dynamic" else str(grid)
         return next((graph for graph in self._graphs.graphs if (graph.kind, graph.bucket) == (kind, bucket)), None)
@@ -144,7 +142,6 @@ class SelfTest:
 
     def _key(self, graph: GraphRecord) -> list[str]:
         manifest, graphs = self._bundle.manifest, self._graphs
-        assert graphs is not None
         files = [graph.path, graphs.weights, *([graphs.golden] if graphs.golden else [])]
         files += [
             plan

@@ -95,7 +95,23 @@ class DaemonConfig:
         None, "Which precision of the bundle; the first by default.", option="--precision", reloadable=True
     )
     threads: int = setting(0, "CPU threads of the encoder; 0 for all.", within=(0, 1024), reloadable=True)
-    model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", reloadable=True)
+    model: Path | None = setting(None, "Checkpoint folder, for the pytorch backend.", option="--model", reloadable=True)
+    device: str = setting(
+        "cpu",
+        "Where the pytorch backend runs: cpu, cuda or cuda:N.",
+        option="--device",
+        pattern="cpu|cuda(:[0-9]{1,3})?",
+        form="cpu, cuda or cuda:N",
+        reloadable=True,
+    )
+    dtype: str = setting(
+        "auto",
+        """What the pytorch backend computes in: fp32, fp16, bf16, or auto: the precision, and where none is named fp32
+        on the CPU and the checkpoint's own dtype on a GPU.""",
+        option="--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        reloadable=True,
+    )
     self_test: bool = setting(
         True,
         """Each graph encodes the bundle's golden pictures before it first serves on this machine, and is refused where

@@ -24,7 +24,14 @@ def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = No
         ContractError: the bundle, backend or settings cannot be used; nothing is left open.
     """
     backend_options = BackendOptions(
-        config.precision, config.threads, config.model, config.provider, config.target, config.self_test
+        config.precision,
+        config.threads,
+        config.model,
+        config.provider,
+        config.target,
+        config.self_test,
+        config.device,
+        config.dtype,
     )
     options = EdgeOptions(
         config.backend,

@@ -152,6 +152,10 @@ def run_encoder(backend: EncoderBackend, item: EncoderInput) -> Embeddings:
     return backend.run_pixels(item.grid, item.pixels)
 
 
+# The dtype of the `pytorch` backend that follows from the other options.
+AUTO_DTYPE = "auto"
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """How to load a backend.
@@ -160,6 +164,9 @@ class BackendOptions:
         precision: which set of the bundle; None for the first.
         threads: CPU threads, 0 for OMP_NUM_THREADS where that is set, else the library's choice.
         model: checkpoint folder, needed by the `pytorch` backend alone.
+        device: of the `pytorch` backend: "cpu", "cuda" or "cuda:N".
+        dtype: of the `pytorch` backend: "fp32", "fp16" or "bf16"; "auto" for `precision`, and where that is None for
+            fp32 on the CPU and the checkpoint's own dtype on a GPU.
         provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
         target: which TensorRT engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
         self_test: `open_edge` lets each graph prove itself on the bundle's golden pairs before it serves.
@@ -171,3 +178,5 @@ class BackendOptions:
     provider: str = "cpu"
     target: str | None = None
     self_test: bool = True
+    device: str = "cpu"
+    dtype: str = AUTO_DTYPE

@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.bundle.trt_plans import LAYOUTS
 from qwen3vl_edge.contract.errors import BucketError, EngineError, InputError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import import_library, installed, trt, using
-from qwen3vl_edge.export.tensorrt.targets import TARGETS, Target, find_target
+from qwen3vl_edge.export.tensorrt.targets import RTX_BEFORE_BLACKWELL, TARGETS, Target, find_target, rtx_takes
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,14 @@ def _library(target: Target, gpu: Gpu | None, command: str) -> str:
         return target.library
     for name in ("tensorrt", "tensorrt_rtx"):
         if installed(name):
+            if name == "tensorrt_rtx" and gpu is not None and not rtx_takes(gpu.compute_capability):
+                raise EngineError(
+                    f"TensorRT-RTX does not take this GPU, {gpu}",
+                    field="--target",
+                    expected=f"compute capability {', '.join(RTX_BEFORE_BLACKWELL)}, 12.0 or later",
+                    got=gpu.compute_capability,
+                    remedy="Install tensorrt, or run without an engine: --provider cuda, or --backend pytorch.",
+                )
             return name
     import_library("tensorrt")
     raise AssertionError("unreachable: import_library raised")

@@ -1,25 +1,31 @@
-"""On a GPU: engines built for it give PyTorch's embeddings and the unsplit model's answers. Not yet run on one."""
+"""On a GPU: engines built for it and ONNX Runtime's CUDA provider give PyTorch's embeddings, and answers as well."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
+from qwen3vl_edge.contract.bundle.distance import distance
+from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
-from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.contract.machine.gpu import find_gpu
 from qwen3vl_edge.contract.machine.tensorrt_library import installed
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, PixelBackend
+from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
+from qwen3vl_edge.export.tensorrt.targets import rtx_takes
+from qwen3vl_edge.tools.dev.random_checkpoint import TINY_VISION, encoder_checkpoint
 from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
 from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both
@@ -30,10 +36,25 @@ pytestmark = [
     pytest.mark.skipif(find_gpu() is None, reason="needs an NVIDIA GPU with its driver and cuda-bindings"),
 ]
 MIN_COSINE = {"fp16": 0.9997, "fp32": 0.99999}
+GPU = find_gpu()
+
+
+def why_not(library: str) -> str | None:
+    """Why a library has nothing to test here."""
+    if not installed(library):
+        return f"needs {library} on a GPU machine"
+    if library == "tensorrt_rtx" and GPU is not None and not rtx_takes(GPU.compute_capability):
+        return f"TensorRT-RTX does not take this GPU: {GPU}"
+    return None
+
+
 LIBRARIES = [
-    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"needs {name} on a GPU machine"))
+    pytest.param(name, marks=pytest.mark.skipif(why_not(name) is not None, reason=str(why_not(name))))
     for name in ("tensorrt", "tensorrt_rtx")
 ]
+on_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in ort.get_available_providers(), reason="needs onnxruntime-gpu"
+)
 CASES = [(precision, layout) for precision in ("fp16", "fp32") for layout in ("profiles", "per-bucket")]
 
 
@@ -51,13 +72,7 @@ def build(bundle: Path, copy: Path, library: str, precision: str, layout: str) -
 def engine_edge(bundle: Path, tmp_path: Path, library: str, precision: str, layout: str) -> Iterator[Edge]:
     path = build(bundle, tmp_path / "bundle", library, precision, layout)
     options = EdgeOptions(backend=library, backend_options=BackendOptions(precision=precision), wire_dtype="fp32")
-    try:
-        opened = open_edge(path, options)
-    except EngineError as error:
-        if library == "tensorrt_rtx" and "compute capability" in str(error):
-            pytest.skip(f"TensorRT-RTX does not take this GPU: {error}")
-        raise
-    with opened as edge:
+    with open_edge(path, options) as edge:
         yield edge
 
 
@@ -84,25 +99,17 @@ def test_answers_are_the_unsplit_model_s(engine_edge: Edge, reference: Path) -> 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("precision", "layout"), [("fp16", "profiles")])
 def test_threads_take_turns(engine_edge: Edge) -> None:
+    check_threads(engine_edge.encoder, engine_edge.bundle.manifest.buckets() * 4)
+
+
+def check_threads(encoder: EncoderBackend, grids: Sequence[Grid]) -> None:
     """Many threads, pictures of many sizes: each gets its own picture's embeddings, bit for bit."""
-    rng = np.random.default_rng(0)
-    work = [
-        (grid, rng.standard_normal((grid.patches, 1536)).astype(np.float32))
-        for grid in engine_edge.bundle.manifest.buckets() * 4
-    ]
-    alone = [engine_edge.encoder.run(grid, pixels).embeds for grid, pixels in work]
-    found: list[object] = [None] * len(work)
-
-    def encode(index: int) -> None:
-        found[index] = engine_edge.encoder.run(*work[index]).embeds
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for together, single in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(together, single)
+    work = [(grid, draw(grid, seed)) for seed, grid in enumerate(grids)]
+    alone = [encoder.run(grid, pixels).embeds for grid, pixels in work]
+    with ThreadPoolExecutor(len(work)) as threads:
+        together = list(threads.map(lambda item: encoder.run(*item).embeds, work))  # raises what a thread raised
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -126,3 +133,58 @@ def test_layers_are_kept_beside_the_plan(bundle: Path, tmp_path: Path, library: 
     (plan,) = open_bundle(path).manifest.engines[0].plans
     assert plan.layers is not None
     assert json.loads((path / plan.layers).read_text())["Layers"]
+
+
+@on_cuda
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_cuda_provider_gives_pytorch_s_embeddings_in_every_bucket(
+    small_bundle: Path, reference: Path, precision: str
+) -> None:
+    """With attention fused, memory bound and kernels captured; from uint8 pixels too."""
+    opened = open_bundle(small_bundle)
+    oracle = load_backend("pytorch", opened, BackendOptions(model=reference))
+    cuda = load_backend("onnxruntime", opened, BackendOptions(precision=precision, provider="cuda"))
+    assert cuda.name == "onnxruntime-cuda"
+    for grid in opened.manifest.buckets():
+        check_same(cuda.run(grid, pixels := draw(grid, 1)), oracle.run(grid, pixels), MIN_COSINE[precision])
+    shown = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    cpu = load_backend("onnxruntime", opened, BackendOptions(precision=precision))
+    assert isinstance(cuda, PixelBackend)
+    assert isinstance(cpu, PixelBackend)
+    check_same(cuda.run_pixels(Grid(1, 8, 8), shown), cpu.run_pixels(Grid(1, 8, 8), shown), MIN_COSINE[precision])
+    check_threads(cuda, opened.manifest.buckets() * 8)
+    cuda.close()
+
+
+@on_cuda
+@pytest.mark.parametrize("heads", [2, 4])
+def test_the_dynamic_graph_and_head_width_72(tmp_path: Path, heads: int) -> None:
+    tower = TINY_VISION | {"hidden_size": 72 * heads, "num_heads": heads}
+    model = encoder_checkpoint(tmp_path / "model", **tower).path
+    export_bundle(str(model), tmp_path / "bundle", image_buckets="64x64", precisions=("fp16",), image_uint8=False)
+    opened = open_bundle(tmp_path / "bundle")
+    oracle = load_backend("pytorch", opened, BackendOptions(model=model))
+    cuda = load_backend("onnxruntime", opened, BackendOptions(precision="fp16", provider="cuda"))
+    grids = [Grid(1, 4, 4), Grid(1, 6, 10), Grid(2, 4, 6)]
+    for grid in grids:
+        check_same(cuda.run(grid, pixels := draw(grid, 2)), oracle.run(grid, pixels), MIN_COSINE["fp16"])
+    check_threads(cuda, grids * 4)
+    cuda.close()
+
+
+@on_cuda
+def test_a_bucket_is_captured_as_a_cuda_graph(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="edge")
+    backend = load_backend("onnxruntime", open_bundle(small_bundle), BackendOptions(precision="fp16", provider="cuda"))
+    backend.run(Grid(1, 8, 8), np.zeros((64, 1536), np.float32))
+    assert "not captured" not in caplog.text
+    backend.close()
+
+
+def draw(grid: Grid, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((grid.patches, 1536)).astype(np.float32)
+
+
+def check_same(ours: Embeddings, theirs: Embeddings, cosine: float) -> None:
+    for one, other in zip((ours.embeds, *ours.deepstack), (theirs.embeds, *theirs.deepstack), strict=True):
+        assert distance(one, other).cosine >= cosine

@@ -23,12 +23,13 @@ from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt import build_engines as engines
+from qwen3vl_edge.export.tensorrt import build_job
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, builder_config
 from qwen3vl_edge.export.tensorrt.build_progress import BuildProgress
 from qwen3vl_edge.export.tensorrt.network import check_tensors, parse_graph
-from qwen3vl_edge.export.tensorrt.targets import TARGETS
+from qwen3vl_edge.export.tensorrt.targets import TARGETS, rtx_takes
 
 ADA = Gpu("RTX 4090", "8.9", 24 << 30, "13.0")
 slow = pytest.mark.slow  # the rest of a table whose ends are built every time
@@ -357,3 +358,14 @@ def test_compute_capabilities(ada: Bundle, built_for: str, here: str, runs: bool
 def test_loading_without_a_gpu_says_so(ada: Bundle) -> None:
     with pytest.raises(EngineError, match=r"needs a GPU of compute capability 8\.9, and none was found"):
         load_backend("tensorrt_rtx", ada, BackendOptions())
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_take_is_refused_before_the_build(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = Gpu("H200", "9.0", 141 << 30, "13.0")
+    monkeypatch.setattr(build_job, "find_gpu", lambda: hopper)
+    monkeypatch.setattr(build_job, "installed", lambda name: name == "tensorrt_rtx")
+    with pytest.raises(EngineError, match=r"does not take this GPU, H200.*12\.0 or later.*--provider cuda"):
+        build_engines(workplace, BuildRequest("this-gpu"))
+    assert [rtx_takes(name) for name in ("8.6", "8.7", "9.0", "10.0", "12.1")] == [True, False, False, False, True]

@@ -14,6 +14,8 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.tools.cli.options import (
     BackendOption,
     BundleOption,
+    DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -42,6 +44,8 @@ def ask(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
     wire_dtype: WireOption = "fp16",
     wire_zstd: Annotated[bool, typer.Option(help="Compress what is sent, without loss.")] = False,
     preprocess: PreprocessOption = "auto",
@@ -58,7 +62,14 @@ def ask(
     from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=model, provider=provider, target=target, self_test=self_test
+        precision=precision,
+        threads=threads,
+        model=model,
+        provider=provider,
+        target=target,
+        self_test=self_test,
+        device=device,
+        dtype=dtype,
     )
     options = EdgeOptions(
         backend=backend,

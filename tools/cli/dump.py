@@ -13,6 +13,8 @@ import typer
 from qwen3vl_edge.tools.cli.options import (
     BackendOption,
     BundleOption,
+    DeviceOption,
+    DtypeOption,
     ImagesOption,
     JsonOption,
     ModelOption,
@@ -32,6 +34,8 @@ def dump(
     target: TargetOption = None,
     precision: PrecisionOption = None,
     model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
     layers: Annotated[bool, typer.Option("--layers", help="Also intermediate outputs (onnxruntime, pytorch).")] = False,
     polygraphy: Annotated[
         Path | None, typer.Option(help="Folder for polygraphy's files: BUCKET.inputs.json and .outputs.json.")
@@ -50,7 +54,14 @@ def dump(
     from qwen3vl_edge.tools.parity.pictures import pictures_of
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=model, provider=provider, target=target, self_test=False
+        precision=precision,
+        threads=threads,
+        model=model,
+        provider=provider,
+        target=target,
+        self_test=False,
+        device=device,
+        dtype=dtype,
     )
     options = EdgeOptions(backend=backend, backend_options=backend_options)
     console = Console(stderr=True)

@@ -14,6 +14,8 @@ from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.tools.cli.options import (
     BackendOption,
     BundleOption,
+    DeviceOption,
+    DtypeOption,
     ImagesOption,
     JsonOption,
     PrecisionOption,
@@ -41,6 +43,8 @@ def parity(
     provider: ProviderOption = "cpu",
     target: TargetOption = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
     wire_dtype: WireOption = "fp16",
     preprocess: PreprocessOption = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
@@ -69,7 +73,14 @@ def parity(
     from qwen3vl_edge.tools.parity.run import ParityRequest
 
     backend_options = BackendOptions(
-        precision=precision, threads=threads, model=Path(model), provider=provider, target=target, self_test=False
+        precision=precision,
+        threads=threads,
+        model=Path(model),
+        provider=provider,
+        target=target,
+        self_test=False,
+        device=device,
+        dtype=dtype,
     )
     options = EdgeOptions(
         backend=backend, backend_options=backend_options, wire_dtype=wire_dtype, preprocess=preprocess
@@ -95,7 +106,14 @@ def _other_options(
     options: EdgeOptions, backend: str | None, provider: str | None, precision: str | None, target: str | None
 ) -> EdgeOptions:
     """The options of the --against side; what is not given has its default, not the first side's value."""
-    backend_options = replace(options.backend_options, precision=precision, provider=provider or "cpu", target=target)
+    backend_options = replace(
+        options.backend_options,
+        precision=precision,
+        provider=provider or "cpu",
+        target=target,
+        device="cpu",
+        dtype="auto",
+    )
     return replace(options, backend=backend or "onnxruntime", backend_options=backend_options, preprocess="reference")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qwen3vl_edge.contract.bundle.precision import COARSER_BACKENDS, PRECISIONS, as_computed
+from qwen3vl_edge.contract.bundle.precision import COARSER, PRECISIONS, as_computed
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ WIRE_LIMITS = {
 
 def limits_of(precision: str, backend: str = "") -> PrecisionLimits:
     """Limits of a set's precision as a backend computes it, `UNKNOWN` for one that is in no table."""
-    if precision not in PRECISIONS:
+    if precision not in PRECISIONS and precision not in COARSER:
         return UNKNOWN
     spec = as_computed(precision, backend)
     tolerance = LAYER_TOLERANCES[spec.quantized or spec.rest]
-    if backend in COARSER_BACKENDS:
-        tolerance = max(tolerance, COARSER_BACKENDS[backend].max_relative_l2)
+    if precision in COARSER or backend in COARSER:
+        tolerance = max(tolerance, spec.max_relative_l2)
     return PrecisionLimits(spec.min_cosine, spec.max_relative_l2, spec.min_agreement, spec.max_kl, tolerance)
 
 

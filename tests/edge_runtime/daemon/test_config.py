@@ -125,6 +125,7 @@ def test_what_a_reload_applies() -> None:
         "bundle", "backend", "provider", "target", "precision", "threads", "model", "cache", "cache_mib",
         "media_folders", "allow_private_urls", "fetch_timeout_s", "max_media_mib", "max_picture_pixels",
         "max_clip_pixels", "exif_orientation", "stack", "preprocess", "cameras", "clip_seconds", "self_test",
+        "device", "dtype",
     }  # fmt: skip
 
 

@@ -10,13 +10,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from qwen3vl_edge.contract.machine.gpu import find_gpu
-
 LARGE_ENOUGH_SECONDS = 0.1  # of one product
 LEAST_RUNS, LEAST_SECONDS = 5, 1.0  # a shared machine is at its best now and then
 
 
-def machine_peaks(threads: int = 0) -> dict[str, float]:
+def machine_peaks(threads: int = 0, least_seconds: float = LEAST_SECONDS) -> dict[str, float]:
     """Products per second by type ("fp32", "fp16", "bf16", "int8" to int32), and bytes moved per second as "bytes".
 
     The best of several large products and copies, on the GPU where there is one, else on the CPU. A CPU's float32 is
@@ -25,37 +23,39 @@ def machine_peaks(threads: int = 0) -> dict[str, float]:
 
     Args:
         threads: of the CPU; 0 for all.
+        least_seconds: that each product is repeated for; little of it measures small products too.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        peaks = {dtype: _products_per_second(dtype, device) for dtype in ("fp32", "bf16", "int8")}
+        kinds = ("fp32", "bf16", "int8") if device.type == "cpu" else ("fp32", "fp16", "bf16", "int8")
+        peaks = {dtype: _products_per_second(dtype, device, least_seconds) for dtype in kinds}
         if device.type == "cpu":
-            peaks["fp32"] = max(peaks["fp32"], _onnxruntime_products_per_second(threads))
-        # A CPU multiplies float16 in float32, and a GPU as it does bfloat16.
-        peaks["fp16"] = peaks["fp32"] if find_gpu() is None else peaks["bf16"]
-        return peaks | {"bytes": _bytes_per_second(device)}
+            peaks["fp32"] = max(peaks["fp32"], _onnxruntime_products_per_second(threads, least_seconds))
+            peaks["fp16"] = peaks["fp32"]  # a CPU multiplies float16 in float32
+        return peaks | {"bytes": _bytes_per_second(device, least_seconds)}
     finally:
         torch.set_num_threads(before)
 
 
-def _bytes_per_second(device: torch.device) -> float:
+def _bytes_per_second(device: torch.device, least_seconds: float) -> float:
     block, other = (torch.ones(64 * 2**20, device=device) for _ in range(2))
-    return 2 * block.numel() * block.element_size() / _best(lambda: other.copy_(block), device)
+    return 2 * block.numel() * block.element_size() / _best(lambda: other.copy_(block), device, least_seconds)
 
 
-def _products_per_second(dtype: str, device: torch.device) -> float:
+def _products_per_second(dtype: str, device: torch.device, least_seconds: float) -> float:
     # A CPU without bfloat16 multiplies it hundreds of times slower: start small there.
     size = 8192 if device.type == "cuda" else 256
     work = _product(dtype, size, device)
-    while device.type == "cpu" and size < 2048 and _seconds(work, device) < LARGE_ENOUGH_SECONDS:
+    enough = min(LARGE_ENOUGH_SECONDS, least_seconds)
+    while device.type == "cpu" and size < 2048 and _seconds(work, device) < enough:
         size *= 2
         work = _product(dtype, size, device)
-    return 2 * size**3 / _best(work, device)
+    return 2 * size**3 / _best(work, device, least_seconds)
 
 
-def _onnxruntime_products_per_second(threads: int, size: int = 2048) -> float:
+def _onnxruntime_products_per_second(threads: int, least_seconds: float, size: int = 2048) -> float:
     from onnx import TensorProto, helper
 
     names, shape = ("a", "b", "c"), (size, size)
@@ -66,13 +66,13 @@ def _onnxruntime_products_per_second(threads: int, size: int = 2048) -> float:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     feeds = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name in names[:2]}
-    return 2 * size**3 / _best(lambda: session.run(None, feeds), torch.device("cpu"))
+    return 2 * size**3 / _best(lambda: session.run(None, feeds), torch.device("cpu"), least_seconds)
 
 
 def _product(dtype: str, size: int, device: torch.device) -> Callable[[], Any]:
     if dtype == "int8":
         return _int8_product(size, device)
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     one, other = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     return lambda: one @ other
 
@@ -88,10 +88,10 @@ def _int8_product(size: int, device: torch.device) -> Callable[[], Any]:
     return lambda: torch.ops.quantized.linear(values, packed, 0.1, 128)
 
 
-def _best(work: Callable[[], Any], device: torch.device) -> float:
+def _best(work: Callable[[], Any], device: torch.device, least_seconds: float) -> float:
     _seconds(work, device)
     seconds: list[float] = []
-    while len(seconds) < LEAST_RUNS or sum(seconds) < LEAST_SECONDS:
+    while len(seconds) < LEAST_RUNS or sum(seconds) < least_seconds:
         seconds.append(_seconds(work, device))
     return min(seconds)
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,16 @@ REFERENCE = Path("reference/qwen3vl-tiny")
 PICTURES = 8
 
 
+def random_model(folder: Path, tower: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of a tower with random weights, with the reference's processor; returns its folder."""
+    model = encoder_checkpoint(folder, torch.float32, **tower).path
+    config = (model / "config.json").read_bytes()
+    for file in open_checkpoint(str(REFERENCE)).processor_files():
+        shutil.copyfile(file, model / file.name)
+    (model / "config.json").write_bytes(config)
+    return model
+
+
 def make_bundle(
     size: str, out: Path, buckets: str, depth: int = 0, int8: bool = True, precisions: Sequence[str] = ("fp32",)
 ) -> Path:
@@ -36,11 +47,7 @@ def make_bundle(
         levels = len(tower["deepstack_visual_indexes"])
         indexes = [level * depth // levels for level in range(levels)]
         tower = tower | {"depth": depth, "deepstack_visual_indexes": indexes}
-    model = encoder_checkpoint(out / f"random-{size}", torch.float32, **tower).path
-    config = (model / "config.json").read_bytes()
-    for file in open_checkpoint(str(REFERENCE)).processor_files():
-        shutil.copyfile(file, model / file.name)
-    (model / "config.json").write_bytes(config)
+    model = random_model(out / f"random-{size}", tower)
     export_bundle(str(model), out / "bundle", image_buckets=buckets, precisions=precisions)
     if not int8:
         return out / "bundle"

@@ -86,11 +86,15 @@ def _open_engine(setup: Setup) -> None:
 
 
 def _run_engine(mix: Mix, devices: int) -> Run:
+    return run_engine(_held["engine"], mix, devices)
+
+
+def run_engine(engine: Any, mix: Mix, devices: int) -> Run:
+    """One closed-loop run on a `TransformersEngine`, asked by as many threads as there are devices."""
     from concurrent.futures import ThreadPoolExecutor
 
     from qwen3vl_edge.tools.dev.load.mix import make_requests
 
-    engine = _held["engine"]
     requests = make_requests(mix, engine.loaded.shape, text_ids(engine.loaded.tokenizer))
     began = time.perf_counter()
 

@@ -9,12 +9,25 @@ from pathlib import Path
 from qwen3vl_edge.contract.bundle.checkpoint import PROCESSOR_FILES
 
 
-def make_checkpoint(out: Path, reference: Path, layers: int, width: int, tower_layers: int, tower_width: int) -> Path:
-    """Write a Qwen3-VL with random weights in float32; tokenizer and processor are the reference checkpoint's.
+def make_checkpoint(
+    out: Path,
+    reference: Path,
+    layers: int,
+    width: int,
+    tower_layers: int,
+    tower_width: int,
+    head: int = 64,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Path:
+    """Write a Qwen3-VL with random weights; tokenizer and processor are the reference checkpoint's.
 
     Args:
-        layers, width: of the language model; heads of 64, one key-value head for two, an MLP of three times the width.
+        layers, width: of the language model; one key-value head for two, an MLP of three times the width.
         tower_layers, tower_width: of the vision encoder; heads of 64, an MLP of four times the width.
+        head: width of the language model's heads.
+        dtype: that it is written in, as torch names it.
+        device: on which its weights are drawn.
     """
     import torch
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
@@ -24,12 +37,12 @@ def make_checkpoint(out: Path, reference: Path, layers: int, width: int, tower_l
     values["text_config"] |= {
         "hidden_size": width,
         "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-        "num_key_value_heads": max(width // 128, 1),
-        "head_dim": 64,
+        "num_attention_heads": width // head,
+        "num_key_value_heads": max(width // head // 2, 1),
+        "head_dim": head,
         "intermediate_size": 3 * width,
     }
-    values["text_config"]["rope_parameters"]["mrope_section"] = [12, 10, 10]
+    values["text_config"]["rope_parameters"]["mrope_section"] = [3 * head // 16, 5 * head // 32, 5 * head // 32]
     values["vision_config"] |= {
         "hidden_size": tower_width,
         "depth": tower_layers,
@@ -43,7 +56,8 @@ def make_checkpoint(out: Path, reference: Path, layers: int, width: int, tower_l
         if (reference / name).exists():
             shutil.copyfile(reference / name, out / name)
     (out / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    model = Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(out)).float()
+    with torch.device(device):
+        model = Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(out)).to(getattr(torch, dtype))
     model.generation_config.eos_token_id = [values["text_config"]["eos_token_id"]]
     model.save_pretrained(out)
     return out

@@ -15,12 +15,8 @@ from qwen3vl_edge.contract.bundle.open import Bundle, sha256_of
 
 
 def set_identity(manifest: Manifest, precision: str) -> str:
-    """sha256 hex over the model hash and the path and hash of each file of a precision and of the processor.
-
-    Raises:
-        BundleError: the bundle has no such precision.
-    """
-    graphs = manifest.precision(precision)
+    """sha256 hex over the model hash and the path and hash of each file of the precision's set and of the processor."""
+    graphs = manifest.set_for(precision)
     paths = [graphs.weights, *(graph.path for graph in graphs.graphs), *manifest.processor]
     files = sorted((path, manifest.file(path).sha256) for path in paths)
     return hashlib.sha256(json.dumps([manifest.model.model_hash, files]).encode()).hexdigest()

@@ -28,7 +28,7 @@ def layers_of(edge: Edge) -> LayerSource | None:
 
 
 def layers_of_graph(bundle: Bundle, precision: str, provider: str = "cpu", threads: int = 0) -> LayerSource:
-    """The layers of a bundle's graphs on ONNX Runtime.
+    """The layers of a bundle's graphs on ONNX Runtime, of the set that stands for a precision.
 
     Raises:
         InputError: onnx is not installed, as on a device that only runs bundles.
@@ -37,7 +37,7 @@ def layers_of_graph(bundle: Bundle, precision: str, provider: str = "cpu", threa
         raise InputError("intermediate layers need onnx", field="--layers", remedy="Install it with: pip install onnx")
     from qwen3vl_edge.tools.parity.layers.graph_layers import GraphLayers
 
-    return GraphLayers(bundle, precision, provider, threads)
+    return GraphLayers(bundle, bundle.manifest.set_for(precision).precision, provider, threads)
 
 
 def no_layers(backend: str, option: str) -> InputError:

@@ -20,6 +20,18 @@ def peers() -> list[Peer]:
     return peers
 
 
+def refuse_emulated_bf16(device: Any, dtype: str) -> None:
+    """Refuse what would only cost time.
+
+    Raises:
+        InputError: bfloat16 on a CPU that has none.
+    """
+    import torch
+
+    if dtype == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise InputError("this CPU has no bfloat16; PyTorch emulates it, hundreds of times slower", field="dtype")
+
+
 def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candidate:
     import torch
 
@@ -28,8 +40,7 @@ def _load(dtype: str, compiled: bool, attention: str, setting: Setting) -> Candi
     if setting.threads:
         torch.set_num_threads(setting.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise InputError("this CPU has no bfloat16; PyTorch emulates it, hundreds of times slower", field="dtype")
+    refuse_emulated_bf16(device, dtype)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     encoder: Any = load_torch_encoder(open_checkpoint(str(setting.model))).to(device, kind)
     if attention != "sdpa":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qwen3vl_edge.tools.dev.bench.report.gpu import gpu
 from qwen3vl_edge.tools.dev.bench.report.links import concurrency, end_to_end, growth, smaller, wire
 from qwen3vl_edge.tools.dev.bench.report.tables import (
     Row,
@@ -39,7 +40,9 @@ def page(folder: Path) -> str:
     parts += [_engines(document) for document in _read(folder, "engines*.json")]
     documents = _read(folder, "encoder*.json")
     parts += [_encoder(document) for document in documents]
-    if not any(document["environment"]["gpu"] for document in documents):
+    kits = _read(folder, "gpu*.json")
+    parts += [gpu(document) for document in kits]
+    if not kits and not any(document["environment"]["gpu"] for document in documents):
         parts.append(NO_GPU)
     parts += [_startup(document) for document in _read(folder, "startup*.json")]
     parts += [wire(document) for document in _read(folder, "wire*.json")]

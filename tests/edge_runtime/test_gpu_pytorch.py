@@ -1,0 +1,90 @@
+"""On a GPU: the straight tower, compiled and captured, gives PyTorch's embeddings, to each thread its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.bundle.torch_encoder import read_visual_tensors
+from qwen3vl_edge.edge_runtime.backends.registry import load_backend
+from qwen3vl_edge.edge_runtime.backends.straight.capture import CudaDevice, TowerRunner
+from qwen3vl_edge.edge_runtime.backends.straight.tower import StraightTower
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
+from qwen3vl_edge.tools.parity.encoder import compare_encoders
+from qwen3vl_edge.tools.parity.pictures import pictures_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a PyTorch for it"),
+]
+MIN_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.99}
+PICTURE, CLIP, NO_BUCKET = Grid(1, 8, 8), Grid(4, 6, 8), Grid(1, 4, 6)
+
+
+def draw(grid: Grid, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((grid.patches, 1536)).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", MIN_COSINE)
+def test_embeddings_are_pytorch_s_in_every_bucket(small_bundle: Path, reference: Path, precision: str) -> None:
+    oracle = load_backend("pytorch", open_bundle(small_bundle), BackendOptions(model=reference))
+    options = BackendOptions(model=reference, device="cuda", precision=precision)
+    with open_edge(small_bundle, EdgeOptions("pytorch", options, wire_dtype="fp32")) as edge:
+        assert (edge.encoder.name, edge.encoder.precision) == ("pytorch-cuda", precision)
+        rows = compare_encoders(edge, oracle, pictures_of(None))
+    assert {row.bucket for row in rows} == {str(PICTURE), str(CLIP)}
+    for row in rows:
+        assert row.distance.cosine >= MIN_COSINE[precision], row
+
+
+@pytest.fixture(scope="module")
+def backend(small_bundle: Path, reference: Path) -> Iterator[EncoderBackend]:
+    options = BackendOptions(model=reference, device="cuda:0", precision="fp16")
+    loaded = load_backend("pytorch", open_bundle(small_bundle), options)
+    yield loaded
+    loaded.close()
+
+
+def test_threads_get_their_own_picture_s_embeddings(backend: EncoderBackend) -> None:
+    work = [(grid, draw(grid, seed)) for seed, grid in enumerate([PICTURE, CLIP, NO_BUCKET] * 6)]
+    alone = [backend.run(*item).embeds for item in work]
+    found: list[Any] = [None] * len(work)
+
+    def encode(index: int) -> None:
+        for _ in range(5):
+            found[index] = backend.run(*work[index]).embeds
+
+    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for together, single in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(together, single)
+
+
+def test_a_captured_run_is_the_eager_one(small_bundle: Path, reference: Path, backend: EncoderBackend) -> None:
+    """Bit for bit where the same kernels run; compiled ones round in other places."""
+    vision, device = open_bundle(small_bundle).manifest.vision, torch.device("cuda")
+    tensors = read_visual_tensors(open_checkpoint(str(reference)))
+    tower = StraightTower(vision, tensors, torch.float16, device)
+    captured, eager = (TowerRunner(tower, CudaDevice(device), grids) for grids in ((PICTURE, CLIP), ()))
+    for grid in (PICTURE, CLIP):
+        own = [captured.run(grid, draw(grid, seed)) for seed in range(3)]
+        for seed, outputs in enumerate(own):
+            for output, want in zip(outputs, eager.run(grid, draw(grid, seed)), strict=True):
+                np.testing.assert_array_equal(output, want)
+            compiled = backend.run(grid, draw(grid, seed)).embeds.astype(np.float64)
+            want = outputs[0].astype(np.float64)
+            assert np.linalg.norm(compiled - want) < 5e-3 * np.linalg.norm(want)
