@@ -16,7 +16,6 @@ from qwen3vl_edge.contract.bundle.golden import Golden, GoldenLimit, golden_inpu
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord, PrecisionSet
 from qwen3vl_edge.contract.bundle.open import Bundle
-from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, run_encoder

@@ -165,10 +165,10 @@ class EncoderWriter:
                     hidden, f"deepstack_merger_list.{merger}", after_shuffle=True
                 )
         produced["embeds"] = self.merger(hidden, "merger", after_shuffle=False)
-        for output, merger in zip(self.spec.output_names, mergers(self.spec), strict=True):
+        for output, (source, _) in zip(self.spec.output_names, mergers(self.spec), strict=True):
             value = produced[output]
             if not self.half_outputs:
-                value = self.to_float32(value, output, f"{merger[0]}.linear_fc2")
+                value = self.to_float32(value, output, f"{source}.linear_fc2")
             self.emit.node("Identity", [value], output)
         rows: int | str = "tokens"
         if self.frames is not None and self.frame_patches is not None:

@@ -120,8 +120,8 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     spec = PRECISIONS[result.graphs.precision]
-    limit, rows = spec.min_cosine, [row for graph in result.graphs.graphs for row in graph.parity]
-    rows += result.record.figures
+    limit = spec.min_cosine
+    rows = [*(row for graph in result.graphs.graphs for row in graph.parity), *result.record.figures]
     worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
     if not all(spec.accepts(row.cosine, row.relative_l2) for row in rows):
         errors.print(
