@@ -117,11 +117,13 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     """The set is written, and parity judges it on real pictures; this warns of a large error before."""
+    from qwen3vl_edge.contract.bundle.manifest import CalibrationFigure, OutputParity
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     spec = PRECISIONS[result.graphs.precision]
     limit = spec.min_cosine
-    rows = [*(row for graph in result.graphs.graphs for row in graph.parity), *result.record.figures]
+    rows: list[OutputParity | CalibrationFigure] = [row for graph in result.graphs.graphs for row in graph.parity]
+    rows.extend(result.record.figures)
     worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
     if not all(spec.accepts(row.cosine, row.relative_l2) for row in rows):
         errors.print(
