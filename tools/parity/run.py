@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.model_hash import rule_of
 from qwen3vl_edge.contract.bundle.open import Bundle, open_model_of
 from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
@@ -130,12 +131,15 @@ def open_against(request: ParityRequest, bundle: Bundle, stack: ExitStack) -> Ed
         return None
     path, options = request.against
     other = stack.enter_context(open_edge(path, options))
-    if other.bundle.manifest.model.model_hash != bundle.manifest.model.model_hash:
+    mine, theirs = bundle.manifest.model, other.bundle.manifest.model
+    if theirs.model_hash != mine.model_hash:
+        one_rule = rule_of(theirs.model_hash) == rule_of(mine.model_hash)
         raise ModelMismatchError(
             f"{path} is a bundle of another model than {bundle.path}",
             field="--against",
-            expected=bundle.manifest.model.id,
-            got=other.bundle.manifest.model.id,
+            expected=mine.id,
+            got=theirs.id if one_rule else f"a bundle of another release, of {theirs.id}",
+            remedy=None if one_rule else "Export both with one release.",
         )
     return other
 
