@@ -69,6 +69,7 @@ def test_a_dump_gives_the_figures_of_the_engine_itself(
     with open_edge(small_bundle, options) as edge:
         rows = compare_encoders(edge, PytorchBackend(open_checkpoint(str(reference))), pictures_of(folder / "pictures"))
     assert [row["distance"] for row in report["encoder"]] == [vars(row.distance) for row in rows]
+    assert report["skipped"]["set fp32"] == "a dump holds one set"
     page = (folder / "page.html").read_text()
     assert "dump of onnxruntime, fp16" in page
     assert "A dump holds no answers" in page

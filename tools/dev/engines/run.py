@@ -28,6 +28,7 @@ from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.golden import golden_input
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.bundle.precision import as_computed
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.machine.environment import environment
@@ -38,9 +39,6 @@ from qwen3vl_edge.tools.dev.engines.towers import Tower, draw_tower
 from qwen3vl_edge.tools.dev.random_checkpoint import encoder_checkpoint
 
 BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
-# Largest relative L2 of an output to PyTorch in float32; random towers of a few layers have a hundredth of it.
-LIMITS = {"fp32": 1e-4, "fp16": 1.4e-2}
-BF16_LIMIT = 5e-2
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Run:
 
     @property
     def wrong(self) -> bool:
-        limit = BF16_LIMIT if self.backend == "openvino-bf16" else LIMITS[self.precision]
-        return not self.relative_l2 <= limit  # NaN is wrong
+        """Whether it is beyond parity's limit, of which random towers of a few layers have a hundredth; NaN is."""
+        return not self.relative_l2 <= as_computed(self.precision, self.backend).max_relative_l2
 
 
 @dataclass(frozen=True)
