@@ -310,7 +310,7 @@ class Edge:
         files = [graphs.weights, *(graph.path for graph in graphs.graphs)]
         parts = [manifest.model.model_hash, self.encoder.name, self.encoder.precision]
         parts.append("fp32" if self.options.wire_dtype in FROM_FP32 else "fp16")  # packed after the cache
-        parts += library_versions(self.options.backend)
+        parts += [*library_versions(self.options.backend), *getattr(self.encoder, "edits", ())]
         parts += [
             manifest.file(path).sha256
             for record in manifest.engines

@@ -17,6 +17,8 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import USUAL, load_cuda_graph
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InItsThread, SessionThread
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
 from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
 from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
@@ -27,7 +29,11 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class OnnxRuntimeBackend(OnnxGraphBackend):
-    """One session per graph; sessions are safe to share."""
+    """One session per graph; sessions are safe to share.
+
+    Attributes:
+        edits: of the graphs' copies that are loaded in place of the files; embeddings depend on them.
+    """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         super().__init__(bundle, options)
@@ -35,8 +41,9 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self._provider = options.provider
         self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
         self._threads = options.threads
+        self.edits = tuple(USUAL) if options.provider == "cuda" else ()
         self._device = "cuda"  # of bound memory
-        self._thread: Any = None  # of CUDA sessions
+        self._thread: SessionThread | None = None  # of CUDA sessions
         if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
             logger.warning(
                 "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
@@ -53,12 +60,8 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         return self._loaded_in_thread(graph)
 
     def _loaded_in_thread(self, graph: GraphRecord) -> Any:
-        # onnx and cuda-bindings, which no other provider needs
-        from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import load_cuda_graph
-        from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InItsThread, SessionThread
-
-        self._thread = self._thread or SessionThread()
-        return InItsThread(self._thread, lambda: load_cuda_graph(self.bundle, graph, self._session, self._device))
+        self._thread = thread = self._thread or SessionThread()
+        return InItsThread(thread, lambda: load_cuda_graph(self.bundle, graph, self._session, self.edits, self._device))
 
     def _session(
         self, graph: GraphRecord, model: bytes | None = None, more_options: Mapping[str, str] | None = None

@@ -38,6 +38,12 @@ class ProvenBackend:
         return self._inner.serves
 
     @property
+    def edits(self) -> tuple[str, ...]:
+        """Edits of the graphs' copies that the backend loads."""
+        edits: tuple[str, ...] = getattr(self._inner, "edits", ())
+        return edits
+
+    @property
     def device_bytes(self) -> int:
         """Bytes of device memory, as the backend reports them."""
         return int(getattr(self._inner, "device_bytes", 0))
@@ -75,7 +81,7 @@ def proven(
         backend: its name, a key of BACKENDS.
         store: of passed tests; this user's by default.
     """
-    identity = [options.provider, *library_versions(backend), *processor()]
+    identity = [options.provider, *library_versions(backend), *processor(), *getattr(encoder, "edits", ())]
     if encoder.name not in CPU_BACKENDS:
         gpu = find_gpu()
         identity += [] if gpu is None else [str(gpu), gpu.driver]

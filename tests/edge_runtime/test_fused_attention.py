@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,19 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
 class FusedOnTheCpu(OnnxRuntimeBackend):
     """The backend as it is on a GPU: ONNX Runtime computes on the CPU, and device memory is emulated."""
 
-    ran_in: set[str]
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        super().__init__(bundle, options)
+        self.edits = OnnxRuntimeBackend(bundle, replace(options, provider="cuda")).edits
+        self._device = "cpu"
+        self.ran_in: set[str] = set()
 
     def load_graph(self, graph: GraphRecord) -> object:
-        self._device = "cpu"
         return self._loaded_in_thread(graph)
 
     def _session(self, graph: GraphRecord, model: bytes | None = None, more_options: object = None) -> Any:
-        self.ran_in = {*getattr(self, "ran_in", set()), threading.current_thread().name}
+        assert model is not None
+        assert b"MultiHeadAttention" in model
+        self.ran_in.add(threading.current_thread().name)
         return super()._session(graph, model)
 
 
@@ -130,7 +136,7 @@ def test_a_session_that_cannot_capture_runs_bound_without(
             raise RuntimeError("this graph has nodes that cannot be captured")
         return backend._session(graph, model)
 
-    bound = load_cuda_graph(opened, graph, make, "cpu")
+    bound = load_cuda_graph(opened, graph, make, device="cpu")
     assert isinstance(bound, BoundSession)
     assert asked == [{"enable_cuda_graph": "1"}, None]
     feeds = graph_inputs(opened.manifest.vision, graph, IMAGE, pixels_of(IMAGE, 3))

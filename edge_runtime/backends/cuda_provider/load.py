@@ -22,12 +22,12 @@ MakeSession = Callable[..., Any]
 """Takes a graph's record, an edited copy of it or None, and more options of the provider."""
 
 
-def edited(path: Path, heads: int, edits: Sequence[str] | None = None) -> bytes:
+def edited(path: Path, heads: int, edits: Sequence[str] = USUAL) -> bytes:
     """A graph's copy for the CUDA provider; its weights stay in the file that it refers to.
 
     Args:
         heads: of each attention.
-        edits: "attention", "rotation", "gelu", in that order; None for the usual ones.
+        edits: of "attention", "rotation", "gelu", in that order.
 
     Raises:
         InputError: the package onnx is missing.
@@ -45,23 +45,26 @@ def edited(path: Path, heads: int, edits: Sequence[str] | None = None) -> bytes:
 
     functions = {"attention": fuse_attention, "rotation": fuse_rotation, "gelu": halve_gelu}
     model = onnx.load(str(path), load_external_data=False)
-    for name in USUAL if edits is None else edits:
+    for name in edits:
         functions[name](model, heads)
     return bytes(model.SerializeToString())
 
 
-def load_cuda_graph(bundle: Bundle, graph: GraphRecord, make_session: MakeSession, device: str = "cuda") -> Any:
+def load_cuda_graph(
+    bundle: Bundle, graph: GraphRecord, make_session: MakeSession, edits: Sequence[str] = USUAL, device: str = "cuda"
+) -> Any:
     """A `BoundSession` of a graph whose shapes are fixed, a `GraphSession` of the dynamic-shape graph.
 
     What ONNX Runtime cannot capture runs bound, kernel by kernel.
 
     Args:
+        edits: as `edited`.
         device: as ONNX Runtime names it.
 
     Raises:
         InputError: the provider does not start, or the package onnx is missing.
     """
-    model = edited(bundle.graph_path(graph), bundle.manifest.vision.num_heads)
+    model = edited(bundle.graph_path(graph), bundle.manifest.vision.num_heads, edits)
     if graph.bucket is None:
         return GraphSession(make_session(graph, model), graph)
     try:

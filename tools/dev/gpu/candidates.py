@@ -9,14 +9,13 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
-from qwen3vl_edge.edge_runtime.backends.cuda_provider import load as cuda_load
+from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 from qwen3vl_edge.tools.dev.gpu.context import Context
 from qwen3vl_edge.tools.dev.gpu.upstream import UpstreamEncoder
 
 UPSTREAM = "transformers"
-USUAL_EDITS = cuda_load.USUAL
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,13 @@ def load(candidate: Candidate, context: Context, bundle: Path, model: Path) -> E
         return UpstreamEncoder(open_checkpoint(str(model)), candidate.dtype, context.device)
     if candidate.library is not None:
         build_engine(candidate, bundle)
-    cuda_load.USUAL = candidate.edits or USUAL_EDITS  # graphs are loaded at their first run
-    return load_backend(candidate.backend, open_bundle(bundle, verify=False), candidate.backend_options(context, model))
+    opened = open_bundle(bundle, verify=False)
+    options = candidate.backend_options(context, model)
+    if not candidate.edits:
+        return load_backend(candidate.backend, opened, options)
+    backend = OnnxRuntimeBackend(opened, options)  # its graphs are loaded at their first run
+    backend.edits = candidate.edits
+    return backend
 
 
 def build_engine(candidate: Candidate, bundle: Path) -> Bundle:

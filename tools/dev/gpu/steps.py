@@ -73,7 +73,7 @@ STEPS: dict[str, Step] = {
     "environment": Step(_environment, 40),
     "encoder-2B": Step(partial(_encoder, "2B"), 110, needs=("export-2B",), attempts=3),
     "parity": Step(_parity, 80),
-    "tests": Step(_tests, 80),
+    "tests": Step(_tests, 100),
     "server": Step(_server, 70),
     "encoder-8B": Step(partial(_encoder, "8B"), 70, needs=("export-8B",), attempts=3),
 }
