@@ -6,6 +6,8 @@ it is the same encoder written straight (backends/straight), compiled and captur
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,7 +23,11 @@ from qwen3vl_edge.contract.bundle.torch_encoder import (
 )
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.backends.straight.capture import CpuDevice, CudaDevice, TowerRunner
-from qwen3vl_edge.edge_runtime.backends.straight.compiled_code import compiled_steps, keep_compiled_code
+from qwen3vl_edge.edge_runtime.backends.straight.compiled_code import (
+    compiled_steps,
+    keep_compiled_code,
+    starting_compiler,
+)
 from qwen3vl_edge.edge_runtime.backends.straight.tower import PLAIN, StraightTower
 from qwen3vl_edge.edge_runtime.encoder.protocol import (
     AUTO_DTYPE,
@@ -87,7 +93,8 @@ class StraightBackend:
         self.precision, self.serves = precision, serves
         self._device = device
         before = torch.cuda.memory_reserved(device) if on_gpu else 0
-        tower = StraightTower(bundle.manifest.vision, read_visual_tensors(checkpoint), KINDS[precision], device)
+        with starting_compiler(device) if compiled and on_gpu else nullcontext():
+            tower = StraightTower(bundle.manifest.vision, read_visual_tensors(checkpoint), KINDS[precision], device)
         self._runner = TowerRunner(
             tower,
             CudaDevice(device) if on_gpu else CpuDevice(),
@@ -122,6 +129,8 @@ def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     if options.model is None:
         raise InputError("backend pytorch needs the checkpoint", field="--model", remedy="Give --model FOLDER.")
     device = find_device(options.device)
+    if device.type == "cuda":
+        keep_compiled_code(torch.cuda.get_device_name(device))
     checkpoint = open_model_of(bundle, str(options.model))
     precision = choose_dtype(options, device, checkpoint)
     # Pictures go to the buckets of the set of that precision; where the bundle has none, to those of its first.
@@ -129,8 +138,6 @@ def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
     serves = bundle_serves(bundle, precision if precision in sets else None)
     if (device.type, precision) == ("cpu", "fp32"):
         return PytorchBackend(checkpoint, serves)
-    if device.type == "cuda":
-        keep_compiled_code(torch.cuda.get_device_name(device))
     return StraightBackend(bundle, checkpoint, device, precision, serves, compiled=device.type == "cuda")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,11 +42,11 @@ def _onnxruntime() -> Load:
 
 
 def _pytorch() -> Load:
-    import torch  # noqa: F401 - the backend imports both when it loads a checkpoint; missing ones are named here
-    import transformers  # noqa: F401
-
     from qwen3vl_edge.edge_runtime.backends import pytorch
 
+    # The oracle alone needs it, and imports it when it loads a checkpoint; a missing one is named here.
+    if importlib.util.find_spec("transformers") is None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
     return pytorch.load
 
 

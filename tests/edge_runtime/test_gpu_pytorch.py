@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.bundle.torch_encoder import read_visual_tensors
+from qwen3vl_edge.edge_runtime.backends.pytorch import StraightBackend
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.backends.straight.capture import CudaDevice, TowerRunner
 from qwen3vl_edge.edge_runtime.backends.straight.tower import StraightTower
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend, ServedGrids
 from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.pictures import pictures_of
 
@@ -36,16 +38,33 @@ def draw(grid: Grid, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((grid.patches, 1536)).astype(np.float32)
 
 
-@pytest.mark.parametrize("precision", MIN_COSINE)
-def test_embeddings_are_pytorch_s_in_every_bucket(small_bundle: Path, reference: Path, precision: str) -> None:
-    oracle = load_backend("pytorch", open_bundle(small_bundle), BackendOptions(model=reference))
-    options = BackendOptions(model=reference, device="cuda", precision=precision)
+@pytest.fixture(scope="module")
+def oracle(small_bundle: Path, reference: Path) -> EncoderBackend:
+    return load_backend("pytorch", open_bundle(small_bundle), BackendOptions(model=reference))
+
+
+def test_embeddings_are_pytorch_s_in_every_bucket(small_bundle: Path, reference: Path, oracle: EncoderBackend) -> None:
+    options = BackendOptions(model=reference, device="cuda", precision="fp16")
     with open_edge(small_bundle, EdgeOptions("pytorch", options, wire_dtype="fp32")) as edge:
-        assert (edge.encoder.name, edge.encoder.precision) == ("pytorch-cuda", precision)
+        assert (edge.encoder.name, edge.encoder.precision) == ("pytorch-cuda", "fp16")
         rows = compare_encoders(edge, oracle, pictures_of(None))
     assert {row.bucket for row in rows} == {str(PICTURE), str(CLIP)}
     for row in rows:
-        assert row.distance.cosine >= MIN_COSINE[precision], row
+        assert row.distance.cosine >= MIN_COSINE["fp16"], row
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_types_are_too(small_bundle: Path, reference: Path, oracle: EncoderBackend, precision: str) -> None:
+    """A compiled picture; a clip and another size kernel by kernel."""
+    bundle, checkpoint = open_bundle(small_bundle), open_checkpoint(str(reference))
+    serves = ServedGrids((PICTURE,), dynamic=True)
+    backend = StraightBackend(bundle, checkpoint, torch.device("cuda"), precision, serves, compiled=True)
+    assert backend.device_bytes > 0
+    for grid in (PICTURE, CLIP, NO_BUCKET):
+        found, want = (each.run(grid, draw(grid, 0)) for each in (backend, oracle))
+        pairs = zip((found.embeds, *found.deepstack), (want.embeds, *want.deepstack), strict=True)
+        assert min(distance(*pair).cosine for pair in pairs) >= MIN_COSINE[precision], grid
+    backend.close()
 
 
 @pytest.fixture(scope="module")

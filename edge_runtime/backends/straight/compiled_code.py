@@ -6,13 +6,15 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from qwen3vl_edge.edge_runtime.backends.proof_store import machine_cache
 from qwen3vl_edge.edge_runtime.backends.straight.tower import Steps, block, deepstack, embed, merge
@@ -29,6 +31,28 @@ def compiled_steps(backend: str = "inductor") -> Steps:
         backend: of torch.compile; "eager" traces and compiles nothing.
     """
     return Steps(*(_compiled(step, backend) for step in (embed, block, deepstack, merge)))
+
+
+@contextmanager
+def starting_compiler(device: torch.device) -> Iterator[None]:
+    """Start, in a thread, what a GPU's first picture needs beside the weights; they are read in this context.
+
+    Importing Inductor and Triton and loading cuBLAS and cuDNN takes seconds, most of a second start. What fails here
+    fails again, and is reported, when the tower is made ready.
+    """
+
+    def start() -> None:
+        with suppress(Exception), torch.inference_mode():
+            x = torch.ones(1, 1, 64, 64, device=device, dtype=torch.float16)
+            functional.scaled_dot_product_attention(x, x, functional.linear(x, x[0, 0]))
+            torch.compile(torch.neg, dynamic=False)(x)
+
+    thread = threading.Thread(target=start, name="starting-compiler")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _compiled(step: Callable[..., Any], backend: str) -> Any:
