@@ -22,6 +22,9 @@ from qwen3vl_edge.edge_runtime.backends.straight.tower import Steps, block, deep
 logger = logging.getLogger("edge")
 # Inductor's variable: kernels, graphs and what it tuned are all kept below this folder.
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+# How many processes Inductor starts to compile kernels in, each with a torch of its own, as soon as it is first used:
+# one a core by default, up to 32. No step has more kernels than these four; a start that compiles nothing needs none.
+PROCESSES_VARIABLE, PROCESSES = "TORCHINDUCTOR_COMPILE_THREADS", 4
 
 
 def compiled_steps(backend: str = "inductor") -> Steps:
@@ -81,17 +84,20 @@ def keep_compiled_code(gpu: str, environment: MutableMapping[str, str] = os.envi
         return None
     versions = f"torch-{torch.__version__}-python-{platform.python_version()}"
     folder = base / "compiled" / re.sub(r"[^A-Za-z0-9.+-]+", "_", f"{versions}-{gpu}")
-    with suppress(OSError):
-        if not folder.is_dir():
-            _tell_of_others(folder)
+    kept = folder.is_dir() and any(folder.iterdir())
+    if not kept:
+        _tell_of_others(folder)
+        with suppress(OSError):
             # Python code that the next start runs: this user's alone.
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment[VARIABLE] = str(folder)
+    environment.setdefault(PROCESSES_VARIABLE, "1" if kept else str(min(PROCESSES, os.cpu_count() or 1)))
     return folder
 
 
 def _tell_of_others(folder: Path) -> None:
-    others = sorted(other.name for other in folder.parent.iterdir()) if folder.parent.is_dir() else []
+    kept = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    others = sorted(other.name for other in kept if other != folder)
     if others:
         logger.warning(
             "compiled code is kept for %s and not for %s: the encoder is compiled again, once; the folders of versions "
