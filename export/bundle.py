@@ -27,6 +27,8 @@ from qwen3vl_edge.contract.bundle.open import PROCESSOR_FOLDER, record_file
 from qwen3vl_edge.contract.bundle.precision import EXPORTED
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, PixelPolicy
 from qwen3vl_edge.export.onnx.check import CheckCase, check_graph, dynamic_check_grids, reference_cases
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
 from qwen3vl_edge.export.onnx.weights import StoredTensor, check_tensors, write_weights
@@ -44,6 +46,7 @@ class ExportPlan:
     checkpoint: Checkpoint
     spec: VisionSpec
     preprocessing: Preprocessing
+    pixels: PixelPolicy
     grids: tuple[Grid, ...]
     precisions: tuple[str, ...]
     dynamic: bool
@@ -57,6 +60,7 @@ def plan_export(
     precisions: Sequence[str],
     dynamic: bool = True,
     image_uint8: bool = True,
+    pixel_policy: str = CHECKPOINT,
 ) -> ExportPlan:
     """Read the checkpoint's configuration and check the options against it.
 
@@ -79,9 +83,10 @@ def plan_export(
         )
     preprocessing = read_preprocessing(checkpoint)
     check_processor_geometry(checkpoint, spec)
+    pixels = read_pixel_policy(checkpoint.path, pixel_policy)
     check_tensors(checkpoint, spec)
     unique = tuple(dict.fromkeys(grids))
-    return ExportPlan(checkpoint, spec, preprocessing, unique, tuple(precisions), dynamic, image_uint8)
+    return ExportPlan(checkpoint, spec, preprocessing, pixels, unique, tuple(precisions), dynamic, image_uint8)
 
 
 def export_bundle(
@@ -93,6 +98,7 @@ def export_bundle(
     precisions: Sequence[str] = ("fp32",),
     dynamic: bool = True,
     image_uint8: bool = True,
+    pixel_policy: str = CHECKPOINT,
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
     """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
@@ -105,6 +111,7 @@ def export_bundle(
         precisions: of "fp32", "fp16"; each gets a weights file of its own.
         dynamic: also write the graph that takes any grid.
         image_uint8: also write, per image bucket, the graph that takes uint8 pixels.
+        pixel_policy: a key of `PIXEL_POLICIES`: between which limits pictures and clips are resized.
         progress: called with the current step and the share done, 0 to 1.
 
     Raises:
@@ -113,7 +120,7 @@ def export_bundle(
     """
     out = out.absolute()  # "." has no name to rename to
     _check_replaceable(out)
-    plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
+    plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8, pixel_policy)
     extra = dynamic_check_grids(plan.grids, plan.spec.merge_size) if dynamic else []
     golden = [*plan.grids, *(dynamic_golden_grids(plan.spec, plan.grids) if dynamic else [])]
     cases = reference_cases(
@@ -218,6 +225,7 @@ def _manifest(plan: ExportPlan, staging: Path, sets: tuple[PrecisionSet, ...]) -
         processor=tuple(f"{PROCESSOR_FOLDER}/{file.name}" for file in sorted(processor.iterdir())),
         files=tuple(record_file(staging, file) for file in files),
         tools=_tool_versions(),
+        pixels=plan.pixels,
     )
 
 

@@ -93,13 +93,10 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         CheckpointError: no image processor configuration.
     """
     values = _image_processor(checkpoint)
-    size = values.get("size") or {}
     return Preprocessing(
         image_mean=tuple(float(value) for value in values.get("image_mean", (0.5, 0.5, 0.5))),
         image_std=tuple(float(value) for value in values.get("image_std", (0.5, 0.5, 0.5))),
         rescale_factor=float(values.get("rescale_factor", 1 / 255)),
-        image_min_pixels=int(size.get("shortest_edge", values.get("min_pixels", 0))),
-        image_max_pixels=int(size.get("longest_edge", values.get("max_pixels", 0))),
     )
 
 

@@ -30,7 +30,6 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "vision_defaults.json",  # this project's: min_pixels and max_pixels where qwen-vl-utils' defaults do not fit
 )
 # Keys of config.json that change from save to save without changing the model.
 _VOLATILE_CONFIG = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}

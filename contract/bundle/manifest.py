@@ -27,12 +27,14 @@ from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec, che
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
+from qwen3vl_edge.contract.pixels.policy import ALL_FRAMES, EACH_FRAME, PIXEL_POLICIES, PixelPolicy
 
-SCHEMA_VERSION = 5
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`: older bundles have none
-READABLE_SCHEMAS = (1, 2, 3, 4, 5)
+SCHEMA_VERSION = 6
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `pixels`: older bundles have none
+READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
+_UNUSED_LIMITS = ("image_min_pixels", "image_max_pixels")
 
 
 @dataclass(frozen=True)
@@ -202,13 +204,15 @@ class Preprocessing:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     rescale_factor: float
-    image_min_pixels: int
-    image_max_pixels: int
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `manifest.json`."""
+    """All of `manifest.json`.
+
+    Attributes:
+        pixels: between which limits pictures and clips are resized; None in older bundles, see `Bundle.pixels`.
+    """
 
     model: ModelIdentity
     vision: VisionSpec
@@ -219,6 +223,7 @@ class Manifest:
     tools: dict[str, str] = field(default_factory=dict)
     engines: tuple[EngineRecord, ...] = ()
     basis: BasisRecord | None = None
+    pixels: PixelPolicy | None = None
     schema_version: int = SCHEMA_VERSION
 
     def precision(self, name: str | None = None) -> PrecisionSet:
@@ -291,6 +296,9 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
             got=version,
             remedy="Export the bundle again with this release.",
         )
+    if isinstance(constants := document.get("preprocessing"), dict):  # older: limits that nothing obeyed
+        constants = {name: value for name, value in constants.items() if name not in _UNUSED_LIMITS}
+        document = document | {"preprocessing": constants}
     manifest = from_json(Manifest, document | {"schema_version": SCHEMA_VERSION}, source)
     check_consistent(manifest, source)
     return manifest
@@ -330,6 +338,29 @@ def check_consistent(manifest: Manifest, source: str = MANIFEST_NAME) -> None:
                 )
     for engine in manifest.engines:
         check_engine_record(engine, source)
+    if manifest.pixels is not None:
+        _check_pixels(manifest.pixels, manifest.vision, source)
     for path in manifest.named_files:
         if path not in known:
             raise BundleError(f"{source} does not record {path}", field="files")
+
+
+def _check_pixels(pixels: PixelPolicy, vision: VisionSpec, source: str) -> None:
+    units = (pixels.factor, pixels.temporal)
+    numbers = [pixels.image.min_pixels, pixels.image.max_pixels, pixels.video.min_pixels, pixels.video.max_pixels]
+    numbers += [value for value in (pixels.video.frame_max_pixels, pixels.video.total_pixels) if value is not None]
+    for name, value, expected, valid in (
+        ("name", pixels.name, " or ".join(PIXEL_POLICIES), pixels.name in PIXEL_POLICIES),
+        (
+            "video.bounds",
+            pixels.video.bounds,
+            f"{ALL_FRAMES} or {EACH_FRAME}",
+            pixels.video.bounds in (ALL_FRAMES, EACH_FRAME),
+        ),
+        ("factor", units, (vision.geometry.factor, vision.temporal_patch_size), None),
+        ("limits", numbers, "numbers above 0", min(numbers) > 0),
+    ):
+        if not (value == expected if valid is None else valid):
+            raise BundleError(
+                f"{source} has an invalid pixel policy", field=f"pixels.{name}", expected=expected, got=value
+            )

@@ -174,9 +174,8 @@ class Camera:
         self.sampled += 1
         shape = frame.rgb.shape
         if self._choice is None or shape != self._shape:
-            native = native_grid(
-                shape[0], shape[1], self._geometry, self._edge.processor.vision_defaults.get("video", {})
-            )
+            frames_of_window = self.window.capacity * FRAMES
+            native = native_grid(shape[0], shape[1], frames_of_window, self._geometry, self._edge.policy.pixels)
             fixed = self._grid in self._edge.encoder.serves.buckets
             self.window.clear()
             self._choice = (

@@ -22,6 +22,10 @@ def export(
     video: Annotated[str, typer.Option(help="Video buckets, FRAMESxHEIGHTxWIDTH, comma separated.")] = "",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or fp32,fp16.")] = "fp32",
     dynamic: Annotated[bool, typer.Option(help="Also write the dynamic-shape graph.")] = True,
+    pixel_policy: Annotated[
+        str,
+        typer.Option(help="Limits of pictures and clips: the checkpoint's (checkpoint), or qwen-vl-utils' defaults."),
+    ] = "checkpoint",
     as_json: JsonOption = False,
 ) -> None:
     """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
@@ -36,6 +40,7 @@ def export(
             video_buckets=video or None,
             precisions=[item.strip() for item in precision.split(",") if item.strip()],
             dynamic=dynamic,
+            pixel_policy=pixel_policy,
             progress=progress,
         )
     seconds = time.perf_counter() - started

@@ -217,7 +217,7 @@ def test_a_window_gets_the_answer_of_the_clip_and_of_the_unsplit_model(
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         rate = float(container.streams.video[0].average_rate or 0)
     assert len(pictures) == 2 * choice.grid.t  # qwen-vl-utils takes all of them
-    native = native_grid(*pictures[0].shape[:2], edge.policy.geometry, edge.processor.vision_defaults.get("video", {}))
+    native = native_grid(*pictures[0].shape[:2], len(pictures), edge.policy.geometry, edge.policy.pixels)
     one = edge.policy.choose(native)
     window = Window("front", len(pictures) / rate, rate, lambda pair: patchify(pair, edge.processor.hf))
     for index, picture in enumerate(pictures):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from qwen_vl_utils import vision_process
 
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing
 from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.pixels.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import decode_image
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
@@ -127,7 +128,7 @@ def prepared(prepare: Any, part: dict[str, Any], processor: Any, policy: BucketP
 
 
 def test_a_thousand_pictures_reach_the_engine_as_the_reference_has_them(edge: Edge) -> None:
-    native = BucketPolicy(edge.policy.geometry, None, dynamic=True)
+    native = replace(edge.policy, buckets=None, dynamic=True)
     served = refused = resized = 0
     for seed in range(CASES):
         name, part = case(seed)
@@ -188,7 +189,7 @@ def test_every_byte_is_normalised_as_the_hf_processor_does(edge: Edge) -> None:
         ((0.1, 0.7, 0.3), (0.21, 0.5, 1.0), 0.00392156862745098),
     ):
         expected = hf.rescale_and_normalize(every[None], True, factor, True, mean, std)[0, :, 0].numpy()
-        assert normalised_bytes(Preprocessing(mean, std, factor, 0, 0)).tobytes() == expected.tobytes()
+        assert normalised_bytes(Preprocessing(mean, std, factor)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from qwen3vl_edge.contract.bundle.grid import PatchGeometry
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, QWEN_VL_UTILS
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import load_processor, prepare_prompt
 from qwen3vl_edge.tools.dev.train_reference.heldout import PROMPT_KINDS, mixed_prompts
@@ -27,8 +26,8 @@ from qwen3vl_edge.tools.parity.transformers_alone import (
     AloneProcessor,
     compare_alone,
 )
+from tests.support.pixel_policies import native_policy
 
-NATIVE = BucketPolicy(PatchGeometry(), None, True)
 ANSWER = (1, 2, 3)
 
 
@@ -37,16 +36,19 @@ def about(*pictures: Any, **options: Any) -> list[Message]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is this?"}]}]
 
 
-def compared(model: Path, messages: list[Message], loaded: list[Message] | None = None) -> Alone:
+def compared(
+    model: Path, messages: list[Message], loaded: list[Message] | None = None, pixel_policy: str = CHECKPOINT
+) -> Alone:
     """The comparison of a conversation; with `loaded`, the unsplit model was given that one."""
-    unsplit = prepare_prompt(loaded or messages, load_processor(model), NATIVE).inputs
+    policy = native_policy(model, pixel_policy)
+    unsplit = prepare_prompt(loaded or messages, load_processor(model), policy).inputs
     return compare_alone(AloneProcessor(model), messages, unsplit, lambda _: ANSWER)
 
 
 def test_every_kind_of_prompt_has_the_same_input_to_the_bit(reference: Path) -> None:
     alone, processor = AloneProcessor(reference), load_processor(reference)
     for item in mixed_prompts(2 * len(PROMPT_KINDS)):
-        unsplit = prepare_prompt(item.messages, processor, NATIVE).inputs
+        unsplit = prepare_prompt(item.messages, processor, native_policy()).inputs
         assert compare_alone(alone, item.messages, unsplit, lambda _: ANSWER) == Alone(), item.id
 
 
@@ -63,7 +65,10 @@ def test_pixel_limits_are_a_choice(reference: Path, tmp_path: Path) -> None:
     file = model / "preprocessor_config.json"
     limits = {"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}
     file.write_text(json.dumps(json.loads(file.read_text()) | limits))
-    assert compared(model, about(draw_picture(0).resize((128, 128)))) == Alone((PIXEL_LIMITS,), ids=ANSWER)
+    small = about(draw_picture(0).resize((128, 128)))
+    assert compared(model, small, pixel_policy=QWEN_VL_UTILS) == Alone((PIXEL_LIMITS,), ids=ANSWER)
+    assert set(compared(model, small).choices) <= {RESAMPLING}
+    assert compared(model, small).fault is None
     assert compared(model, about(draw_picture(0).resize((256, 256)))) == Alone()
 
 
@@ -93,7 +98,7 @@ def test_what_transformers_cannot_read_is_told(reference: Path, tmp_path: Path) 
     picture = draw_picture(0).resize((128, 128))
     picture.save(path)
     messages, loaded = about(str(path)), about(picture)
-    unsplit = prepare_prompt(loaded, load_processor(reference), NATIVE).inputs
+    unsplit = prepare_prompt(loaded, load_processor(reference), native_policy()).inputs
     path.write_bytes(b"no picture")
     found = compare_alone(AloneProcessor(reference), messages, unsplit, lambda _: ANSWER)
     assert found.unread
