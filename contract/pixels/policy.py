@@ -84,6 +84,11 @@ class PixelPolicy:
     factor: int = 32
     temporal: int = 2
 
+    @property
+    def resizes_bytes(self) -> bool:
+        """Whether media are resized as transformers' processors do it, in whole numbers; else as qwen-vl-utils does."""
+        return self.name == CHECKPOINT
+
     def picture_limits(self, given: Mapping[str, Any] | None = None) -> PictureLimits:
         """The limits of a picture.
 

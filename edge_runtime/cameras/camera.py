@@ -183,9 +183,12 @@ class Camera:
             )
             self._shape = shape
         self.latest = frame
-        complete = self.window.add(frame.seconds, resize_frame(frame.rgb, *self._geometry.pixels(self._choice.grid)))
+        complete = self.window.add(frame.seconds, self._resized(frame.rgb, self._choice.grid))
         if complete and self.config.encode == "always":
             self._encode_newest()
+
+    def _resized(self, rgb: Any, grid: Grid) -> Any:
+        return resize_frame(rgb, *self._geometry.pixels(grid), self._edge.policy.pixels)
 
     def _encode_newest(self) -> None:
         with self._lock:

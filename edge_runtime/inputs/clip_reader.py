@@ -23,6 +23,7 @@ from qwen3vl_edge.edge_runtime.inputs.clip_frames import open_frames
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames
 
 _PIXELS_AT_ONCE = 4_000_000
 _UNEVEN_SECONDS = 0.05  # prompts have tenths
@@ -92,7 +93,7 @@ class Clip:
         """
         return clip_size(pixels, len(self.indices), self.height, self.width, element)
 
-    def frames(self, height: int, width: int, budget: MediaBudget) -> Any:
+    def frames(self, height: int, width: int, pixels: PixelPolicy, budget: MediaBudget) -> Any:
         """The sampled frames, float32 tensor [frames, 3, height, width] of 0 to 255.
 
         Raises:
@@ -100,8 +101,6 @@ class Clip:
             LimitError, AbandonedError: as `MediaBudget.check`.
         """
         import torch
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import resize
 
         at_once = max(1, _PIXELS_AT_ONCE // (self.height * self.width))
         indices, parts = self.indices, []
@@ -109,8 +108,8 @@ class Clip:
             budget.check()
             with reading(self.label):
                 frames = self.read(indices[start : start + at_once])
-            parts.append(resize(frames, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True))
-        return torch.cat(parts).float()
+            parts.append(resize_frames(frames, height, width, pixels))
+        return torch.cat(parts)
 
 
 def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget, label: str | None = None) -> Clip:

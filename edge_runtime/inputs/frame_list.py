@@ -67,16 +67,3 @@ def rgb_frames(element: dict[str, Any], temporal: int) -> tuple[Any, dict[str, A
         "total_num_frames": len(frames) / shown * fps,
     }
     return torch.stack(frames), metadata
-
-
-def resize_frames(video: Any, height: int, width: int) -> Any:
-    """float32 tensor [frames, 3, height, width] of 0 to 255, resized as both upstreams resize clips.
-
-    Args:
-        video: uint8, or float32 of 0 to 255.
-    """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    resized = resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return resized.float() if not resized.is_floating_point() else resized.clamp(0, 255).round()

@@ -1,8 +1,7 @@
 """Images and clips of a conversation, at the size of their bucket.
 
 Where the bucket is the grid that the pixel policy gives, the result is bit-identical to that of the policy's upstream
-for the same message: qwen-vl-utils, or transformers' processors (pictures resized by Pillow, as their Pillow backend
-does).
+for the same message: qwen-vl-utils, or transformers' processors.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.pixels.policy import EACH_FRAME, PixelPolicy
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.clip_reader import clip_size, open_clip_file
-from qwen3vl_edge.edge_runtime.inputs.frame_list import fetch_frames, resize_frames, rgb_frames
+from qwen3vl_edge.edge_runtime.inputs.frame_list import fetch_frames, rgb_frames
 from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames, resize_picture
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,11 @@ def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budg
         height, width = policy.pixels.picture_size(image.height, image.width, element)
         choice = policy.choose(policy.geometry.image_grid(height, width))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        image = _resized_image(image, *policy.geometry.pixels(choice.grid), policy.geometry)
+        height, width = policy.geometry.pixels(choice.grid)
+        if policy.pixels.resizes_bytes:
+            image = resize_picture(image, height, width)
+        else:
+            image = _resized_image(image, height, width, policy.geometry)
     except ContractError:
         raise
     except (AssertionError, OSError, ValueError) as error:
@@ -179,7 +183,7 @@ def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, c
         height, width = clip.model_size(element, policy.pixels)
         choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        frames = clip.frames(*policy.geometry.pixels(choice.grid), budget)
+        frames = clip.frames(*policy.geometry.pixels(choice.grid), policy.pixels, budget)
         decoding |= policy.pixels.clip_evidence(len(clip.indices), element)
         return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
 
@@ -197,12 +201,12 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
     budget.add_visual_tokens(policy.tokens(choice.grid))
     height, width = policy.geometry.pixels(choice.grid)
     if pixels.video.bounds != EACH_FRAME:
-        video = resize_frames(video, height, width)
+        video = resize_frames(video, height, width, pixels)
     elif not choice.exact:
         element = {**element, "resized_height": height, "resized_width": width}
         video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
         if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
-            video = resize_frames(video, height, width)
+            video = resize_frames(video, height, width, pixels)
     return FetchedMedia("video", choice, video, metadata, decoding=evidence)
 
 

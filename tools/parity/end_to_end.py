@@ -142,6 +142,7 @@ def compare_prompt(
         messages,
         unsplit_inputs,
         lambda inputs: _greedy(unsplit.model, inputs, max_new_tokens, split),
+        resizes_bytes=split.edge.policy.pixels.resizes_bytes,
     )
     decode = split.loaded.tokenizer.decode
     return PromptResult(

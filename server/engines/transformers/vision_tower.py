@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
 from transformers import AutoImageProcessor
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
@@ -78,6 +79,9 @@ class VisionTower:
                 size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
                 return self._processor(images=[image], size=size, return_tensors="pt")
             height, width = policy.picture_size(image.height, image.width, given)
+            if policy.resizes_bytes:
+                tensor = resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
+                return self._processor(images=[tensor], do_resize=False, return_tensors="pt")
             # As qwen-vl-utils resizes: Pillow's default for RGB is bicubic.
             return self._processor(images=[image.resize((width, height))], do_resize=False, return_tensors="pt")
         except ContractError:

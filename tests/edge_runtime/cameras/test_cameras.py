@@ -221,7 +221,9 @@ def test_a_window_gets_the_answer_of_the_clip_and_of_the_unsplit_model(
     one = edge.policy.choose(native)
     window = Window("front", len(pictures) / rate, rate, lambda pair: patchify(pair, edge.processor.hf))
     for index, picture in enumerate(pictures):
-        if window.add(50 + index / rate, resize_frame(picture, *edge.policy.geometry.pixels(one.grid))):
+        if window.add(
+            50 + index / rate, resize_frame(picture, *edge.policy.geometry.pixels(one.grid), edge.policy.pixels)
+        ):
             snapshot = window.snapshot(50 + index / rate, one)
             assert snapshot is not None
             snapshot.embeddings(edge.encode_items)
