@@ -196,7 +196,8 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
         choice = policy.choose(_video_grid(video, policy.geometry))
     else:
         video, metadata = rgb_frames(element, policy.geometry.temporal_patch_size)
-        height, width = clip_size(pixels, len(element["video"]), *video.shape[2:], element)
+        _, _, height, width = video.shape
+        height, width = clip_size(pixels, len(element["video"]), height, width, element)
         choice = policy.choose(_grid(len(video), height, width, policy.geometry))
     budget.add_visual_tokens(policy.tokens(choice.grid))
     height, width = policy.geometry.pixels(choice.grid)

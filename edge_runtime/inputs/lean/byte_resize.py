@@ -1,8 +1,8 @@
 """Bytes resized as transformers' processors resize them, equal to the bit, with numpy alone.
 
 They call torchvision's `resize` (`transforms/v2/functional`), and that torch's `interpolate` with antialias on bytes:
-columns first, then rows, bicubic weights and their sums as whole numbers, rounded to bytes after each pass (
-`aten/src/ATen/native/cpu/UpSampleKernel.cpp`: `_compute_index_ranges_int16_weights`,
+columns first, then rows, bicubic weights and their sums as whole numbers, rounded to bytes after each pass
+(`aten/src/ATen/native/cpu/UpSampleKernel.cpp`: `_compute_index_ranges_int16_weights`,
 `basic_loop_aa_horizontal<uint8_t>`). Whole numbers have the same sums in any order, so matrix products of floats that
 hold them exactly are the same to the bit on every machine. tests/edge_runtime/lean/test_byte_resize.py compares both.
 """
@@ -73,7 +73,7 @@ def _bytes(sums: NDArray[Any], offset: NDArray[np.float64], shift: int) -> NDArr
 
     In float32, offset and sum may exceed what it holds exactly, so they are added as whole numbers.
     """
-    whole = sums.astype(np.int64 if sums.dtype == np.float64 else np.int32)
+    whole: Any = sums.astype(np.int64 if sums.dtype == np.float64 else np.int32)
     whole += offset.astype(whole.dtype)
     whole >>= shift
     clipped: NDArray[np.uint8] = np.clip(whole, 0, 255, out=whole).astype(np.uint8)

@@ -20,6 +20,7 @@ from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
 from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import ClipHeader, check_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
+from tests.support.pixel_policies import QWEN_PIXELS
 
 MILLISECOND = Fraction(1, 1000)
 
