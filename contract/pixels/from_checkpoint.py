@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_pixel_policy(folder: Path, name: str = CHECKPOINT) -> PixelPolicy:
         InputError: no such policy.
         CheckpointError: the processors' files cannot be read, or have no limits in pixels.
     """
-    from transformers import AutoImageProcessor, AutoVideoProcessor
+    from transformers import AutoImageProcessor, AutoVideoProcessor, Qwen3VLVideoProcessor
 
     if name not in PIXEL_POLICIES:
         raise InputError("no such pixel policy", field="--pixel-policy", expected=" or ".join(PIXEL_POLICIES), got=name)
@@ -32,7 +33,8 @@ def read_pixel_policy(folder: Path, name: str = CHECKPOINT) -> PixelPolicy:
     factor = int(image.patch_size) * int(image.merge_size)
     if name != CHECKPOINT:
         return qwen_vl_utils_policy(factor, int(image.temporal_patch_size))
-    video = _loaded(AutoVideoProcessor, folder)
+    # A checkpoint without a video processor's settings has those of its class.
+    video = _loaded(AutoVideoProcessor, folder) if _has_video_settings(folder) else Qwen3VLVideoProcessor()
     least, most = _edges(video, folder)
     # None, which old files have, is transformers' default of its version: no limit of a frame.
     frame = int(video.max_video_tokens) * factor**2 if getattr(video, "cap_pixels_per_frame", None) else None
@@ -55,6 +57,16 @@ def _loaded(kind: Any, folder: Path) -> Any:
             field="preprocessor_config.json" if "Image" in kind.__name__ else "video_preprocessor_config.json",
             remedy="Copy the processor's files of the original checkpoint there, or take --pixel-policy qwen-vl-utils.",
         ) from None
+
+
+def _has_video_settings(folder: Path) -> bool:
+    """Whether transformers finds some; for want of others it takes those of the image processor."""
+    if any((folder / name).is_file() for name in ("video_preprocessor_config.json", "preprocessor_config.json")):
+        return True
+    try:
+        return "video_processor" in json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return True  # transformers says what is wrong with it
 
 
 def _edges(processor: Any, folder: Path) -> tuple[int, int]:
