@@ -24,7 +24,8 @@ from qwen3vl_edge.calibration.statistics import Statistics, gather
 from qwen3vl_edge.calibration.validation import golden_samples, validation_samples
 from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
 from qwen3vl_edge.contract.bundle.edit import check_writable
-from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, Manifest, PrecisionSet
+from qwen3vl_edge.contract.bundle.manifest import Manifest, PrecisionSet
+from qwen3vl_edge.contract.bundle.measurements import CalibrationRecord
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS, QUANTIZED_TYPES, quantized_name
 from qwen3vl_edge.contract.errors import BundleError, InputError

@@ -8,7 +8,8 @@ import numpy as np
 
 from qwen3vl_edge.calibration.quantized_weights import SMALLEST_HALF, FoldedWeights, SourceWeights, divided
 from qwen3vl_edge.calibration.smoothing import Smoothing
-from qwen3vl_edge.contract.bundle.manifest import LayerHeadroom, VisionSpec
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.bundle.measurements import LayerHeadroom
 from qwen3vl_edge.export.onnx.headroom import LayerRanges, judge_headroom, layers
 from qwen3vl_edge.export.onnx.quantization import Quantization, is_scores
 

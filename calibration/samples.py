@@ -119,7 +119,7 @@ def hold_out(sources: Sequence[Source]) -> tuple[Sequence[Source], Sequence[Sour
 def bucket_policy(bundle: Bundle, precision: str | None) -> BucketPolicy:
     """How an edge with this bundle chooses buckets."""
     serves = bundle_serves(bundle, precision)
-    return BucketPolicy(bundle.manifest.vision.geometry, serves.buckets, serves.dynamic)
+    return BucketPolicy(bundle.manifest.vision.geometry, serves.buckets, serves.dynamic, bundle.pixels)
 
 
 def stream_samples(

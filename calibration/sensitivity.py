@@ -13,7 +13,7 @@ from qwen3vl_edge.calibration.smoothing import Smoothing
 from qwen3vl_edge.calibration.stage_runner import Array, StageRunner, Trace
 from qwen3vl_edge.calibration.validation import ValidationSample
 from qwen3vl_edge.contract.bundle.distance import distance
-from qwen3vl_edge.contract.bundle.manifest import CalibrationFigure
+from qwen3vl_edge.contract.bundle.measurements import CalibrationFigure
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.export.onnx.quantization import Quantization
 from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, stage_of

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.calibration.samples import Selection, bucket_policy, list_sources, stream_samples
 from qwen3vl_edge.contract.bundle.edit import check_writable, edit
-from qwen3vl_edge.contract.bundle.manifest import BasisRecord, PrecisionSet
+from qwen3vl_edge.contract.bundle.manifest import PrecisionSet
+from qwen3vl_edge.contract.bundle.measurements import BasisRecord
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle, record_file
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats import atomic

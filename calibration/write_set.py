@@ -12,7 +12,8 @@ from qwen3vl_edge.calibration.sensitivity import Sensitivity
 from qwen3vl_edge.calibration.smoothing import Smoothing
 from qwen3vl_edge.contract.bundle.edit import edit
 from qwen3vl_edge.contract.bundle.golden import GOLDEN_NAME, write_golden
-from qwen3vl_edge.contract.bundle.manifest import CalibrationRecord, GraphRecord, LayerHeadroom, PrecisionSet
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, PrecisionSet
+from qwen3vl_edge.contract.bundle.measurements import CalibrationRecord, LayerHeadroom
 from qwen3vl_edge.contract.bundle.open import Bundle, record_file
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.errors import BundleError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +43,17 @@ class Answer:
     usage: dict[str, int]
 
 
-def build_messages(question: str, images: Sequence[str], videos: Sequence[str]) -> list[Message]:
-    """One user turn in Qwen's format: the images, then the clips, then the question."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    content += [{"type": "video", "video": video} for video in videos]
+def build_messages(
+    question: str, images: Sequence[str], videos: Sequence[str], options: Mapping[str, Any] | None = None
+) -> list[Message]:
+    """One user turn in Qwen's format: the images, then the clips, then the question.
+
+    Args:
+        options: of each picture and clip, such as `max_pixels`.
+    """
+    options = options or {}
+    content: list[dict[str, Any]] = [{"type": "image", "image": image, **options} for image in images]
+    content += [{"type": "video", "video": video, **options} for video in videos]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 

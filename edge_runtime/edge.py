@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,11 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.pixels.processor_arguments import (
+    NO_ARGUMENTS,
+    ProcessorArguments,
+    read_processor_arguments,
+)
 from qwen3vl_edge.contract.wire.basis import Basis, read_basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, HALF_ALONE, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
@@ -35,7 +40,7 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     prepare_lean_prompt,
     serves,
 )
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, check_no_windows
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
@@ -55,7 +60,8 @@ class EdgeOptions:
             "basis-int8", "basis-int4": coefficients in the bundle's basis, which the server must have too.
         wire_zstd: bodies are compressed, without loss.
         cache: folder of the embedding cache, None for none; cache_bytes: its largest size.
-        max_distortion, min_scale: beyond them a picture is encoded by the dynamic-shape graph.
+        max_distortion, min_scale: beyond them (enlarged above 1 / `min_scale` too) a picture is encoded by the
+            dynamic-shape graph.
         stack: images and clips of a request that have one size share encoder runs.
         preprocess: a key of `PREPROCESS` in `edge_runtime/inputs/lean/processor.py`.
         limits: of the pictures and clips of one conversation.
@@ -143,6 +149,7 @@ class Edge:
             geometry=bundle.manifest.vision.geometry,
             buckets=encoder.serves.buckets,
             dynamic=encoder.serves.dynamic,
+            pixels=bundle.pixels,
             max_distortion=options.max_distortion,
             min_scale=options.min_scale,
             split=True,
@@ -169,7 +176,12 @@ class Edge:
         self.encoder.close()
 
     def encode(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, stream: bool = False
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        stream: bool = False,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> EncodedPrompt:
         """Preprocess a conversation, encode its images and clips, and build the request.
 
@@ -177,25 +189,38 @@ class Edge:
             messages: Qwen's format.
             sampling: generation parameters; greedy by default.
             stream: request tokens as they are generated.
+            mm_processor_kwargs: limits in place of the bundle's, as transformers and vLLM take them: `min_pixels` and
+                `max_pixels`, or `size`.
 
         Raises:
             InputError: media or messages that cannot be used.
             LimitError: more media than `options.limits` allows.
             BucketError: no graph serves a picture.
         """
-        return self.embed(self.prepare(messages), sampling, stream=stream)
+        prepared = self.prepare(messages, arguments=read_processor_arguments(mm_processor_kwargs))
+        return self.embed(prepared, sampling, stream=stream)
 
-    def prepare(self, messages: Sequence[Message], budget: MediaBudget | None = None) -> Prepared:
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        budget: MediaBudget | None = None,
+        arguments: ProcessorArguments = NO_ARGUMENTS,
+    ) -> Prepared:
         """The first half of `encode`: media fetched and resized, prompt tokenized. One thread at a time.
 
         Args:
             budget: what the media may cost; as the options say by default.
+            arguments: limits in place of the bundle's, as `read_processor_arguments` makes them.
 
         Raises:
             InputError, LimitError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        prompt = self.prompt(messages, self.policy, budget)
+        clips = not serves(messages)
+        if clips and arguments.video.given:
+            check_no_windows(messages)
+        policy = replace(self.policy, pixels=self.policy.pixels.with_arguments(arguments, clips=clips))
+        prompt = self.prompt(messages, policy, budget)
         return Prepared(prompt, time.perf_counter() - started)
 
     def prompt(self, messages: Sequence[Message], policy: BucketPolicy, budget: MediaBudget | None = None) -> Prompt:

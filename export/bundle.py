@@ -20,17 +20,19 @@ from qwen3vl_edge.contract.bundle.grid import Grid, parse_image_buckets, parse_v
 from qwen3vl_edge.contract.bundle.manifest import (
     MANIFEST_NAME,
     GraphRecord,
-    LayerHeadroom,
     Manifest,
     ModelIdentity,
     PrecisionSet,
     Preprocessing,
     VisionSpec,
 )
+from qwen3vl_edge.contract.bundle.measurements import LayerHeadroom
 from qwen3vl_edge.contract.bundle.open import PROCESSOR_FOLDER, record_file
 from qwen3vl_edge.contract.bundle.precision import EXPORTED, PRECISIONS
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, PixelPolicy
 from qwen3vl_edge.export.onnx.check import References, check_graph, dynamic_check_grids, run_references
 from qwen3vl_edge.export.onnx.check_pixels import fit_picture
 from qwen3vl_edge.export.onnx.encoder_graph import EncoderGraph, dynamic_graph, fixed_graph, image_graph
@@ -50,6 +52,7 @@ class ExportPlan:
     checkpoint: Checkpoint
     spec: VisionSpec
     preprocessing: Preprocessing
+    pixels: PixelPolicy
     grids: tuple[Grid, ...]
     precisions: tuple[str, ...]
     dynamic: bool
@@ -63,6 +66,7 @@ def plan_export(
     precisions: Sequence[str],
     dynamic: bool = True,
     image_uint8: bool = True,
+    pixel_policy: str = CHECKPOINT,
 ) -> ExportPlan:
     """Read the checkpoint's configuration and check the options against it.
 
@@ -85,9 +89,10 @@ def plan_export(
         )
     preprocessing = read_preprocessing(checkpoint)
     check_processor_geometry(checkpoint, spec)
+    pixels = read_pixel_policy(checkpoint.path, pixel_policy)
     check_tensors(checkpoint, spec)
     unique = tuple(dict.fromkeys(grids))
-    return ExportPlan(checkpoint, spec, preprocessing, unique, tuple(precisions), dynamic, image_uint8)
+    return ExportPlan(checkpoint, spec, preprocessing, pixels, unique, tuple(precisions), dynamic, image_uint8)
 
 
 def export_bundle(
@@ -101,6 +106,7 @@ def export_bundle(
     image_uint8: bool = True,
     pictures: Sequence[NDArray[np.uint8]] = (),
     checked: bool = True,
+    pixel_policy: str = CHECKPOINT,
     progress: Progress = lambda what, done: None,
 ) -> Manifest:
     """Export the encoder of a checkpoint; `out` is written whole or stays unchanged.
@@ -116,6 +122,7 @@ def export_bundle(
         pictures: uint8 [H, W, 3] RGB, to check the graphs with and to measure float16's headroom on, beside drawn ones.
         checked: each graph is compared with PyTorch, float16's headroom is measured, and the bundle gets golden pairs.
             False is for benches of random weights, which compare outputs themselves.
+        pixel_policy: a key of `PIXEL_POLICIES`: between which limits pictures and clips are resized.
         progress: called with the current step and the share done, 0 to 1.
 
     Raises:
@@ -124,7 +131,7 @@ def export_bundle(
     """
     out = out.absolute()  # "." has no name to rename to
     _check_replaceable(out)
-    plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8)
+    plan = plan_export(model, image_buckets, video_buckets, precisions, dynamic, image_uint8, pixel_policy)
     references = _references(plan, pictures, progress) if checked else None
     with atomic.new_folder(out, lock=locked) as staging:
         sets = []
@@ -255,6 +262,7 @@ def _manifest(plan: ExportPlan, staging: Path, sets: tuple[PrecisionSet, ...]) -
         processor=tuple(f"{PROCESSOR_FOLDER}/{file.name}" for file in sorted(processor.iterdir())),
         files=tuple(record_file(staging, file) for file in files),
         tools=_tool_versions(),
+        pixels=plan.pixels,
     )
 
 

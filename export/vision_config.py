@@ -102,8 +102,6 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     Raises:
         CheckpointError: no image processor configuration, or a malformed one.
     """
-    values = _image_processor(checkpoint)
-    size = values.get("size") or {}
     image, video = image_normalization(checkpoint.path), video_normalization(checkpoint.path)
     if image is None:
         raise _no_processor(checkpoint)
@@ -111,8 +109,6 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         image_mean=image.mean,
         image_std=image.std,
         rescale_factor=image.rescale_factor,
-        image_min_pixels=int(size.get("shortest_edge", values.get("min_pixels", 0))),
-        image_max_pixels=int(size.get("longest_edge", values.get("max_pixels", 0))),
         video_mean=() if video is None else video.mean,
         video_std=() if video is None else video.std,
     )

@@ -134,7 +134,7 @@ def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[
         return engine, None
     from qwen3vl_edge.server.engines.transformers.vision_tower import load_vision_tower
 
-    tower = load_vision_tower(checkpoint, engine.loaded)
+    tower = load_vision_tower(checkpoint, engine.loaded, options.pixel_policy)
     logger.info("the vision tower is loaded too: chats may carry pictures (--allow-pixels)")
     return engine, tower
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.settings import REQUIRED, check_settings, gather_settings, setting
 from qwen3vl_edge.contract.http.sender import Proxies
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, PIXEL_POLICIES
 
 if TYPE_CHECKING:
     from qwen3vl_edge.contract.http.connection_table import ConnectionLimits
@@ -158,6 +159,11 @@ class ServerOptions:
         False,
         "Load the vision encoder too, and accept pictures in chats as well as embeddings.",
         option="--allow-pixels",
+    )
+    pixel_policy: str = setting(
+        CHECKPOINT,
+        "Limits of these pictures' sizes: the checkpoint's, or qwen-vl-utils' defaults.",
+        choices=tuple(PIXEL_POLICIES),
     )
     exif_orientation: bool = setting(
         True, "Turn these pictures as their EXIF orientation says; false leaves their rows as the sensor wrote them."

@@ -86,9 +86,10 @@ def choose_bucket(
 ) -> BucketChoice:
     """The bucket with the least loss of pixels and aspect among those with the same number of frames.
 
-    An equal grid always wins. A bucket that would distort by more than `max_distortion` or shrink
-    below `min_scale` is not used: the dynamic-shape graph, if there is one, then encodes the native grid;
-    otherwise the picture is rejected.
+    An equal grid always wins. A bucket that would distort by more than `max_distortion`, shrink below `min_scale` or
+    enlarge above 1 / `min_scale` is not used: the dynamic-shape graph, if there is one, then encodes the native grid.
+    Without one a picture that is too large is rejected; one that is too small, of which nothing is lost, is enlarged
+    by as little as the buckets allow.
 
     With `split` a clip may also be encoded in several runs of shorter buckets: if they have its exact size, or if
     no other graph fits it.
@@ -100,15 +101,19 @@ def choose_bucket(
     if native in buckets or native in parts:
         return measure(native, native)
 
-    def nearest(grids: Sequence[Grid]) -> BucketChoice | None:
-        best = min((measure(native, grid) for grid in grids), key=_loss, default=None)
-        return best if best and best.distortion <= max_distortion and best.scale >= min_scale else None
+    most_scale = 1 / min_scale if min_scale else math.inf
 
-    if near := nearest([bucket for bucket in buckets if bucket.t == native.t]):
+    def nearest(grids: Sequence[Grid], most: float = most_scale) -> BucketChoice | None:
+        choices = (measure(native, grid) for grid in grids)
+        usable = (one for one in choices if one.distortion <= max_distortion and min_scale <= one.scale <= most)
+        return min(usable, key=_loss, default=None)
+
+    whole = [bucket for bucket in buckets if bucket.t == native.t]
+    if near := nearest(whole):
         return near
     if dynamic:
         return measure(native, native, fixed=False)
-    if near := nearest(parts):
+    if near := nearest(parts) or nearest(whole, math.inf) or nearest(parts, math.inf):
         return near
     raise BucketError(
         f"no bucket for grid {native} within distortion {max_distortion} and scale {min_scale}",

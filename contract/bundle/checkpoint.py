@@ -31,7 +31,6 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "vision_defaults.json",  # this project's: min_pixels and max_pixels where qwen-vl-utils' defaults do not fit
 )
 
 

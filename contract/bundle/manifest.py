@@ -22,17 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
+from qwen3vl_edge.contract.bundle.measurements import BasisRecord, CalibrationRecord, LayerHeadroom, OutputParity
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec, check_engine_record
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.formats.dataclass_json import from_json
+from qwen3vl_edge.contract.pixels.policy import ALL_FRAMES, EACH_FRAME, PIXEL_POLICIES, PixelPolicy
 
 SCHEMA_VERSION = 6
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `headroom` and `figures`: older bundles have none
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `pixels`, `headroom` and `figures`: older ones have none
 READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")
+_UNUSED_LIMITS = ("image_min_pixels", "image_max_pixels")
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,6 @@ class FileRecord:
     path: str
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class OutputParity:
-    """One graph output against the PyTorch encoder in fp32, worst over the checked pictures.
-
-    A quantized graph is compared with the bundle's own fp32 (or fp16) graph, which was compared with PyTorch.
-    """
-
-    output: str
-    cosine: float
-    max_abs: float
-    relative_l2: float
 
 
 @dataclass(frozen=True)
@@ -77,88 +67,6 @@ class GraphRecord:
     @property
     def grid(self) -> Grid | None:
         return None if self.bucket is None else Grid.parse(self.bucket)
-
-
-@dataclass(frozen=True)
-class LayerHeadroom:
-    """How near a layer of a set with float16 comes to float16's largest value, 65,504.
-
-    Attributes:
-        layer: a linear, such as "blocks.3.mlp.linear_fc1", or a block's attention between its linears, "….attn.scores".
-        largest: a bound of what its tensors hold, over the pictures that the set was checked with.
-        headroom: 65,504 / largest.
-        precision: "fp16", or "fp32" where there was too little of it (`export/onnx/headroom.py`).
-    """
-
-    layer: str
-    largest: float
-    headroom: float
-    precision: str
-
-
-@dataclass(frozen=True)
-class CalibrationFigure:
-    """What quantization costs on some pictures: worst over them and the outputs, to the set that was quantized.
-
-    Attributes:
-        pictures: "calibration", of which the ranges were taken, or "held-out": others of the data, and drawn ones.
-        count: pictures and clips.
-    """
-
-    pictures: str
-    count: int
-    cosine: float
-    relative_l2: float
-
-
-@dataclass(frozen=True)
-class CalibrationRecord:
-    """How a quantized set was calibrated.
-
-    Attributes:
-        key: sha256 of all inputs of the calibration.
-        base: the set that was quantized.
-        samples: pictures and clips observed; per_bucket counts them by grid.
-        smooth: SmoothQuant's alpha, None without SmoothQuant.
-        quantized: products in int8 or float8, linears and attention scores; excluded: those that stay in the set's
-            other precision.
-        sensitivity: file with each product's effect, None if it was not measured.
-        figures: on the calibration's pictures and on held-out ones; none in older bundles.
-    """
-
-    key: str
-    base: str
-    method: str
-    samples: int
-    per_bucket: dict[str, int]
-    smooth: float | None
-    quantized: tuple[str, ...]
-    excluded: tuple[str, ...]
-    sensitivity: str | None = None
-    figures: tuple[CalibrationFigure, ...] = ()
-
-
-@dataclass(frozen=True)
-class BasisRecord:
-    """A basis for embeddings on the wire, and how it was fitted.
-
-    Attributes:
-        path: its file; the file's sha256 is the basis's name on the wire.
-        precision: the set whose embeddings it was fitted to.
-        samples: number of pictures and clips.
-        rows, held_out_rows: embedding rows used for the fit, and held out for evaluation.
-        ranks: number of directions of each tensor: the embeddings, then each DeepStack level.
-        mean_cosines, least_cosines: cosine of each tensor's held-out rows with their projection on its directions.
-    """
-
-    path: str
-    precision: str
-    samples: int
-    rows: int
-    held_out_rows: int
-    ranks: tuple[int, ...]
-    mean_cosines: tuple[float, ...]
-    least_cosines: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -252,15 +160,17 @@ class Preprocessing:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     rescale_factor: float
-    image_min_pixels: int
-    image_max_pixels: int
     video_mean: tuple[float, ...] = ()
     video_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `manifest.json`."""
+    """All of `manifest.json`.
+
+    Attributes:
+        pixels: between which limits pictures and clips are resized; None in older bundles, see `Bundle.pixels`.
+    """
 
     model: ModelIdentity
     vision: VisionSpec
@@ -271,6 +181,7 @@ class Manifest:
     tools: dict[str, str] = field(default_factory=dict)
     engines: tuple[EngineRecord, ...] = ()
     basis: BasisRecord | None = None
+    pixels: PixelPolicy | None = None
     schema_version: int = SCHEMA_VERSION
 
     def precision(self, name: str | None = None) -> PrecisionSet:
@@ -350,6 +261,9 @@ def parse_manifest(text: str, source: str = MANIFEST_NAME) -> Manifest:
             got=version,
             remedy="Export the bundle again with this release.",
         )
+    if isinstance(constants := document.get("preprocessing"), dict):  # older: limits that nothing obeyed
+        constants = {name: value for name, value in constants.items() if name not in _UNUSED_LIMITS}
+        document = document | {"preprocessing": constants}
     manifest = from_json(Manifest, document | {"schema_version": SCHEMA_VERSION}, source)
     check_consistent(manifest, source)
     return manifest
@@ -389,6 +303,29 @@ def check_consistent(manifest: Manifest, source: str = MANIFEST_NAME) -> None:
                 )
     for engine in manifest.engines:
         check_engine_record(engine, source)
+    if manifest.pixels is not None:
+        _check_pixels(manifest.pixels, manifest.vision, source)
     for path in manifest.named_files:
         if path not in known:
             raise BundleError(f"{source} does not record {path}", field="files")
+
+
+def _check_pixels(pixels: PixelPolicy, vision: VisionSpec, source: str) -> None:
+    units = (pixels.factor, pixels.temporal)
+    numbers = [pixels.image.min_pixels, pixels.image.max_pixels, pixels.video.min_pixels, pixels.video.max_pixels]
+    numbers += [value for value in (pixels.video.frame_max_pixels, pixels.video.total_pixels) if value is not None]
+    for name, value, expected, valid in (
+        ("name", pixels.name, " or ".join(PIXEL_POLICIES), pixels.name in PIXEL_POLICIES),
+        (
+            "video.bounds",
+            pixels.video.bounds,
+            f"{ALL_FRAMES} or {EACH_FRAME}",
+            pixels.video.bounds in (ALL_FRAMES, EACH_FRAME),
+        ),
+        ("factor", units, (vision.geometry.factor, vision.temporal_patch_size), None),
+        ("limits", numbers, "numbers above 0", min(numbers) > 0),
+    ):
+        if not (value == expected if valid is None else valid):
+            raise BundleError(
+                f"{source} has an invalid pixel policy", field=f"pixels.{name}", expected=expected, got=value
+            )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
@@ -12,8 +13,10 @@ from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME, FileRecord, Gra
 from qwen3vl_edge.contract.bundle.model_hash import rule_of
 from qwen3vl_edge.contract.bundle.processor_files import image_normalization, video_normalization
 from qwen3vl_edge.contract.errors import BundleError, CheckpointError, ModelMismatchError
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy, qwen_vl_utils_policy
 
 PROCESSOR_FOLDER = "processor"
+_EARLIER_LIMITS = "vision_defaults.json"  # before schema 6: keys of parts that did not have them
 COPY_AGAIN = "Copy the bundle again, or export it again."
 
 
@@ -28,6 +31,15 @@ class Bundle:
     def processor_path(self) -> Path:
         """Folder that `AutoProcessor.from_pretrained` and `AutoTokenizer.from_pretrained` read."""
         return self.path / PROCESSOR_FOLDER
+
+    @property
+    def pixels(self) -> PixelPolicy:
+        """Between which limits pictures and clips are resized: as exported, or as older bundles always were.
+
+        Raises:
+            BundleError: an older bundle's limits cannot be read.
+        """
+        return self.manifest.pixels or _earlier_policy(self.manifest, self.processor_path)
 
     def graph_path(self, graph: GraphRecord) -> Path:
         return self.path / graph.path
@@ -141,6 +153,23 @@ def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None 
             remedy="Give the checkpoint of the bundle, or export it again.",
         )
     return checkpoint
+
+
+def _earlier_policy(manifest: Manifest, processor: Path) -> PixelPolicy:
+    """qwen-vl-utils' defaults, and the limits that a file of the checkpoint set in their place."""
+    policy = qwen_vl_utils_policy(manifest.vision.geometry.factor, manifest.vision.temporal_patch_size)
+    file = processor / _EARLIER_LIMITS
+    if not file.is_file():
+        return policy
+    try:
+        limits = json.loads(file.read_text(encoding="utf-8"))
+        return replace(
+            policy,
+            image=replace(policy.image, **limits.get("image", {})),
+            video=replace(policy.video, **limits.get("video", {})),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file} cannot be read ({type(error).__name__})", field=_EARLIER_LIMITS) from None
 
 
 def record_file(folder: Path, file: Path) -> FileRecord:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.strict_json import check_values
+from qwen3vl_edge.contract.pixels.processor_arguments import ProcessorArguments, read_processor_arguments
 from qwen3vl_edge.contract.wire.request import Sampling
 
 # They identify the caller or request bookkeeping; they do not change the answer.
@@ -70,6 +71,16 @@ class ChatOptions(BaseModel):
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+    @property
+    def processor_arguments(self) -> ProcessorArguments:
+        """Limits of pictures and clips.
+
+        Raises:
+            InputError: an argument that is not supported.
+        """
+        return read_processor_arguments(self.mm_processor_kwargs)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -108,6 +119,7 @@ def parse_chat_as(kind: type[AnyChat], body: bytes | bytearray, max_values: int,
     for name, value in (parsed.model_extra or {}).items():
         if name not in WITHOUT_EFFECT and value not in _NOTHING:
             raise InputError("parameter is not supported", field=name[:80], remedy="Leave it out.")
+    _ = parsed.processor_arguments
     return parsed
 
 

@@ -174,9 +174,8 @@ class Camera:
         self.sampled += 1
         shape = frame.rgb.shape
         if self._choice is None or shape != self._shape:
-            native = native_grid(
-                shape[0], shape[1], self._geometry, self._edge.processor.vision_defaults.get("video", {})
-            )
+            frames_of_window = self.window.capacity * FRAMES
+            native = native_grid(shape[0], shape[1], frames_of_window, self._geometry, self._edge.policy.pixels)
             fixed = self._grid in self._edge.encoder.serves.buckets
             self.window.clear()
             self._choice = (
@@ -184,9 +183,12 @@ class Camera:
             )
             self._shape = shape
         self.latest = frame
-        complete = self.window.add(frame.seconds, resize_frame(frame.rgb, *self._geometry.pixels(self._choice.grid)))
+        complete = self.window.add(frame.seconds, self._resized(frame.rgb, self._choice.grid))
         if complete and self.config.encode == "always":
             self._encode_newest()
+
+    def _resized(self, rgb: Any, grid: Grid) -> Any:
+        return resize_frame(rgb, *self._geometry.pixels(grid), self._edge.policy.pixels)
 
     def _encode_newest(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Frames to patches, bit-exact to what qwen-vl-utils and the HF processor return for the same frames in a file."""
+"""Frames to patches, bit-exact to what the pixel policy's upstream returns for the same frames in a file."""
 
 from __future__ import annotations
 
@@ -9,34 +9,25 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames
 
 
-def native_grid(height: int, width: int, geometry: PatchGeometry, defaults: dict[str, Any]) -> Grid:
-    """The grid of one temporal patch that qwen-vl-utils gives a short clip of such frames.
+def native_grid(height: int, width: int, frames: int, geometry: PatchGeometry, pixels: PixelPolicy) -> Grid:
+    """The grid of one temporal patch of a clip of such frames.
 
     Args:
-        defaults: the checkpoint's `min_pixels` and `max_pixels` for clips, where it has any.
+        frames: of the full window: a window that fills keeps its size.
     """
-    from qwen_vl_utils.vision_process import VIDEO_MAX_TOKEN_NUM, VIDEO_MIN_TOKEN_NUM, smart_resize
-
-    token = geometry.factor**2
-    lowest = defaults.get("min_pixels", VIDEO_MIN_TOKEN_NUM * token)
-    limit = max(VIDEO_MAX_TOKEN_NUM * token, int(lowest * 1.05))
-    highest = min(defaults.get("max_pixels", limit), limit)
-    return geometry.image_grid(
-        *smart_resize(height, width, factor=geometry.factor, min_pixels=lowest, max_pixels=highest)
-    )
+    return geometry.image_grid(*pixels.clip_size(frames, height, width))
 
 
-def resize_frame(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] to uint8 [3, height, width], with the resize of qwen-vl-utils for clips."""
+def resize_frame(rgb: NDArray[np.uint8], height: int, width: int, pixels: PixelPolicy) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] to uint8 [3, height, width], as a clip's frames are resized."""
     import torch
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
 
     frame = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)
-    resized = resize(frame, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    array: NDArray[np.uint8] = resized[0].contiguous().numpy()
+    array: NDArray[np.uint8] = resize_frames(frame, height, width, pixels)[0].byte().contiguous().numpy()
     return array
 
 

@@ -63,6 +63,11 @@ class Snapshot:
         """Number of patches that are encoded already."""
         return sum(patch.embeddings is not None for patch in self.patches)
 
+    @property
+    def frames_of_full_window(self) -> int:
+        """By which its size in pixels was chosen."""
+        return self.window.capacity * FRAMES
+
     def embeddings(self, encode: Encode) -> Embeddings:
         """Embeddings of the whole clip; missing patches are encoded now, in one call, and stored in the window.
 

@@ -22,6 +22,7 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.http.ledger import BODY_BYTES, PIXELS, VISUAL_TOKENS, Account
 from qwen3vl_edge.contract.machine.free_memory import return_free_memory
 from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
+from qwen3vl_edge.contract.pixels.processor_arguments import NO_ARGUMENTS, ProcessorArguments
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.daemon.camera_registry import CameraRegistry
@@ -65,11 +66,18 @@ class EncodePipeline:
         self._encode = WorkerThread("encode")
         self.cameras = CameraRegistry(cameras, edge, self._encode.submit)
 
-    async def encode(self, chat: Sequence[ChatMessage], sampling: Sampling, account: Account) -> EncodedPrompt:
+    async def encode(
+        self,
+        chat: Sequence[ChatMessage],
+        sampling: Sampling,
+        account: Account,
+        arguments: ProcessorArguments = NO_ARGUMENTS,
+    ) -> EncodedPrompt:
         """Fetch, preprocess and encode a conversation. Cancelled, it ends as soon as a thread can end.
 
         Args:
             account: claims what it holds; a thread that cannot end at once holds on to the claims.
+            arguments: limits of pictures and clips in place of the bundle's.
 
         Returns:
             Without the pixels (`media`), which are no longer needed.
@@ -82,7 +90,7 @@ class EncodePipeline:
             self.edge.options.media_limits, partial(account.claim, VISUAL_TOKENS), self._prepare_s, "stall_s"
         )
         try:
-            prepared = await self._prepared(chat, account, budget)
+            prepared = await self._prepared(chat, account, budget, arguments)
             embedding = self._encode.submit(partial(self.edge.embed, prepared, sampling, stream=True))
             embedding.add_done_callback(account.hold())
             return replace(await asyncio.wrap_future(embedding), media=())
@@ -90,7 +98,9 @@ class EncodePipeline:
             budget.abandon()
             self._encoding -= 1
 
-    async def _prepared(self, chat: Sequence[ChatMessage], account: Account, budget: MediaBudget) -> Prepared:
+    async def _prepared(
+        self, chat: Sequence[ChatMessage], account: Account, budget: MediaBudget, arguments: ProcessorArguments
+    ) -> Prepared:
         sources = media_sources(chat)
         with ExitStack() as stack:
             scratch = Path(tempfile.gettempdir())
@@ -100,7 +110,7 @@ class EncodePipeline:
             take = partial(_claim_bytes, account)
             opened = await open_sources(sources, self._access, self.edge.options.media_limits, scratch, take)
             await account.wait_for(PIXELS, sum(item.pixels for item in opened if isinstance(item, Picture)))
-            preparing = self._prepare.submit(self._prepare_messages, chat, opened, budget)
+            preparing = self._prepare.submit(self._prepare_messages, chat, opened, budget, arguments)
             held = stack.pop_all()
             preparing.add_done_callback(lambda _: held.close())
         preparing.add_done_callback(account.hold())
@@ -109,9 +119,13 @@ class EncodePipeline:
         return prepared
 
     def _prepare_messages(
-        self, chat: Sequence[ChatMessage], opened: Sequence[Picture | ClipFile], budget: MediaBudget
+        self,
+        chat: Sequence[ChatMessage],
+        opened: Sequence[Picture | ClipFile],
+        budget: MediaBudget,
+        arguments: ProcessorArguments,
     ) -> Prepared:
-        return self.edge.prepare(qwen_messages(chat, opened, self.cameras), budget)
+        return self.edge.prepare(qwen_messages(chat, opened, self.cameras), budget, arguments)
 
     def stuck(self) -> tuple[str, float]:
         """Name of the thread that has been at the same work for longest, and for how many seconds."""

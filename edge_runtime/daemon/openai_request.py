@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as, utf8_bytes
 from qwen3vl_edge.contract.http.stop_matcher import check_stop_strings
+from qwen3vl_edge.contract.pixels.part_options import CLIP_OPTIONS, IMAGE_OPTIONS, check_options
 from qwen3vl_edge.edge_runtime.daemon.camera_registry import SCHEME, CameraRegistry
-from qwen3vl_edge.edge_runtime.inputs.messages import CLIP_OPTIONS, IMAGE_OPTIONS, Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture
@@ -125,14 +126,7 @@ def _check_part(part: Part, where: str) -> None:
         limit = f"at most {MAX_URL_CHARACTERS} characters, or a data URI"
         raise InputError("URL is too long", field=where, expected=limit, got=len(part.url))
     known = () if part.url.startswith(SCHEME) else IMAGE_OPTIONS if part.kind == "image" else CLIP_OPTIONS
-    for name in part.options:
-        if name not in known:
-            raise InputError(
-                f"{part.type} has no option of this name",
-                field=f"{where}.{part.type}.{name}"[:120],
-                expected=", ".join(("url", "detail", *known)),
-                remedy="Leave it out.",
-            )
+    check_options(part.options, known, f"{where}.{part.type}")
 
 
 def media_sources(chat: Sequence[ChatMessage]) -> list[MediaSource]:

@@ -1,5 +1,7 @@
 """A clip's sampled frames at the model's size, bit-identical to qwen-vl-utils' `fetch_video` of the same file.
 
+Its size is the pixel policy's; with qwen-vl-utils' policy it is `fetch_video`'s too.
+
 qwen-vl-utils decodes all sampled frames at their full size and resizes them together, in 20 bytes a pixel: a minute in
 1080p takes 5 GB. Here some frames at a time are decoded and resized, by the same libraries and functions, at sizes that
 are known and limited before. Formulas: `fetch_video` of qwen-vl-utils 0.0.14 (`vision_process.py`).
@@ -15,12 +17,13 @@ from typing import Any
 
 from PIL import Image
 
-from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 from qwen3vl_edge.edge_runtime.inputs.clip_frames import open_frames
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames
 
 _PIXELS_AT_ONCE = 4_000_000
 _UNEVEN_SECONDS = 0.05  # prompts have tenths
@@ -82,25 +85,15 @@ class Clip:
         with reading(self.label):
             return Image.fromarray(self.read([0])[0].permute(1, 2, 0).numpy())
 
-    def model_size(self, element: dict[str, Any], patch_size: int) -> tuple[int, int]:
+    def model_size(self, element: dict[str, Any], pixels: PixelPolicy) -> tuple[int, int]:
         """Height and width that the frames are resized to.
 
         Raises:
             InputError: sides too unequal.
         """
-        from qwen_vl_utils import vision_process as qwen
+        return clip_size(pixels, len(self.indices), self.height, self.width, element)
 
-        factor = patch_size * qwen.SPATIAL_MERGE_SIZE
-        if "resized_height" in element and "resized_width" in element:
-            return _sides(element["resized_height"], element["resized_width"], factor)
-        lowest = element.get("min_pixels", qwen.VIDEO_MIN_TOKEN_NUM * factor * factor)
-        total = element.get("total_pixels", qwen.MODEL_SEQ_LEN * factor * factor * 0.9)
-        most_per_frame = min(qwen.VIDEO_MAX_TOKEN_NUM * factor * factor, total / len(self.indices) * qwen.FRAME_FACTOR)
-        highest = max(most_per_frame, int(lowest * 1.05))
-        highest = min(element.get("max_pixels", highest), highest)
-        return _sides(self.height, self.width, factor, lowest, highest)
-
-    def frames(self, height: int, width: int, budget: MediaBudget) -> Any:
+    def frames(self, height: int, width: int, pixels: PixelPolicy, budget: MediaBudget) -> Any:
         """The sampled frames, float32 tensor [frames, 3, height, width] of 0 to 255.
 
         Raises:
@@ -108,8 +101,6 @@ class Clip:
             LimitError, AbandonedError: as `MediaBudget.check`.
         """
         import torch
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import resize
 
         at_once = max(1, _PIXELS_AT_ONCE // (self.height * self.width))
         indices, parts = self.indices, []
@@ -117,8 +108,8 @@ class Clip:
             budget.check()
             with reading(self.label):
                 frames = self.read(indices[start : start + at_once])
-            parts.append(resize(frames, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True))
-        return torch.cat(parts).float()
+            parts.append(resize_frames(frames, height, width, pixels))
+        return torch.cat(parts)
 
 
 def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget, label: str | None = None) -> Clip:
@@ -167,8 +158,15 @@ def _spread(start: int, end: int, number: int) -> list[int]:
     return indices
 
 
-def _sides(*arguments: Any) -> tuple[int, int]:
+def clip_size(pixels: PixelPolicy, frames: int, height: int, width: int, element: dict[str, Any]) -> tuple[int, int]:
+    """Height and width that so many frames of this size are resized to.
+
+    Raises:
+        InputError: sides too unequal, or limits without a size between them.
+    """
     try:
-        return smart_resize(*arguments)
+        return pixels.clip_size(frames, height, width, element)
+    except ContractError:
+        raise
     except ValueError as error:
         raise InputError(f"clip cannot be preprocessed ({error})", field="video") from None

@@ -1,7 +1,7 @@
-"""Images and clips of a conversation, fetched by qwen-vl-utils at the size of their bucket.
+"""Images and clips of a conversation, at the size of their bucket.
 
-Where the bucket is the grid that `smart_resize` gives, the result is bit-identical to qwen-vl-utils' for
-the same message.
+Where the bucket is the grid that the pixel policy gives, the result is bit-identical to that of the policy's upstream
+for the same message: qwen-vl-utils, or transformers' processors.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.pixels.policy import EACH_FRAME, PixelPolicy
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import clip_size, open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.frame_list import fetch_frames, rgb_frames
 from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
-from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import reading
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames, resize_picture
 
 
 @dataclass(frozen=True)
 class BucketPolicy:
-    """Which grids the encoder serves, and from which distortion on the dynamic graph is used.
+    """The size of a picture or clip: its limits, which grids the encoder serves, and when none is near enough.
 
     With `buckets` None nothing is bucketed: every picture keeps its native grid (the unsplit model). With `split`
     a clip may take several runs of the encoder (`edge_runtime/encoder/batching.py`).
@@ -34,6 +35,7 @@ class BucketPolicy:
     geometry: PatchGeometry
     buckets: tuple[Grid, ...] | None
     dynamic: bool
+    pixels: PixelPolicy
     max_distortion: float = 0.1
     min_scale: float = 0.7
     split: bool = False
@@ -79,7 +81,6 @@ class FetchedMedia:
 def fetch_media(
     messages: Sequence[Message],
     policy: BucketPolicy,
-    defaults: dict[str, dict[str, Any]],
     budget: MediaBudget | None = None,
     clip_seconds: str = "average",
 ) -> list[FetchedMedia]:
@@ -87,8 +88,7 @@ def fetch_media(
 
     Args:
         messages: Qwen's format: `{"role", "content": [{"type": "image", "image": …}, …]}`.
-        policy: the buckets to choose from.
-        defaults: per kind, keys such as `min_pixels` for elements that do not set them.
+        policy: the buckets to choose from, and the limits of elements that do not set them.
         budget: what they may cost.
         clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
@@ -105,40 +105,56 @@ def fetch_media(
     for element in elements:
         budget.check()
         if kind_of(element) == "image":
-            element = {**defaults.get("image", {}), **element}
             fetched.append(_image(element, next(pictures), policy, budget))
         elif isinstance(element["video"], Snapshot):
             fetched.append(_window(element["video"], policy, budget))
         else:
-            fetched.append(_video({**defaults.get("video", {}), **element}, policy, budget, clip_seconds))
+            fetched.append(_video(element, policy, budget, clip_seconds))
     return fetched
+
+
+def check_no_windows(messages: Sequence[Message]) -> None:
+    """Refuse limits of clips for a camera's window, whose frames are resized as they come.
+
+    Raises:
+        InputError: there is one.
+    """
+    for message in messages:
+        for part in message.get("content") or () if isinstance(message, dict) else ():
+            if isinstance(part, dict) and isinstance(part.get("video"), Snapshot):
+                raise InputError(
+                    "a camera's window has its size already",
+                    field="mm_processor_kwargs",
+                    expected="limits of pictures alone (images_kwargs)",
+                    remedy="Set the camera's size in the daemon's settings.",
+                )
 
 
 def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
     budget.add_visual_tokens(policy.tokens(window.choice.grid))
-    return FetchedMedia("video", window.choice, window.placeholder(policy.geometry), window.metadata(), window)
+    evidence = policy.pixels.clip_evidence(window.frames_of_full_window)
+    placeholder = window.placeholder(policy.geometry)
+    return FetchedMedia("video", window.choice, placeholder, window.metadata(), window, evidence)
 
 
 def _image(element: dict[str, Any], picture: Picture, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
     seen = picture.see()
     image = seen.image
     try:
-        height, width = _native_size(element, image, policy.geometry)
+        height, width = policy.pixels.picture_size(image.height, image.width, element)
         choice = policy.choose(policy.geometry.image_grid(height, width))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        image = _resized_image(image, *policy.geometry.pixels(choice.grid), policy.geometry)
+        height, width = policy.geometry.pixels(choice.grid)
+        if policy.pixels.resizes_bytes:
+            image = resize_picture(image, height, width)
+        else:
+            image = _resized_image(image, height, width, policy.geometry)
     except ContractError:
         raise
     except (AssertionError, OSError, ValueError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
-    return FetchedMedia("image", choice, image, decoding=seen.decoding)
-
-
-def _native_size(element: dict[str, Any], image: Any, geometry: PatchGeometry) -> tuple[int, int]:
-    if "resized_height" in element and "resized_width" in element:
-        return smart_resize(element["resized_height"], element["resized_width"], geometry.factor)
-    least, most = element.get("min_pixels"), element.get("max_pixels")
-    return smart_resize(image.height, image.width, geometry.factor, least, most)
+    evidence = seen.decoding | policy.pixels.picture_evidence(element)
+    return FetchedMedia("image", choice, image, decoding=evidence)
 
 
 def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry) -> Any:
@@ -162,40 +178,37 @@ def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, c
         clip = open_clip_file(source.path, element, budget, source.label)
         decoding = clip.decoding(clip_seconds)
         if len(clip.indices) == 1:
-            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), decoding=decoding)
-        height, width = clip.model_size(element, policy.geometry.patch_size)
+            fetched = _frame_list({**element, "video": [clip.one_frame()]}, policy, budget)
+            return replace(fetched, decoding=decoding | fetched.decoding)
+        height, width = clip.model_size(element, policy.pixels)
         choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
         budget.add_visual_tokens(policy.tokens(choice.grid))
-        frames = clip.frames(*policy.geometry.pixels(choice.grid), budget)
+        frames = clip.frames(*policy.geometry.pixels(choice.grid), policy.pixels, budget)
+        decoding |= policy.pixels.clip_evidence(len(clip.indices), element)
         return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
 
 
 def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
-    video, metadata = _fetch_frames(element, policy.geometry.patch_size)
-    choice = policy.choose(_video_grid(video, policy.geometry))
+    pixels = policy.pixels
+    evidence = pixels.clip_evidence(len(element["video"]), element)
+    if pixels.video.bounds == EACH_FRAME:
+        video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
+        choice = policy.choose(_video_grid(video, policy.geometry))
+    else:
+        video, metadata = rgb_frames(element, policy.geometry.temporal_patch_size)
+        _, _, height, width = video.shape
+        height, width = clip_size(pixels, len(element["video"]), height, width, element)
+        choice = policy.choose(_grid(len(video), height, width, policy.geometry))
     budget.add_visual_tokens(policy.tokens(choice.grid))
-    if not choice.exact:
-        height, width = policy.geometry.pixels(choice.grid)
+    height, width = policy.geometry.pixels(choice.grid)
+    if pixels.video.bounds != EACH_FRAME:
+        video = resize_frames(video, height, width, pixels)
+    elif not choice.exact:
         element = {**element, "resized_height": height, "resized_width": width}
-        video, metadata = _fetch_frames(element, policy.geometry.patch_size)
+        video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
         if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
-            video = _shrunk(video, height, width)
-    return FetchedMedia("video", choice, video, metadata)
-
-
-def _shrunk(video: Any, height: int, width: int) -> Any:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    return resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True).clamp(0, 255).round()
-
-
-def _fetch_frames(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
-    from qwen_vl_utils.vision_process import fetch_video
-
-    with reading(f"of {len(element['video'])} frames"):
-        video, metadata = fetch_video(element, image_patch_size=patch_size, return_video_metadata=True)
-    return video, metadata
+            video = resize_frames(video, height, width, pixels)
+    return FetchedMedia("video", choice, video, metadata, decoding=evidence)
 
 
 def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:

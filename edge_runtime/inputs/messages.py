@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.pixels.part_options import check_numbers
 
 Message = dict[str, Any]
 CONTENTS = ("text", "image", "image_url", "video")
-# What a part may say about its picture or clip, as qwen-vl-utils takes it (`vision_process.py` 0.0.14).
-IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-CLIP_OPTIONS = (
-    *IMAGE_OPTIONS,
-    *("total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
-)
-_NUMBERS = (*CLIP_OPTIONS, "sample_fps", "raw_fps")
-_FROM_ZERO = ("video_start", "video_end")
-_MOST = 2**40
 
 
 def checked_messages(messages: Sequence[Message]) -> list[Message]:
@@ -94,22 +85,8 @@ def _part(given: Any, where: str) -> Message:
         raise InputError(f"{where} is of type {said}", field=where, expected=said, got=found[0])
     if "text" in part and not isinstance(part["text"], str):
         raise InputError(f"{where}.text is not a string", field=where, expected="a string", got=_type(part["text"]))
-    for name in _NUMBERS:
-        if name in part:
-            _check_number(part[name], f"{where}.{name}", from_zero=name in _FROM_ZERO)
+    check_numbers(part, where)
     return part
-
-
-def _check_number(value: Any, where: str, *, from_zero: bool) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    lowest = 0.0 if from_zero else math.ulp(0.0)
-    if not number or not lowest <= value <= _MOST:
-        raise InputError(
-            f"{where} is not such a number",
-            field=where,
-            expected=f"a number {'from' if from_zero else 'above'} 0, up to {_MOST}",
-            got=repr(value)[:40] if number or isinstance(value, str) else _type(value),
-        )
 
 
 def _type(value: Any) -> str:

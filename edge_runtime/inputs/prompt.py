@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,6 @@ from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, FetchedMedia, fetch_media
 from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
-
-VISION_DEFAULTS_NAME = "vision_defaults.json"
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Processor:
-    """The HF processor, and the checkpoint's own defaults per kind of media."""
+    """The HF processor of a folder."""
 
     hf: Any
-    vision_defaults: dict[str, dict[str, Any]]
 
 
 def load_processor(folder: Path) -> Processor:
@@ -98,9 +94,8 @@ def load_processor(folder: Path) -> Processor:
     if hf.chat_template is None:  # transformers' processor does not look at the tokenizer's
         hf.chat_template = chat_template(folder)
     if getattr(hf.video_processor, "cap_pixels_per_frame", True) is None:
-        hf.video_processor.cap_pixels_per_frame = True  # without effect here: qwen-vl-utils has resized already
-    defaults = folder / VISION_DEFAULTS_NAME
-    return Processor(hf, json.loads(defaults.read_text()) if defaults.is_file() else {})
+        hf.video_processor.cap_pixels_per_frame = True  # without effect here: clips are resized before
+    return Processor(hf)
 
 
 def prepare_prompt(
@@ -122,7 +117,7 @@ def prepare_prompt(
         BucketError: no bucket serves a picture.
     """
     messages = checked_messages(messages)
-    fetched = fetch_media(messages, policy, processor.vision_defaults, budget, clip_seconds)
+    fetched = fetch_media(messages, policy, budget, clip_seconds)
     if processor.hf.chat_template is None:
         raise BundleError(
             "the checkpoint has no chat template",
@@ -154,7 +149,7 @@ def _process(hf: Any, text: str, media: Sequence[FetchedMedia]) -> Any:
         arguments["videos"] = [clip.pixels for clip in clips]
         arguments |= {"video_metadata": [clip.metadata for clip in clips], "do_sample_frames": False}
     try:
-        # qwen-vl-utils has resized to the grid; a second resize would only change the pixels again.
+        # Media are resized to the grid already; a second resize would only change the pixels again.
         return hf(**arguments, do_resize=False)
     except ValueError as error:  # such as placeholders of pictures in the conversation's own text
         raise InputError(f"the processor refuses the conversation ({error})", field="messages") from None
@@ -191,7 +186,7 @@ def _split(inputs: Any, fetched: Sequence[FetchedMedia]) -> list[PreparedMedia]:
         patches, grid = next(patches_by_kind[item.kind])
         if item.window is not None:
             empty = EncoderInput(item.choice.grid, patches[:0].numpy())
-            media.append(PreparedMedia(item.kind, item.choice, empty, item.window))
+            media.append(PreparedMedia(item.kind, item.choice, empty, item.window, item.decoding))
             continue
         if grid != item.choice.grid.as_list():
             raise InputError(

@@ -17,7 +17,8 @@ from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.golden import golden_input
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.bundle.manifest import GraphRecord, OutputParity, Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Preprocessing, VisionSpec
+from qwen3vl_edge.contract.bundle.measurements import OutputParity
 from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder, run_torch_encoder

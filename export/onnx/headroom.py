@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.bundle.manifest import LayerHeadroom, VisionSpec
+from qwen3vl_edge.contract.bundle.manifest import VisionSpec
+from qwen3vl_edge.contract.bundle.measurements import LayerHeadroom
 from qwen3vl_edge.contract.errors import CheckpointError
 from qwen3vl_edge.export.onnx.quantization import is_scores, quantizable
 from qwen3vl_edge.export.onnx.weights import IMAGE_EMBEDDING, PATCH_EMBEDDING

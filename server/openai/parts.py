@@ -14,6 +14,10 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.model_hash import model_mismatch
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError, WireError
 from qwen3vl_edge.contract.http.ledger import PIXELS, VISUAL_TOKENS, Account
+from qwen3vl_edge.contract.http.openai_chat import Url
+from qwen3vl_edge.contract.pixels.part_options import IMAGE_OPTIONS
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
+from qwen3vl_edge.contract.pixels.processor_arguments import FIELD, NO_ARGUMENTS, ProcessorArguments
 from qwen3vl_edge.contract.wire.basis import Bases
 from qwen3vl_edge.contract.wire.codec import decode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import HASH_FORM, is_hash
@@ -72,8 +76,11 @@ class PartReader:
     account: Account | None = None
     exif_orientation: bool = True
 
-    def read(self, messages: Sequence[ChatMessage]) -> list[Medium]:
+    def read(self, messages: Sequence[ChatMessage], arguments: ProcessorArguments = NO_ARGUMENTS) -> list[Medium]:
         """All media of a conversation in order. Blocks.
+
+        Args:
+            arguments: limits of pictures in place of the policy's.
 
         Raises:
             ContractError: a part is invalid, or there are too many; names it.
@@ -86,38 +93,50 @@ class PartReader:
             for where, part in parts:
                 if part.type in ("image_url", "video_url"):
                     raise refuse_pixels(part.type, where)
+        has_pixels = any(part.type == "image_url" for _, part in parts)
+        if arguments != NO_ARGUMENTS and not has_pixels:
+            raise InputError(
+                "nothing of this request is resized here",
+                field=FIELD,
+                expected="pictures (image_url)",
+                remedy="Leave it out: the device that encoded the embeddings has resized.",
+            )
+        policy = None if self.pixels is None else self.pixels.policy.with_arguments(arguments, clips=False)
         media: list[Medium] = []
         budget = self.limits.max_visual_tokens
         for index, (where, part) in enumerate(parts):
-            media.append(self._read(index, part, where, budget))
+            media.append(self._read(index, part, where, budget, policy))
             budget -= media[-1].grid.tokens(self.shape.merge_size)
         return media
 
-    def _read(self, index: int, part: Part, where: str, budget: int) -> Medium:
-        if part.type == "image_url" and self.pixels is not None and part.image_url is not None:
-            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-            named, claim = f"{where}.image_url", partial(self._claim, PIXELS)
-            decoding: dict[str, str] = {}
-
-            def open_image() -> Image:
-                seen = open_data_uri(url, named, claim, self.exif_orientation)
-                decoding.update(seen.decoding)
-                return seen.image
-
-            try:
-                medium = self.pixels.encode(
-                    open_image,
-                    lambda grid: self._admit_grid(grid, "image", where, budget),
-                )
-            except InputError as error:
-                error.field = error.field or named
-                raise
-            return Medium(where, medium, "pixels", True, decoding=decoding)
+    def _read(self, index: int, part: Part, where: str, budget: int, policy: PixelPolicy | None) -> Medium:
+        if part.type == "image_url" and policy is not None and part.image_url is not None:
+            return self._picture(part.image_url, where, budget, policy)
         if part.type not in ("image_embeds", "video_embeds"):
             raise refuse_pixels(part.type, where, allowed=self.pixels is not None)
         embeds = part.image_embeds or part.video_embeds
         assert embeds is not None
         return self._embeds(index, part.kind, embeds, f"{where}.{part.type}", budget)
+
+    def _picture(self, given: Url | str, where: str, budget: int, policy: PixelPolicy) -> Medium:
+        url, options = (given, {}) if isinstance(given, str) else (given.url, given.options)
+        named, claim = f"{where}.image_url", partial(self._claim, PIXELS)
+        decoding: dict[str, str] = {}
+
+        def open_image() -> Image:
+            seen = open_data_uri(url, named, claim, self.exif_orientation)
+            decoding.update(seen.decoding)
+            return seen.image
+
+        assert self.pixels is not None
+        try:
+            decoding.update(policy.picture_evidence(options))
+            check = partial(self._admit_grid, kind="image", where=where, budget=budget)
+            medium = self.pixels.encode(open_image, check, policy, options)
+        except InputError as error:
+            error.field = f"{named}.{error.field}" if error.field in IMAGE_OPTIONS else error.field or named
+            raise
+        return Medium(where, medium, "pixels", True, decoding=decoding)
 
     def _embeds(self, index: int, kind: str, embeds: Embeds, where: str, budget: int) -> Medium:
         wrong = "video" if kind == "image" else "image"

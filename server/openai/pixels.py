@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
@@ -21,6 +21,7 @@ from qwen3vl_edge.contract.formats.picture_files import (
 from qwen3vl_edge.contract.formats.picture_frames import frame_count
 from qwen3vl_edge.contract.formats.picture_size import most_pixels
 from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.openai.tensor_formats import decode_base64
 
@@ -32,14 +33,24 @@ CheckGrid = Callable[[Grid], None]
 
 
 class PixelEncoder(Protocol):
-    """Encodes pictures exactly as the unsplit model does."""
+    """Encodes pictures exactly as the unsplit model does.
 
-    def encode(self, open_image: Callable[[], Image], check: CheckGrid) -> MediaEmbeddings:
+    Attributes:
+        policy: between which limits they are resized.
+    """
+
+    policy: PixelPolicy
+
+    def encode(
+        self, open_image: Callable[[], Image], check: CheckGrid, policy: PixelPolicy, given: Mapping[str, Any]
+    ) -> MediaEmbeddings:
         """Embeddings of a picture, in the model's dtype or wider. Blocks; thread-safe.
 
         Args:
             open_image: decodes it into RGB; called by one thread at a time, so that peak memory is bounded.
             check: called with the grid before encoding; raises if the grid is too large.
+            policy: of the request.
+            given: limits that the picture's part has beside its URL.
 
         Raises:
             InputError: the picture cannot be resized to the model's input, such as one of very unequal sides.

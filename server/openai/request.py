@@ -11,6 +11,7 @@ from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.formats.strict_json import check_values
 from qwen3vl_edge.contract.http.openai_chat import ChatOptions, Url, parse_chat_as, utf8_bytes
 from qwen3vl_edge.contract.http.stop_matcher import check_stop_strings
+from qwen3vl_edge.contract.pixels.part_options import CLIP_OPTIONS, IMAGE_OPTIONS, check_options
 
 DEFAULT_MAX_TOKENS = 512  # same as the daemon's
 MAX_ARGUMENT_VALUES = 10_000  # of a tool call's arguments, whose brackets may be escaped in the body
@@ -55,6 +56,7 @@ class Part(BaseModel):
         return self.type.partition("_")[0]
 
 
+_OPTIONS = {"image": IMAGE_OPTIONS, "video": CLIP_OPTIONS}
 _VALUES = ("text", "image_embeds", "video_embeds", "image_url", "video_url")
 
 
@@ -173,13 +175,8 @@ def _check_message(message: ChatMessage, where: str) -> None:
         if beside:  # one of the two would be ignored
             raise InputError(f"part of type {part.type} has {beside[0]} too", field=f"{where}.content.{number}")
         for url in (part.image_url, part.video_url):
-            for name in url.options if isinstance(url, Url) else ():
-                raise InputError(
-                    "pictures are encoded at their own size here",
-                    field=f"{where}.content.{number}.{part.type}.{name}"[:120],
-                    expected="url and detail alone",
-                    remedy="Leave it out, or send the request to the edge daemon.",
-                )
+            if isinstance(url, Url):
+                check_options(url.options, _OPTIONS[part.kind], f"{where}.content.{number}.{part.type}")
 
 
 def arguments_of(call: ToolCall, where: str) -> dict[str, Any]:

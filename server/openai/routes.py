@@ -90,7 +90,7 @@ class ChatReader:
         """
         chat = parse_chat(body, self.options.max_values, self.options.max_text_kib * 1024)
         self._check_model(chat)
-        media = self.parts.read(chat.messages)
+        media = self.parts.read(chat.messages, chat.processor_arguments)
         ids = self._writer.write(chat, media)
         try:
             embeddings = self._embeddings(media, client)

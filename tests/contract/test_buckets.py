@@ -52,6 +52,22 @@ def test_near_bucket_within_limits_is_taken() -> None:
     assert choice.distortion == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("side", [4, 8, 18, 20, 22, 32, 46, 48])
+def test_enlarging_is_as_bounded_as_shrinking(side: int) -> None:
+    """0.7 to 1 / 0.7: beyond it the dynamic graph takes the picture, or a nearer bucket."""
+    native, buckets = Grid(1, side, side), [Grid(1, 32, 32)]
+    choice = choose_bucket(native, buckets, dynamic=True)
+    assert choice.fixed == (0.7 <= 32 / side <= 1 / 0.7)
+    assert choice.exact or choice.fixed
+    nearer = choose_bucket(Grid(1, 8, 8), [Grid(1, 10, 10), *buckets], dynamic=True)
+    assert (nearer.grid, nearer.fixed) == (Grid(1, 10, 10), True)
+    # Nothing else serves it: enlarged by as little as can be, and the evidence has the scale.
+    alone = choose_bucket(Grid(1, 8, 8), [Grid(1, 64, 64), *buckets], dynamic=False)
+    assert (alone.grid, alone.scale) == (Grid(1, 32, 32), 4.0)
+    with pytest.raises(BucketError, match="no bucket"):
+        choose_bucket(Grid(1, 48, 48), buckets, dynamic=False)
+
+
 def test_far_picture_goes_to_the_dynamic_graph_or_is_refused() -> None:
     buckets = [Grid(1, 28, 28)]
     choice = choose_bucket(Grid(1, 10, 40), buckets, dynamic=True)
@@ -74,7 +90,7 @@ def test_choice_keeps_its_promises(native: Grid, buckets: list[Grid]) -> None:
     assert choice.native == native
     if choice.fixed:
         assert choice.grid in buckets
-        assert choice.exact or (choice.distortion <= 0.1 and choice.scale >= 0.7)
+        assert choice.exact or (choice.distortion <= 0.1 and 0.7 <= choice.scale <= 1 / 0.7)
     else:
         assert choice.grid == native
 

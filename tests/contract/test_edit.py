@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_edge.contract.bundle.edit import LOCK_NAME, check_writable, edit, locked
-from qwen3vl_edge.contract.bundle.manifest import BasisRecord, Manifest
+from qwen3vl_edge.contract.bundle.manifest import Manifest
+from qwen3vl_edge.contract.bundle.measurements import BasisRecord
 from qwen3vl_edge.contract.bundle.open import open_bundle, read_manifest, record_file
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic

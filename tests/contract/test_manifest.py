@@ -14,16 +14,17 @@ from qwen3vl_edge.contract.bundle.manifest import (
     GraphRecord,
     Manifest,
     ModelIdentity,
-    OutputParity,
     PrecisionSet,
     Preprocessing,
     VisionSpec,
     parse_manifest,
 )
+from qwen3vl_edge.contract.bundle.measurements import OutputParity
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.contract.errors import BundleError
 from qwen3vl_edge.contract.formats import atomic
+from qwen3vl_edge.contract.pixels.policy import qwen_vl_utils_policy
 
 VISION = VisionSpec(16, 2, 2, 3, 64, 96, 4, 4, 64, 144, (0, 1), "gelu_pytorch_tanh")
 OUTPUTS = tuple(TensorSpec(name, "float32", (4, 64)) for name in VISION.output_names)
@@ -34,11 +35,12 @@ GRAPH = GraphRecord(
 MANIFEST = Manifest(
     model=ModelIdentity("tiny", "qwen3_vl", "ab" * 32),
     vision=VISION,
-    preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, 1 / 255, 4096, 65536),
+    preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, 1 / 255),
     precisions=(PrecisionSet("fp32", "fp32/w.bin", (GRAPH,)),),
     processor=("processor/config.json",),
     files=tuple(FileRecord(path, 1, "00" * 32) for path in ("fp32/g.onnx", "fp32/w.bin", "processor/config.json")),
     tools={"torch": "2.15.0"},
+    pixels=qwen_vl_utils_policy(32),
 )
 
 
@@ -67,6 +69,11 @@ CASES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("absolute", lambda d: d["files"].append({"path": "/etc/x", "bytes": 1, "sha256": ""}), "outside"),
     ("bad kind", lambda d: d["precisions"][0]["graphs"][0].update(kind="round"), "kind"),
     ("bad bucket", lambda d: d["precisions"][0]["graphs"][0].update(bucket="8by8"), "grid"),
+    ("no policy", lambda d: d["pixels"].update(name="any"), "invalid pixel policy"),
+    ("bounds", lambda d: d["pixels"]["video"].update(bounds="some"), "invalid pixel policy"),
+    ("another factor", lambda d: d["pixels"].update(factor=28), "invalid pixel policy"),
+    ("no pixels", lambda d: d["pixels"]["image"].update(max_pixels=0), "invalid pixel policy"),
+    ("pixels as text", lambda d: d["pixels"]["image"].update(max_pixels="9"), "wrong type"),
     ("outputs", lambda d: d["precisions"][0]["graphs"][0]["outputs"].pop(), "outputs"),
 ]
 

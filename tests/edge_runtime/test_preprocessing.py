@@ -7,6 +7,7 @@ import io
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -20,10 +21,10 @@ from qwen_vl_utils import process_vision_info
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import BucketError, InputError
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.tools.dev.train_reference.heldout import clip_part, heldout_questions
 from qwen3vl_edge.tools.dev.train_reference.scenes import motion_clip
+from tests.support.pixel_policies import QWEN_PIXELS
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -67,9 +68,9 @@ def test_image_is_upstreams_to_the_bit_in_every_mode(edge: Edge, mode: str) -> N
     np.testing.assert_array_equal(prompt.input_ids, expected["input_ids"][0].numpy())
 
 
-def test_native_sizes_are_upstreams_to_the_bit(edge: Edge) -> None:
+def test_native_sizes_are_qwen_vl_utils_to_the_bit(edge: Edge) -> None:
     rng = random.Random(5)
-    native = BucketPolicy(edge.policy.geometry, None, dynamic=True)
+    native = replace(edge.policy, buckets=None, dynamic=True, pixels=QWEN_PIXELS)
     for seed in range(25):
         image = picture(rng.randint(30, 300), rng.randint(30, 300), seed=seed)
         messages = user({"type": "image", "image": image}, "What?")
@@ -116,7 +117,7 @@ def test_odd_size_goes_to_the_dynamic_graph(edge: Edge) -> None:
 
 
 def test_no_bucket_and_no_dynamic_graph_is_refused(edge: Edge) -> None:
-    policy = BucketPolicy(edge.policy.geometry, (Grid(1, 8, 8),), dynamic=False)
+    policy = replace(edge.policy, buckets=(Grid(1, 8, 8),), dynamic=False)
     with pytest.raises(BucketError, match="no bucket"):
         prepare_prompt(user({"type": "image", "image": picture(320, 64)}, "What?"), edge.processor, policy)
 

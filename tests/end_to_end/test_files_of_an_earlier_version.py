@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
+import pytest
+from qwen_vl_utils import vision_process
+
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.open import open_bundle
+from qwen3vl_edge.contract.errors import BundleError
+from qwen3vl_edge.contract.pixels.policy import qwen_vl_utils_policy
 from qwen3vl_edge.contract.wire.codec import decode_request
 from qwen3vl_edge.edge_runtime.daemon.jobs.spool import Spool
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from tests.support.paths import ROOT
+from tests.support.run_cli import run_here
 
 WRITTEN = ROOT / "tests" / "support" / "files_of_an_earlier_version"
 BODY = (WRITTEN / "request.bin").read_bytes()
@@ -22,6 +29,25 @@ def test_the_bundle_opens() -> None:
     manifest = open_bundle(WRITTEN / "bundle").manifest  # hashes every file
     assert manifest.buckets()
     assert manifest.has_dynamic()
+
+
+def test_the_bundle_keeps_the_limits_that_it_had(tmp_path: Path) -> None:
+    """qwen-vl-utils' defaults, and those of `vision_defaults.json` where a checkpoint had one."""
+    assert open_bundle(WRITTEN / "bundle").pixels == qwen_vl_utils_policy(32)
+    shown = run_here("inspect", WRITTEN / "bundle").stdout
+    assert "pixel policy qwen-vl-utils (of before bundles recorded it)" in " ".join(shown.split())
+    copy = Path(shutil.copytree(WRITTEN / "bundle", tmp_path / "bundle"))
+    limits = {"image": {"min_pixels": 5000, "max_pixels": 90_000}, "video": {"min_pixels": 4096, "max_pixels": 65_536}}
+    file = copy / "processor" / "vision_defaults.json"
+    file.write_text(json.dumps(limits))
+    pixels = open_bundle(copy).pixels
+    for size in ((64, 64), (100, 300), (1000, 900)):
+        expected = vision_process.smart_resize(*size, 32, min_pixels=5000, max_pixels=90_000)
+        assert pixels.picture_size(*size) == expected
+        assert pixels.clip_size(8, *size) == vision_process.smart_resize(*size, 32, min_pixels=4096, max_pixels=65_536)
+    file.write_text('{"image": {"least": 3}}')
+    with pytest.raises(BundleError, match=r"vision_defaults\.json cannot be read"):
+        _ = open_bundle(copy).pixels
 
 
 def test_the_bundle_encodes_the_same_request() -> None:

@@ -14,11 +14,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image, features
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as transformers_resize
 
 from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.server_process import running_server
-from tests.support.http_api.chat import image, post_chat, text_of, user
+from tests.support.http_api.chat import data_uri, image, post_chat, text_of, user
 from tests.support.openai_parts import REFERENCE, SAMPLES
 
 TINY = "qwen3vl-tiny"
@@ -102,6 +103,36 @@ def test_every_format_is_taken_at_both_doors(doors: Doors, door: str) -> None:
         answer = doors.ask(door, saved(picture, form))
         assert answer.status_code == 400
         assert "not a picture" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_limits_of_a_request_are_in_force_at_both_doors(doors: Doors, door: str) -> None:
+    """Sizes are transformers': 300x200 within 65,536 and 100,000 pixels, and within 20,000."""
+    source = data_uri(saved(Image.effect_noise((300, 200), 60).convert("RGB")))
+
+    def asked(options: dict[str, Any], **more: Any) -> dict[str, Any]:
+        part = {"type": "image_url", "image_url": {"url": source, **options}}
+        body = {"model": TINY, "messages": [user(part, "What?")], "max_tokens": 1, **more}
+        answer = post_chat(getattr(doors, door), body)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()["qwen3vl_edge"]["media"][0]
+        return found
+
+    def told(limits: dict[str, Any]) -> tuple[str, str, str]:
+        return str(limits.get("native", limits["grid"])), limits["pixel_policy"], limits["pixel_limits"]
+
+    def expected(least: int, most: int) -> tuple[str, str, str]:
+        rows, columns = transformers_resize(200, 300, 32, least, most)
+        return f"1x{rows // 16}x{columns // 16}", "checkpoint", f"{least} to {most}"
+
+    assert told(asked({})) == expected(4096, 262_144)
+    size = {"shortest_edge": 65_536, "longest_edge": 100_000}
+    for arguments in ({"size": size}, {"min_pixels": 65_536, "max_pixels": 100_000}, {"images_kwargs": {"size": size}}):
+        assert told(asked({}, mm_processor_kwargs=arguments)) == expected(65_536, 100_000)
+    assert told(asked({"max_pixels": 20_000})) == expected(4096, 20_000)
+    assert told(asked({"min_pixels": 90_000}, mm_processor_kwargs={"max_pixels": 100_000})) == expected(90_000, 100_000)
+    sides = asked({"resized_height": 64, "resized_width": 96})
+    assert told(sides) == ("1x4x6", "checkpoint", "resized_height 64, resized_width 96")
 
 
 def refused(answer: httpx.Response, words: str) -> None:

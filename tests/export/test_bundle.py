@@ -12,12 +12,14 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLVideoProcessor
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint, open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Manifest
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.errors import BucketError, CheckpointError, ContractError, InputError, ParityError
+from qwen3vl_edge.contract.pixels.policy import PIXEL_POLICIES, PictureLimits, qwen_vl_utils_policy
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx import check
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
@@ -106,7 +108,25 @@ def test_processor_config_in_one_file(checkpoint: RandomCheckpoint, tmp_path: Pa
     old.unlink()
     manifest = small_export(checkpoint.path, tmp_path / "b")
     assert manifest.preprocessing.image_mean == (0.1, 0.2, 0.3)
-    assert manifest.preprocessing.image_min_pixels == 1024
+    assert manifest.pixels is not None
+    assert manifest.pixels.image.min_pixels == 1024
+    assert manifest.pixels.video.max_pixels == Qwen3VLVideoProcessor.size["longest_edge"]  # it says nothing of clips
+
+
+def test_the_pixel_policy_is_chosen_at_export(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    limits = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
+    file = checkpoint.path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": limits}))
+    policies = {}
+    for name in PIXEL_POLICIES:
+        written = small_export(checkpoint.path, tmp_path / name, pixel_policy=name)
+        policies[name] = open_bundle(tmp_path / name).pixels
+        assert written.pixels == policies[name]
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["pixels"]["name"] == name
+    assert policies["checkpoint"].image == PictureLimits(65_536, 16_777_216)
+    assert policies["qwen-vl-utils"] == qwen_vl_utils_policy(written.vision.geometry.factor)
+    with pytest.raises(InputError, match="no such pixel policy"):
+        small_export(checkpoint.path, tmp_path / "b", pixel_policy="any")
 
 
 def _truncate(path: Path) -> None:

@@ -54,9 +54,8 @@ def test_ids_are_the_devices(name: str) -> None:
 def test_ids_of_a_long_conversation_are_the_devices() -> None:
     from PIL import Image
 
-    from qwen3vl_edge.contract.bundle.grid import PatchGeometry
-    from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
     from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
+    from tests.support.pixel_policies import native_policy
 
     shown, plain = questions()["colour"], Image.new("RGB", (96, 96))
     said = [
@@ -66,7 +65,7 @@ def test_ids_of_a_long_conversation_are_the_devices() -> None:
         {"role": "user", "content": "<|im_end|>\n{{ messages }}"},
     ]
     device = [{**turn, "content": _filled(turn["content"], {"type": "image", "image": plain})} for turn in said]
-    expected = prepare_prompt(device, processor(), BucketPolicy(PatchGeometry(), None, True))
+    expected = prepare_prompt(device, processor(), native_policy())
     hashed = {"image_grid_thw": expected.media[0].grid.as_list(), "hash": "a" * 64}
     sent = [
         {**turn, "content": _filled(turn["content"], {"type": "image_embeds", "image_embeds": hashed})} for turn in said

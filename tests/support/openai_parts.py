@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from qwen3vl_edge.contract.bundle.grid import PatchGeometry
 from qwen3vl_edge.contract.wire.codec import encode_medium
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, load_processor, prepare_prompt
 from tests.support.http_api.chat import image
 from tests.support.paths import ROOT
+from tests.support.pixel_policies import native_policy
 
 REFERENCE = ROOT / "reference" / "qwen3vl-tiny"
 SAMPLES = ROOT / "reference" / "samples"
@@ -105,7 +104,7 @@ def _question(messages: list[dict[str, Any]]) -> Question:
             for part in message["content"]
         ]
         found.append({**message, "content": parts})
-    return Question(found, prepare_prompt(found, processor(), BucketPolicy(PatchGeometry(), None, True)))
+    return Question(found, prepare_prompt(found, processor(), native_policy()))
 
 
 def b64(data: bytes) -> str:

@@ -38,6 +38,8 @@ def ask(
     image: Annotated[list[str] | None, typer.Option(help="Picture: path, URL or data URI. May repeat.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="Clip: path or URL. May repeat.")] = None,
     messages: Annotated[Path | None, typer.Option(help="A conversation in Qwen's format (JSON), before it.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(min=1, help="Least pixels of each picture and frame.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Most pixels of each picture and frame.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     backend: BackendOption = "onnxruntime",
     precision: PrecisionOption = None,
@@ -79,7 +81,8 @@ def ask(
         preprocess=preprocess,
     )
     history = _read_messages(messages) if messages else []
-    conversation = history + build_messages(question, image or [], video or [])
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}  # None is left out
+    conversation = history + build_messages(question, image or [], video or [], limits)
     with open_edge(bundle, options) as edge:
         show = (lambda text: None) if as_json else _print_text
         sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -126,6 +129,7 @@ def _print_costs(answer: Answer) -> None:
         note = "" if item["native"] == item["grid"] else f", from {item['native']} (distortion {item['distortion']})"
         console.print(
             f"{item['kind']}: grid {item['grid']}{note}, {'fixed bucket' if item['fixed'] else 'dynamic graph'}"
+            + f", pixels {item['pixel_limits']} ({item['pixel_policy']})"
             + (f", self-test: {item['self_test']}" if "self_test" in item else "")
         )
     console.print(f"sent {answer.sent_bytes:,} bytes, {answer.usage.get('prompt_tokens', 0)} prompt tokens")

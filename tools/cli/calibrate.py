@@ -117,7 +117,7 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     """The set is written, and parity judges it on real pictures; this warns of a large error before."""
-    from qwen3vl_edge.contract.bundle.manifest import CalibrationFigure, OutputParity
+    from qwen3vl_edge.contract.bundle.measurements import CalibrationFigure, OutputParity
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     spec = PRECISIONS[result.graphs.precision]

@@ -25,6 +25,10 @@ def export(
     images: Annotated[
         Path | None, typer.Option(help="Folder of your pictures, to check the graphs and float16's headroom on too.")
     ] = None,
+    pixel_policy: Annotated[
+        str,
+        typer.Option(help="Limits of pictures and clips: the checkpoint's (checkpoint), or qwen-vl-utils' defaults."),
+    ] = "checkpoint",
     as_json: JsonOption = False,
 ) -> None:
     """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
@@ -47,6 +51,7 @@ def export(
             precisions=[item.strip() for item in precision.split(",") if item.strip()],
             dynamic=dynamic,
             pictures=pictures,
+            pixel_policy=pixel_policy,
             progress=progress,
         )
     seconds = time.perf_counter() - started

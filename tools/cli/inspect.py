@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen3vl_edge.contract.bundle.manifest import GraphRecord, Manifest, PrecisionSet
     from qwen3vl_edge.contract.bundle.open import Bundle
     from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord, TensorSpec
+    from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 
 NEAREST = 5  # layers that are shown; --json has all
 
@@ -35,9 +36,12 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], as_j
     backends = list_availability(opened)
     if as_json:
         here = [asdict(item) for item in backends]
-        sys.stdout.write(json.dumps(asdict(opened.manifest) | {"runnable_here": here}, indent=1) + "\n")
+        manifest = asdict(opened.manifest) | {"pixels": asdict(opened.pixels)}
+        sys.stdout.write(json.dumps(manifest | {"runnable_here": here}, indent=1) + "\n")
         return
     print_manifest(opened.manifest, bundle)
+    if opened.manifest.pixels is None:  # the others have printed it
+        print_pixels(opened.pixels, " (of before bundles recorded it)")
     console = Console()
     print_engines(opened, console)
     table = Table(title="On this machine", title_justify="left")
@@ -70,6 +74,8 @@ def print_manifest(manifest: Manifest, path: Path) -> None:
     console.print(table)
     for item in manifest.precisions:
         _print_headroom(item, console)
+    if manifest.pixels is not None:
+        print_pixels(manifest.pixels)
     if (basis := manifest.basis) is not None:
         ranks, cosines = map(str, basis.ranks), (f"{value:.6f}" for value in basis.mean_cosines)
         console.print(
@@ -91,6 +97,22 @@ def _print_headroom(item: PrecisionSet, console: Console) -> None:
     if kept:
         names = ", ".join(f"{layer.layer} (up to {layer.largest:,.0f})" for layer in kept)
         console.print(f"{item.precision}: {len(kept)} of {len(item.headroom)} layers stay float32: {names}")
+
+
+def print_pixels(pixels: PixelPolicy, note: str = "") -> None:
+    """The pixel policy and its limits."""
+    from rich.console import Console
+
+    image, video = pixels.image, pixels.video
+    unit = "all frames together" if video.bounds == "all-frames" else "each frame"
+    clip = f"{video.min_pixels:,} to {video.max_pixels:,} of {unit}"
+    if video.frame_max_pixels is not None:
+        clip += f", {video.frame_max_pixels:,} of each frame"
+    if video.total_pixels is not None:
+        clip += f", twice {video.total_pixels:,} of all together"
+    Console().print(
+        f"pixel policy {pixels.name}{note}: pictures {image.min_pixels:,} to {image.max_pixels:,} pixels, clips {clip}"
+    )
 
 
 def print_engines(bundle: Bundle, console: Console) -> None:

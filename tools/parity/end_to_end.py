@@ -1,15 +1,15 @@
 """End-to-end parity: greedy tokens and logits of the split compared with the unsplit model's, both in fp32.
 
 The split's request goes through the wire format and the server's own checks and input building; only
-the socket is not used. The unsplit model gets its usual input: the native grid of each picture, chosen by
-qwen-vl-utils, never a bucket. A third side, transformers alone, reads the original files itself
+the socket is not used. The unsplit model gets its usual input: the native grid of each picture, which
+the bundle's pixel policy gives, never a bucket. A third side, transformers alone, reads the original files itself
 (`transformers_alone.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +71,13 @@ class Unsplit:
 
         model = AutoModelForImageTextToText.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
         self.model = forget_defaults(model.eval())
+        self.folder = checkpoint.path
         self.processor: Processor = load_processor(checkpoint.path)
         self.alone = AloneProcessor(checkpoint.path)
 
     def inputs(self, messages: Sequence[Message], policy: BucketPolicy) -> dict[str, Any]:
         """The HF processor's tensors at native grids."""
-        native = BucketPolicy(policy.geometry, buckets=None, dynamic=True)
+        native = replace(policy, buckets=None, dynamic=True)
         return prepare_prompt(messages, self.processor, native).inputs
 
 
@@ -141,6 +142,7 @@ def compare_prompt(
         messages,
         unsplit_inputs,
         lambda inputs: _greedy(unsplit.model, inputs, max_new_tokens, split),
+        resizes_bytes=split.edge.policy.pixels.resizes_bytes,
     )
     decode = split.loaded.tokenizer.decode
     return PromptResult(

@@ -117,7 +117,7 @@ def _encoder_input(edge: Edge, picture: Any, grid: Grid) -> EncoderInput:
         part |= {"type": "video", "video": frames, "min_pixels": 1, "max_pixels": height * width}
     messages = [{"role": "user", "content": [part]}]
     # To this grid whatever `smart_resize` says: it gives no size of less than four visual tokens.
-    policy = type(edge.policy)(edge.policy.geometry, (grid,), dynamic=False, max_distortion=math.inf, min_scale=0.0)
+    policy = replace(edge.policy, buckets=(grid,), dynamic=False, max_distortion=math.inf, min_scale=0.0, split=False)
     item = edge.prompt(messages, policy).media[0].input
     assert item.grid == grid, (item.grid, grid)
     if grid.t > 1 or item.pixels is not None:

@@ -79,13 +79,23 @@ class AloneProcessor:
         )
         return dict(made)
 
-    def pixel_values(self, pictures: Sequence[Any], grids: list[list[int]]) -> NDArray[np.float32]:
-        """Patches of pictures resized to given grids with Pillow's bicubic filter, as qwen-vl-utils' `fetch_image`."""
+    def pixel_values(self, pictures: Sequence[Any], grids: list[list[int]], resizes_bytes: bool) -> NDArray[np.float32]:
+        """Patches of pictures resized to given grids.
+
+        Args:
+            resizes_bytes: by torchvision, as the processor does; else with Pillow's bicubic filter, as qwen-vl-utils'
+                `fetch_image`.
+        """
+        from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
+
         patch = self.patch_size
-        resized = [
-            picture.resize((columns * patch, rows * patch))
-            for picture, (_, rows, columns) in zip(pictures, grids, strict=True)
-        ]
+        resized = []
+        for picture, (_, rows, columns) in zip(pictures, grids, strict=True):
+            sides = [rows * patch, columns * patch]
+            if resizes_bytes:
+                resized.append(resize(pil_to_tensor(picture), sides, InterpolationMode.BICUBIC, antialias=True))
+            else:
+                resized.append(picture.resize((sides[1], sides[0])))
         values: NDArray[np.float32] = self._hf.image_processor(resized, do_resize=False, return_tensors="pt")[
             "pixel_values"
         ].numpy()
@@ -97,12 +107,15 @@ def compare_alone(
     messages: Sequence[Message],
     unsplit: dict[str, Any],
     answer: Callable[[dict[str, Any]], tuple[int, ...]],
+    *,
+    resizes_bytes: bool,
 ) -> Alone:
     """Compare the inputs, and ask where they differ by choice.
 
     Args:
         unsplit: the unsplit model's input for the same messages.
         answer: the unsplit model's answer to an input.
+        resizes_bytes: of the bundle's pixel policy, `PixelPolicy.resizes_bytes`; then resizing differs by no choice.
     """
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     sources = [source for part in parts if (source := _picture(part)) is not None]
@@ -117,7 +130,8 @@ def compare_alone(
             if "image" in part
         ]
         alone = processor.inputs(read)
-        fault = _fault(processor, pictures, [_mode(source) in OPAQUE for source in sources], unsplit)
+        comparable = [_mode(source) in OPAQUE for source in sources]
+        fault = _fault(processor, pictures, comparable, unsplit, resizes_bytes)
     except Exception as error:  # transformers raises many kinds
         return Alone(unread=(str(error) or repr(error)).splitlines()[0][:160])
     if _same(alone, unsplit):
@@ -126,9 +140,12 @@ def compare_alone(
     if any(set(part) - set(MEDIA_KEYS) for part in parts):
         choices.append(OPTIONS)
     if pictures and not _equal(alone.get("image_grid_thw"), unsplit.get("image_grid_thw")):
-        choices.append(PIXEL_LIMITS)
+        if not resizes_bytes:
+            choices.append(PIXEL_LIMITS)
+        elif not choices:
+            fault = "a picture has another size than the checkpoint's processor gives it"
     elif pictures and not _equal(alone.get("pixel_values"), unsplit.get("pixel_values")):
-        choices += [RESAMPLING] if _is_resized(pictures, unsplit, processor) else []
+        choices += [RESAMPLING] if not resizes_bytes and _is_resized(pictures, unsplit, processor) else []
     if any(_mode(source) not in OPAQUE for source in sources):
         choices.append(PIXEL_FORMAT)
     if has_clips:
@@ -182,7 +199,7 @@ def _mode(picture: Any) -> str:
 
 
 def _fault(
-    processor: AloneProcessor, pictures: list[Any], comparable: list[bool], unsplit: dict[str, Any]
+    processor: AloneProcessor, pictures: list[Any], comparable: list[bool], unsplit: dict[str, Any], resizes_bytes: bool
 ) -> str | None:
     """Whether the pictures, as transformers loads them, are those of the unsplit model's input, at its grids.
 
@@ -192,7 +209,7 @@ def _fault(
     if not pictures:
         return None
     grids = unsplit["image_grid_thw"].tolist()
-    expected = processor.pixel_values(pictures, grids)
+    expected = processor.pixel_values(pictures, grids, resizes_bytes)
     actual = unsplit["pixel_values"].numpy()
     ends = np.cumsum([frames * rows * columns for frames, rows, columns in grids])
     for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):

@@ -114,8 +114,9 @@ async def encode_chat(request: Request, chat: ChatRequest, daemon: Daemon, accou
     """
     sampling = sampling_of(chat, daemon.config.default_max_tokens)
     fetches = any(source.scheme in ("http", "https") for source in media_sources(chat.messages))
+    encoding = daemon.pipeline.encode(chat.messages, sampling, account, chat.processor_arguments)
     with span("encode"), daemon.fetching.slot() if fetches else nullcontext():
-        encoded = await cancel_on_disconnect(request, daemon.pipeline.encode(chat.messages, sampling, account))
+        encoded = await cancel_on_disconnect(request, encoding)
     if encoded is DISCONNECTED:
         raise HttpError(CLIENT_CLOSED_REQUEST, "client_left", "the client left before its media were encoded")
     daemon.metrics.encoded(encoded)

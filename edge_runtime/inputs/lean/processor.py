@@ -34,7 +34,7 @@ from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patc
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media, media_parts
-from qwen3vl_edge.edge_runtime.inputs.prompt import VISION_DEFAULTS_NAME, PreparedMedia, Prompt
+from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
 
@@ -57,7 +57,6 @@ class LeanProcessor:
 
     Attributes:
         tokenizer: a `tokenizers.Tokenizer`.
-        image_defaults: keys such as `min_pixels` for parts that do not set them.
         takes_pixels: grids for which the encoder backend is given uint8 pixels instead of patches.
     """
 
@@ -65,7 +64,6 @@ class LeanProcessor:
     preprocessing: Preprocessing
     template: ChatTemplate
     tokenizer: Any
-    image_defaults: dict[str, Any]
     takes_pixels: Callable[[Grid], bool]
 
 
@@ -96,10 +94,7 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
         raise _not_lean(folder, f"its chat template reads {', '.join(special)}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    defaults = _read(folder / VISION_DEFAULTS_NAME) if (folder / VISION_DEFAULTS_NAME).is_file() else {}
-    return LeanProcessor(
-        manifest.vision, manifest.preprocessing, template, tokenizer, defaults.get("image", {}), takes_pixels
-    )
+    return LeanProcessor(manifest.vision, manifest.preprocessing, template, tokenizer, takes_pixels)
 
 
 def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> LeanProcessor | None:
@@ -186,12 +181,12 @@ def _media(
 ) -> PreparedMedia:
     budget.check()
     seen = picture.see()
-    image, choice = bucket_image(seen.image, {**processor.image_defaults, **part}, policy)
+    pixels, choice = bucket_image(seen.image, part, policy)
     budget.add_visual_tokens(policy.tokens(choice.grid))
-    pixels = np.asarray(image)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
     uint8_pixels = pixels if processor.takes_pixels(choice.grid) else None
-    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels), decoding=seen.decoding)
+    evidence = seen.decoding | policy.pixels.picture_evidence(part)
+    return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels), decoding=evidence)
 
 
 def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:

@@ -1,6 +1,6 @@
-"""An RGB picture at its bucket's size, bit-identical to qwen-vl-utils' `fetch_image`.
+"""An RGB picture at its bucket's size, resized as the pixel policy's upstream resizes it.
 
-Formulas: `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`).
+transformers' image processor: `byte_resize.py`; `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`): Pillow.
 tests/edge_runtime/lean/test_pixels.py compares both.
 """
 
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
-from qwen3vl_edge.contract.bundle.grid import PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.edge_runtime.inputs.lean.byte_resize import resize_bytes
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 
 
-def bucket_image(image: Image.Image, element: dict[str, Any], policy: BucketPolicy) -> tuple[Image.Image, BucketChoice]:
-    """The picture of a message's part at its bucket's size, and the bucket.
+def bucket_image(
+    image: Image.Image, element: dict[str, Any], policy: BucketPolicy
+) -> tuple[NDArray[np.uint8], BucketChoice]:
+    """The picture of a message's part at its bucket's size, uint8 [H, W, 3], and the bucket.
 
     Args:
         image: in RGB.
@@ -29,19 +32,14 @@ def bucket_image(image: Image.Image, element: dict[str, Any], policy: BucketPoli
         BucketError: no bucket serves it.
     """
     try:
-        height, width = _native_size(element, image, policy.geometry)
+        height, width = policy.pixels.picture_size(image.height, image.width, element)
         choice = policy.choose(policy.geometry.image_grid(height, width))
         if not choice.exact:
             height, width = policy.geometry.pixels(choice.grid)
-        return image.resize((width, height)), choice  # Pillow's default for RGB is bicubic
+        if policy.pixels.resizes_bytes:
+            return resize_bytes(np.asarray(image), height, width), choice
+        return np.asarray(image.resize((width, height))), choice  # Pillow's default for RGB is bicubic
     except ContractError:
         raise
     except (OSError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
-
-
-def _native_size(element: dict[str, Any], image: Image.Image, geometry: PatchGeometry) -> tuple[int, int]:
-    if "resized_height" in element and "resized_width" in element:
-        return smart_resize(element["resized_height"], element["resized_width"], geometry.factor)
-    least, most = element.get("min_pixels"), element.get("max_pixels")
-    return smart_resize(image.height, image.width, geometry.factor, least, most)

@@ -9,17 +9,20 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
 from transformers import AutoImageProcessor
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
-from qwen3vl_edge.contract.errors import CheckpointError, InputError
+from qwen3vl_edge.contract.errors import CheckpointError, ContractError, InputError
+from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, SIDES, PixelPolicy
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from PIL.Image import Image
 
@@ -27,17 +30,26 @@ if TYPE_CHECKING:
 class VisionTower:
     """`Qwen3VLVisionModel` on the language model's device and in its dtype, and the checkpoint's image processor."""
 
-    def __init__(self, encoder: Any, processor: Any) -> None:
+    def __init__(self, encoder: Any, processor: Any, policy: PixelPolicy) -> None:
         self._encoder = encoder
         self._processor = processor
+        self.policy = policy
         self._lock = threading.Lock()  # one picture at a time, so that peak memory is bounded
 
-    def encode(self, open_image: Callable[[], Image], check: Callable[[Grid], None]) -> MediaEmbeddings:
+    def encode(
+        self,
+        open_image: Callable[[], Image],
+        check: Callable[[Grid], None],
+        policy: PixelPolicy,
+        given: Mapping[str, Any],
+    ) -> MediaEmbeddings:
         """Embeddings of a picture.
 
         Args:
             open_image: decodes it into RGB.
             check: called with the grid before the encoder runs; raises if the grid is too large.
+            policy: of the request.
+            given: the keys of the picture's part, as `PixelPolicy.picture_size` takes them.
 
         Returns:
             float16; float32 for models in float32 and in bfloat16, whose values it represents exactly.
@@ -46,7 +58,7 @@ class VisionTower:
             InputError: the processor cannot resize it.
         """
         with self._lock, torch.inference_mode():
-            inputs = self._patches(open_image())
+            inputs = self._patches(open_image(), policy, given)
             grids = inputs["image_grid_thw"]
             grid = Grid(*(int(number) for number in grids[0]))
             check(grid)
@@ -60,9 +72,20 @@ class VisionTower:
             )
         return MediaEmbeddings("image", grid, embeds, tuple(levels))
 
-    def _patches(self, image: Image) -> Any:
+    def _patches(self, image: Image, policy: PixelPolicy, given: Mapping[str, Any]) -> Any:
         try:
-            return self._processor(images=[image], return_tensors="pt")
+            if policy.name == CHECKPOINT and not given.keys() & SIDES:  # transformers' own resizing
+                limits = policy.picture_limits(given)
+                size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
+                return self._processor(images=[image], size=size, return_tensors="pt")
+            height, width = policy.picture_size(image.height, image.width, given)
+            if policy.resizes_bytes:
+                tensor = resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
+                return self._processor(images=[tensor], do_resize=False, return_tensors="pt")
+            # As qwen-vl-utils resizes: Pillow's default for RGB is bicubic.
+            return self._processor(images=[image.resize((width, height))], do_resize=False, return_tensors="pt")
+        except ContractError:
+            raise
         except ValueError as error:  # such as sides of more than 1 to 200
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -72,8 +95,11 @@ class VisionTower:
             ) from None
 
 
-def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTower:
+def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel, pixel_policy: str = CHECKPOINT) -> VisionTower:
     """Load the visual tensors alone, and the image processor.
+
+    Args:
+        pixel_policy: a key of `PIXEL_POLICIES`.
 
     Raises:
         CheckpointError: a file is missing, or the tensors are not the encoder's.
@@ -81,6 +107,7 @@ def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTowe
     try:
         encoder = load_torch_encoder(checkpoint, dtype=loaded.dtype, device=loaded.device, attention=loaded.attention)
         processor = AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True)
+        policy = read_pixel_policy(checkpoint.path, pixel_policy)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises many types; all mean that it cannot be loaded with these options
@@ -89,4 +116,4 @@ def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel) -> VisionTowe
             f"the vision tower of {checkpoint.path} cannot be loaded ({type(error).__name__}: {reason})",
             field="--allow-pixels",
         ) from error
-    return VisionTower(encoder, processor)
+    return VisionTower(encoder, processor, policy)

@@ -217,11 +217,13 @@ def test_a_window_gets_the_answer_of_the_clip_and_of_the_unsplit_model(
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         rate = float(container.streams.video[0].average_rate or 0)
     assert len(pictures) == 2 * choice.grid.t  # qwen-vl-utils takes all of them
-    native = native_grid(*pictures[0].shape[:2], edge.policy.geometry, edge.processor.vision_defaults.get("video", {}))
+    native = native_grid(*pictures[0].shape[:2], len(pictures), edge.policy.geometry, edge.policy.pixels)
     one = edge.policy.choose(native)
     window = Window("front", len(pictures) / rate, rate, lambda pair: patchify(pair, edge.processor.hf))
     for index, picture in enumerate(pictures):
-        if window.add(50 + index / rate, resize_frame(picture, *edge.policy.geometry.pixels(one.grid))):
+        if window.add(
+            50 + index / rate, resize_frame(picture, *edge.policy.geometry.pixels(one.grid), edge.policy.pixels)
+        ):
             snapshot = window.snapshot(50 + index / rate, one)
             assert snapshot is not None
             snapshot.embeddings(edge.encode_items)

@@ -40,13 +40,17 @@ def test_window_is_the_clip_encoded_at_once(edge: Edge, tmp_path: Path) -> None:
         return edge.encode_items(items)
 
     for index, picture in enumerate(pictures):
-        if window.add(100 + index / 2, resize_frame(picture, 96, 128)) and index < 6:
+        if window.add(100 + index / 2, resize_frame(picture, 96, 128, edge.policy.pixels)) and index < 6:
             snapshot = window.snapshot(100 + index / 2, CHOICE)
             assert snapshot is not None
             snapshot.embeddings(encode)
     snapshot = window.snapshot(103.5, CHOICE)
     assert snapshot is not None
-    pairs = [patchify(np.stack([resize_frame(p, 96, 128) for p in pictures]), edge.processor.hf).pixel_values]
+    pairs = [
+        patchify(
+            np.stack([resize_frame(p, 96, 128, edge.policy.pixels) for p in pictures]), edge.processor.hf
+        ).pixel_values
+    ]
     np.testing.assert_array_equal(np.concatenate(pairs), whole.prompt.media[0].input.pixel_values)
     live = edge.prepare([{"role": "user", "content": [{"type": "video", "video": snapshot}, question]}])
     np.testing.assert_array_equal(live.prompt.input_ids, whole.prompt.input_ids)

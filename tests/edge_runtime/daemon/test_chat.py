@@ -262,6 +262,12 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [user(url("video", "a.mp4", seconds=1))]}, 400, "messages.0.content.0.video_url.seconds"),
     ({"messages": [user(url("image", "camera:door", max_pixels=1))]}, 400, "messages.0.content.0.image_url.max_pixels"),
     ({"messages": [user(url("image", RED, max_pixels="4096"))]}, 400, "max_pixels is not such a number"),
+    ({"messages": [user(url("image", RED, min_pixels=9, max_pixels=8))]}, 400, "max_pixels is below min_pixels"),
+    ({"messages": [user(url("image", RED, resized_width=64))]}, 400, "image_url.resized_width"),
+    ({"messages": [user(RED)], "mm_processor_kwargs": {"fps": 1}}, 400, "mm_processor_kwargs.fps"),
+    ({"messages": [user(RED)], "mm_processor_kwargs": {"size": {"height": 1}}}, 400, "mm_processor_kwargs.size"),
+    ({"messages": [user(RED)], "mm_processor_kwargs": 7}, 400, "mm_processor_kwargs"),
+    ({"messages": [user(RED)], "size": {"longest_edge": 1}}, 400, "size"),
     ({"messages": [user(url("image", RED, resized_height=0, resized_width=64))]}, 400, "resized_height is not such"),
     (
         {"messages": [user(url("video", "data:video/mp4;base64,I0VYVE0zVQo="))]},

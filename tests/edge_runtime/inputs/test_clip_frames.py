@@ -20,6 +20,7 @@ from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
 from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import ClipHeader, check_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
+from tests.support.pixel_policies import QWEN_PIXELS
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -140,7 +141,8 @@ def test_webm_without_a_duration(tmp_path: Path, edge: Edge) -> None:
     clip = open_clip_file(path, {}, MediaBudget())
     expected = open_clip_file(whole, {}, MediaBudget())
     assert clip.metadata["video_backend"] == PYAV
-    assert torch.equal(clip.frames(64, 64, MediaBudget()), expected.frames(64, 64, MediaBudget()))
+    one, other = (item.frames(64, 64, QWEN_PIXELS, MediaBudget()) for item in (clip, expected))
+    assert torch.equal(one, other)
 
 
 def test_a_file_of_one_frame_is_a_list_of_one(tmp_path: Path, edge: Edge) -> None:

@@ -22,6 +22,7 @@ from qwen3vl_edge.edge_runtime.inputs import clip_reader
 from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import AbandonedError, MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.mp4_index import MAX_SAMPLES, check_claimed_samples
+from tests.support.pixel_policies import QWEN_PIXELS
 from tests.support.video_files import lossless_clip
 
 PATCH = 16
@@ -71,7 +72,7 @@ def test_frames_are_upstreams_to_the_bit(
     path = lossy_clip(tmp_path / "clip.mp4", width, height, count)
     expected, metadata = fetch_video({"video": str(path), **options}, PATCH, return_video_metadata=True)
     clip = open_clip_file(path, options, MediaBudget())
-    found = clip.frames(*clip.model_size(options, PATCH), MediaBudget())
+    found = clip.frames(*clip.model_size(options, QWEN_PIXELS), QWEN_PIXELS, MediaBudget())
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
     assert clip.metadata == metadata
@@ -114,7 +115,7 @@ def test_it_ends_between_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     budget = MediaBudget()
     budget.abandon()
     with pytest.raises(AbandonedError):
-        clip.frames(64, 64, budget)
+        clip.frames(64, 64, QWEN_PIXELS, budget)
 
 
 def test_a_playlist_leads_to_no_other_file(tmp_path: Path) -> None:

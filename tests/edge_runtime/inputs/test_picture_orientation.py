@@ -169,7 +169,7 @@ def test_both_paths_and_every_form_of_a_source(edge: Edge, orientation: int, tmp
         for found in prompts(edge, source):
             assert found.media[0].grid == expected.media[0].grid
             np.testing.assert_array_equal(found.media[0].input.pixel_values, expected.media[0].input.pixel_values)
-            assert found.media[0].decoding == {"orientation": str(orientation)}
+            assert found.media[0].decoding["orientation"] == str(orientation)
 
 
 def test_frames_given_as_pictures(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as transformers_resize
 
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
+from qwen3vl_edge.contract.pixels.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, fetch_media
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.tools.parity.samples import edge_cases
+from tests.support.pixel_policies import QWEN_PIXELS
 
 FACTOR = 32
 
@@ -44,8 +45,8 @@ def test_sizes_are_transformers() -> None:
 def test_a_narrow_picture_is_encoded_on_both_paths(edge: Edge) -> None:
     picture = Image.effect_noise((639, 31), 60).convert("RGB")
     element: dict[str, Any] = {"type": "image", "image": picture, "min_pixels": 1, "max_pixels": 16384}
-    policy = BucketPolicy(PatchGeometry(), None, dynamic=True)
-    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy, {})
+    policy = BucketPolicy(PatchGeometry(), None, dynamic=True, pixels=QWEN_PIXELS)
+    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy)
     lean, choice = bucket_image(picture, element, policy)
     assert choice.grid == fetched.choice.grid == Grid(1, 2, 36)
     assert np.array_equal(np.asarray(fetched.pixels), np.asarray(lean))
@@ -55,19 +56,19 @@ def test_a_narrow_picture_is_encoded_on_both_paths(edge: Edge) -> None:
 @pytest.mark.parametrize("bucket", [Grid(1, 2, 2), Grid(1, 2, 4), Grid(1, 4, 2)])
 def test_buckets_below_four_visual_tokens(bucket: Grid) -> None:
     geometry = PatchGeometry()
-    policy = BucketPolicy(geometry, (bucket,), dynamic=False, max_distortion=9, min_scale=0)
+    policy = BucketPolicy(geometry, (bucket,), False, QWEN_PIXELS, max_distortion=9, min_scale=0)
     picture = Image.effect_noise((90, 70), 60).convert("RGB")
     height, width = geometry.pixels(bucket)
     element: dict[str, Any] = {"type": "image", "image": picture}
-    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy, {})
+    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy)
     lean, choice = bucket_image(picture, element, policy)
     assert choice.grid == fetched.choice.grid == bucket
     expected = np.asarray(picture.resize((width, height)))
     assert np.array_equal(np.asarray(lean), expected)
     assert np.array_equal(np.asarray(fetched.pixels), expected)
     frames = {"type": "video", "video": [picture] * 2}
-    clips = BucketPolicy(geometry, (bucket,), dynamic=False, max_distortion=9, min_scale=0)
-    (clip,) = fetch_media([{"role": "user", "content": [frames]}], clips, {})
+    clips = BucketPolicy(geometry, (bucket,), False, QWEN_PIXELS, max_distortion=9, min_scale=0)
+    (clip,) = fetch_media([{"role": "user", "content": [frames]}], clips)
     assert tuple(clip.pixels.shape) == (2, 3, height, width)
 
 

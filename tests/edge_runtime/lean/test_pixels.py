@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from qwen_vl_utils import vision_process
+from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
 
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing
 from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.pixels.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
-from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import decode_image
+from tests.support.pixel_policies import QWEN_PIXELS
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
 # Formats, and the modes that Pillow writes in them.
@@ -127,11 +130,12 @@ def prepared(prepare: Any, part: dict[str, Any], processor: Any, policy: BucketP
 
 
 def test_a_thousand_pictures_reach_the_engine_as_the_reference_has_them(edge: Edge) -> None:
-    native = BucketPolicy(edge.policy.geometry, None, dynamic=True)
+    native = replace(edge.policy, buckets=None, dynamic=True)
+    other = replace(native, pixels=QWEN_PIXELS)
     served = refused = resized = 0
     for seed in range(CASES):
         name, part = case(seed)
-        policy = native if seed % 3 == 0 else edge.policy
+        policy = (native, edge.policy, other)[seed % 3]
         lean = prepared(prepare_lean_prompt, part, lean_of(edge), policy)
         reference = prepared(prepare_prompt, part, edge.processor, policy)
         assert (lean is None) == (reference is None), name
@@ -139,10 +143,10 @@ def test_a_thousand_pictures_reach_the_engine_as_the_reference_has_them(edge: Ed
             refused += 1
             continue
         served += 1
-        one, other = lean.media[0], reference.media[0]
-        assert one.choice == other.choice, name
-        assert one.input.pixel_values.dtype == other.input.pixel_values.dtype
-        assert one.input.pixel_values.tobytes() == other.input.pixel_values.tobytes(), name
+        one, same = lean.media[0], reference.media[0]
+        assert one.choice == same.choice, name
+        assert one.input.pixel_values.dtype == same.input.pixel_values.dtype
+        assert one.input.pixel_values.tobytes() == same.input.pixel_values.tobytes(), name
         assert lean.text == reference.text.replace("<|image_pad|>", "<|image_pad|>" * (one.grid.patches // 4))
         np.testing.assert_array_equal(lean.input_ids, reference.input_ids, name)
         resized += not one.choice.exact
@@ -166,9 +170,9 @@ def test_smart_resize_is_upstreams(edge: Edge) -> None:
         height, width = (int(10 ** rng.uniform(0, 4.3)) for _ in range(2))
         limits = {"min_pixels": rng.choice([None, rng.randint(1, 10**6)]), "max_pixels": rng.choice([None, 10**6])}
         found: list[Any] = []
-        for resize in (smart_resize, vision_process.smart_resize):
+        for native_size in (smart_resize, vision_process.smart_resize):
             try:
-                found.append(resize(height, width, 32, **limits))
+                found.append(native_size(height, width, 32, **limits))
             except (ValueError, AssertionError):
                 found.append("refused")
         if 0 in tuple(found[1]):  # tests/edge_runtime/inputs/test_smart_resize.py
@@ -188,7 +192,7 @@ def test_every_byte_is_normalised_as_the_hf_processor_does(edge: Edge) -> None:
         ((0.1, 0.7, 0.3), (0.21, 0.5, 1.0), 0.00392156862745098),
     ):
         expected = hf.rescale_and_normalize(every[None], True, factor, True, mean, std)[0, :, 0].numpy()
-        assert normalised_bytes(Preprocessing(mean, std, factor, 0, 0)).tobytes() == expected.tobytes()
+        assert normalised_bytes(Preprocessing(mean, std, factor)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -205,11 +209,11 @@ def test_uint8_graphs_get_the_references_bytes_and_agree(bundle: Path, edge: Edg
             image = drawn(rng, "RGBA", width + 3, height - 2)
             messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
             item = pixels.prepare(messages).prompt.media[0]
-            from_upstream = vision_process.fetch_image(
-                {"image": image, "resized_height": height, "resized_width": width}, 16
+            from_upstream = resize(
+                pil_to_tensor(vision_process.to_rgb(image)), [height, width], InterpolationMode.BICUBIC, antialias=True
             )
             assert item.input.pixels is not None
-            np.testing.assert_array_equal(item.input.pixels, np.asarray(from_upstream))
+            np.testing.assert_array_equal(item.input.pixels, from_upstream.permute(1, 2, 0).numpy())
             one, other = pixels.encode(messages).request.media[0], edge.encode(messages).request.media[0]
             assert (one.origin["input"], other.origin["input"]) == ("uint8", "patches")
             for a, b in zip((one.embeds, *one.deepstack), (other.embeds, *other.deepstack), strict=True):

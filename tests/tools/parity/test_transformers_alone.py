@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from qwen3vl_edge.contract.bundle.grid import PatchGeometry
-from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, QWEN_VL_UTILS
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import load_processor, prepare_prompt
 from qwen3vl_edge.tools.dev.train_reference.heldout import PROMPT_KINDS, mixed_prompts
@@ -28,8 +27,8 @@ from qwen3vl_edge.tools.parity.transformers_alone import (
     AloneProcessor,
     compare_alone,
 )
+from tests.support.pixel_policies import native_policy
 
-NATIVE = BucketPolicy(PatchGeometry(), None, True)
 ANSWER = (1, 2, 3)
 
 
@@ -38,24 +37,37 @@ def about(*pictures: Any, **options: Any) -> list[Message]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is this?"}]}]
 
 
-def compared(model: Path, messages: list[Message], loaded: list[Message] | None = None) -> Alone:
+def compared(
+    model: Path, messages: list[Message], loaded: list[Message] | None = None, pixel_policy: str = CHECKPOINT
+) -> Alone:
     """The comparison of a conversation; with `loaded`, the unsplit model was given that one."""
-    unsplit = prepare_prompt(loaded or messages, load_processor(model), NATIVE).inputs
-    return compare_alone(AloneProcessor(model), messages, unsplit, lambda _: ANSWER)
+    policy = native_policy(model, pixel_policy)
+    unsplit = prepare_prompt(loaded or messages, load_processor(model), policy).inputs
+    resizes_bytes = policy.pixels.resizes_bytes
+    return compare_alone(AloneProcessor(model), messages, unsplit, lambda _: ANSWER, resizes_bytes=resizes_bytes)
 
 
 def test_every_kind_of_prompt_has_the_same_input_to_the_bit(reference: Path) -> None:
     alone, processor = AloneProcessor(reference), load_processor(reference)
     for item in mixed_prompts(2 * len(PROMPT_KINDS)):
-        unsplit = prepare_prompt(item.messages, processor, NATIVE).inputs
-        assert compare_alone(alone, item.messages, unsplit, lambda _: ANSWER) == Alone(), item.id
+        unsplit = prepare_prompt(item.messages, processor, native_policy()).inputs
+        found = compare_alone(alone, item.messages, unsplit, lambda _: ANSWER, resizes_bytes=True)
+        assert found == Alone(), item.id
 
 
 def test_what_was_resized_is_a_choice_and_is_asked(reference: Path, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     draw_picture(0).resize((150, 170)).save(path)
-    assert compared(reference, about(str(path))) == Alone((RESAMPLING,), ids=ANSWER)
-    assert compared(reference, about(f"file://{path}")).choices == (RESAMPLING,)
+    one, other = about(str(path)), about(f"file://{path}")
+    assert compared(reference, one, pixel_policy=QWEN_VL_UTILS) == Alone((RESAMPLING,), ids=ANSWER)
+    assert compared(reference, other, pixel_policy=QWEN_VL_UTILS).choices == (RESAMPLING,)
+
+
+def test_under_the_checkpoints_policy_resizing_is_transformers_to_the_bit(reference: Path, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    for size in ((150, 170), (900, 700), (40, 50)):
+        draw_picture(0).resize(size).save(path)
+        assert compared(reference, about(str(path))) == Alone(), size
 
 
 def test_pixel_limits_are_a_choice(reference: Path, tmp_path: Path) -> None:
@@ -64,13 +76,18 @@ def test_pixel_limits_are_a_choice(reference: Path, tmp_path: Path) -> None:
     file = model / "preprocessor_config.json"
     limits = {"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}
     file.write_text(json.dumps(json.loads(file.read_text()) | limits))
-    assert compared(model, about(draw_picture(0).resize((128, 128)))) == Alone((PIXEL_LIMITS,), ids=ANSWER)
+    small = about(draw_picture(0).resize((128, 128)))
+    assert compared(model, small, pixel_policy=QWEN_VL_UTILS) == Alone((PIXEL_LIMITS,), ids=ANSWER)
+    assert compared(model, small) == Alone()
     assert compared(model, about(draw_picture(0).resize((256, 256)))) == Alone()
+    unsplit = prepare_prompt(small, load_processor(model), native_policy(model, QWEN_VL_UTILS)).inputs
+    found = compare_alone(AloneProcessor(model), small, unsplit, lambda _: ANSWER, resizes_bytes=True)
+    assert found.fault == "a picture has another size than the checkpoint's processor gives it"
 
 
 def test_options_of_a_message_are_a_choice(reference: Path) -> None:
     found = compared(reference, about(draw_picture(0).resize((256, 256)), max_pixels=128 * 128))
-    assert found.choices == (OPTIONS, PIXEL_LIMITS)
+    assert found.choices == (OPTIONS,)
 
 
 @pytest.mark.parametrize("wrong", [ImageOps.mirror, ImageOps.invert], ids=["mirrored", "inverted"])
@@ -109,8 +126,8 @@ def test_what_transformers_cannot_read_is_told(reference: Path, tmp_path: Path) 
     picture = draw_picture(0).resize((128, 128))
     picture.save(path)
     messages, loaded = about(str(path)), about(picture)
-    unsplit = prepare_prompt(loaded, load_processor(reference), NATIVE).inputs
+    unsplit = prepare_prompt(loaded, load_processor(reference), native_policy()).inputs
     path.write_bytes(b"no picture")
-    found = compare_alone(AloneProcessor(reference), messages, unsplit, lambda _: ANSWER)
+    found = compare_alone(AloneProcessor(reference), messages, unsplit, lambda _: ANSWER, resizes_bytes=True)
     assert found.unread
     assert (found.fault, found.choices) == (None, ())

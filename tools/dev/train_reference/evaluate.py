@@ -21,6 +21,7 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import PatchGeometry
+from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
 from qwen3vl_edge.contract.wire.request import Sampling
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
@@ -29,7 +30,6 @@ from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, held
 from qwen3vl_edge.tools.parity.end_to_end import Split, Unsplit, open_both
 
 MAX_NEW_TOKENS = 24
-NATIVE = BucketPolicy(PatchGeometry(), buckets=None, dynamic=True)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def answer_all(
 ) -> list[str]:
     """The unsplit model's greedy answers."""
     answers = []
+    native = BucketPolicy(PatchGeometry(), buckets=None, dynamic=True, pixels=read_pixel_policy(unsplit.folder))
     for index, question in enumerate(questions):
-        inputs = unsplit.inputs(question.messages, NATIVE)
+        inputs = unsplit.inputs(question.messages, native)
         output = unsplit.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         tail = output[0, inputs["input_ids"].shape[1] :]
         answers.append(unsplit.processor.hf.decode(tail, skip_special_tokens=True))

@@ -166,7 +166,6 @@ def write_layout(folder: Path) -> None:
             "pad_token_id": ids["<|endoftext|>"],
         },
     )
-    _write(folder / "vision_defaults.json", VISION_DEFAULTS)
 
 
 def _write_processors(folder: Path) -> None:
@@ -193,6 +192,7 @@ def _write_processors(folder: Path) -> None:
             "min_frames": 4,
             "max_frames": 64,
             "cap_pixels_per_frame": True,
+            "max_video_tokens": VISION_DEFAULTS["video"]["max_pixels"] // 32**2,
             "do_sample_frames": True,
         },
     )

@@ -25,8 +25,8 @@ PAIR_SIZES = ((96, 96), (96, 128), (128, 96), (128, 128), (128, 160))
 VIDEO_SIZES = ((96, 96), (96, 128), (128, 96), (128, 128))
 FRAMES = 8
 SAMPLE_FPS = 2.0
-# qwen-vl-utils would enlarge pictures below 4 tokens and clips below 128 tokens a frame; this model
-# was trained on smaller clips, so its folder carries these limits (`vision_defaults.json`).
+# qwen-vl-utils would enlarge pictures below 4 tokens and clips below 128 tokens a frame; this model was trained on
+# smaller clips. Its processors have the same limits, of a clip's frames together.
 VISION_DEFAULTS = {
     "image": {"min_pixels": 4096, "max_pixels": 512 * 512},
     "video": {"min_pixels": 4096, "max_pixels": 256 * 256},
