@@ -13,6 +13,9 @@ from transformers.activations import ACT2CLS, ACT2FN
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
+from qwen3vl_edge.edge_runtime.backends.straight.activations import activation as straight_activation
+from qwen3vl_edge.edge_runtime.backends.straight.capture import CpuDevice, TowerRunner
+from qwen3vl_edge.edge_runtime.backends.straight.tower import StraightTower
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx.activations import ACTIVATIONS, activation
 from qwen3vl_edge.export.onnx.emitter import GraphEmitter
@@ -26,6 +29,7 @@ from tests.support.encoders.export_models import (
     run_graph,
 )
 
+CPU = torch.device("cpu")
 NOT_OFFERED = {"laplace", "sqrtsoftplus", "prelu", "xielu"}
 
 
@@ -41,7 +45,9 @@ def test_the_function_of_that_name(kind: str) -> None:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.linspace(-20, 20, 4001, dtype=np.float32)
     (y,) = session.run(None, {"x": x})
-    np.testing.assert_allclose(y, ACT2FN[kind](torch.from_numpy(x)).numpy(), rtol=1e-5, atol=2e-6)
+    expected = ACT2FN[kind](torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(straight_activation(kind)(torch.from_numpy(x)).numpy(), expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["gelu", "gelu_new", "gelu_fast", "quick_gelu", "silu", "relu"])
@@ -52,4 +58,7 @@ def test_towers(kind: str, tmp_path: Path) -> None:
     bundle, grid = open_bundle(tmp_path / "b"), Grid(1, 4, 6)
     values = processor_pixels(checkpoint.path, picture(64, 96))
     outputs = run_graph(bundle, graph_of(bundle, "fixed", grid, "fp32"), {"pixel_values": values})
-    assert_close(outputs, run_encoder(checkpoint.encoder, grid, values), 1e-4)
+    expected = run_encoder(checkpoint.encoder, grid, values)
+    assert_close(outputs, expected, 1e-4)
+    tower = StraightTower(bundle.manifest.vision, checkpoint.encoder.state_dict().items(), torch.float32, CPU)
+    assert_close(TowerRunner(tower, CpuDevice(), []).run(grid, values), expected, 1e-5)

@@ -25,10 +25,9 @@ from torch import Tensor
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
+from qwen3vl_edge.edge_runtime.backends.straight.activations import Activation, activation
 
 EPSILON = 1e-6
-# torch's name of each activation of the MLP (`hidden_act`).
-ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
 
 
 class Linear(NamedTuple):
@@ -78,12 +77,12 @@ def embed(pixels: Tensor, patch_embed: Linear, positions: Tensor, first_norm: No
 
 
 def block(
-    hidden: Tensor, normed: Tensor, weights: Block, cos: Tensor, sin: Tensor, heads: int, activation: str
+    hidden: Tensor, normed: Tensor, weights: Block, cos: Tensor, sin: Tensor, heads: int, act: Activation
 ) -> tuple[Tensor, Tensor]:
     """Attention, then MLP, each added to the float32 residual stream; and the norm of what comes after it."""
     kind = normed.dtype
     hidden = hidden + attention(normed, weights.qkv, weights.proj, cos, sin, heads)
-    inner = F.gelu(F.linear(norm(hidden, weights.norm2, kind), *weights.fc1), approximate=activation)
+    inner = act(F.linear(norm(hidden, weights.norm2, kind), *weights.fc1))
     hidden = hidden + F.linear(inner, *weights.fc2)
     return hidden, norm(hidden, weights.next_norm, kind)
 
@@ -152,6 +151,7 @@ class StraightTower:
         self._patch_embed = Linear(
             state["patch_embed.proj.weight"].reshape(spec.hidden_size, -1), state["patch_embed.proj.bias"]
         )
+        self._act = activation(spec.hidden_act)
         self._position_table = state["pos_embed.weight"]
         self._first_norm = _norm(state, "blocks.0.norm1")
         self._blocks = [_block(state, layer, spec.depth) for layer in range(spec.depth)]
@@ -193,9 +193,7 @@ class StraightTower:
         hidden, normed = steps.embed(pixels, self._patch_embed, tables.positions, self._first_norm)
         levels = []
         for layer, weights in enumerate(self._blocks):
-            hidden, normed = steps.block(
-                hidden, normed, weights, tables.cos, tables.sin, spec.num_heads, ACTIVATIONS[spec.hidden_act]
-            )
+            hidden, normed = steps.block(hidden, normed, weights, tables.cos, tables.sin, spec.num_heads, self._act)
             if layer in self._levels:
                 levels.append(steps.deepstack(hidden, *self._levels[layer]))
         outputs = (steps.merge(normed, self._merger), *levels)
