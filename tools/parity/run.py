@@ -46,9 +46,8 @@ from qwen3vl_edge.tools.parity.sets import (
 from qwen3vl_edge.tools.parity.wire_forms import WireRow, measure_wire_forms
 
 Progress = Callable[[str], None]
-EXPORTS_BACKEND = (
-    "onnxruntime"  # on which export and calibration have run every graph: one that does not load is broken
-)
+# Export and calibration have run every graph on it: one that does not load there is broken.
+EXPORTS_BACKEND = "onnxruntime"
 Answers = tuple[PromptResult, ...]
 
 
