@@ -192,6 +192,7 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
     pixels = policy.pixels
     evidence = pixels.clip_evidence(len(element["video"]), element)
     if pixels.video.bounds == EACH_FRAME:
+        _refuse_large(element, policy, budget)
         video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
         choice = policy.choose(_video_grid(video, policy.geometry))
     else:
@@ -209,6 +210,20 @@ def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudg
         if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
             video = resize_frames(video, height, width, pixels)
     return FetchedMedia("video", choice, video, metadata, decoding=evidence)
+
+
+def _refuse_large(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> None:
+    """qwen-vl-utils resizes the frames before their grid is known, to whatever the element says.
+
+    Raises:
+        LimitError: far too many visual tokens.
+    """
+    frames = element["video"]
+    width, height = frames[0].size
+    height, width = clip_size(policy.pixels, len(frames), height, width, element)
+    tokens = policy.tokens(_grid(len(frames), height, width, policy.geometry))
+    if tokens > budget.limits.max_visual_tokens:
+        budget.add_visual_tokens(tokens)
 
 
 def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:

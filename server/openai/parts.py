@@ -94,7 +94,7 @@ class PartReader:
                 if part.type in ("image_url", "video_url"):
                     raise refuse_pixels(part.type, where)
         has_pixels = any(part.type == "image_url" for _, part in parts)
-        if arguments != NO_ARGUMENTS and not has_pixels:
+        if arguments != NO_ARGUMENTS and parts and not has_pixels:
             raise InputError(
                 "nothing of this request is resized here",
                 field=FIELD,

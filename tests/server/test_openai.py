@@ -309,7 +309,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": user("x", {"type": "text", "text": "y", "image_url": "z"})}, 400, "messages.0.content.1"),
     ({"messages": user(url(fps=1))}, 400, "messages.0.content.0.image_url.fps"),
     ({"messages": user(url(max_pixels="1"))}, 400, "messages.0.content.0.image_url.max_pixels"),
-    ({"messages": user("x"), "mm_processor_kwargs": {"max_pixels": 9}}, 400, "mm_processor_kwargs"),
+    ({"messages": embeds(**HASHED), "mm_processor_kwargs": {"max_pixels": 9}}, 400, "mm_processor_kwargs"),
     ({"messages": user("x"), "mm_processor_kwargs": {"fps": 9}}, 400, "mm_processor_kwargs.fps"),
     ({"messages": embeds()}, 400, "messages.0.content.1.image_embeds"),
     ({"messages": embeds(hash="0" * 64)}, 400, "messages.0.content.1.image_embeds"),

@@ -16,6 +16,8 @@ from qwen_vl_utils import fetch_image
 from transformers import AutoImageProcessor
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.errors import LimitError
 from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, QWEN_VL_UTILS
 from qwen3vl_edge.contract.pixels.processor_arguments import read_processor_arguments
 from qwen3vl_edge.server.engines.transformers.vision_tower import VisionTower, load_vision_tower
@@ -57,6 +59,18 @@ def test_the_checkpoints_limits_are_the_processors(model: Path) -> None:
         size = {"shortest_edge": 20_000, "longest_edge": 40_000}
         inputs = processor([picture], size=size, return_tensors="pt")
         np.testing.assert_array_equal(embedded(tower, picture, {"size": size}).embeds, expected(tower, inputs))
+
+
+def test_a_size_is_checked_before_the_picture_has_it(model: Path) -> None:
+    """A request's least of a terapixel is refused by its visual tokens, and not by the memory."""
+    tower = load_vision_tower(open_checkpoint(str(model)), LOADED, CHECKPOINT)
+
+    def check(grid: Grid) -> None:
+        raise LimitError(f"{grid.patches} patches")
+
+    for given in ({"min_pixels": 2**40}, {"resized_height": 2**20, "resized_width": 2**20}):
+        with pytest.raises(LimitError, match="patches"):
+            tower.encode(lambda: noise(64, 64), check, tower.policy, given)
 
 
 def test_the_other_policy_is_qwen_vl_utils(model: Path) -> None:

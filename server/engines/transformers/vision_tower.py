@@ -47,7 +47,7 @@ class VisionTower:
 
         Args:
             open_image: decodes it into RGB.
-            check: called with the grid before the encoder runs; raises if the grid is too large.
+            check: called with the grid before the picture is resized; raises if the grid is too large.
             policy: of the request.
             given: the keys of the picture's part, as `PixelPolicy.picture_size` takes them.
 
@@ -58,10 +58,17 @@ class VisionTower:
             InputError: the processor cannot resize it.
         """
         with self._lock, torch.inference_mode():
-            inputs = self._patches(open_image(), policy, given)
+            image = open_image()
+            try:
+                height, width = policy.picture_size(image.height, image.width, given)
+            except ContractError:
+                raise
+            except ValueError as error:
+                raise _unusable(image, error) from None
+            patch = self._processor.patch_size
+            check(grid := Grid(1, height // patch, width // patch))
+            inputs = self._patches(image, height, width, policy, given)
             grids = inputs["image_grid_thw"]
-            grid = Grid(*(int(number) for number in grids[0]))
-            check(grid)
             parameter = next(self._encoder.parameters())
             pixels = inputs["pixel_values"].to(device=parameter.device, dtype=parameter.dtype)
             output = self._encoder(pixels, grid_thw=grids.to(parameter.device))
@@ -72,27 +79,29 @@ class VisionTower:
             )
         return MediaEmbeddings("image", grid, embeds, tuple(levels))
 
-    def _patches(self, image: Image, policy: PixelPolicy, given: Mapping[str, Any]) -> Any:
+    def _patches(self, image: Image, height: int, width: int, policy: PixelPolicy, given: Mapping[str, Any]) -> Any:
         try:
             if policy.name == CHECKPOINT and not given.keys() & SIDES:  # transformers' own resizing
                 limits = policy.picture_limits(given)
                 size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
                 return self._processor(images=[image], size=size, return_tensors="pt")
-            height, width = policy.picture_size(image.height, image.width, given)
             if policy.resizes_bytes:
                 tensor = resize(pil_to_tensor(image), [height, width], InterpolationMode.BICUBIC, antialias=True)
                 return self._processor(images=[tensor], do_resize=False, return_tensors="pt")
             # As qwen-vl-utils resizes: Pillow's default for RGB is bicubic.
             return self._processor(images=[image.resize((width, height))], do_resize=False, return_tensors="pt")
-        except ContractError:
-            raise
-        except ValueError as error:  # such as sides of more than 1 to 200
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"picture cannot be preprocessed ({reason})",
-                expected="sides of at most 1 to 200",
-                got=f"{image.width}x{image.height}",
-            ) from None
+        except ValueError as error:
+            raise _unusable(image, error) from None
+
+
+def _unusable(image: Image, error: ValueError) -> InputError:
+    """Such as sides of more than 1 to 200."""
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"picture cannot be preprocessed ({reason})",
+        expected="sides of at most 1 to 200",
+        got=f"{image.width}x{image.height}",
+    )
 
 
 def load_vision_tower(checkpoint: Checkpoint, loaded: LoadedModel, pixel_policy: str = CHECKPOINT) -> VisionTower:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.errors import InputError, LimitError
 from qwen3vl_edge.contract.pixels.policy import QWEN_VL_UTILS
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
-from tests.support.pixel_policies import native_policy
+from tests.support.pixel_policies import QWEN_PIXELS, native_policy
 
 RELEASED = {"shortest_edge": 65_536, "longest_edge": 16_777_216}  # as every released Qwen3-VL has them
 SMALL = {"shortest_edge": 4096, "longest_edge": 30_000}
@@ -128,6 +129,18 @@ def test_a_requests_limits_are_in_force_and_in_the_evidence(edge: Edge, referenc
     with pytest.raises(InputError, match="fps") as caught:
         edge.encode(messages, mm_processor_kwargs={"fps": 2})
     assert caught.value.field == "mm_processor_kwargs.fps"
+
+
+def test_a_size_is_admitted_before_a_picture_has_it(edge: Edge, samples: Path) -> None:
+    """Whatever a request says, its visual tokens are counted before anything is resized."""
+    for kind, source in (
+        ("image", noise(64, 64)),
+        ("video", [noise(64, 64)] * 2),
+        ("video", str(samples / "motion.mp4")),
+    ):
+        for policy in (edge.policy, replace(edge.policy, pixels=QWEN_PIXELS)):
+            with pytest.raises(LimitError, match="max_visual_tokens"):
+                edge.prompt(about({"type": kind, kind: source, "min_pixels": 2**40}), policy)
 
 
 def test_frames_of_two_sizes_are_refused(edge: Edge) -> None:
