@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 # The options are a part of the interface: scripts and units name them.
 EDGE_OPTIONS = """--config --bundle --server --server-kind --server-model --host --port --unix-socket --backend
---provider --precision --preprocess --self-test --no-self-test --cache --media-folder"""
+--provider --precision --model --device --dtype --preprocess --self-test --no-self-test --cache --media-folder"""
 SERVER_OPTIONS = """--config --model --host --port --device-map --dtype --attention --max-batch --tokens-file --tls-cert
 --tls-key --allow-pixels --wire-basis --engine --tensor-parallel --pipeline-parallel"""
 
