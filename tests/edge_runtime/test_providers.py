@@ -29,7 +29,7 @@ def own(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="says what happens on a machine without a GPU")
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
+@pytest.mark.parametrize("provider", ["cuda", "cuda-unfused", "tensorrt", "nv-tensorrt-rtx"])
 def test_gpu_provider_without_a_gpu_is_an_error_and_not_the_cpu(
     own: Bundle, provider: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
