@@ -87,10 +87,10 @@ CANDIDATES = (
         parity=False,
         in_dry_run=False,
     ),
+    Candidate("transformers fp32", "fp32", UPSTREAM, sizes=ONLY_2B, parity=False),
     Candidate(
         "pytorch cuda bf16", "bf16", "pytorch", {"device": "cuda"}, sizes=ONLY_2B, parity=False, in_dry_run=False
     ),
-    Candidate("transformers fp32", "fp32", UPSTREAM, sizes=ONLY_2B, parity=False),
 )
 
 

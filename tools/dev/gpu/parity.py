@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, PixelBackend
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.bench.make_bundle import REFERENCE
 from qwen3vl_edge.tools.dev.gpu.candidates import Candidate, build_engine, wanted
@@ -17,6 +19,7 @@ from qwen3vl_edge.tools.dev.gpu.context import Context, Report, reason
 from qwen3vl_edge.tools.parity.run import ParityRequest, run_parity
 
 SAMPLES = Path("reference/samples")
+NO_BUCKET = Grid(1, 2, 2)  # of the dynamic graph
 CLIP_READERS = ("av", "decord", "torchcodec")
 
 
@@ -67,10 +70,15 @@ def _self_test(candidate: Candidate, bundle: Path, options: BackendOptions, wire
     """Each graph proves itself, as it does before it serves its first picture."""
     edge_options = EdgeOptions(backend=candidate.backend, backend_options=options, wire_dtype=wire)
     with open_edge(bundle, edge_options) as edge:
-        grids = edge.encoder.serves.buckets
-        for grid in grids:
-            edge.encoder.self_test.prove(grid)  # type: ignore[attr-defined]
-    return {"self_test": f"{len(grids)} graphs passed"}
+        encoder = edge.encoder
+        assert isinstance(encoder, ProvenBackend)
+        grids = [*encoder.serves.buckets, *([NO_BUCKET] if encoder.serves.dynamic else [])]
+        graphs = [(grid, False) for grid in grids]
+        if isinstance(encoder, PixelBackend):
+            graphs += [(grid, True) for grid in grids if encoder.takes_pixels(grid)]
+        for grid, pixels in graphs:
+            encoder.self_test.prove(grid, pixels=pixels)
+    return {"self_test": f"{len(graphs)} graphs passed"}
 
 
 def _without_self_test(options: BackendOptions) -> BackendOptions:

@@ -71,7 +71,7 @@ STEPS: dict[str, Step] = {
     "export-2B": Step(partial(_export, "2B"), 60, beside=True),
     "export-8B": Step(partial(_export, "8B"), 90, beside=True, needs=("encoder-2B",)),
     "environment": Step(_environment, 40),
-    "encoder-2B": Step(partial(_encoder, "2B"), 110, needs=("export-2B",), attempts=3),
+    "encoder-2B": Step(partial(_encoder, "2B"), 130, needs=("export-2B",), attempts=3),
     "parity": Step(_parity, 80),
     "tests": Step(_tests, 100),
     "server": Step(_server, 70),
