@@ -129,8 +129,8 @@ def calibrate_bundle(
         vision, ranges = bundle.manifest.vision, statistics.ranges
         headroom = quantized_headroom(vision, ranges, weights, quantization, smoothing) if half else ()
         quantized = QuantizedSet(name, quantization, tuple(smoothing), record, sensitivity, headroom)
-        cases = [[sample.check_case(vision) for sample in found] for found in (samples, golden)]
-        graphs = write_set(bundle, base, weights, quantized, *cases, _part(progress, 0.8, 0.2))
+        cases, proofs = ([sample.check_case(vision) for sample in found] for found in (samples, golden))
+        graphs = write_set(bundle, base, weights, quantized, cases, proofs, _part(progress, 0.8, 0.2))
     assert graphs.calibration is not None
     return CalibrationResult(graphs, graphs.calibration, statistics.selection, thin, sensitivity, skipped=False)
 
