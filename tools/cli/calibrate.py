@@ -121,7 +121,8 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
 
     spec = PRECISIONS[result.graphs.precision]
     limit, rows = spec.min_cosine, [row for graph in result.graphs.graphs for row in graph.parity]
-    pairs = [(row.cosine, row.relative_l2) for row in (*rows, *result.record.figures)]
+    pairs = [(row.cosine, row.relative_l2) for row in rows]
+    pairs += [(figure.cosine, figure.relative_l2) for figure in result.record.figures]
     worst, farthest = min(cosine for cosine, _ in pairs), max(error for _, error in pairs)
     if worst < limit or farthest > spec.max_relative_l2:
         errors.print(
