@@ -120,7 +120,7 @@ def calibrate_bundle(
         observe = statistics.ranges.observe if half else None
         samples = validation_samples(bundle, base, runner(), sources, held_out, policy, observe)
         golden = golden_samples(bundle, base, runner())
-        evaluator = Evaluator(runner(), quantization, smoothing, [*samples, *golden])
+        evaluator = Evaluator(runner(), quantization, smoothing, samples)
         sensitivity = None
         if target := _target(request, name):
             sensitivity = auto_exclude(evaluator, (*quantization.input_scales,), target, _part(progress, 0.6, 0.2))

@@ -113,7 +113,7 @@ def test_a_basis_that_is_not_held_is_named(basis: Basis) -> None:
     assert basis.sha256 in str(caught.value)
     with pytest.raises(WireError, match="no bases"):
         decode_request(with_document(body, version=BASIS_VERSION - 1), bases=bases_of(basis))
-    assert max(VERSIONS) == BASIS_VERSION
+    assert BASIS_VERSION in VERSIONS
 
 
 @pytest.mark.parametrize("name", ["", 5, ["x"], "f" * 63, {"a": 1}])
