@@ -36,13 +36,18 @@ def finite(found: Embeddings) -> bool:
     return all(np.isfinite(output).all() for output in (found.embeds, *found.deepstack))
 
 
-@pytest.mark.parametrize("name", [name for name in PLANTS if name != "weights"])
+# Of these some weight or bias does not fit float16 either, so that there is no graph of float16 alone to compare with.
+LARGE_WEIGHTS = {"last block", "inside the MLP", "weights"}
+
+
+@pytest.mark.parametrize("name", PLANTS)
 def test_what_overflows_is_kept_in_float32(name: str, tmp_path: Path) -> None:
     checkpoint = planted(tmp_path / "model", PLANTS[name][0])
     values = processor_pixels(checkpoint.path, picture(64, 96))
     wanted = run_encoder(checkpoint.encoder, IMAGE, values)
     options = BackendOptions(precision="fp16", provider="cuda", model=checkpoint.path)
-    for checked in (False, True):  # without the check no headroom is measured: every layer is float16
+    # Without the check no headroom is measured: every layer is float16.
+    for checked in (True,) if name in LARGE_WEIGHTS else (False, True):
         folder = tmp_path / f"checked-{checked}"
         export_bundle(
             str(checkpoint.path),
