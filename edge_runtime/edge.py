@@ -31,7 +31,6 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     LeanProcessor,
     choose_lean,
     prepare_lean_prompt,
-    serves,
 )
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
@@ -116,7 +115,7 @@ class Edge:
 
     Attributes:
         encoder: the loaded backend.
-        lean: serves all but clips; None where the reference preprocesses everything.
+        lean: serves all but cameras; None where the reference preprocesses everything.
         bandwidth: the estimate of that to the server, for `wire_dtype="auto"`.
         basis: whose coefficients are sent, None where the embeddings' rows are sent.
     """
@@ -203,8 +202,8 @@ class Edge:
         """
         budget = budget or MediaBudget(self.options.media_limits)
         budget.start()
-        if self.lean is not None and serves(messages):
-            return prepare_lean_prompt(messages, self.lean, policy, budget)
+        if self.lean is not None and self.lean.serves(messages):
+            return prepare_lean_prompt(messages, self.lean, policy, budget, self.options.clip_seconds)
         return prepare_prompt(messages, self.processor, policy, budget, self.options.clip_seconds)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:

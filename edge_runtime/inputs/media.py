@@ -6,19 +6,20 @@ the same message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
 from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
+from qwen3vl_edge.edge_runtime.inputs.sized_clip import ClipPath, sized_clip
 from qwen3vl_edge.edge_runtime.inputs.smart_resize import smart_resize
-from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import reading
-from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
 
@@ -49,6 +50,16 @@ class BucketPolicy:
             min_scale=self.min_scale,
             split=self.split,
         )
+
+    def paid_by(self, budget: MediaBudget) -> Callable[[Grid], BucketChoice]:
+        """`choose`, after which the budget has paid for the visual tokens."""
+
+        def choose(native: Grid) -> BucketChoice:
+            choice = self.choose(native)
+            budget.add_visual_tokens(self.tokens(choice.grid))
+            return choice
+
+        return choose
 
     def tokens(self, grid: Grid) -> int:
         """Visual tokens of a grid."""
@@ -156,53 +167,21 @@ def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry)
 
 
 def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, clip_seconds: str) -> FetchedMedia:
-    with open_clip(element["video"], budget) as source:
-        if isinstance(source, list):
-            return _frame_list({**element, "video": source}, policy, budget)
-        clip = open_clip_file(source.path, element, budget, source.label)
-        decoding = clip.decoding(clip_seconds)
-        if len(clip.indices) == 1:
-            return replace(_frame_list({**element, "video": [clip.one_frame()]}, policy, budget), decoding=decoding)
-        height, width = clip.model_size(element, policy.geometry.patch_size)
-        choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
-        budget.add_visual_tokens(policy.tokens(choice.grid))
-        frames = clip.frames(*policy.geometry.pixels(choice.grid), budget)
-        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
+    import torch
+
+    path = ClipPath(clip_seconds, resize_frames, pyav_alone=False)
+    clip = sized_clip(element, policy.geometry, policy.paid_by(budget), budget, path)
+    pixels = torch.from_numpy(clip.frames).float()
+    return FetchedMedia("video", clip.choice, pixels, clip.metadata, decoding=clip.decoding)
 
 
-def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
-    video, metadata = _fetch_frames(element, policy.geometry.patch_size)
-    choice = policy.choose(_video_grid(video, policy.geometry))
-    budget.add_visual_tokens(policy.tokens(choice.grid))
-    if not choice.exact:
-        height, width = policy.geometry.pixels(choice.grid)
-        element = {**element, "resized_height": height, "resized_width": width}
-        video, metadata = _fetch_frames(element, policy.geometry.patch_size)
-        if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
-            video = _shrunk(video, height, width)
-    return FetchedMedia("video", choice, video, metadata)
-
-
-def _shrunk(video: Any, height: int, width: int) -> Any:
+def resize_frames(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [F, H, W, 3] to uint8 [F, 3, height, width], with the resize of qwen-vl-utils for clips."""
+    import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
-    return resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True).clamp(0, 255).round()
-
-
-def _fetch_frames(element: dict[str, Any], patch_size: int) -> tuple[Any, dict[str, Any]]:
-    from qwen_vl_utils.vision_process import fetch_video
-
-    with reading(f"of {len(element['video'])} frames"):
-        video, metadata = fetch_video(element, image_patch_size=patch_size, return_video_metadata=True)
-    return video, metadata
-
-
-def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:
-    frames, _, height, width = video.shape
-    return _grid(frames, height, width, geometry)
-
-
-def _grid(frames: int, height: int, width: int, geometry: PatchGeometry) -> Grid:
-    frames += -frames % geometry.temporal_patch_size  # the HF processor repeats the last frame
-    return geometry.video_grid(frames, height, width)
+    tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = resize(tensor, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    array: NDArray[np.uint8] = resized.contiguous().numpy()
+    return array
