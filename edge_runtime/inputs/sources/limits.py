@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError
-from qwen3vl_edge.contract.formats.picture_size import PIXELS_PER_BYTE
+from qwen3vl_edge.contract.formats.bounded_picture import PIXELS_PER_BYTE
 
 
 class AbandonedError(ContractError):

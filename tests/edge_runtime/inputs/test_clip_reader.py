@@ -16,7 +16,7 @@ from PIL import Image
 from qwen_vl_utils.vision_process import fetch_video
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
-from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
+from qwen3vl_edge.contract.formats.bounded_picture import FREE_PIXELS
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs import clip_reader, media
 from qwen3vl_edge.edge_runtime.inputs.clip_reader import Clip, read_clip
