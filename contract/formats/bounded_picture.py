@@ -11,8 +11,9 @@ from typing import Any
 from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
 from qwen3vl_edge.contract.formats.bounded_file import BoundedFile
 from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
-from qwen3vl_edge.contract.formats.picture_files import CODED_FORMATS, JPEG_FORMATS, MAX_JPEG_SIDE, fault_of
-from qwen3vl_edge.contract.formats.picture_orientation import stored_size
+from qwen3vl_edge.contract.formats.heif_boxes import container_orientation
+from qwen3vl_edge.contract.formats.picture_files import CODED_FORMATS, HEIF, JPEG_FORMATS, MAX_JPEG_SIDE, fault_of
+from qwen3vl_edge.contract.formats.picture_orientation import CONTAINER_ORIENTATION, stored_size
 
 FREE_PIXELS = 8_388_608  # 4K, and 3840 x 2160; with its copy in RGB at most 59 MB
 PIXELS_PER_BYTE = 10  # beyond them; photographs have 2 to 8 pixels a byte
@@ -60,6 +61,8 @@ def opened_picture(content: bytes | Path, bounds: PictureBounds) -> Iterator[tup
             image = Image.open(file, formats=bounds.formats)
         except Image.DecompressionBombError as error:
             raise _too_large(bounds, _limit(file, bounds), str(error)) from None
+        if image.format == HEIF:
+            image.info[CONTAINER_ORIENTATION] = container_orientation(file.whole())
         yield image, file
 
 

@@ -164,12 +164,10 @@ def test_device_and_server_refuse_in_the_same_words() -> None:
     huge = whole[:16] + struct.pack(">II", 20_000, 20_000) + whole[24:29]
     huge += struct.pack(">I", zlib.crc32(huge[12:29])) + whole[33:]  # more than Pillow opens
     large = saved(Image.new("1", (4000, 4000)), "PNG")
+    at_the_device = partial(measure_picture, label="it", formats=FORMATS, limits=DAEMON)
     for content in (whole[:60], huge, large, b"no picture at all"):
         found = []
-        for decode in (
-            lambda data: measure_picture(data, "it", FORMATS, DAEMON).see(),
-            partial(at_the_server, kind="png"),
-        ):
+        for decode in (lambda data: at_the_device(data).see(), partial(at_the_server, kind="png")):
             with pytest.raises((InputError, LimitError)) as caught:
                 decode(content)
             found.append(str(caught.value).split("(max_")[0].split("(10 ")[0])
