@@ -23,6 +23,7 @@ from qwen3vl_edge.tools.parity.end_to_end import (
     kl_divergence,
     open_both,
 )
+from tests.support.photographs import photographs, real_clips
 
 PROMPTS, ALL_PROMPTS = 84, 210
 TOKENS = 12
@@ -54,6 +55,20 @@ def check_same(results: list[PromptResult]) -> None:
 def test_fp32_split_is_the_unsplit_model_on_every_kind_of_prompt(fp32_results: list[PromptResult]) -> None:
     assert len(fp32_results) == PROMPTS
     check_same(fp32_results)
+
+
+def test_fp32_split_is_the_unsplit_model_on_photographs(both: tuple[Split, Unsplit]) -> None:
+    def asked(*parts: dict) -> list[dict]:  # type: ignore[type-arg]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]}]
+
+    size = {"min_pixels": 4096, "max_pixels": 60_000}
+    pictures = [{"type": "image", "image": str(path), **size} for path in photographs()[::3]]
+    clips = [{"type": "video", "video": str(path), "nframes": 4, **size} for path in real_clips()]
+    prompts = [(f"photograph-{number}", asked(picture)) for number, picture in enumerate(pictures)]
+    prompts += [("pair", asked(*pictures[:2])), ("clip", asked(clips[0])), ("both", asked(pictures[2], clips[1]))]
+    results = compare_prompts(prompts, *both, TOKENS)
+    assert [item.name for item in results if not item.agrees] == []
+    assert max(max(item.kl) for item in results) < 1e-6
 
 
 @pytest.mark.slow
