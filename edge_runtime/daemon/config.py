@@ -252,7 +252,7 @@ class DaemonConfig:
     )
     preprocess: str = setting(
         "auto",
-        """auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs) or
+        """auto, lean (without torch and transformers), lean-uint8 (the same into the uint8 graphs) or
         reference (qwen-vl-utils and transformers).""",
         option="--preprocess",
         reloadable=True,
