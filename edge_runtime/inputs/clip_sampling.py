@@ -49,6 +49,7 @@ def frame_count(element: dict[str, Any], total: int, fps: float) -> int:
     """
     if "fps" in element and "nframes" in element:
         raise ValueError("only one of fps and nframes may be given")
+    number: int
     if "nframes" in element:
         number = round(element["nframes"] / FRAME_FACTOR) * FRAME_FACTOR
     else:

@@ -104,13 +104,14 @@ def _of_pictures(
     count, metadata = stored_frames(element, len(pictures))
     try:
         frames = _stacked(element, pictures, count, factor)
-        height, width = clip_size(element, count, *frames.shape[1:3], factor)
+        height, width = clip_size(element, count, frames.shape[1], frames.shape[2], factor)
         choice = choose(_grid(count, height, width, geometry))
         if not choice.exact:
             height, width = geometry.pixels(choice.grid)
             element = {**element, "resized_height": height, "resized_width": width}
             frames = _stacked(element, pictures, count, factor)
-            at_least = clip_size(element, count, *frames.shape[1:3], factor)  # four visual tokens
+            # Of less than four visual tokens, these first.
+            at_least = clip_size(element, count, frames.shape[1], frames.shape[2], factor)
             frames = resize(frames, *at_least).transpose(0, 2, 3, 1)
         return SizedClip(choice, resize(frames, height, width), metadata, decoding)
     except ContractError:

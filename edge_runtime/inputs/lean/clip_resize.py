@@ -77,7 +77,8 @@ def _doubt(rows: Taps, columns: Taps) -> float:
     The filter's weights add up to 1.25 without their signs, once for columns and once for rows, and values are at
     most 255.
     """
-    return 2 * 2.0**-24 * 1.25**2 * 255 * (rows.weights.shape[1] + columns.weights.shape[1])
+    products = rows.weights.shape[1] + columns.weights.shape[1]
+    return float(2 * 2.0**-24 * 1.25**2 * 255 * products)
 
 
 def _exact(plane: NDArray[np.uint8], rows: Taps, columns: Taps, y: Places, x: Places) -> Floats:
@@ -100,7 +101,7 @@ def _added(values: Floats, weights: Floats, count: Places) -> Floats:
     return total
 
 
-def _fused(factor: Floats, other: Floats, added: Floats) -> Floats:
+def _fused(factor: Floats | np.float32, other: Floats, added: Floats | np.float32) -> Floats:
     """factor · other + added in one rounding: the product of two float32 is exact in float64."""
     return np.asarray(factor.astype(np.float64) * other + added, dtype=np.float32)
 
