@@ -65,7 +65,7 @@ CHOSEN = {
     "tensorrt": "tensorrt",
     "vllm": "vllm",
 }
-VLLM_BRINGS = {"huggingface-hub", "torch", "transformers"}  # in the versions that it pins
+VLLM_BRINGS = {"huggingface-hub", "torch", "torchvision", "transformers"}  # in the versions that it pins
 
 
 @cache

@@ -34,7 +34,10 @@ FORBIDDEN_LIBRARIES = {
 }
 # Exceptions, in functions alone. export, edge_runtime and server load the vision encoder out of a checkpoint and may
 # not import each other, so its one loader lies below all three; contract loads without either library.
-IN_FUNCTIONS_ONLY = {"contract/bundle/torch_encoder.py": {"torch", "transformers"}}
+IN_FUNCTIONS_ONLY = {
+    "contract/bundle/torch_encoder.py": {"torch", "transformers"},
+    "contract/pixels/from_checkpoint.py": {"transformers"},
+}
 
 
 def files_of(folder: str) -> list[Path]:

@@ -123,7 +123,7 @@ class PixelPolicy:
         limits = self.picture_limits(given)
         if self.name == CHECKPOINT:
             return processor_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
-        _check_order(limits.min_pixels, limits.max_pixels)
+        _check_order(limits.min_pixels, limits.max_pixels, given)
         return smart_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
 
     def clip_size(
@@ -158,7 +158,7 @@ class PixelPolicy:
             share = limits.max_pixels if total is None else min(limits.max_pixels, total / frames * _FRAMES_OF_TOTAL)
             highest = max(share, int(lowest * _ROOM))
             highest = highest if most is None else min(most, highest)
-            _check_order(lowest, highest)
+            _check_order(lowest, highest, given)
             return lowest, highest
         frames = max(frames, self.temporal)
         lowest = limits.min_pixels if least is None else least * frames
@@ -256,11 +256,20 @@ def _sides_text(sides: tuple[int, int]) -> str:
     return f"{SIDES[0]} {sides[0]}, {SIDES[1]} {sides[1]}"
 
 
-def _check_order(lowest: float | None, highest: float | None) -> None:
-    if lowest is not None and highest is not None and lowest > highest:
+def _check_order(lowest: float | None, highest: float | None, given: Mapping[str, Any] | None = None) -> None:
+    """Refuse a most below the least; with `given`, one of them may be the policy's, and the part's is named."""
+    if lowest is None or highest is None or lowest <= highest:
+        return
+    if given is not None and "max_pixels" not in given:
         raise InputError(
-            "max_pixels is below min_pixels",
-            field="max_pixels",
-            expected=f"at least min_pixels, which is {lowest:g}",
-            got=f"{highest:g}",
+            "min_pixels is above the pixel policy's max_pixels",
+            field="min_pixels",
+            expected=f"at most {highest:.0f}, or max_pixels beside it",
+            got=f"{lowest:.0f}",
         )
+    raise InputError(
+        "max_pixels is below min_pixels" + (" of the pixel policy" if given and "min_pixels" not in given else ""),
+        field="max_pixels",
+        expected=f"at least {lowest:.0f}",
+        got=f"{highest:.0f}",
+    )

@@ -115,6 +115,10 @@ def test_a_limit_that_a_part_does_not_name_is_the_policys() -> None:
         "pixel_policy": "checkpoint",
         "pixel_limits": "4096 to 8000 of all 8 frames",
     }
+    with pytest.raises(InputError, match="max_pixels is below min_pixels of the pixel policy: expected at least 4096"):
+        QWEN.picture_size(64, 64, {"max_pixels": 1000})
+    with pytest.raises(InputError, match="min_pixels is above the pixel policy's max_pixels"):
+        QWEN.picture_size(64, 64, {"min_pixels": 10**9})
     assert QWEN.clip_evidence(8)["pixel_limits"] == "131072 to 786432 a frame"
 
 

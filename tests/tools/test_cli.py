@@ -19,7 +19,9 @@ from tests.support.run_cli import run_here, run_process
 
 def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str, tmp_path: Path) -> None:
     out = str(tmp_path / "bundle")
-    exported = run_process("export", str(reference), "--buckets", "128x128", "--out", out, "--json")
+    exported = run_process(
+        "export", str(reference), "--buckets", "128x128", "--out", out, "--json", "--pixel-policy", "qwen-vl-utils"
+    )
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["precisions"][0]["graphs"][0]["bucket"] == "1x8x8"
     inspected = run_process("inspect", out)
@@ -30,7 +32,9 @@ def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str,
     plain = run_process(*question, *picture)
     assert plain.returncode == 0, plain.stderr
     assert "first_token" in plain.stderr
-    answer = json.loads(run_process(*question, *picture, "--json").stdout)
+    answer = json.loads(run_process(*question, *picture, "--json", "--max-pixels", 20_000).stdout)
+    assert answer["media"][0]["pixel_policy"] == "qwen-vl-utils"
+    assert answer["media"][0]["pixel_limits"] == "4096 to 20000"
     assert plain.stdout.strip() == answer["text"]
     assert answer["media"][0]["grid"] == "1x8x8"
     assert answer["sent_bytes"] > 16 * 192 * 4 * 2
@@ -54,6 +58,7 @@ def test_parity_of_the_samples(reference: Path, samples: Path, bundle: Path) -> 
 BAD: list[tuple[str, list[str], str]] = [
     ("no model", ["export", "nowhere", "--out", "{tmp}/b"], "no checkpoint folder at nowhere"),
     ("no such bucket size", ["export", "{model}", "--buckets", "100x100", "--out", "{tmp}/b"], "multiple of 32"),
+    ("policy", ["export", "{model}", "--pixel-policy", "any", "--out", "{tmp}/b"], "checkpoint or qwen-vl-utils"),
     ("precision", ["export", "{model}", "--precision", "int3", "--out", "{tmp}/b"], "fp32 or fp16"),
     ("no bundle", ["inspect", "{tmp}/b"], "no bundle at"),
     ("no picture", ["ask", "x", "--bundle", "{bundle}", "--image", "nowhere.png"], "no such picture: nowhere.png"),

@@ -234,8 +234,7 @@ def _media(
     part: dict[str, Any], picture: Picture, processor: LeanProcessor, policy: BucketPolicy, budget: MediaBudget
 ) -> PreparedMedia:
     seen = picture.see()
-    pixels, choice = bucket_image(seen.image, part, policy)
-    budget.add_visual_tokens(policy.tokens(choice.grid))
+    pixels, choice = bucket_image(seen.image, part, policy, budget)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
     uint8_pixels = pixels if processor.takes_pixels(choice.grid) else None
     evidence = seen.decoding | policy.pixels.picture_evidence(part)

@@ -19,24 +19,29 @@ from qwen3vl_edge.edge_runtime.inputs.clip_reader import Resize
 from qwen3vl_edge.edge_runtime.inputs.lean.byte_resize import resize_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.clip_resize import resize_frames
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 
 def bucket_image(
-    image: Image.Image, element: dict[str, Any], policy: BucketPolicy
+    image: Image.Image, element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget | None = None
 ) -> tuple[NDArray[np.uint8], BucketChoice]:
     """The picture of a message's part at its bucket's size, uint8 [H, W, 3], and the bucket.
 
     Args:
         image: in RGB.
         element: the part, with `min_pixels`, `max_pixels`, or `resized_height` and `resized_width`.
+        budget: pays for its visual tokens before it is resized.
 
     Raises:
         InputError: a picture without a usable size.
+        LimitError: too many visual tokens.
         BucketError: no bucket serves it.
     """
     try:
         height, width = policy.pixels.picture_size(image.height, image.width, element)
         choice = policy.choose(policy.geometry.image_grid(height, width))
+        if budget is not None:
+            budget.add_visual_tokens(policy.tokens(choice.grid))
         if not choice.exact:
             height, width = policy.geometry.pixels(choice.grid)
         if policy.pixels.resizes_bytes:

@@ -13,6 +13,7 @@ from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.pixels.processor_arguments import read_processor_arguments
 from qwen3vl_edge.edge_runtime.cameras.config import CameraConfig
 from qwen3vl_edge.edge_runtime.cameras.frame_patches import patchify, resize_frame
 from qwen3vl_edge.edge_runtime.cameras.sampling import Sampler
@@ -54,6 +55,15 @@ def test_window_is_the_clip_encoded_at_once(edge: Edge, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(pairs), whole.prompt.media[0].input.pixel_values)
     live = edge.prepare([{"role": "user", "content": [{"type": "video", "video": snapshot}, question]}])
     np.testing.assert_array_equal(live.prompt.input_ids, whole.prompt.input_ids)
+    assert live.prompt.media[0].decoding == {
+        "pixel_policy": "checkpoint",
+        "pixel_limits": "4096 to 524288 of all 8 frames",  # 64 visual tokens a frame
+    }
+    with pytest.raises(InputError, match="window has its size already"):
+        edge.prepare(
+            [{"role": "user", "content": [{"type": "video", "video": snapshot}, question]}],
+            arguments=read_processor_arguments({"max_pixels": 9999}),
+        )
     assert snapshot.encoded == 3
     ours, theirs = edge.embed(live).request.media[0], edge.embed(whole).request.media[0]
     np.testing.assert_array_equal(ours.embeds, theirs.embeds)

@@ -142,7 +142,7 @@ def test_a_size_is_admitted_before_a_picture_has_it(edge: Edge, samples: Path) -
     ):
         for policy in (edge.policy, replace(edge.policy, pixels=QWEN_PIXELS)):
             with pytest.raises(LimitError, match="max_visual_tokens"):
-                edge.prompt(about({"type": kind, kind: source, "min_pixels": 2**40}), policy)
+                edge.prompt(about({"type": kind, kind: source, "min_pixels": 2**40, "max_pixels": 2**40}), policy)
 
 
 def test_frames_of_two_sizes_are_refused(edge: Edge) -> None:
