@@ -38,10 +38,9 @@ from qwen3vl_edge.edge_runtime.inputs.lean.processor import (
     LeanProcessor,
     choose_lean,
     prepare_lean_prompt,
-    serves,
 )
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, check_no_windows
-from qwen3vl_edge.edge_runtime.inputs.messages import Message
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, clip_sources
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Processor, Prompt, load_processor, prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 
@@ -125,7 +124,7 @@ class Edge:
 
     Attributes:
         encoder: the loaded backend.
-        lean: serves all but clips; None where the reference preprocesses everything.
+        lean: serves all but cameras; None where the reference preprocesses everything.
         bandwidth: the estimate of that to the server, for `wire_dtype="auto"`.
         basis: whose coefficients are sent, None where the embeddings' rows are sent.
     """
@@ -216,7 +215,7 @@ class Edge:
             InputError, LimitError, BucketError: as `encode`.
         """
         started = time.perf_counter()
-        clips = not serves(messages)
+        clips = any(True for _ in clip_sources(messages))
         if clips and arguments.video.given:
             check_no_windows(messages)
         policy = replace(self.policy, pixels=self.policy.pixels.with_arguments(arguments, clips=clips))
@@ -231,8 +230,8 @@ class Edge:
         """
         budget = budget or MediaBudget(self.options.media_limits)
         budget.start()
-        if self.lean is not None and serves(messages):
-            return prepare_lean_prompt(messages, self.lean, policy, budget)
+        if self.lean is not None and self.lean.serves(messages):
+            return prepare_lean_prompt(messages, self.lean, policy, budget, self.options.clip_seconds)
         return prepare_prompt(messages, self.processor, policy, budget, self.options.clip_seconds)
 
     def embed(self, prepared: Prepared, sampling: Sampling | None = None, *, stream: bool = False) -> EncodedPrompt:

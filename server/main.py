@@ -132,8 +132,10 @@ def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[
     _announce(engine.loaded)
     if not options.allow_pixels:
         return engine, None
+    from qwen3vl_edge.contract.formats.bounded_file import bound_png_text
     from qwen3vl_edge.server.engines.transformers.vision_tower import load_vision_tower
 
+    bound_png_text()
     tower = load_vision_tower(checkpoint, engine.loaded, options.pixel_policy)
     logger.info("the vision tower is loaded too: chats may carry pictures (--allow-pixels)")
     return engine, tower

@@ -1,4 +1,7 @@
-"""The boxes of AVIF and HEIC files: where the coded pictures lie (ISO/IEC 14496-12, boxes; 23008-12, items)."""
+"""The boxes of AVIF and HEIC files: where the coded pictures lie, and how they are turned.
+
+ISO/IEC 14496-12, boxes; 23008-12, items.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,17 @@ MOST_ENTRIES = 4096  # boxes, items and extents, each; a grid of tiles has some 
 AV1, HEVC = (b"av01",), (b"hvc1", b"hev1")
 CODED = (*AV1, *HEVC)
 _FULL = 4  # a full box's version and flags, above its content
+# EXIF's orientations by where the four corners of the coded picture end: top left, top right, bottom left, right.
+_ORIENTATIONS = {
+    (0, 1, 2, 3): 1,
+    (1, 0, 3, 2): 2,
+    (3, 2, 1, 0): 3,
+    (2, 3, 0, 1): 4,
+    (0, 2, 1, 3): 5,
+    (2, 0, 3, 1): 6,
+    (3, 1, 2, 0): 7,
+    (1, 3, 0, 2): 8,
+}
 
 
 @dataclass(frozen=True)
@@ -146,3 +160,62 @@ def decoder_configurations(data: bytes) -> Iterator[bytes]:
         if box.kind == b"meta":
             for found in _inside(data, box.start + _FULL, box.end, b"iprp", b"ipco", b"hvcC"):
                 yield data[found.start : found.end]
+
+
+def container_orientation(data: bytes) -> int:
+    """How the primary item's `irot` and `imir` turn it, as the number that EXIF has for that.
+
+    23008-12, 6.5.10 and 6.5.12: quarters of a turn anticlockwise; 0 exchanges top and bottom, 1 left and right.
+    Decoders do so themselves, and take no notice of an orientation in the item's EXIF.
+
+    Raises:
+        ValueError, IndexError, struct.error: as `coded_items`.
+    """
+    corners = (0, 1, 2, 3)
+    for kind, value in _primary_properties(data):
+        if kind == b"irot":
+            for _ in range(value & 3):
+                corners = (corners[1], corners[3], corners[0], corners[2])
+        elif kind == b"imir":
+            top, bottom = corners[:2], corners[2:]
+            corners = (*top[::-1], *bottom[::-1]) if value & 1 else (*bottom, *top)
+    return _ORIENTATIONS[corners]
+
+
+def _primary_properties(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Kind and first byte of each property of the primary item, in the order in which they apply."""
+    for meta in _inside(data, 0, len(data), b"meta"):
+        start, end = meta.start + _FULL, meta.end
+        primary = next((_number_at(data, box.start, 2, 4) for box in _inside(data, start, end, b"pitm")), None)
+        properties = list(_inside_all(data, start, end))
+        for box in _inside(data, start, end, b"iprp", b"ipma"):
+            for index in _associated(data, box, primary):
+                if 0 < index <= len(properties):
+                    found = properties[index - 1]
+                    yield found.kind, data[found.start] if found.end > found.start else 0
+
+
+def _inside_all(data: bytes, start: int, end: int) -> Iterator[_Box]:
+    for container in _inside(data, start, end, b"iprp", b"ipco"):
+        yield from _boxes(data, container.start, container.end)
+
+
+def _number_at(data: bytes, start: int, short: int, long: int) -> int:
+    """The number at the start of a full box's content, whose size its version says."""
+    size = short if data[start] == 0 else long
+    return int.from_bytes(data[start + _FULL : start + _FULL + size], "big")
+
+
+def _associated(data: bytes, box: _Box, item: int | None) -> Iterator[int]:
+    """Indices of an item's properties in an `ipma` box, from 1."""
+    id_size, index_size = 4 if data[box.start] else 2, 2 if data[box.start + 3] & 1 else 1
+    (entries,) = struct.unpack_from(">I", data, box.start + _FULL)
+    place = box.start + _FULL + 4
+    for _ in range(min(entries, MOST_ENTRIES)):
+        number = int.from_bytes(data[place : place + id_size], "big")
+        count, place = data[place + id_size], place + id_size + 1
+        for _ in range(count):
+            if number == item:
+                most = (1 << 8 * index_size - 1) - 1  # the highest bit says that it is essential
+                yield int.from_bytes(data[place : place + index_size], "big") & most
+            place += index_size

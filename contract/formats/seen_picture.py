@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwen3vl_edge.contract.formats.picture_modes import as_seen, prepare_transparency
-from qwen3vl_edge.contract.formats.picture_orientation import UPRIGHT, orientation_of, turned, turned_back
+from qwen3vl_edge.contract.formats.picture_orientation import (
+    UPRIGHT,
+    is_turned_by_decoder,
+    orientation_of,
+    turned,
+    turned_back,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +51,7 @@ def see_picture(
     before = orientation_of(image)
     image.load()
     after = orientation_of(image)  # of PNG it may stand behind the pixels
-    has_turned = before != UPRIGHT and after == UPRIGHT  # Pillow turns TIFF files itself
+    has_turned = is_turned_by_decoder(image) or (before != UPRIGHT and after == UPRIGHT)  # TIFF
     orientation = before if has_turned else after
     seen, levels = as_seen(image)
     if is_turned and not has_turned:

@@ -24,11 +24,8 @@ def native_grid(height: int, width: int, frames: int, geometry: PatchGeometry, p
 
 def resize_frame(rgb: NDArray[np.uint8], height: int, width: int, pixels: PixelPolicy) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] to uint8 [3, height, width], as a clip's frames are resized."""
-    import torch
-
-    frame = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)
-    array: NDArray[np.uint8] = resize_frames(frame, height, width, pixels)[0].byte().contiguous().numpy()
-    return array
+    resized: NDArray[np.uint8] = resize_frames(rgb[None], height, width, pixels)[0]
+    return resized
 
 
 def patchify(frames: NDArray[np.uint8], hf: Any) -> EncoderInput:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
+from qwen3vl_edge.contract.formats.bounded_picture import FREE_PIXELS
 from qwen3vl_edge.contract.formats.settings import (
     REQUIRED,
     check_settings,
@@ -268,7 +268,7 @@ class DaemonConfig:
     )
     preprocess: str = setting(
         "auto",
-        """auto, lean (pictures without torch and transformers), lean-uint8 (the same into the uint8 graphs) or
+        """auto, lean (without torch and transformers), lean-uint8 (the same into the uint8 graphs) or
         reference (qwen-vl-utils and transformers).""",
         option="--preprocess",
         reloadable=True,

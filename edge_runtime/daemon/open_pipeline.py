@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwen3vl_edge.contract.formats.bounded_file import bound_png_text
 from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.edge_runtime.client.bandwidth import BandwidthEstimate
 from qwen3vl_edge.edge_runtime.daemon.config import DaemonConfig
@@ -9,7 +10,6 @@ from qwen3vl_edge.edge_runtime.daemon.encode_pipeline import EncodePipeline
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.sources.access import AccessPolicy
-from qwen3vl_edge.edge_runtime.inputs.sources.decoding import bound_png_text
 
 
 def open_pipeline(config: DaemonConfig, bandwidth: BandwidthEstimate | None = None) -> EncodePipeline:

@@ -1,10 +1,10 @@
-"""A clip's sampled frames at the model's size, bit-identical to qwen-vl-utils' `fetch_video` of the same file.
+"""A clip's sampled frames at the model's size.
 
-Its size is the pixel policy's; with qwen-vl-utils' policy it is `fetch_video`'s too.
+The frames are those that qwen-vl-utils' `fetch_video` samples of the same file; the size and how they are resized are
+the pixel policy's. With qwen-vl-utils' policy the result is `fetch_video`'s to the bit.
 
 qwen-vl-utils decodes all sampled frames at their full size and resizes them together, in 20 bytes a pixel: a minute in
-1080p takes 5 GB. Here some frames at a time are decoded and resized, by the same libraries and functions, at sizes that
-are known and limited before. Formulas: `fetch_video` of qwen-vl-utils 0.0.14 (`vision_process.py`).
+1080p takes 5 GB. Here some frames at a time are decoded and resized, at sizes that are known and limited before.
 tests/edge_runtime/inputs/test_clip_reader.py compares both.
 """
 
@@ -12,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.pixels.policy import PixelPolicy
-from qwen3vl_edge.edge_runtime.inputs.clip_frames import open_frames
-from qwen3vl_edge.edge_runtime.inputs.sources.access import MediaSource
-from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip, check_frame_size, reading
+from qwen3vl_edge.edge_runtime.inputs.clip_frames import PYAV, ReaderError, open_frames, reader_order
+from qwen3vl_edge.edge_runtime.inputs.clip_sampling import frame_count, frame_range, spread
+from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import ClipHeader, check_clip, check_frame_size
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
-from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames
 
+# uint8 [F, H, W, 3], height and width to uint8 [F, 3, height, width].
+Resize = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]
+Used = TypeVar("Used")
 _PIXELS_AT_ONCE = 4_000_000
 _UNEVEN_SECONDS = 0.05  # prompts have tenths
 # Which seconds the prompt gives for a clip's frames.
@@ -48,7 +52,7 @@ class Clip:
     metadata: dict[str, Any]
     height: int
     width: int
-    read: Callable[[list[int]], Any]
+    read: Callable[[list[int]], NDArray[np.uint8]]
     seconds: tuple[float, ...]
 
     @property
@@ -82,8 +86,7 @@ class Clip:
 
     def one_frame(self) -> Image.Image:
         """The frame of a clip that has one: such a file is prepared as a list of that picture."""
-        with reading(self.label):
-            return Image.fromarray(self.read([0])[0].permute(1, 2, 0).numpy())
+        return Image.fromarray(self.read([0])[0])
 
     def model_size(self, element: dict[str, Any], pixels: PixelPolicy) -> tuple[int, int]:
         """Height and width that the frames are resized to.
@@ -93,69 +96,81 @@ class Clip:
         """
         return clip_size(pixels, len(self.indices), self.height, self.width, element)
 
-    def frames(self, height: int, width: int, pixels: PixelPolicy, budget: MediaBudget) -> Any:
-        """The sampled frames, float32 tensor [frames, 3, height, width] of 0 to 255.
+    def frames(self, height: int, width: int, budget: MediaBudget, resize: Resize) -> NDArray[np.uint8]:
+        """The sampled frames, uint8 [frames, 3, height, width].
 
         Raises:
-            InputError: one cannot be decoded.
+            ReaderError: one cannot be decoded.
             LimitError, AbandonedError: as `MediaBudget.check`.
         """
-        import torch
-
         at_once = max(1, _PIXELS_AT_ONCE // (self.height * self.width))
         indices, parts = self.indices, []
         for start in range(0, len(indices), at_once):
             budget.check()
-            with reading(self.label):
-                frames = self.read(indices[start : start + at_once])
-            parts.append(resize_frames(frames, height, width, pixels))
-        return torch.cat(parts)
+            parts.append(resize(self.read(indices[start : start + at_once]), height, width))
+        return np.concatenate(parts)
 
 
-def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget, label: str | None = None) -> Clip:
-    """Open a clip's file and choose its frames; one frame is decoded.
+def read_clip(
+    file: ClipFile,
+    element: dict[str, Any],
+    budget: MediaBudget,
+    use: Callable[[Clip], Used],
+    *,
+    pyav_alone: bool = False,
+) -> Used:
+    """Open a clip's file, choose its frames, and use them; where a reader fails, at once or midway, the next one does.
 
     Args:
         element: of the message, with `fps`, `nframes`, `video_start` and such.
         budget: pays for the sampled frames.
-        label: names it in errors; its path by default.
+        use: what is done with the clip; called again with the next reader's where it raises `ReaderError`.
+        pyav_alone: no other reader is tried, nor qwen-vl-utils asked for one.
 
     Raises:
-        InputError: not a clip, or one without enough frames.
+        InputError: not a clip, or one without enough frames, or no reader reads it; has each one's reason.
         LimitError: its frames are too large or too many.
+        AbandonedError: as `MediaBudget.check`.
     """
-    from qwen_vl_utils import vision_process as qwen
-
-    label = label or MediaSource("video", str(path), "video").label
-    header = check_clip(path, label, budget.limits)
-    opened = open_frames(path, label, header, budget)
-    with reading(label):
-        if opened.total == 1:
-            start, end, count, number = 0, 0, 1, 1
+    header = check_clip(file.path, file.label, budget.limits)
+    reasons = []
+    for reader in (PYAV,) if pyav_alone else reader_order(header):
+        spent = budget.spent
+        try:
+            used = use(_sampled(file, element, header, budget, reader))
+        except ReaderError as error:
+            reasons.append(str(error))
+            budget.retry_from(spent)
         else:
-            start, end, count = qwen.calculate_video_frame_range(element, opened.total, opened.fps)
-            number = qwen.smart_nframes(element, total_frames=count, video_fps=opened.fps)
-        first = opened.read([start])
-        height, width = int(first.shape[2]), int(first.shape[3])
-    check_frame_size(label, height, width, budget.limits)
+            budget.retry_from(budget.spent)
+            return used
+    raise InputError(
+        f"clip {file.label} cannot be read ({'; '.join(reasons)})",
+        field="video",
+        remedy="Check the file, or convert it to MP4 with H.264.",
+    )
+
+
+def _sampled(file: ClipFile, element: dict[str, Any], header: ClipHeader, budget: MediaBudget, reader: str) -> Clip:
+    opened = open_frames(file.path, header, budget, reader)
+    start, end, number = 0, 0, 1
+    if opened.total > 1:
+        try:
+            start, end = frame_range(element, opened.total, opened.fps)
+            number = frame_count(element, end - start + 1, opened.fps)
+        except ValueError as error:
+            raise InputError(f"clip {file.label} cannot be sampled ({error})", field="video") from None
+    height, width = opened.read([start]).shape[1:3]
+    check_frame_size(file.label, height, width, budget.limits)
     budget.add_clip_pixels(number * height * width, f"{number} frames of {width}x{height}")
-    indices = _spread(start, end, number)
-    with reading(label):
-        seconds = opened.seconds(indices)
+    indices = spread(start, end, number)
     metadata = {
         "fps": opened.fps,
         "frames_indices": indices,
-        "total_num_frames": count,
+        "total_num_frames": end - start + 1,
         "video_backend": opened.reader,
     }
-    return Clip(label, metadata, height, width, opened.read, tuple(seconds))
-
-
-def _spread(start: int, end: int, number: int) -> list[int]:
-    import torch
-
-    indices: list[int] = torch.linspace(start, end, number).round().long().tolist()
-    return indices
+    return Clip(file.label, metadata, height, width, opened.read, tuple(map(opened.seconds, indices)))
 
 
 def clip_size(pixels: PixelPolicy, frames: int, height: int, width: int, element: dict[str, Any]) -> tuple[int, int]:

@@ -7,21 +7,19 @@ for the same message: qwen-vl-utils, or transformers' processors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice, choose_bucket
 from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
-from qwen3vl_edge.contract.pixels.policy import EACH_FRAME, PixelPolicy
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import clip_size, open_clip_file
-from qwen3vl_edge.edge_runtime.inputs.frame_list import fetch_frames, rgb_frames
-from qwen3vl_edge.edge_runtime.inputs.messages import Message, kind_of, media_parts
-from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
+from qwen3vl_edge.edge_runtime.inputs.messages import Message, clip_sources, kind_of, media_parts
+from qwen3vl_edge.edge_runtime.inputs.sized_clip import ClipPath, ClipSizes, sized_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
-from qwen3vl_edge.edge_runtime.inputs.torch_resize import resize_frames, resize_picture
+from qwen3vl_edge.edge_runtime.inputs.torch_resize import frame_resize, resize_picture
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,16 @@ class BucketPolicy:
             min_scale=self.min_scale,
             split=self.split,
         )
+
+    def paid_by(self, budget: MediaBudget) -> ClipSizes:
+        """Sizes of clips, of which the budget pays for the visual tokens."""
+
+        def choose(native: Grid) -> BucketChoice:
+            choice = self.choose(native)
+            budget.add_visual_tokens(self.tokens(choice.grid))
+            return choice
+
+        return ClipSizes(self.geometry, self.pixels, choose)
 
     def tokens(self, grid: Grid) -> int:
         """Visual tokens of a grid."""
@@ -119,15 +127,13 @@ def check_no_windows(messages: Sequence[Message]) -> None:
     Raises:
         InputError: there is one.
     """
-    for message in messages:
-        for part in message.get("content") or () if isinstance(message, dict) else ():
-            if isinstance(part, dict) and isinstance(part.get("video"), Snapshot):
-                raise InputError(
-                    "a camera's window has its size already",
-                    field="mm_processor_kwargs",
-                    expected="limits of pictures alone (images_kwargs)",
-                    remedy="Set the camera's size in the daemon's settings.",
-                )
+    if any(isinstance(source, Snapshot) for source in clip_sources(messages)):
+        raise InputError(
+            "a camera's window has its size already",
+            field="mm_processor_kwargs",
+            expected="limits of pictures alone (images_kwargs)",
+            remedy="Set the camera's size in the daemon's settings.",
+        )
 
 
 def _window(window: Snapshot, policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
@@ -172,65 +178,9 @@ def _resized_image(image: Any, height: int, width: int, geometry: PatchGeometry)
 
 
 def _video(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget, clip_seconds: str) -> FetchedMedia:
-    with open_clip(element["video"], budget) as source:
-        if isinstance(source, list):
-            return _frame_list({**element, "video": source}, policy, budget)
-        clip = open_clip_file(source.path, element, budget, source.label)
-        decoding = clip.decoding(clip_seconds)
-        if len(clip.indices) == 1:
-            fetched = _frame_list({**element, "video": [clip.one_frame()]}, policy, budget)
-            return replace(fetched, decoding=decoding | fetched.decoding)
-        height, width = clip.model_size(element, policy.pixels)
-        choice = policy.choose(_grid(len(clip.indices), height, width, policy.geometry))
-        budget.add_visual_tokens(policy.tokens(choice.grid))
-        frames = clip.frames(*policy.geometry.pixels(choice.grid), policy.pixels, budget)
-        decoding |= policy.pixels.clip_evidence(len(clip.indices), element)
-        return FetchedMedia("video", choice, frames, clip.metadata_with(clip_seconds), decoding=decoding)
+    import torch
 
-
-def _frame_list(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> FetchedMedia:
-    pixels = policy.pixels
-    evidence = pixels.clip_evidence(len(element["video"]), element)
-    if pixels.video.bounds == EACH_FRAME:
-        _refuse_large(element, policy, budget)
-        video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
-        choice = policy.choose(_video_grid(video, policy.geometry))
-    else:
-        video, metadata = rgb_frames(element, policy.geometry.temporal_patch_size)
-        _, _, height, width = video.shape
-        height, width = clip_size(pixels, len(element["video"]), height, width, element)
-        choice = policy.choose(_grid(len(video), height, width, policy.geometry))
-    budget.add_visual_tokens(policy.tokens(choice.grid))
-    height, width = policy.geometry.pixels(choice.grid)
-    if pixels.video.bounds != EACH_FRAME:
-        video = resize_frames(video, height, width, pixels)
-    elif not choice.exact:
-        element = {**element, "resized_height": height, "resized_width": width}
-        video, metadata = fetch_frames(element, pixels, policy.geometry.patch_size)
-        if tuple(video.shape[2:]) != (height, width):  # less than the four visual tokens of qwen-vl-utils
-            video = resize_frames(video, height, width, pixels)
-    return FetchedMedia("video", choice, video, metadata, decoding=evidence)
-
-
-def _refuse_large(element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget) -> None:
-    """qwen-vl-utils resizes the frames before their grid is known, to whatever the element says.
-
-    Raises:
-        LimitError: far too many visual tokens.
-    """
-    frames = element["video"]
-    width, height = frames[0].size
-    height, width = clip_size(policy.pixels, len(frames), height, width, element)
-    tokens = policy.tokens(_grid(len(frames), height, width, policy.geometry))
-    if tokens > budget.limits.max_visual_tokens:
-        budget.add_visual_tokens(tokens)
-
-
-def _video_grid(video: Any, geometry: PatchGeometry) -> Grid:
-    frames, _, height, width = video.shape
-    return _grid(frames, height, width, geometry)
-
-
-def _grid(frames: int, height: int, width: int, geometry: PatchGeometry) -> Grid:
-    frames += -frames % geometry.temporal_patch_size  # the HF processor repeats the last frame
-    return geometry.video_grid(frames, height, width)
+    path = ClipPath(clip_seconds, frame_resize(policy.pixels), pyav_alone=False)
+    clip = sized_clip(element, policy.paid_by(budget), budget, path)
+    pixels = torch.from_numpy(clip.frames).float()
+    return FetchedMedia("video", clip.choice, pixels, clip.metadata, decoding=clip.decoding)

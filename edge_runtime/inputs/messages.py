@@ -45,6 +45,15 @@ def media_parts(messages: Sequence[Message]) -> Iterator[Message]:
                 yield part
 
 
+def clip_sources(messages: Sequence[Any]) -> Iterator[Any]:
+    """What a conversation's clips are read from, before it is checked; None of a part that only says that it is one."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, (list, tuple)) else ():
+            if isinstance(part, dict) and (part.get("video") is not None or part.get("type") == "video"):
+                yield part.get("video")
+
+
 def kind_of(part: Message) -> str:
     """ "text", "image" or "video"."""
     name = next((name for name in CONTENTS if part.get(name) is not None), part.get("type"))

@@ -7,26 +7,34 @@ with Pillow. On noise they differ by up to 2 levels of 255 (pictures) and by 20 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.pixels.policy import PixelPolicy
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import Resize
 
 
-def resize_frames(video: Any, height: int, width: int, pixels: PixelPolicy) -> Any:
-    """float32 tensor [frames, 3, height, width] of 0 to 255.
+def frame_resize(pixels: PixelPolicy) -> Resize:
+    """How a clip's frames are resized under a policy."""
+    return functools.partial(resize_frames, pixels=pixels)
 
-    Args:
-        video: uint8 [frames, 3, H, W]; or float32 of 0 to 255, of frames that qwen-vl-utils has resized.
-    """
-    if pixels.resizes_bytes:
-        return _resize_bytes(video, height, width).float()
+
+def resize_frames(frames: NDArray[np.uint8], height: int, width: int, pixels: PixelPolicy) -> NDArray[np.uint8]:
+    """uint8 [F, H, W, 3] to uint8 [F, 3, height, width]."""
+    import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
-    resized = resize(video, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return resized.clamp(0, 255).round() if resized.is_floating_point() else resized.float()
+    tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    if pixels.resizes_bytes:
+        resized = _resize_bytes(tensor, height, width)
+    else:
+        resized = resize(tensor, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    array: NDArray[np.uint8] = resized.contiguous().numpy()
+    return array
 
 
 def resize_picture(image: Any, height: int, width: int) -> Any:

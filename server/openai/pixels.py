@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
-from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
-from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
-from qwen3vl_edge.contract.formats.picture_files import (
-    CODED_FORMATS,
-    JPEG_FORMATS,
-    MAX_JPEG_SIDE,
-    client_formats,
-    fault_of,
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.bounded_picture import (
+    PIXELS_PER_BYTE,
+    PictureBounds,
+    decoded_size,
+    most_pixels,
+    opened_picture,
 )
+from qwen3vl_edge.contract.formats.data_uri import parse_data_uri
+from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.contract.formats.picture_frames import frame_count
-from qwen3vl_edge.contract.formats.picture_size import most_pixels
 from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
 from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings
@@ -94,8 +91,6 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
         InputError: another kind of URL, or not a picture.
         LimitError: too many bytes or pixels; raised before decoding.
     """
-    from PIL import Image
-
     parsed = parse_data_uri(uri)
     if parsed is None or parsed.kind != "image":
         raise InputError(
@@ -106,42 +101,9 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
             remedy="Send the picture in the request.",
         )
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
-    with _faults(where, len(data)):
-        image = Image.open(BytesIO(data), formats=client_formats())
-        pixels, most = image.width * image.height, most_pixels(len(data))
-        if pixels > most:
-            raise _too_large(where, most, len(data), f"{image.width}x{image.height}")
-        if image.format in JPEG_FORMATS and max(image.size) > MAX_JPEG_SIDE:
-            raise LimitError(
-                "picture is too large",
-                field=where,
-                expected=f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read",
-                got=f"{image.width}x{image.height}",
-            )
-        if image.format in CODED_FORMATS and not is_worth_decoding(data, most):
-            raise _too_large(where, most, len(data), "frames of more inside")
-        claim(pixels)
+    bounds = PictureBounds(where, where, client_formats(), most_pixels, f"{PIXELS_PER_BYTE} a byte")
+    with opened_picture(data, bounds) as (image, file):
+        (width, height), _ = decoded_size(image, file, bounds)
+        claim(width * height)
+        file.header_is_read()
         return see_picture(image, exif_orientation, frame_count(image, data))
-
-
-@contextmanager
-def _faults(where: str, size: int) -> Iterator[None]:
-    """Whatever Pillow raises within the block becomes an error about the picture."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except ContractError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError("not a picture", field=where, expected=" or ".join(client_formats())) from None
-    except Image.DecompressionBombError:
-        raise _too_large(where, most_pixels(size), size, "more than Pillow decodes") from None
-    except Exception as error:
-        raise InputError(f"picture is corrupt ({fault_of(error)})", field=where) from None
-
-
-def _too_large(where: str, most: int, size: int, got: str) -> LimitError:
-    return LimitError(
-        "picture has too many pixels for its file", field=where, expected=f"at most {most} in {size} bytes", got=got
-    )

@@ -36,6 +36,7 @@ from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, sc
 from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import open_both
 from tests.support.encoders.export_models import graph_of, picture, run_graph
+from tests.support.photographs import photographs
 
 QUANTIZED = ("int8", "int8-fp16", "fp8")
 FEW = 16
@@ -349,3 +350,26 @@ def test_a_source_is_told_by_its_content(tmp_path: Path) -> None:
     (second,) = list_sources(file, 0)
     assert isinstance(first, Source)
     assert first.digest != second.digest
+
+
+def test_photographs_calibrate_and_others_keep_their_embeddings(small_bundle: Path, tmp_path: Path) -> None:
+    """On pictures that were not observed, every output stays as near as was asked for on those that were."""
+
+    def asked(path: Path) -> list[dict[str, object]]:
+        part = {"type": "image", "image": str(path), "resized_height": 128, "resized_width": 128}
+        return [{"role": "user", "content": [part]}]
+
+    seen, unseen = photographs()[::2], photographs()[1::2]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"messages": asked(path)}) + "\n" for path in seen))
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    done = calibrate_bundle(bundle, CalibrationRequest("int8", data, samples=32, auto_exclude=0.999))
+    assert done.record.samples == len(seen)
+    found = []
+    for precision in ("fp32", "int8"):
+        options = EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision=precision, self_test=False))
+        with open_edge(bundle, options) as edge:
+            found.append([edge.encode(asked(path)).request.media[0] for path in unseen])
+    for exact, quantized in zip(*found, strict=True):
+        for one, other in zip((exact.embeds, *exact.deepstack), (quantized.embeds, *quantized.deepstack), strict=True):
+            assert distance(other, one).cosine > 0.995

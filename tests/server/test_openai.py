@@ -367,7 +367,7 @@ BAD_PICTURES = [
 
 
 def test_bad_pictures_are_refused_by_name(client: openai.OpenAI) -> None:
-    for url, words in [*BAD_PICTURES, (bomb(), "at most 8388608 in ")]:
+    for url, words in [*BAD_PICTURES, (bomb(), "at most 8388608 pixels in a file of ")]:
         part = {"type": "image_url", "image_url": {"url": url}}
         with pytest.raises(openai.APIStatusError, match=re.escape(words)) as caught:
             client.chat.completions.create(model=TINY, messages=user("x", part))  # type: ignore[arg-type]

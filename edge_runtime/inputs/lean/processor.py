@@ -1,6 +1,6 @@
-"""Conversations of text and pictures to token ids and patches, without torch and transformers.
+"""Conversations of text, pictures and clips to token ids and patches, without torch and transformers.
 
-Clips, and checkpoints whose files need more than this, go to the reference (edge_runtime/inputs/prompt.py). The lean
+Cameras, and checkpoints whose files need more than this, go to the reference (edge_runtime/inputs/prompt.py). The lean
 path's patches are bit-identical to the reference's, so that answers, cache and parity evidence are the same on both.
 `lean-uint8` runs the uint8 graphs instead: they compute the patch embedding with half of the multiplications, and so
 round differently.
@@ -9,12 +9,14 @@ round differently.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
@@ -25,39 +27,54 @@ from qwen3vl_edge.contract.bundle.processor_files import (
     chat_template,
     image_processor_config,
     read_json_object,
+    video_normalization,
+    video_processor_config,
 )
 from qwen3vl_edge.contract.bundle.tokenizer_identity import QWEN2_SPLIT, extra_tokens, is_qwen2
 from qwen3vl_edge.contract.errors import BundleError, CheckpointError, InputError
+from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
-from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes, patch_values
-from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
+from qwen3vl_edge.edge_runtime.inputs.lean.patches import byte_table, clip_patch_values, normalised_bytes, patch_values
+from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image, frame_resize
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
-from qwen3vl_edge.edge_runtime.inputs.messages import Message, checked_messages, hidden_media, media_parts
+from qwen3vl_edge.edge_runtime.inputs.messages import (
+    Message,
+    checked_messages,
+    clip_sources,
+    hidden_media,
+    kind_of,
+    media_parts,
+)
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Prompt
+from qwen3vl_edge.edge_runtime.inputs.sized_clip import ClipPath, sized_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
 
 logger = logging.getLogger("edge")
 PREPROCESS = {
     "auto": "lean where the bundle's files allow it, else reference",
-    "lean": "pictures and text without torch and transformers",
+    "lean": "pictures, clips and text without torch and transformers",
     "lean-uint8": "the same, and pictures of a bucket as bytes into its uint8 graph",
-    "reference": "qwen-vl-utils and the HF processor",
+    "reference": "torchvision or qwen-vl-utils, and the HF processor",
 }
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+_PLACEHOLDERS = re.compile(f"({re.escape(IMAGE_TOKEN)}|{re.escape(VIDEO_TOKEN)})")
 IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
+VIDEO_PROCESSORS = {"Qwen3VLVideoProcessor"}
 # Classes for which transformers takes tokenizer.json as it is.
 PLAIN_TOKENIZERS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
 
 @dataclass(frozen=True)
 class LeanProcessor:
-    """The part of a checkpoint's processor files that pictures and text need.
+    """The part of a checkpoint's processor files that pictures, clips and text need.
 
     Attributes:
         tokenizer: a `tokenizers.Tokenizer`.
         takes_pixels: grids for which the encoder backend is given uint8 pixels instead of patches.
+        clip_bytes: `byte_table` of clips; None where the video processor's files need more than this path has.
     """
 
     vision: VisionSpec
@@ -65,6 +82,12 @@ class LeanProcessor:
     template: ChatTemplate
     tokenizer: Any
     takes_pixels: Callable[[Grid], bool]
+    clip_bytes: NDArray[np.float32] | None
+
+    def serves(self, messages: Sequence[Message]) -> bool:
+        """Whether a conversation has no camera's window, and no clip where clips need the reference."""
+        sources = clip_sources(messages)
+        return not any(self.clip_bytes is None or isinstance(source, Snapshot) for source in sources)
 
 
 def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) -> LeanProcessor:
@@ -94,7 +117,39 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
         raise _not_lean(folder, f"its chat template reads {', '.join(special)}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return LeanProcessor(manifest.vision, manifest.preprocessing, template, tokenizer, takes_pixels)
+    clip_bytes = _clip_bytes(folder, manifest.vision)
+    return LeanProcessor(manifest.vision, manifest.preprocessing, template, tokenizer, takes_pixels, clip_bytes)
+
+
+def _clip_bytes(folder: Path, vision: VisionSpec) -> NDArray[np.float32] | None:
+    """The table of a video processor; None, and why in the log, where it is not Qwen's as released."""
+    try:
+        values, figures = video_processor_config(folder), video_normalization(folder)
+    except CheckpointError as error:
+        logger.info("clips need the reference preprocessing: %s", error)
+        return None
+    if values is None or figures is None:
+        logger.info("clips need the reference preprocessing: there is no video processor")
+        return None
+    expected = {
+        "do_rescale": True,
+        "do_normalize": True,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.merge_size,
+    }
+    wrong = [name for name, value in expected.items() if values.get(name, value) != value]
+    if values.get("video_processor_type") not in VIDEO_PROCESSORS:
+        wrong.append("video_processor_type")
+    wrong += [
+        name
+        for name, channels in (("image_mean", figures.mean), ("image_std", figures.std))
+        if len(channels) != vision.in_channels
+    ]
+    if wrong:
+        logger.info("clips need the reference preprocessing: its video processor has another %s", ", ".join(wrong))
+        return None
+    return byte_table(figures.mean, figures.std, figures.rescale_factor)
 
 
 def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> LeanProcessor | None:
@@ -132,54 +187,52 @@ def choose_lean(preprocess: str, bundle: Bundle, backend: EncoderBackend) -> Lea
     return None
 
 
-def serves(messages: Sequence[Message]) -> bool:
-    """Whether a conversation has no clip."""
-    parts = (
-        part
-        for message in messages
-        if isinstance(message, dict) and isinstance(message.get("content"), list)
-        for part in message["content"]
-    )
-    return not any(
-        isinstance(part, dict) and (part.get("video") is not None or part.get("type") == "video") for part in parts
-    )
-
-
 def prepare_lean_prompt(
-    messages: Sequence[Message], processor: LeanProcessor, policy: BucketPolicy, budget: MediaBudget | None = None
+    messages: Sequence[Message],
+    processor: LeanProcessor,
+    policy: BucketPolicy,
+    budget: MediaBudget | None = None,
+    clip_seconds: str = "average",
 ) -> Prompt:
-    """Turn a conversation without clips into token ids and patches, bit-identical to `prepare_prompt`'s.
+    """Turn a conversation into token ids and patches, bit-identical to `prepare_prompt`'s.
 
     Args:
-        budget: what its pictures may cost; one is decoded at a time.
+        budget: what its media may cost; one is decoded at a time.
+        clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
-        InputError: a malformed message, or a picture that cannot be read.
-        LimitError: pictures that cost too much.
+        InputError: a malformed message, or media that cannot be read.
+        LimitError: media that cost too much.
         BucketError: no bucket serves a picture.
     """
     messages = checked_messages(messages)
     budget = budget or MediaBudget()
     parts = list(media_parts(messages))
     budget.add_media(len(parts))
-    pictures = open_pictures(parts, budget)
-    media = tuple(
-        _media(part, picture, processor, policy, budget) for part, picture in zip(parts, pictures, strict=True)
-    )
+    pictures = iter(open_pictures([part for part in parts if kind_of(part) == "image"], budget))
+    media, expansions = [], []
+    for part in parts:
+        budget.check()
+        if kind_of(part) == "image":
+            item = _media(part, next(pictures), processor, policy, budget)
+            expansions.append((IMAGE_TOKEN, IMAGE_TOKEN * item.grid.tokens(processor.vision.merge_size)))
+        else:
+            item, seconds = _clip(part, processor, policy, budget, clip_seconds)
+            expansions.append((VIDEO_TOKEN, _clip_text(item.grid, seconds, processor.vision.merge_size)))
+        media.append(item)
     rendered = processor.template.render(messages)
-    if rendered.count(IMAGE_TOKEN) < len(media) and (error := hidden_media(messages)):
+    if len(_PLACEHOLDERS.findall(rendered)) < len(media) and (error := hidden_media(messages)):
         raise error
-    text = _expanded(rendered, [item.grid for item in media], processor.vision.merge_size)
+    text = _expanded(rendered, expansions)
     # As a batch: `encode` holds the interpreter, for 0.4 s where the text is as long as it may be.
     (encoding,) = processor.tokenizer.encode_batch([text])
     ids = np.array(encoding.ids, np.int64)
-    return Prompt(text, ids, media, {})
+    return Prompt(text, ids, tuple(media), {})
 
 
 def _media(
     part: dict[str, Any], picture: Picture, processor: LeanProcessor, policy: BucketPolicy, budget: MediaBudget
 ) -> PreparedMedia:
-    budget.check()
     seen = picture.see()
     pixels, choice = bucket_image(seen.image, part, policy, budget)
     values = patch_values(pixels, choice.grid, processor.vision, normalised_bytes(processor.preprocessing))
@@ -188,23 +241,54 @@ def _media(
     return PreparedMedia("image", choice, EncoderInput(choice.grid, values, uint8_pixels), decoding=evidence)
 
 
-def _expanded(text: str, grids: list[Grid], merge_size: int) -> str:
-    """Each image's placeholder as often as the image has visual tokens.
+def _clip(
+    part: dict[str, Any], processor: LeanProcessor, policy: BucketPolicy, budget: MediaBudget, clip_seconds: str
+) -> tuple[PreparedMedia, list[float]]:
+    """A clip, and the second of each temporal patch."""
+    assert processor.clip_bytes is not None  # `serves`
+    path = ClipPath(clip_seconds, frame_resize(policy.pixels), pyav_alone=True)
+    clip = sized_clip(part, policy.paid_by(budget), budget, path)
+    grid, vision = clip.choice.grid, processor.vision
+    values = clip_patch_values(clip.frames, grid, vision, processor.clip_bytes)
+    item = PreparedMedia("video", clip.choice, EncoderInput(grid, values), decoding=clip.decoding)
+    return item, _patch_seconds(clip.metadata, vision.temporal_patch_size)
+
+
+def _patch_seconds(metadata: dict[str, Any], frames: int) -> list[float]:
+    """The second of each temporal patch of so many frames, as `_calculate_timestamps` of transformers has it."""
+    indices = list(metadata["frames_indices"])
+    indices += indices[-1:] * (-len(indices) % frames)
+    seconds = [index / metadata["fps"] for index in indices]
+    return [(seconds[at] + seconds[at + frames - 1]) / 2 for at in range(0, len(seconds), frames)]
+
+
+def _clip_text(grid: Grid, seconds: list[float], merge_size: int) -> str:
+    """What `replace_video_token` of transformers' Qwen3VLProcessor writes in place of a clip's token."""
+    tokens = VIDEO_TOKEN * (grid.patches_per_frame // merge_size**2)
+    return "".join(f"<{second:.1f} seconds>{VISION_START}{tokens}{VISION_END}" for second in seconds)
+
+
+def _expanded(text: str, expansions: list[tuple[str, str]]) -> str:
+    """Each placeholder in place of which its picture's or clip's tokens stand.
+
+    Args:
+        expansions: in the order of the conversation: the placeholder, and what it becomes.
 
     Raises:
         InputError: text of the conversation contains placeholders of its own.
     """
-    pieces = text.split(IMAGE_TOKEN)
-    if len(pieces) != len(grids) + 1 or VIDEO_TOKEN in text:
+    found = _PLACEHOLDERS.findall(text)
+    if found != [placeholder for placeholder, _ in expansions]:
+        pictures = sum(placeholder == IMAGE_TOKEN for placeholder, _ in expansions)
         raise InputError(
             "the conversation's text contains placeholders of pictures or clips",
             field="messages",
-            expected=f"{len(grids)} {IMAGE_TOKEN}, no {VIDEO_TOKEN}",
-            got=f"{len(pieces) - 1} and {text.count(VIDEO_TOKEN)}",
+            expected=f"{pictures} {IMAGE_TOKEN} and {len(expansions) - pictures} {VIDEO_TOKEN}, in order",
+            got=f"{found.count(IMAGE_TOKEN)} and {found.count(VIDEO_TOKEN)}",
             remedy="Take them out of the text.",
         )
-    filled = [IMAGE_TOKEN * grid.tokens(merge_size) for grid in grids]
-    return pieces[0] + "".join(token + piece for token, piece in zip(filled, pieces[1:], strict=True))
+    pieces = _PLACEHOLDERS.split(text)
+    return pieces[0] + "".join(filled + piece for (_, filled), piece in zip(expansions, pieces[2::2], strict=True))
 
 
 def _no_grid(grid: Grid) -> bool:

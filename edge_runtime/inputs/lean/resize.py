@@ -1,7 +1,7 @@
-"""An RGB picture at its bucket's size, resized as the pixel policy's upstream resizes it.
+"""RGB pictures at their buckets' size, and a clip's frames, resized as the pixel policy's upstream resizes it.
 
-transformers' image processor: `byte_resize.py`; `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`): Pillow.
-tests/edge_runtime/lean/test_pixels.py compares both.
+transformers' image processor: `byte_resize.py`; `fetch_image` of qwen-vl-utils 0.0.14 (`vision_process.py`): Pillow;
+its `fetch_video`: `clip_resize.py`. tests/edge_runtime/lean/test_pixels.py and test_clips.py compare them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from PIL import Image
 
 from qwen3vl_edge.contract.bundle.buckets import BucketChoice
 from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.pixels.policy import PixelPolicy
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import Resize
 from qwen3vl_edge.edge_runtime.inputs.lean.byte_resize import resize_bytes
+from qwen3vl_edge.edge_runtime.inputs.lean.clip_resize import resize_frames
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
@@ -48,3 +51,12 @@ def bucket_image(
         raise
     except (OSError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"picture cannot be preprocessed ({error})", field="image") from None
+
+
+def frame_resize(pixels: PixelPolicy) -> Resize:
+    """How a clip's frames are resized under a policy."""
+    return _resize_each if pixels.resizes_bytes else resize_frames
+
+
+def _resize_each(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    return np.stack([resize_bytes(frame, height, width).transpose(2, 0, 1) for frame in frames])

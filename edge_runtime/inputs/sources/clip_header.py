@@ -43,7 +43,7 @@ def check_clip(path: Path, label: str, limits: MediaLimits) -> ClipHeader:
             "clips cannot be read here",
             field="video",
             expected="PyAV",
-            remedy="Install it with: pip install 'qwen3vl-edge[edge]'",
+            remedy="Install it with: pip install 'qwen3vl-edge[edge-lean]'",
         ) from None
     with reading(label), open_container(path, kind, limits.max_picture_pixels, decoders=False) as opened:
         if not opened.streams.video:

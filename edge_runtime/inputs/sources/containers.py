@@ -34,13 +34,15 @@ class Kind:
         demuxer: libavformat's name of the one that reads it.
         begins: whether a file's first bytes are such a file's.
         alone: whether they are of no other kind to any libavformat, so that a reader that searches for a demuxer
-            finds this one too.
+            finds this one too, and whether it then finds the frame that it seeks.
+        timed: whether packets say when frames are shown; else they are in the order in which they are decoded.
     """
 
     name: str
     demuxer: str
     begins: Callable[[bytes], bool]
     alone: Callable[[bytes], bool]
+    timed: bool = True
 
 
 def _starts(*magic: bytes) -> Callable[[bytes], bool]:
@@ -78,20 +80,25 @@ def _is_transport(head: bytes) -> bool:
     return _transport_start(head, range(max(_PACKETS) + 1))
 
 
-def _is_whole_transport(head: bytes) -> bool:
-    return _zero_early(head) and head[:1] == b"\x47" and _transport_start(head, range(1))
+def _never(head: bytes) -> bool:
+    """Of kinds without an index of frames.
+
+    decord 0.6 leaves out what stands before the second key frame of a transport stream, and takes other frames of
+    program streams and AVI than those asked for.
+    """
+    return False
 
 
 KINDS = (
     Kind("MP4 or QuickTime", "mov", lambda head: head[4:8] in _BOXES, lambda head: head[4:8] in _MAIN_BOXES),
     Kind("Matroska or WebM", "matroska", _starts(b"\x1aE\xdf\xa3"), _is_named_matroska),
-    Kind("AVI", "avi", _is_avi, _zero_early),
+    Kind("AVI", "avi", _is_avi, _never, timed=False),
     Kind("FLV", "flv", _starts(b"FLV"), _zero_early),
-    Kind("ASF or WMV", "asf", _starts(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), _zero_early),
-    Kind("Ogg", "ogg", _starts(b"OggS"), _zero_early),
-    Kind("GIF", "gif", _starts(b"GIF87a", b"GIF89a"), _zero_early),
-    Kind("MPEG program stream", "mpeg", _starts(b"\x00\x00\x01\xba"), _zero_early),
-    Kind("MPEG transport stream", "mpegts", _is_transport, _is_whole_transport),  # last: it has no magic number
+    Kind("ASF or WMV", "asf", _starts(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), _never),
+    Kind("Ogg", "ogg", _starts(b"OggS"), _never),
+    Kind("GIF", "gif", _starts(b"GIF87a", b"GIF89a"), _never),
+    Kind("MPEG program stream", "mpeg", _starts(b"\x00\x00\x01\xba"), _never),
+    Kind("MPEG transport stream", "mpegts", _is_transport, _never),  # last: it has no magic number
 )
 
 

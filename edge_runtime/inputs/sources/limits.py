@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError
-from qwen3vl_edge.contract.formats.picture_size import PIXELS_PER_BYTE
+from qwen3vl_edge.contract.formats.bounded_picture import PIXELS_PER_BYTE
 
 
 class AbandonedError(ContractError):
@@ -76,6 +76,7 @@ class MediaBudget:
         self._ends: float | None = None
         self._abandoned = False
         self._spent = {"media": 0, "pixels": 0, "clip_pixels": 0, "visual_tokens": 0}
+        self._paid: dict[str, int] = {}
 
     def start(self) -> None:
         """The time begins to run."""
@@ -116,10 +117,23 @@ class MediaBudget:
 
     def add_visual_tokens(self, count: int) -> None:
         """Raises: LimitError: the media become too many visual tokens."""
-        self._add("visual_tokens", count, "visual tokens")
-        self._claim_tokens(count)
+        if added := self._add("visual_tokens", count, "visual tokens"):
+            self._claim_tokens(added)
 
-    def _add(self, name: str, count: int, what: str, described: str = "") -> None:
+    @property
+    def spent(self) -> dict[str, int]:
+        """What was added so far, for `retry_from`."""
+        return dict(self._spent)
+
+    def retry_from(self, spent: dict[str, int]) -> None:
+        """What was added since then failed and is tried again, in another way: it pays only what it costs more."""
+        self._paid = {name: self._spent[name] - spent[name] for name in spent}
+
+    def _add(self, name: str, count: int, what: str, described: str = "") -> int:
+        """What is added of `count`, after what is paid already."""
+        paid = min(count, self._paid.get(name, 0))
+        self._paid[name] = self._paid.get(name, 0) - paid
+        count -= paid
         most, total = getattr(self.limits, f"max_{name}"), self._spent[name] + count
         if total > most:
             raise LimitError(
@@ -130,3 +144,4 @@ class MediaBudget:
                 remedy="Send fewer or smaller ones.",
             )
         self._spent[name] = total
+        return count

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from qwen3vl_edge.contract.errors import ContractError, InputError, LimitError
-from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
-from qwen3vl_edge.contract.formats.picture_files import (
-    CODED_FORMATS,
-    JPEG_FORMATS,
-    MAX_JPEG_SIDE,
-    client_formats,
-    fault_of,
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.bounded_picture import (
+    PictureBounds,
+    decoded_size,
+    decoder_faults,
+    opened_picture,
 )
+from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.contract.formats.picture_frames import frame_count
 from qwen3vl_edge.contract.formats.picture_orientation import UPRIGHT, orientation_of, stored_size, turned_size
 from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
 from qwen3vl_edge.edge_runtime.inputs.sources.access import UNRESTRICTED, AccessPolicy, MediaSource
-from qwen3vl_edge.edge_runtime.inputs.sources.decoding import BoundedFile
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 
@@ -31,9 +27,7 @@ from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
 MAX_IMAGE_PIXELS = 100_000_000
 # What the operator's own files may be, beside what clients send.
 FILE_FORMATS = (*client_formats(), "TIFF", "PPM", "JPEG2000", "ICO", "TGA", "DIB", "PCX")
-_DRAFTS = (1, 2, 4, 8)  # the scales at which libjpeg decodes at once
 LIMITS = MediaLimits()
-_CONVERT = "Convert it to PNG."
 _OPENED_BY_CALLER = "(a PIL image)"
 
 
@@ -82,9 +76,9 @@ class Picture:
             InputError, LimitError: corrupt.
         """
         if isinstance(self.content, Image.Image):
-            with _faults(self.label, self.formats):
+            with decoder_faults(_bounds(self.label, self.formats)):
                 return see_picture(self.content, self.is_turned, is_shared=True)
-        with _opened(self.content, self.label, self.formats) as (image, file):
+        with opened_picture(self.content, _bounds(self.label, self.formats)) as (image, file):
             if self.draft > 1:
                 image.draft(image.mode, (image.width // self.draft, image.height // self.draft))
             if stored_size(image) != self.rows_size:
@@ -136,28 +130,21 @@ def measure_picture(
         InputError: missing, corrupt, or not a picture.
         LimitError: too many pixels for its file.
     """
-    with _opened(content, label, formats) as (image, file):
-        most = min(limits.most_pixels(file.bytes), MAX_IMAGE_PIXELS)
-        jpeg = image.format in JPEG_FORMATS
-        if jpeg:
-            file.check_scans()
-            if max(image.size) > MAX_JPEG_SIDE:
-                raise _too_large(label, f"at most {MAX_JPEG_SIDE} pixels a side, which JPEG decoders read", image.size)
-        elif image.format in CODED_FORMATS and not is_worth_decoding(
-            content if isinstance(content, bytes) else file.whole(), most
-        ):
-            raise _too_large(label, f"frames of about {most} pixels", "larger ones")
-        # Of a progressive file libjpeg keeps the coefficients of all pixels, whatever the scale.
-        drafts = _DRAFTS if jpeg and not image.info.get("progressive") else (1,)
-        width, height = stored_size(image)
-        for draft in drafts:
-            size = (-(-width // draft), -(-height // draft))
-            # Pillow asks libjpeg for a size, and of a side shorter than the scale it gets another.
-            if size[0] * size[1] <= most and min(width, height) >= draft:
-                orientation = orientation_of(image)
-                return Picture(content, label, formats, size, draft, orientation, limits.exif_orientation)
-        limit = f"at most {most} pixels in a file of {file.bytes} bytes (max_picture_pixels, or 10 a byte)"
-        raise _too_large(label, limit, (width, height))
+    bounds = _bounds(label, formats, limits)
+    with opened_picture(content, bounds) as (image, file):
+        size, draft = decoded_size(image, file, bounds)
+        return Picture(content, label, formats, size, draft, orientation_of(image), limits.exif_orientation)
+
+
+def _bounds(label: str, formats: tuple[str, ...], limits: MediaLimits = LIMITS) -> PictureBounds:
+    return PictureBounds(
+        label,
+        "image",
+        formats,
+        lambda file_bytes: min(limits.most_pixels(file_bytes), MAX_IMAGE_PIXELS),
+        "max_picture_pixels, or 10 a byte",
+        may_be_reduced=True,
+    )
 
 
 def open_pictures(parts: list[dict[str, Any]], budget: MediaBudget) -> list[Picture]:
@@ -198,44 +185,3 @@ def decode_image(data: bytes | Path, label: str) -> Image.Image:
         InputError, LimitError: as `measure_picture`.
     """
     return measure_picture(data, label).decode()
-
-
-def _too_large(label: str, limit: str, got: tuple[int, int] | str) -> LimitError:
-    return LimitError(
-        f"picture {label} is too large",
-        field="image",
-        expected=limit,
-        got=got if isinstance(got, str) else f"{got[0]}x{got[1]}",
-        remedy="Make it smaller, or save it as a baseline JPEG file, which is decoded at a reduced size.",
-    )
-
-
-@contextmanager
-def _opened(
-    content: bytes | Path | Image.Image, label: str, formats: tuple[str, ...]
-) -> Iterator[tuple[Any, BoundedFile]]:
-    """A file and its header; errors as of `_faults`."""
-    assert not isinstance(content, Image.Image)
-    with _faults(label, formats), BoundedFile(content, label) as file:
-        yield Image.open(file, formats=formats), file
-
-
-@contextmanager
-def _faults(label: str, formats: tuple[str, ...]) -> Iterator[None]:
-    """Whatever Pillow raises within the block becomes an error that names the picture."""
-    try:
-        yield
-    except ContractError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"no such picture: {label}", field="image") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"picture {label} cannot be read ({error.strerror})", field="image") from None
-    except UnidentifiedImageError:
-        expected = ", ".join(formats)
-        raise InputError(f"{label} is not a picture", field="image", expected=expected, remedy=_CONVERT) from None
-    except Image.DecompressionBombError as error:
-        limit = f"at most {MAX_IMAGE_PIXELS} pixels"
-        raise LimitError(f"picture {label} is too large", field="image", expected=limit, got=error) from None
-    except Exception as error:
-        raise InputError(f"picture {label} is corrupt ({fault_of(error)})", field="image") from None

@@ -17,12 +17,14 @@ import decord
 import pytest
 
 from qwen3vl_edge.contract.errors import ContractError, InputError
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import Clip, read_clip
+from qwen3vl_edge.edge_runtime.inputs.lean.resize import frame_resize
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import check_clip
-from qwen3vl_edge.edge_runtime.inputs.sources.clips import write_clip
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile, write_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.containers import KINDS
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from tests.support.canary import CanaryFile, CanaryPort
+from tests.support.pixel_policies import QWEN_PIXELS
 from tests.support.video_files import lossless_clip
 
 DASH = """<?xml version="1.0"?>
@@ -102,8 +104,10 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def read_all(path: Path) -> int:
     """The clip's sampled frames, or 0 where it is refused."""
     try:
-        clip = open_clip_file(path, {}, MediaBudget())
-        return len(clip.frames(64, 64, MediaBudget()))
+        resize = frame_resize(QWEN_PIXELS)
+        return read_clip(
+            ClipFile(path, "it"), {}, MediaBudget(), lambda clip: len(clip.frames(64, 64, MediaBudget(), resize))
+        )
     except ContractError:
         return 0
 
@@ -150,7 +154,9 @@ def test_a_stream_after_a_playlist_is_read_as_the_stream(
         decord.VideoReader(str(path))
     assert canary.was_opened()
     assert not check_clip(path, "it", MediaLimits()).for_every_reader
-    assert open_clip_file(path, {}, MediaBudget()).metadata["video_backend"] == "pyav"
+    readers: list[Clip] = []
+    read_clip(ClipFile(path, "it"), {}, MediaBudget(), readers.append)
+    assert [clip.metadata["video_backend"] for clip in readers] == ["pyav"]
     assert not canary.was_opened()
 
 

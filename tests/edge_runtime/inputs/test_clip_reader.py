@@ -16,10 +16,12 @@ from PIL import Image
 from qwen_vl_utils.vision_process import fetch_video
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
-from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
+from qwen3vl_edge.contract.formats.bounded_picture import FREE_PIXELS
 from qwen3vl_edge.edge_runtime.edge import Edge
-from qwen3vl_edge.edge_runtime.inputs import clip_reader
-from qwen3vl_edge.edge_runtime.inputs.clip_reader import open_clip_file
+from qwen3vl_edge.edge_runtime.inputs import clip_reader, torch_resize
+from qwen3vl_edge.edge_runtime.inputs.clip_reader import Clip, read_clip
+from qwen3vl_edge.edge_runtime.inputs.lean import resize as lean_resize
+from qwen3vl_edge.edge_runtime.inputs.sources.clips import ClipFile
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import AbandonedError, MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.mp4_index import MAX_SAMPLES, check_claimed_samples
 from tests.support.pixel_policies import QWEN_PIXELS
@@ -39,6 +41,10 @@ def lossy_clip(path: Path, width: int, height: int, count: int, rate: int = 10) 
             container.mux(stream.encode(moved))
         container.mux(stream.encode())
     return path
+
+
+def open_clip_file(path: Path, element: dict[str, Any], budget: MediaBudget) -> Clip:
+    return read_clip(ClipFile(path, "it"), element, budget, lambda clip: clip)
 
 
 def conversation(source: Any) -> list[dict[str, Any]]:
@@ -72,9 +78,10 @@ def test_frames_are_upstreams_to_the_bit(
     path = lossy_clip(tmp_path / "clip.mp4", width, height, count)
     expected, metadata = fetch_video({"video": str(path), **options}, PATCH, return_video_metadata=True)
     clip = open_clip_file(path, options, MediaBudget())
-    found = clip.frames(*clip.model_size(options, QWEN_PIXELS), QWEN_PIXELS, MediaBudget())
-    assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    for frame_resize in (torch_resize.frame_resize, lean_resize.frame_resize):
+        size = clip.model_size(options, QWEN_PIXELS)
+        found = clip.frames(*size, MediaBudget(), frame_resize(QWEN_PIXELS))
+        assert torch.equal(torch.from_numpy(found).float(), expected)
     assert clip.metadata == metadata
 
 
@@ -115,7 +122,7 @@ def test_it_ends_between_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     budget = MediaBudget()
     budget.abandon()
     with pytest.raises(AbandonedError):
-        clip.frames(64, 64, QWEN_PIXELS, budget)
+        clip.frames(64, 64, budget, torch_resize.frame_resize(QWEN_PIXELS))
 
 
 def test_a_playlist_leads_to_no_other_file(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_picture_that_the_caller_opened_and_closed() -> None:
 
 
 def test_heic_is_taken_where_pillow_heif_is_installed() -> None:
-    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install 'qwen3vl-edge[heic]'")
     assert "HEIF" in client_formats()
     buffer = io.BytesIO()
     pillow_heif.from_pillow(Image.new("RGB", (96, 64), SHADES[0])).save(buffer, format="HEIF")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ import pytest
 from PIL import Image
 
 from qwen3vl_edge.contract.errors import InputError, LimitError
+from qwen3vl_edge.contract.formats import bounded_file
+from qwen3vl_edge.contract.formats.bounded_file import HEADER_READS, MAX_SCANS
+from qwen3vl_edge.contract.formats.bounded_picture import FREE_PIXELS
 from qwen3vl_edge.contract.formats.picture_files import FORMATS
-from qwen3vl_edge.contract.formats.picture_size import FREE_PIXELS
+from qwen3vl_edge.contract.formats.seen_picture import SeenPicture
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.messages import Message
 from qwen3vl_edge.edge_runtime.inputs.prompt import prepare_prompt
-from qwen3vl_edge.edge_runtime.inputs.sources import decoding
-from qwen3vl_edge.edge_runtime.inputs.sources.decoding import HEADER_READS, MAX_SCANS
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import AbandonedError, MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import measure_picture, open_picture
+from qwen3vl_edge.server.openai.pixels import open_data_uri
 
 LOW = MediaLimits(max_picture_pixels=10_000)
 DAEMON = MediaLimits(64, 100_000_000, FREE_PIXELS, 1_600_000_000, 16_384)
@@ -101,12 +105,14 @@ def test_scans_of_a_jpeg_file_are_counted(tmp_path: Path) -> None:
     scan = data[data.rindex(b"\xff\xda") : -2]
     many = data[:-2] + scan * MAX_SCANS + data[-2:]
     # Split by a block's end, the marker still counts.
-    padded = many.replace(scan, b"\xff" * (decoding._BLOCK - many.index(scan) % decoding._BLOCK - 1) + scan, 1)
+    padded = many.replace(scan, b"\xff" * (bounded_file._BLOCK - many.index(scan) % bounded_file._BLOCK - 1) + scan, 1)
     path = tmp_path / "many.jpg"
     path.write_bytes(padded)
     for content in (many, padded, path):
         with pytest.raises(LimitError, match=f"too many scans: expected at most {MAX_SCANS}"):
             measure_picture(content, "it")
+    with pytest.raises(LimitError, match=f"picture it has too many scans: expected at most {MAX_SCANS}"):
+        at_the_server(many, "jpeg")
     assert measure_picture(data, "it").decode().size == (64, 64)
 
 
@@ -140,11 +146,32 @@ STRUCTURES = {
 }
 
 
+def at_the_server(content: bytes, kind: str) -> SeenPicture:
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return open_data_uri(uri, "it", lambda pixels: None)
+
+
 @pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES)
-def test_metadata_in_many_pieces_is_refused(make: Any) -> None:
-    with pytest.raises(LimitError, match="too many pieces of metadata"):
-        measure_picture(make(MANY), "it").decode()
-    assert measure_picture(make(100), "it").decode().size == (32, 32)
+def test_metadata_in_many_pieces_is_refused_at_device_and_server(make: Any) -> None:
+    for decode in (lambda content: measure_picture(content, "it").see(), lambda content: at_the_server(content, "png")):
+        with pytest.raises(LimitError, match="picture it has too many pieces of metadata"):
+            decode(make(MANY))
+        assert decode(make(100)).image.size == (32, 32)
+
+
+def test_device_and_server_refuse_in_the_same_words() -> None:
+    whole = saved(gradient(90, 70), "PNG")
+    huge = whole[:16] + struct.pack(">II", 20_000, 20_000) + whole[24:29]
+    huge += struct.pack(">I", zlib.crc32(huge[12:29])) + whole[33:]  # more than Pillow opens
+    large = saved(Image.new("1", (4000, 4000)), "PNG")
+    at_the_device = partial(measure_picture, label="it", formats=FORMATS, limits=DAEMON)
+    for content in (whole[:60], huge, large, b"no picture at all"):
+        found = []
+        for decode in (lambda data: at_the_device(data).see(), partial(at_the_server, kind="png")):
+            with pytest.raises((InputError, LimitError)) as caught:
+                decode(content)
+            found.append(str(caught.value).split("(max_")[0].split("(10 ")[0])
+        assert found[0].split(" expected PNG")[0] == found[1].split(" expected PNG")[0]
 
 
 def test_text_of_a_png_file_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +182,7 @@ def test_text_of_a_png_file_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png_with(text * 8, True)
     assert len(data) < 20_000
     measure_picture(data, "it")
-    decoding.bound_png_text()
+    bounded_file.bound_png_text()
     with pytest.raises(InputError, match="corrupt"):
         measure_picture(data, "it")
     assert measure_picture(png_with(text * 2, True), "it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from transformers.image_utils import load_image
 
+from qwen3vl_edge.contract.formats.heif_boxes import container_orientation
+from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import prepare_lean_prompt
@@ -22,6 +25,7 @@ from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
 from qwen3vl_edge.edge_runtime.inputs.sources.clips import open_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import measure_picture, open_image, open_picture
+from qwen3vl_edge.server.openai.pixels import open_data_uri
 from qwen3vl_edge.tools.parity.pictures import pictures_of
 from tests.support.http_api.chat import data_uri
 
@@ -41,6 +45,9 @@ LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless
 LOSSY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}}
 if features.check("avif"):
     LOSSY["AVIF"] = {"quality": 95, "subsampling": "4:4:4"}
+if "HEIF" in client_formats():
+    LOSSY["HEIF"] = {"quality": 95, "chroma": 444}
+needs_heif = pytest.mark.skipif("HEIF" not in LOSSY, reason="needs pillow-heif: pip install 'qwen3vl-edge[heic]'")
 RAW = MediaLimits(exif_orientation=False)
 
 
@@ -54,7 +61,9 @@ def file_of(rows: Pixels, form: str, orientation: int | None) -> bytes:
     buffer, exif = io.BytesIO(), Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
-    Image.fromarray(rows).save(buffer, form, exif=exif, **(LOSSLESS | LOSSY)[form])
+    # Of bytes pillow-heif makes a turn of the container, of an Exif object it does not.
+    metadata = exif.tobytes() if form == "HEIF" else exif
+    Image.fromarray(rows).save(buffer, form, exif=metadata, **(LOSSLESS | LOSSY)[form])
     return buffer.getvalue()
 
 
@@ -197,3 +206,68 @@ def test_the_library_says_what_it_did(bundle: Path, tmp_path: Path) -> None:
             medium = opened.encode(messages).request.media[0]
         assert medium.origin["orientation"] == said
         assert (medium.grid.h > medium.grid.w) == (said == "6")
+
+
+@needs_heif
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_the_raw_rows_of_heic_are_those_before_its_container_turns_them(orientation: int) -> None:
+    """At device and server; libheif turns them as it decodes, and Pillow learns nothing of it."""
+    rows = drawn()
+    data = file_of(rows, "HEIF", orientation)
+    assert container_orientation(data) == orientation
+    uri = f"data:image/heic;base64,{base64.b64encode(data).decode()}"
+    claimed: list[int] = []
+    picture = measure_picture(data, "it", limits=RAW)
+    assert picture.size == rows.shape[1::-1]
+    for seen in (picture.see(), open_data_uri(uri, "it", claimed.append, exif_orientation=False)):
+        assert np.abs(np.asarray(seen.image).astype(int) - rows).max() <= 8
+        assert seen.decoding == ({} if orientation == 1 else {"orientation": f"{orientation}, not applied"})
+    for seen in (measure_picture(data, "it").see(), open_data_uri(uri, "it", claimed.append)):
+        assert np.abs(np.asarray(seen.image).astype(int) - UPRIGHT[orientation](rows)).max() <= 8
+    assert claimed == [96 * 64] * 2
+
+
+def boxed(kind: bytes, *content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(b"".join(content))) + kind + b"".join(content)
+
+
+@needs_heif
+def test_an_orientation_in_the_exif_of_heic_counts_for_nothing() -> None:
+    """23008-12, A.2.1: the container's turn alone is applied; phones write both."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(drawn()).save(buffer, "HEIF", exif=exif, **LOSSY["HEIF"])
+    assert b"irot" not in buffer.getvalue()
+    seen = measure_picture(buffer.getvalue(), "it").see()
+    assert np.abs(np.asarray(seen.image).astype(int) - drawn()).max() <= 8
+    assert seen.decoding == {}
+
+
+# ISO/IEC 23008-12: quarters anticlockwise, then 0 for top and bottom exchanged, 1 for left and right.
+CONTAINERS = {(0, None): 1, (1, None): 8, (2, None): 3, (3, None): 6, (0, 1): 2, (0, 0): 4, (1, 0): 5, (1, 1): 7}
+
+
+@pytest.mark.parametrize(("turn", "mirror"), CONTAINERS)
+@pytest.mark.parametrize("wide", [0, 1])
+def test_a_containers_turn_and_mirror_are_one_orientation(turn: int, mirror: int | None, wide: int) -> None:
+    """The primary item's alone, in either size of numbers; a thumbnail has properties of its own."""
+    properties = [boxed(b"irot", b"\2"), boxed(b"irot", bytes([turn]))]
+    indices = [2]
+    if mirror is not None:
+        properties.append(boxed(b"imir", bytes([mirror])))
+        indices.append(3)
+    item, index = (">I", ">H") if wide else (">H", ">B")
+    essential = 0x8000 if wide else 0x80
+    entries = [(1, [1]), (7, indices)]
+    associations = b"".join(
+        struct.pack(item, number) + bytes([len(own)]) + b"".join(struct.pack(index, essential | one) for one in own)
+        for number, own in entries
+    )
+    header = bytes([wide, 0, 0, wide])
+    data = boxed(b"ftyp", b"heic", bytes(4)) + boxed(
+        b"meta",
+        bytes(4),
+        boxed(b"pitm", bytes([wide, 0, 0, 0]), struct.pack(item, 7)),
+        boxed(b"iprp", boxed(b"ipco", *properties), boxed(b"ipma", header, struct.pack(">I", 2), associations)),
+    )
+    assert container_orientation(data) == CONTAINERS[turn, mirror]

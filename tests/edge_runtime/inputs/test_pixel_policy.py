@@ -84,24 +84,26 @@ def test_clips_are_auto_processors_to_the_bit(model: Path, edge: Edge, frames: i
     processor = AutoProcessor.from_pretrained(model)
     video = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
     expected = processor.video_processor(videos=[video], do_sample_frames=False, return_tensors="pt")
-    (item,) = prepare_prompt(about({"type": "video", "video": pictures}), edge.processor, native_policy(model)).media
-    assert item.grid.as_list() == expected["video_grid_thw"][0].tolist()
-    assert item.input.pixel_values.tobytes() == expected["pixel_values_videos"].numpy().tobytes()
-    assert item.decoding["pixel_limits"].endswith(f"of all {frames} frames")
+    for prompt in both(about({"type": "video", "video": pictures}), edge, native_policy(model)):
+        (item,) = prompt.media
+        assert item.grid.as_list() == expected["video_grid_thw"][0].tolist()
+        assert item.input.pixel_values.tobytes() == expected["pixel_values_videos"].numpy().tobytes()
+        assert item.decoding["pixel_limits"].endswith(f"of all {frames} frames")
 
 
 def test_a_clips_file_is_auto_processors_to_the_bit(model: Path, edge: Edge, samples: Path) -> None:
     path = samples / "motion.mp4"
     messages = about({"type": "video", "video": str(path)})
-    (item,) = prepare_prompt(messages, edge.processor, native_policy(model)).media
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
     processor = AutoProcessor.from_pretrained(model).video_processor
     expected = processor(videos=[video], do_sample_frames=False, return_tensors="pt")
-    assert len(frames) == 2 * item.grid.t  # all of them are sampled
-    assert item.grid.as_list() == expected["video_grid_thw"][0].tolist()
-    assert item.input.pixel_values.tobytes() == expected["pixel_values_videos"].numpy().tobytes()
+    for prompt in both(messages, edge, native_policy(model)):
+        (item,) = prompt.media
+        assert len(frames) == 2 * item.grid.t  # all of them are sampled
+        assert item.grid.as_list() == expected["video_grid_thw"][0].tolist()
+        assert item.input.pixel_values.tobytes() == expected["pixel_values_videos"].numpy().tobytes()
 
 
 def test_the_other_policy_asks_the_checkpoint_nothing(model: Path, edge: Edge) -> None:

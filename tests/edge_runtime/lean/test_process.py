@@ -11,11 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import post_chat, user
 from tests.support.paths import ROOT
 
-BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "av", "torchcodec")
+BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "torchcodec")
 SITE = f"""
 import sys
 
@@ -47,11 +49,12 @@ def asked(url: str, part: dict[str, object]) -> httpx.Response:
     return post_chat(url, {"messages": [user(part, "What colour is it?")]}, timeout=120)
 
 
-def test_the_daemon_answers_about_pictures_as_with_torch_and_refuses_clips(
+def test_the_daemon_answers_about_pictures_and_clips_as_with_torch(
     bundle: Path, samples: Path, server_url: str, tmp_path: Path, without_torch: dict[str, str]
 ) -> None:
     pictures = sorted(samples.glob("*.png"))[:4]
     parts = [{"type": "image_url", "image_url": {"url": f"file://{path}"}} for path in pictures]
+    parts.append({"type": "video_url", "video_url": {"url": f"file://{samples}/motion.mp4"}})
     answers: dict[str, list[str]] = {}
     for preprocess, environment in (("auto", without_torch), ("reference", {})):
         folder = tmp_path / preprocess
@@ -60,11 +63,6 @@ def test_the_daemon_answers_about_pictures_as_with_torch_and_refuses_clips(
         with running_daemon(folder, bundle, server_url, settings, **environment) as daemon:
             found = [asked(daemon.url, part).json() for part in parts]
             answers[preprocess] = [item["choices"][0]["message"]["content"] for item in found]
-            if preprocess == "auto":
-                clip = asked(daemon.url, {"type": "video_url", "video_url": {"url": f"file://{samples}/motion.mp4"}})
-                assert clip.status_code == 400
-                assert "pip install 'qwen3vl-edge[edge]'" in clip.text
-                assert asked(daemon.url, parts[0]).status_code == 200
     assert answers["auto"] == answers["reference"]
     assert all(answers["auto"])
 
@@ -86,3 +84,11 @@ def test_ask_answers_without_torch(bundle: Path, samples: Path, server_url: str,
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout)["generated_ids"])
     assert found[0] == found[1]
+
+
+def test_a_clip_without_pyav_is_refused_with_the_command_that_installs_it(
+    edge: Edge, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r"pip install 'qwen3vl-edge\[edge-lean\]'"):
+        edge.prepare([{"role": "user", "content": [{"type": "video", "video": str(samples / "motion.mp4")}]}])

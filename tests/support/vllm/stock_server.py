@@ -1,7 +1,7 @@
-"""A stock vLLM on this machine's CPU, on a free port: its own OpenAI entrypoint, in an environment of its own.
+"""A stock vLLM on this machine's CPU, on a free port: `vllm serve`, in an environment of its own.
 
-vLLM starts further processes, so what its CPU build needs before torchvision is imported stands in
-site/sitecustomize.py, which each of them runs first.
+vLLM starts further processes, so what its CPU build from PyPI needs stands in site/sitecustomize.py, which each of them
+runs first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def running_vllm(model: Path, log: Path, *arguments: str) -> Iterator[str]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    command = [str(ENVIRONMENT / "bin" / "vllm"), "serve", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
     command += ["--enable-mm-embeds", *arguments]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -24,6 +24,7 @@ from qwen3vl_edge.tools.parity.end_to_end import (
     open_both,
 )
 from qwen3vl_edge.tools.parity.gate import default_gate, judge
+from tests.support.photographs import photographs, real_clips
 
 PROMPTS, ALL_PROMPTS = 84, 210
 TOKENS = 12
@@ -77,6 +78,21 @@ def test_another_mean_of_clips_is_beyond_the_default_limits(
             results = compare_prompts(asked, both[0].with_edge(edge), both[1], 4)
         rows = [row for row in judge(default_gate("fp32", "fp16"), [], results, None) if row.figure == "largest KL"]
         assert [row.passed for row in rows] == [sound], rows
+
+
+def test_fp32_split_is_the_unsplit_model_on_photographs(both: tuple[Split, Unsplit]) -> None:
+    def asked(*parts: dict) -> list[dict]:  # type: ignore[type-arg]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]}]
+
+    size = {"min_pixels": 4096, "max_pixels": 110_000}  # too large for any bucket: the size is their own
+    pictures = [{"type": "image", "image": str(path), **size} for path in photographs()[::5]]
+    clips = [{"type": "video", "video": str(path), "nframes": 4, **size} for path in real_clips()]
+    prompts = [(f"photograph-{number}", asked(picture)) for number, picture in enumerate(pictures)]
+    prompts += [("pair", asked(*pictures[:2])), ("clip", asked(clips[0])), ("both", asked(pictures[2], clips[1]))]
+    results = compare_prompts(prompts, *both, TOKENS)
+    assert all(item.exact for item in results)
+    assert [item.name for item in results if not item.agrees] == []
+    assert max(max(item.kl) for item in results) < 1e-6
 
 
 @pytest.mark.slow

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import PngImagePlugin
-
 from qwen3vl_edge.contract.errors import LimitError
 
 # 500 segments of a JPEG file, or half a megabyte of a GIF file's comments; encoders write some ten pieces.
@@ -28,10 +26,10 @@ _PNG_TEXT_BYTES = 4 * 2**20
 class BoundedFile(io.BufferedReader):
     """A file that refuses to be read in too many pieces."""
 
-    def __init__(self, content: bytes | Path, label: str) -> None:
+    def __init__(self, content: bytes | Path, label: str, field: str = "image") -> None:
         """Raises: OSError: as `open`."""
         super().__init__(io.BytesIO(content) if isinstance(content, bytes) else io.FileIO(content))  # type: ignore[arg-type]
-        self._label = label
+        self._label, self._field = label, field
         self._left = HEADER_READS
         self.bytes = self.seek(0, io.SEEK_END)
         self.seek(0)
@@ -46,7 +44,7 @@ class BoundedFile(io.BufferedReader):
         if self._left < 0:
             raise LimitError(
                 f"picture {self._label} has too many pieces of metadata",
-                field="image",
+                field=self._field,
                 remedy="Save it without metadata.",
             )
         return super().read(size)
@@ -74,7 +72,7 @@ class BoundedFile(io.BufferedReader):
         if scans > MAX_SCANS:
             raise LimitError(
                 f"picture {self._label} has too many scans",
-                field="image",
+                field=self._field,
                 expected=f"at most {MAX_SCANS}",
                 got=scans,
                 remedy="Save it as a baseline JPEG file.",
@@ -83,4 +81,6 @@ class BoundedFile(io.BufferedReader):
 
 def bound_png_text() -> None:
     """Let all text of a PNG file take 4 MiB of memory, for this process: it may be compressed, and Pillow allows 64."""
+    from PIL import PngImagePlugin
+
     PngImagePlugin.MAX_TEXT_MEMORY = _PNG_TEXT_BYTES
