@@ -22,11 +22,12 @@ from qwen3vl_edge.contract.pixels.processor_arguments import (
     ProcessorArguments,
     read_processor_arguments,
 )
-from qwen3vl_edge.contract.wire.basis import Basis, read_basis
+from qwen3vl_edge.contract.wire.basis import Basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, HALF_ALONE, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
 from qwen3vl_edge.edge_runtime.backends.proven import proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
+from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.client.bandwidth import AUTO, BandwidthEstimate
 from qwen3vl_edge.edge_runtime.encoder.batching import EncoderOutput, describe_runs, encode_items
@@ -391,20 +392,3 @@ def open_edge(
     if edge.lean is None:
         _ = edge.processor  # loaded now, so that its errors are raised here
     return edge
-
-
-def open_basis(bundle: Bundle) -> Basis:
-    """The basis of a bundle.
-
-    Raises:
-        InputError: it has none, or another model's.
-    """
-    record = bundle.manifest.basis
-    if record is None:
-        raise InputError(
-            "the bundle has no basis for embeddings",
-            field="--wire-dtype",
-            expected="fp16 or another that needs none",
-            remedy=f"Fit one: qwen3vl-edge fit-basis {bundle.path} --data YOUR_PICTURES",
-        )
-    return read_basis(bundle.path / record.path, bundle.manifest.model.model_hash, record.path)

@@ -15,7 +15,8 @@ from qwen3vl_edge.contract.bundle.open import Bundle, open_model_of
 from qwen3vl_edge.contract.errors import InputError, ModelMismatchError
 from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
-from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend
 from qwen3vl_edge.tools.parity.candidate import (
     Candidate,

@@ -3,7 +3,8 @@
 python -m qwen3vl_edge.tools.dev.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny
     --out docs/reports/benchmarks/packing.json
 
-Answers and accuracy are of the reference checkpoint's held-out questions. Bytes and times are of one picture of the 2B
+Answers and accuracy are of the reference checkpoint's held-out questions, each about one picture, pair or clip; answers
+also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. Bytes and times are of one picture of the 2B
 model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the values are the reference
 encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis (`fit-basis`) is measured with it
 too; the basis of the wide picture has as large a part of its columns as directions, but any ones: bytes and times are
@@ -28,12 +29,13 @@ from qwen3vl_edge.contract.wire.codec import decode_medium, encode_medium
 from qwen3vl_edge.contract.wire.compression import compress, decompress
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling, pack_media
-from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import GRID, LEVELS, TOKENS, WIDTH
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score
-from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, heldout_questions
+from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, heldout_questions, mixed_prompts
 from qwen3vl_edge.tools.parity.end_to_end import open_both
 
 PLAIN_NAMES = ("fp16", *PACKINGS)
@@ -44,21 +46,24 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="the reference checkpoint")
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--mix", type=int, default=220, help="conversations of every structure")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    questions = heldout_questions(arguments.questions)
+    questions, mix = heldout_questions(arguments.questions), mixed_prompts(arguments.mix)
     options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
         media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
-        base = answer_all_split(split, questions)
+        base, base_mix = answer_all_split(split, questions), answer_all_split(split, mix)
         basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
         names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
         rows = [_answers(name, arguments.bundle, split, questions, base, media, basis) for name in names]
+        of_mix = {name: _same_of_mix(name, arguments.bundle, split, mix, base_mix) for name in names}
     times = _times(_wide(media), arguments.rounds, names, None if basis is None else _wide_basis(basis))
-    rows = [{**row, **times[row["name"]]} for row in rows]
-    write_document(arguments.out, {"questions": len(questions), "rounds": arguments.rounds, "rows": rows})
+    rows = [{**row, "same_answers_mix": of_mix[row["name"]], **times[row["name"]]} for row in rows]
+    counts = {"questions": len(questions), "mix": len(mix), "rounds": arguments.rounds}
+    write_document(arguments.out, {**counts, "rows": rows})
     print(json.dumps(rows, indent=1))
 
 
@@ -106,6 +111,16 @@ def _answers(
         "same_answers": same / len(questions),
         "accuracy": score(questions, answers).overall,
     }
+
+
+def _same_of_mix(name: str, bundle: Path, split: Any, mix: list[HeldoutQuestion], base: list[str]) -> float:
+    """Share of the mix whose answers are those of fp32."""
+    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)
+    with open_edge(bundle, options) as edge:
+        answers = answer_all_split(split.with_edge(edge), mix)
+    same = sum(one == other for one, other in zip(answers, base, strict=True))
+    print(f"{name}: {same} of {len(mix)} of the mix", flush=True)
+    return same / len(mix)
 
 
 def _wide(media: list[MediaEmbeddings]) -> MediaEmbeddings:

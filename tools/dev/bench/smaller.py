@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.wire.basis import Basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, PACKINGS, pack, unpack
 from qwen3vl_edge.contract.wire.request import MediaEmbeddings, pack_media
-from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_basis, open_edge
+from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
+from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.dev.bench.measurement import write_document
 from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all_split, score

@@ -142,6 +142,7 @@ def _packing(document: Row) -> str:
         "pays below Mbit/s": figure("pays_below_mbit", ",.0f"),
         "lowest cosine": figure("min_cosine", ".6f"),
         "answers as in fp32": figure("same_answers", ".1%"),
+        "of a mix of conversations": figure("same_answers_mix", ".1%"),
         "accuracy": figure("accuracy", ".1%"),
     }
     return section(document, "Fewer bytes on the wire", text, columns, words=1)
