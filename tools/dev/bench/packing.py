@@ -3,12 +3,12 @@
 python -m qwen3vl_edge.tools.dev.bench.packing --bundle BUNDLE --model reference/qwen3vl-tiny
     --out docs/reports/benchmarks/packing.json
 
-Answers and accuracy are of the reference checkpoint's held-out questions, each about one picture, pair or clip; answers
-also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. Bytes and times are of
-one picture of the 2B model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians; the
-values are the reference encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis
-(`fit-basis`) is measured with it too; the basis of the wide picture has as large a part of its columns as directions, but any ones:
-bytes and times are those of a fitted one, and what zstd makes of it is not.
+Answers and accuracy are of the reference checkpoint's held-out questions, each about one picture, pair or clip;
+answers also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. Bytes and times
+are of one picture of the 2B model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians;
+the values are the reference encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis
+(`fit-basis`) is measured with it too; the basis of the wide picture has as large a part of its columns as directions,
+but any ones: bytes and times are those of a fitted one, and what zstd makes of it is not.
 """
 
 from __future__ import annotations
