@@ -59,8 +59,8 @@ def opened_picture(content: bytes | Path, bounds: PictureBounds) -> Iterator[tup
     with decoder_faults(bounds), BoundedFile(content, bounds.label, bounds.field) as file:
         try:
             image = Image.open(file, formats=bounds.formats)
-        except Image.DecompressionBombError as error:
-            raise _too_large(bounds, _limit(file, bounds), str(error)) from None
+        except Image.DecompressionBombError:
+            raise _too_large(bounds, _limit(file, bounds), "more than Pillow decodes") from None
         if image.format == HEIF:
             image.info[CONTAINER_ORIENTATION] = container_orientation(file.whole())
         yield image, file

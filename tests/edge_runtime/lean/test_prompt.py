@@ -195,16 +195,51 @@ def test_processors_of_every_generation_run_leanly(
     opened = open_bundle(bundle, verify=False)
     folder = Path(shutil.copytree(opened.processor_path, tmp_path / "processor"))
     save(folder)
-    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "I'll  sort 12 of é\n\n<|im_end|>"}]
+    clip = {"type": "video", "video": [Image.effect_noise((90, 70), 60).convert("RGB")] * 4}
+    content = [{"type": "image", "image": PICTURE}, clip, {"type": "text", "text": "I'll  sort 12 of é\n\n<|im_end|>"}]
     messages = [{"role": "user", "content": content}]
     lean = prepare_lean_prompt(messages, load_lean_processor(replace(opened, path=tmp_path), no_grid), edge.policy)
     reference = prepare_prompt(messages, load_processor(folder), edge.policy)
     assert lean.text.count("<|image_pad|>") == lean.media[0].grid.tokens(2)
     np.testing.assert_array_equal(lean.input_ids, reference.input_ids)
-    np.testing.assert_array_equal(lean.media[0].input.values, reference.media[0].input.values)
+    for one, other in zip(lean.media, reference.media, strict=True):
+        np.testing.assert_array_equal(one.input.values, other.input.values)
     usual = prepare_lean_prompt(messages, edge.lean, edge.policy)  # type: ignore[arg-type]
     same = save not in (_two_templates, _plain_backend_splits_otherwise)
     assert (lean.input_ids.tolist() == usual.input_ids.tolist()) is same
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["own file", "processor_config.json"])
+@pytest.mark.parametrize(
+    ("changes", "leanly"),
+    [
+        ({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "rescale_factor": 0.004}, True),
+        ({"do_normalize": False}, False),
+        ({"temporal_patch_size": 1}, False),
+        ({"video_processor_type": "Qwen2VLVideoProcessor"}, False),
+    ],
+)
+def test_clips_are_normalised_by_the_video_processors_own_figures(
+    changes: dict[str, Any], leanly: bool, saved: bool, bundle: Path, edge: Edge, tmp_path: Path
+) -> None:
+    """Wherever they are stored; of another processor than the released one they are the reference's to read."""
+    opened = open_bundle(bundle, verify=False)
+    folder = Path(shutil.copytree(opened.processor_path, tmp_path / "processor"))
+    file = folder / "video_preprocessor_config.json"
+    values = json.loads(file.read_text()) | changes
+    if saved:
+        file.unlink()
+        (folder / "processor_config.json").write_text(json.dumps({"video_processor": values}))
+    else:
+        file.write_text(json.dumps(values))
+    messages = [{"role": "user", "content": [{"type": "video", "video": [PICTURE, PICTURE.rotate(90)]}]}]
+    lean = load_lean_processor(replace(opened, path=tmp_path), no_grid)
+    assert lean.serves(messages) is leanly
+    assert lean.serves([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
+    if leanly:
+        found = prepare_lean_prompt(messages, lean, edge.policy).media[0].input.values
+        expected = prepare_prompt(messages, load_processor(folder), edge.policy).media[0].input.values
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("option", ["add_bos_token", "split_special_tokens"])

@@ -73,7 +73,8 @@ def test_another_mean_of_clips_is_beyond_the_default_limits(
     """Qwen2-VL's mean in place of Qwen3-VL's: every answer may be the same, the logits are not."""
     asked = [item for item in prompts if item[0].startswith("video")][:6]
     for mean, sound in (([0.5, 0.5, 0.5], True), ([0.48145466, 0.4578275, 0.40821073], False)):
-        with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:
+        options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), preprocess="reference")
+        with open_edge(bundle, options) as edge:
             edge.processor.hf.video_processor.image_mean = mean
             results = compare_prompts(asked, both[0].with_edge(edge), both[1], 4)
         rows = [row for row in judge(default_gate("fp32", "fp16"), [], results, None) if row.figure == "largest KL"]
