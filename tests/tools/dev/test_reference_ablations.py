@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.grid import PatchGeometry
+from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
+from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.tools.dev.train_reference.ablate import ABLATIONS
-from qwen3vl_edge.tools.dev.train_reference.evaluate import NATIVE, answer_all, score
+from qwen3vl_edge.tools.dev.train_reference.evaluate import answer_all, score
 from qwen3vl_edge.tools.dev.train_reference.heldout import HeldoutQuestion, heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 
@@ -27,7 +30,8 @@ def questions() -> list[HeldoutQuestion]:
 
 @pytest.fixture(scope="module")
 def inputs(unsplit: Unsplit, questions: list[HeldoutQuestion]) -> list[dict[str, Any]]:
-    return [unsplit.inputs(item.messages, NATIVE) for item in questions]
+    native = BucketPolicy(PatchGeometry(), buckets=None, dynamic=True, pixels=read_pixel_policy(unsplit.folder))
+    return [unsplit.inputs(item.messages, native) for item in questions]
 
 
 def last_logits(unsplit: Unsplit, inputs: list[dict[str, Any]]) -> torch.Tensor:

@@ -70,7 +70,7 @@ def test_export_calibration_self_test_and_parity_have_one_rule() -> None:
 
 
 def rows(bundle: Path, oracle: PytorchBackend) -> list[EncoderRow]:
-    options = EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision="fp32"))
+    options = EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision="fp32", self_test=False))
     with open_edge(bundle, options) as edge:
         return compare_encoders(edge, oracle, {"one": draw_picture(0)})
 
