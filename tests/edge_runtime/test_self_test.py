@@ -178,7 +178,7 @@ def test_where_no_backend_passes_the_bundle_is_at_fault(bundle: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", pytest.param("int8-fp16", marks=pytest.mark.slow)])
 def test_sound_sets_pass_on_every_backend_of_this_cpu(calibrated: Path, backend: str, precision: str) -> None:
     opened, options = open_bundle(calibrated), BackendOptions(precision, threads=1)
     engine = proven(load_backend(backend, opened, options), opened, backend, options, ProofStore(None))

@@ -70,7 +70,7 @@ class Routes(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=[False, True], ids=["dense", "moe"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["dense", "moe"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
     with Hub(sharded_checkpoint(tmp_path / "model", request.param).path) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()

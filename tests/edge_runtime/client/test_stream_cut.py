@@ -99,7 +99,7 @@ async def told_through(server: str, request: GenerateRequest, chance: random.Ran
     return found
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampled"])
+@pytest.mark.parametrize("kind", [pytest.param("greedy", marks=pytest.mark.slow), "sampled"])
 def test_cut_anywhere_the_answer_is_the_uncut_one(server: ServerProcess, kind: str) -> None:
     chance = random.Random(kind)
     for request in requests_of(kind):

@@ -44,6 +44,7 @@ def test_towers_cover_what_the_search_is_about() -> None:
     assert draw_tower(1, 7) == draw_tower(1, 7) != draw_tower(2, 7)
 
 
+@pytest.mark.slow  # the one tower of the next test is every time
 def test_a_few_towers_are_right_on_every_backend() -> None:
     found = search_in_a_process("mended", *FEW)
     assert found["findings"] == []
@@ -68,7 +69,11 @@ def test_a_wrong_backend_is_found() -> None:
     ("change", "why"),
     [
         ({"hidden_size": 64, "intermediate_size": 64}, f"the process ended with {-signal.SIGSEGV}"),
-        ({"num_position_embeddings": 37}, "vision_config.num_position_embeddings is not supported"),
+        pytest.param(
+            {"num_position_embeddings": 37},
+            "vision_config.num_position_embeddings is not supported",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["crash", "error"],
 )
