@@ -23,7 +23,7 @@ from qwen3vl_edge.contract.pixels.processor_arguments import (
     read_processor_arguments,
 )
 from qwen3vl_edge.contract.wire.basis import Basis
-from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, HALF_ALONE, PACKINGS, WIRE_DTYPES
+from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
 from qwen3vl_edge.edge_runtime.backends.proven import proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
@@ -264,14 +264,7 @@ class Edge:
 
     def _run_encoder(self, items: Sequence[EncoderInput]) -> list[EncoderOutput]:
         outputs = encode_items(self.encoder, items, stack=self.options.stack)
-        return [replace(output, embeddings=self._for_wire(output.embeddings)) for output in outputs]
-
-    def _for_wire(self, embeddings: Embeddings) -> Embeddings:
-        """As the wire's dtype is made from them: float16, except where it, or the values, need float32."""
-        name = self.options.wire_dtype
-        if name in FROM_FP32:
-            return embeddings
-        return embeddings.to_fp16() if name in HALF_ALONE else embeddings.to_fp16_if_it_fits()
+        return [replace(output, embeddings=output.embeddings.for_wire(self.options.wire_dtype)) for output in outputs]
 
     def _encode_media(self, items: Sequence[PreparedMedia]) -> tuple[tuple[MediaEmbeddings, ...], tuple[float, ...]]:
         """Each item's embeddings and the seconds they took: from a camera's window, the cache, or an encoder run."""
@@ -284,7 +277,7 @@ class Edge:
             if item.window is not None:
                 media[index] = self._window_embeddings(item, item.window)
             elif self.cache is not None and key not in misses and (hit := self.cache.get(key)) is not None:
-                media[index] = self._media_embeddings(item, self._for_wire(hit), cached=True)
+                media[index] = self._media_embeddings(item, hit.for_wire(self.options.wire_dtype), cached=True)
             else:
                 misses.setdefault(key, []).append(index)
             seconds[index] = time.perf_counter() - started

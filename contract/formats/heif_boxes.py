@@ -93,7 +93,7 @@ def _items(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
         if box.kind == b"iinf":
             kinds |= dict(_item_kinds(data, box))
         elif box.kind == b"iloc":
-            places |= _ItemPlaces(data, box.start).read()
+            places |= _ItemPlaces(data, box).read()
         elif box.kind == b"idat":
             own = box
     for item, (is_inside, extents) in places.items():
@@ -101,9 +101,12 @@ def _items(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
         if kind not in CODED:
             continue
         low, high = (own.start, own.end) if is_inside else (0, len(data))
-        pieces = []
+        pieces, left = [], len(data)
         for offset, length in extents:
             piece_end = high if length == 0 else min(low + offset + length, high)
+            left -= max(0, piece_end - low - offset)
+            if left < 0:  # extents that overlap
+                raise ValueError("an item is larger than the file")
             pieces.append(data[low + offset : piece_end])
         yield kind, b"".join(pieces)
 
@@ -119,8 +122,8 @@ def _item_kinds(data: bytes, box: _Box) -> Iterator[tuple[int, bytes]]:
 class _ItemPlaces:
     """Reads an `iloc` box."""
 
-    def __init__(self, data: bytes, start: int) -> None:
-        self._data, self._place, self._left = data, start, MOST_ENTRIES
+    def __init__(self, data: bytes, box: _Box) -> None:
+        self._data, self._place, self._end, self._left = data, box.start, box.end, MOST_ENTRIES
 
     def read(self) -> dict[int, tuple[bool, list[tuple[int, int]]]]:
         """By item: whether it lies in `idat`, and its extents' offsets and lengths; 0 for all that follows."""
@@ -149,7 +152,7 @@ class _ItemPlaces:
 
     def _number(self, size: int) -> int:
         self._place += size
-        if self._place > len(self._data):
+        if self._place > self._end:
             raise ValueError("its boxes are cut")
         return int.from_bytes(self._data[self._place - size : self._place], "big")
 
@@ -214,6 +217,8 @@ def _associated(data: bytes, box: _Box, item: int | None) -> Iterator[int]:
     for _ in range(min(entries, MOST_ENTRIES)):
         number = int.from_bytes(data[place : place + id_size], "big")
         count, place = data[place + id_size], place + id_size + 1
+        if place + count * index_size > box.end:
+            raise ValueError("its boxes are cut")
         for _ in range(count):
             if number == item:
                 most = (1 << 8 * index_size - 1) - 1  # the highest bit says that it is essential

@@ -37,6 +37,7 @@ _FRAME_TOKENS = (128, 768)
 _TOTAL_TOKENS = 115_200
 _FRAMES_OF_TOTAL = 2
 _ROOM = 1.05  # between the least and the most of a clip, in both upstreams
+MAX_STRETCH = 16  # of given sides: the most by which they may change the ratio of width to height
 KEYS = ("min_pixels", "max_pixels", "total_pixels")
 SIDES = ("resized_height", "resized_width")  # in place of limits
 
@@ -119,7 +120,7 @@ class PixelPolicy:
             ValueError: sides too unequal.
         """
         if (sides := _given_sides(given)) is not None:
-            return smart_resize(*sides, self.factor)
+            return _checked_sides(height, width, smart_resize(*sides, self.factor))
         limits = self.picture_limits(given)
         if self.name == CHECKPOINT:
             return processor_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
@@ -141,11 +142,11 @@ class PixelPolicy:
             ValueError: sides too unequal.
         """
         if (sides := _given_sides(given)) is not None:
-            return smart_resize(*sides, self.factor)
+            return _checked_sides(height, width, smart_resize(*sides, self.factor))
         lowest, highest = self._clip_bounds(frames, given or {})
         if self.video.bounds == EACH_FRAME:
             return smart_resize(height, width, self.factor, lowest, highest)
-        return clip_resize(frames, height, width, self.factor, self.temporal, int(lowest), int(highest))
+        return clip_resize(frames, height, width, self.factor, self.temporal, math.ceil(lowest), math.ceil(highest))
 
     def _clip_bounds(self, frames: int, given: Mapping[str, Any]) -> tuple[float, float]:
         """Least and most pixels of a frame, or of all, as `bounds` says."""
@@ -250,6 +251,26 @@ def own_keys(policy: PixelPolicy) -> dict[str, int]:
 def _given_sides(given: Mapping[str, Any] | None) -> tuple[int, int] | None:
     given = given or {}
     return (given[SIDES[0]], given[SIDES[1]]) if all(name in given for name in SIDES) else None
+
+
+def _checked_sides(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int]:
+    """Sides that a client wrote, where resizing to them is no larger a work than their size and the picture's explain.
+
+    Resizing one side before the other, as every library does, makes a picture of `height` by `sides[1]` between them.
+
+    Raises:
+        InputError: they change its shape too much.
+    """
+    change = sides[1] / sides[0] * height / width
+    if max(change, 1 / change) > MAX_STRETCH:
+        raise InputError(
+            "resized_height and resized_width change the shape too much",
+            field="resized_height",
+            expected=f"sides whose ratio is within {MAX_STRETCH} times the picture's own ({width}x{height})",
+            got=f"{sides[1]}x{sides[0]}",
+            remedy="Give sides nearer to its shape, or min_pixels and max_pixels, which keep it.",
+        )
+    return sides
 
 
 def _sides_text(sides: tuple[int, int]) -> str:

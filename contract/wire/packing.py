@@ -108,7 +108,7 @@ BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]
 WIRE_DTYPES = ("fp16", "fp32", *PACKINGS, *BASIS_PACKINGS)
 """Values of `--wire-dtype` and of the daemon's `wire_dtype`."""
 FROM_FP32 = ("fp32", "bf16")
-"""Dtypes that are packed from the encoder's own values; the others from these values cast to float16."""
+"""Dtypes that are made of the encoder's own values; the others of these cast to float16, where that holds them."""
 HALF_ALONE = ("fp16", *BASIS_PACKINGS)
 """Dtypes that hold no values beyond float16's range."""
 

@@ -78,7 +78,7 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         return outputs
 
     def device_seconds(self, grid: Grid, pixel_values: NDArray[np.float32]) -> float | None:
-        """Seconds that a run takes on the GPU, without copies; None where nothing is bound to one."""
+        """Seconds until the GPU is done, by the host's clock, without copies; None where nothing is bound to one."""
         graph = choose_graph(self.graphs, grid)
         feeds = graph_inputs(self.bundle.manifest.vision, graph, grid, pixel_values)
         seconds: float | None = self.loaded(graph).device_seconds(feeds)

@@ -133,12 +133,30 @@ def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
         keep_compiled_code(torch.cuda.get_device_name(device))
     checkpoint = open_model_of(bundle, str(options.model))
     precision = choose_dtype(options, device, checkpoint)
+    _check_range(bundle, precision)
     # Pictures go to the buckets of the set of that precision; where the bundle has none, to those of its first.
     sets = [item.precision for item in bundle.manifest.precisions]
     serves = bundle_serves(bundle, precision if precision in sets else None)
     if (device.type, precision) == ("cpu", "fp32"):
         return PytorchBackend(checkpoint, serves)
     return StraightBackend(bundle, checkpoint, device, precision, serves, compiled=device.type == "cuda")
+
+
+def _check_range(bundle: Bundle, precision: str) -> None:
+    """Refuse float16 where the bundle's own fp16 set keeps layers in float32 (`export/onnx/headroom.py`).
+
+    Raises:
+        InputError: it does; names them.
+    """
+    sets = [item for item in bundle.manifest.precisions if item.precision == precision == "fp16"]
+    wide = [layer.layer for item in sets for layer in item.headroom if layer.precision == "fp32"]
+    if wide:
+        raise InputError(
+            "backend pytorch has all layers in float16, and the bundle's fp16 set needs float32 for some",
+            field="--dtype",
+            expected="bf16 or fp32",
+            got=f"fp16, with {', '.join(wide[:4])} in float32",
+        )
 
 
 def find_device(name: str) -> torch.device:

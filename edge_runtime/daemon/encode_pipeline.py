@@ -151,7 +151,8 @@ class EncodePipeline:
             return
         height, width = self.edge.policy.geometry.pixels(grid) if grid is not None else (64, 64)
         picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-        message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]}
+        part = {"type": "image", "image": picture, "resized_height": height, "resized_width": width}
+        message = {"role": "user", "content": [part, {"type": "text", "text": "?"}]}
         self.edge.embed(self.edge.prepare([message]))
 
     async def close_when_idle(self) -> None:

@@ -13,7 +13,7 @@ from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.wire.packing import FLOAT16_MAX
+from qwen3vl_edge.contract.wire.packing import FLOAT16_MAX, FROM_FP32, HALF_ALONE
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Embeddings:
         """
         return Embeddings(_fp16("embeds", self.embeds), tuple(_fp16("deepstack", level) for level in self.deepstack))
 
+    def for_wire(self, wire_dtype: str) -> Embeddings:
+        """What a wire dtype is made from: float16, except where it, or the values, need float32.
+
+        Raises:
+            InputError: a value that the dtype cannot hold, or one that is not finite.
+        """
+        if wire_dtype in FROM_FP32:
+            return self
+        return self.to_fp16() if wire_dtype in HALF_ALONE else self.to_fp16_if_it_fits()
+
     def to_fp16_if_it_fits(self) -> Embeddings:
         """The same in float16 where that holds every value, else unchanged.
 
@@ -51,7 +61,7 @@ class Embeddings:
 
 
 def _fp16(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
-    if array.dtype == np.float16:
+    if array.dtype == np.float16 and np.isfinite(array).all():
         return array
     largest = float(np.abs(array).max(initial=0.0))
     if not largest <= FLOAT16_MAX:  # written so that NaN fails too

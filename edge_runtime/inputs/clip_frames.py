@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3vl_edge.contract.errors import ContractError
+from qwen3vl_edge.contract.errors import ContractError, LimitError
 from qwen3vl_edge.edge_runtime.inputs.sources.clip_header import ClipHeader, reason_of
 from qwen3vl_edge.edge_runtime.inputs.sources.containers import Kind, open_container
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 PYAV = "pyav"
+MOST_FRAMES = 1_000_000  # nine hours at 30 frames a second
+_PACKETS_BETWEEN_CHECKS = 4096
 _DESCRIPTORS = Path("/proc/self/fd")
 _DECORDS_PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 
@@ -127,6 +129,18 @@ class _Timeline:
         return index / (self.rate or 1)
 
 
+def _check_count(frames: int, budget: MediaBudget) -> None:
+    budget.check()
+    if frames > MOST_FRAMES:
+        raise LimitError(
+            "clip has too many frames",
+            field="video",
+            expected=f"at most {MOST_FRAMES}",
+            got="more",
+            remedy="Send a part of it.",
+        )
+
+
 def _timeline(path: Path, kind: Kind, budget: MediaBudget) -> _Timeline:
     """Read without decoding any frame."""
     ticks, in_order = [], not kind.timed
@@ -136,6 +150,8 @@ def _timeline(path: Path, kind: Kind, budget: MediaBudget) -> _Timeline:
         for packet in container.demux(stream):
             time = packet.pts if packet.pts is not None else packet.dts
             if packet.size and time is not None and not packet.is_discard:
+                if len(ticks) % _PACKETS_BETWEEN_CHECKS == 0:
+                    _check_count(len(ticks), budget)
                 ticks.append(time)
                 in_order = in_order or packet.pts is None
     ticks.sort()

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.bundle.measurements import LayerHeadroom
 from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.wire.packing import FLOAT16_MAX
 from qwen3vl_edge.export.onnx.quantization import is_scores, quantizable
 from qwen3vl_edge.export.onnx.weights import IMAGE_EMBEDDING, PATCH_EMBEDDING
 
-FLOAT16_MAX = 65504.0
 LEAST_HEADROOM = 4.0  # between the largest value seen and float16's: other pictures have larger ones
 
 Vector = NDArray[np.float32]

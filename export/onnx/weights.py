@@ -14,6 +14,7 @@ from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.checkpoint_tensor import FLOAT_DTYPES, CheckpointTensor, to_float32
 from qwen3vl_edge.contract.bundle.manifest import VisionSpec
 from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.wire.packing import FLOAT16_MAX
 
 _ALIGNMENT = 4096  # a page, so that each tensor can be memory mapped by itself
 
@@ -188,7 +189,7 @@ def append_tensor(file: BinaryIO, name: str, array: NDArray[Any], dtype: np.dtyp
     """
     if dtype == np.float16:
         largest = float(np.abs(array).max())
-        if not largest <= 65504:
+        if not largest <= FLOAT16_MAX:
             raise CheckpointError(
                 f"tensor visual.{name} does not fit float16",
                 field=name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.formats.bounded_picture import (
+    FREE_PIXELS,
     PIXELS_PER_BYTE,
     PictureBounds,
     decoded_size,
@@ -101,7 +102,8 @@ def open_data_uri(uri: str, where: str, claim: Callable[[int], None], exif_orien
             remedy="Send the picture in the request.",
         )
     data = decode_base64(parsed.payload, where, MAX_FILE_BYTES)
-    bounds = PictureBounds(where, where, client_formats(), most_pixels, f"{PIXELS_PER_BYTE} a byte")
+    limit = f"{FREE_PIXELS}, or {PIXELS_PER_BYTE} a byte"
+    bounds = PictureBounds(where, where, client_formats(), most_pixels, limit)
     with opened_picture(data, bounds) as (image, file):
         (width, height), _ = decoded_size(image, file, bounds)
         claim(width * height)

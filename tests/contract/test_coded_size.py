@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qwen3vl_edge.contract.formats.coded_size import is_worth_decoding
+from qwen3vl_edge.contract.formats.heif_boxes import coded_items, container_orientation
 
 _PARAMETER_SETS = (32, 33, 34)
 
@@ -81,3 +82,23 @@ def test_what_is_none_has_a_reason() -> None:
     for size in (0, 4096):  # parameter sets that say nothing, and ones without end
         with pytest.raises(ValueError, match=r"(cut|no coded frames)"):
             is_worth_decoding(heic([b"\x42\x01" + bytes(size)], in_band=True), 64 * 64)
+
+
+def test_extents_that_overlap_are_not_copied() -> None:
+    """An item of 4,000 extents, each the whole file, would be 4,000 copies of it."""
+    extents = struct.pack(">HHHH", 1, 0, 0, 4000) + struct.pack(">II", 0, 0) * 4000
+    entry = box(b"infe", struct.pack(">BxxxHH4s", 2, 1, 0, b"av01"), b"\0")
+    items = [box(b"iinf", bytes(4), struct.pack(">H", 1), entry)]
+    items += [box(b"iloc", bytes([1, 0, 0, 0, 0x44, 0]), struct.pack(">H", 1), extents)]
+    data = box(b"ftyp", b"avif", bytes(4)) + box(b"meta", bytes(4), *items) + bytes(1 << 16)
+    with pytest.raises(ValueError, match="larger than the file"):
+        list(coded_items(data))
+
+
+def test_associations_end_with_their_box() -> None:
+    """A box of a few bytes that claims 4,096 entries of 255 would read what follows it, box after box."""
+    claimed = box(b"ipma", bytes(4), struct.pack(">I", 4096), struct.pack(">HB", 1, 255))
+    properties = box(b"iprp", box(b"ipco", box(b"irot", b"\1")), claimed)
+    data = box(b"meta", bytes(4), box(b"pitm", bytes(4), struct.pack(">H", 1)), properties) + b"\xff" * (1 << 16)
+    with pytest.raises(ValueError, match="cut"):
+        container_orientation(data)

@@ -162,3 +162,20 @@ def test_other_arguments_are_refused_by_name(kwargs: dict[str, Any], field: str)
     with pytest.raises(InputError) as caught:
         read_processor_arguments(kwargs)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("policy", [QWEN, RELEASED], ids=lambda policy: policy.name)
+def test_given_sides_keep_the_shape_within_a_bound(policy: PixelPolicy) -> None:
+    """Between its two passes a resize has one side of each: for 8 x 1,048,576 to 6,400 x 32 that is 6.7e9 pixels."""
+    sides = {"resized_height": 32, "resized_width": 6400}
+    for size in (lambda: policy.picture_size(1_048_576, 8, sides), lambda: policy.clip_size(4, 1_048_576, 8, sides)):
+        with pytest.raises(InputError, match=r"within 16 times the picture's own \(8x1048576\)"):
+            size()
+    assert policy.picture_size(400, 100, {"resized_height": 64, "resized_width": 256}) == (64, 256)
+
+
+@pytest.mark.parametrize("policy", [QWEN, RELEASED], ids=lambda policy: policy.name)
+def test_a_maximum_below_a_pixel_is_the_least_size(policy: PixelPolicy) -> None:
+    given = {"min_pixels": 0.01, "max_pixels": 0.1}
+    assert policy.clip_size(4, 100, 100, given) == (32, 32)
+    assert policy.picture_size(100, 100, given) == (32, 32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +38,11 @@ from qwen3vl_edge.edge_runtime.backends.straight.compiled_code import (
 from qwen3vl_edge.edge_runtime.backends.straight.tower import PLAIN, Linear, Merger, Steps, StraightTower
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, bundle_serves
+from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.vision_config import read_vision_spec
 from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
 from tests.support.encoders.export_models import assert_close, run_encoder
+from tests.support.encoders.overflowing import PLANTS, planted
 
 CPU = torch.device("cpu")
 # Pictures from one merged token up, and clips.
@@ -262,6 +266,27 @@ def test_what_it_does_not_have_is_named(
     with pytest.raises(InputError, match=words) as error:
         loaded(**options)
     assert error.value.field == field
+
+
+def test_fp16_is_refused_where_the_bundle_needs_float32_for_layers(tmp_path: Path) -> None:
+    checkpoint = planted(tmp_path / "model", PLANTS["residual"][0])
+    export_bundle(str(checkpoint.path), tmp_path / "b", image_buckets="64x96", precisions=("fp16",), dynamic=False)
+    bundle, options = open_bundle(tmp_path / "b"), BackendOptions(model=checkpoint.path, dtype="fp16")
+    with pytest.raises(InputError, match=r"expected bf16 or fp32, got fp16, with blocks\.1\.mlp\.linear_fc2 in"):
+        load_backend("pytorch", bundle, options)
+    load_backend("pytorch", bundle, replace(options, dtype="bf16")).close()
+
+
+def test_a_closed_one_leaves_no_memory_to_the_garbage_collector(tower: StraightTower) -> None:
+    runner = TowerRunner(tower, CpuDevice(), [Grid(1, 8, 8)])
+    runner.run(Grid(1, 8, 8), draw(Grid(1, 8, 8)))
+    left = weakref.ref(runner)
+    gc.disable()
+    try:
+        del runner
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

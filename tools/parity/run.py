@@ -206,7 +206,7 @@ def _of_set(progress: Progress, precision: str) -> Progress:
 
 def _graphs_not_run(candidate: Candidate, rows: list[EncoderRow]) -> Skipped:
     reason = f"backend {candidate.backend} does not run it" if candidate.edge is not None else "it is not in the dump"
-    return graphs_without_rows(candidate.bundle.manifest.precision(candidate.precision), rows, reason)
+    return graphs_without_rows(candidate.bundle.manifest.set_for(candidate.precision), rows, reason)
 
 
 def _wire_forms(candidate: Candidate, measured: Measured, skipped: Skipped, progress: Progress) -> tuple[WireRow, ...]:

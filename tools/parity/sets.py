@@ -34,7 +34,7 @@ def other_precisions(candidate: Candidate, options: EdgeOptions) -> tuple[list[s
     reason = None
     if candidate.edge is None:
         reason = "a dump holds one set"
-    elif candidate.backend == "pytorch":
+    elif options.backend == "pytorch":
         reason = "backend pytorch runs no graphs"
     elif options.backend_options.precision is not None:
         reason = f"--precision {options.backend_options.precision} was asked for"

@@ -97,9 +97,10 @@ def _worst(rows: Sequence[WireRow]) -> WireRow:
 def _measure(
     form: str, grid: Grid, item: Embeddings, names: Sequence[str], model_hash: str, basis: Basis | None
 ) -> list[WireRow]:
-    own = item if form in FROM_FP32 else item.to_fp16()
-    dtype = np.float32 if form in FROM_FP32 else np.float16
-    arrays = [array.astype(dtype, copy=False) for array in (own.embeds, *own.deepstack)]
+    own = item.for_wire(form)  # as the device makes it
+    arrays = [own.embeds, *own.deepstack]
+    if form in FROM_FP32:
+        arrays = [array.astype(np.float32, copy=False) for array in arrays]
     media = MediaEmbeddings("image" if grid.t == 1 else "video", grid, arrays[0], tuple(arrays[1:]))
     packing = BASIS_PACKINGS[form] if basis is not None else PACKINGS.get(form)
     if packing is not None:

@@ -27,9 +27,6 @@ class BoundSession:
         session: ONNX Runtime's.
         graph: its record, whose inputs and outputs have fixed shapes.
         device: as ONNX Runtime names it: "cuda", or "cpu" where device memory is emulated.
-
-    Attributes:
-        device_bytes: of its inputs and outputs.
     """
 
     def __init__(self, session: Any, graph: GraphRecord, device: str = "cuda") -> None:
@@ -40,15 +37,14 @@ class BoundSession:
             self._stream = Stream()
             self._release.append(self._stream.destroy)
             self._memory = {spec.name: self._memory_of(spec) for spec in (*graph.inputs, *graph.outputs)}
+            self._binding = session.io_binding()
+            for specs, bind in ((graph.inputs, self._binding.bind_input), (graph.outputs, self._binding.bind_output)):
+                for spec in specs:
+                    address = self._memory[spec.name][0].address
+                    bind(spec.name, device, 0, np.dtype(spec.dtype).type, list(spec.shape), address)
         except BaseException:
             self.close()
             raise
-        self.device_bytes = sum(on_device.size for on_device, _ in self._memory.values())
-        self._binding = session.io_binding()
-        for specs, bind in ((graph.inputs, self._binding.bind_input), (graph.outputs, self._binding.bind_output)):
-            for spec in specs:
-                address = self._memory[spec.name][0].address
-                bind(spec.name, device, 0, np.dtype(spec.dtype).type, list(spec.shape), address)
 
     def run(self, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs in the record's order, owned by the caller."""
@@ -62,7 +58,7 @@ class BoundSession:
             return [self._view(spec).copy() for spec in self._outputs]
 
     def device_seconds(self, feeds: dict[str, NDArray[Any]]) -> float:
-        """Seconds of a run whose inputs are on the device and whose outputs stay there, by the clock around it."""
+        """Seconds of a run whose inputs are on the device and whose outputs stay there, by the host's clock."""
         with self._lock:
             self._upload(feeds)
             started = time.perf_counter()

@@ -72,10 +72,13 @@ def load_cuda_graph(
     except ImportError:
         logger.warning("cuda-bindings is not installed: pictures are copied to the GPU from pageable memory, slower")
         return GraphSession(make_session(graph, model), graph)
+    bound: BoundSession | None = None
     try:
         bound = BoundSession(make_session(graph, model, CAPTURED), graph, device)
         bound.run({spec.name: np.zeros(spec.shape, spec.dtype) for spec in graph.inputs})  # type: ignore[arg-type]
     except Exception as error:  # ONNX Runtime's exceptions share no base class; another fault comes again below
-        logger.info("graph %s is not captured as a CUDA graph: %s", graph.path, str(error).splitlines()[:1])
+        if bound is not None:
+            bound.close()
+        logger.warning("graph %s is slower, not captured as a CUDA graph: %s", graph.path, str(error).splitlines()[:1])
         return BoundSession(make_session(graph, model), graph, device)
     return bound

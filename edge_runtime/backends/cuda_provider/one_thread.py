@@ -44,7 +44,7 @@ class InItsThread:
         return outputs
 
     def device_seconds(self, feeds: dict[str, NDArray[Any]]) -> float | None:
-        """Seconds that a run takes on the GPU; None where nothing is bound to it."""
+        """Seconds until the device is done, by the host's clock; None where nothing is bound to it."""
         seconds: float | None = self._thread.call(self._inner.device_seconds, feeds)
         return seconds
 

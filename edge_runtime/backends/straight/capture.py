@@ -186,10 +186,11 @@ class TowerRunner:
 
     def _prepare(self, grid: Grid) -> Prepared:
         plain = self._unprepared(grid)
-        tables, steps = self.tower.tables(grid), self._steps()
+        # Not this object: in a circle with it, weights and graphs would stay on the GPU until garbage is collected.
+        tower, tables, steps = self.tower, self.tower.tables(grid), self._steps()
 
         def work() -> Outputs:
-            return self.tower.run(grid, plain.pixels, tables, steps)
+            return tower.run(grid, plain.pixels, tables, steps)
 
         if steps is not PLAIN:
             try:
@@ -207,6 +208,6 @@ class TowerRunner:
         """A grid that runs step by step, with buffers of its own."""
         shape = (grid.patches, self.tower.spec.patch_values)
         pixels = torch.zeros(shape, device=self.tower.device)
-        tables = self.tower.tables(grid)
+        tower, tables = self.tower, self.tower.tables(grid)
         staged = self._device.host_memory(shape, torch.float32)
-        return Prepared(staged, pixels, lambda: self.tower.run(grid, pixels, tables))
+        return Prepared(staged, pixels, lambda: tower.run(grid, pixels, tables))

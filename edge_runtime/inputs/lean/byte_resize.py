@@ -80,7 +80,7 @@ def _bytes(sums: NDArray[Any], offset: NDArray[np.float64], shift: int) -> NDArr
     return clipped
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=8)  # up to 12 MB each: those of one picture, or of a clip
 def weights(size: int, out: int) -> Taps:
     """The weights from `size` pixels to `out`."""
     scale = size / out

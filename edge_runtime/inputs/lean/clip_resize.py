@@ -106,7 +106,7 @@ def _fused(factor: Floats | np.float32, other: Floats, added: Floats | np.float3
     return np.asarray(factor.astype(np.float64) * other + added, dtype=np.float32)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # up to 12 MB each: those of one picture, or of a clip
 def taps(size: int, resized: int) -> Taps:
     """Taps of a side of `size` pixels that gets `resized`."""
     scale = np.float32(size) / np.float32(resized)

@@ -65,6 +65,17 @@ def test_sound_forms_are_within_their_arithmetic(basis: Basis, dtype: Any) -> No
     assert rows["fp32", "embeds"].distance.max_abs == 0
 
 
+def test_values_beyond_float16_are_held_to_the_same_arithmetic() -> None:
+    large = {
+        grid: Embeddings(item.embeds * 1e5, tuple(level * 1e5 for level in item.deepstack))
+        for grid, item in outputs().items()
+    }
+    rows, without = measure_wire_forms(large, NAMES, HASH, None)
+    assert {row.form for row in rows} == {"fp32", *PACKINGS}
+    assert all(row.passed for row in rows), rows
+    assert "wire form fp16" in without
+
+
 def wrong_order(media: MediaEmbeddings) -> MediaEmbeddings:
     return replace(media, embeds=media.deepstack[0], deepstack=(media.embeds,))
 

@@ -57,7 +57,7 @@ def write_run_results(dump: Dump, manifest: Manifest, folder: Path) -> list[Path
 def _feeds(case: Case, manifest: Manifest, precision: str) -> dict[str, NDArray[Any]]:
     if case.graph == UINT8 and case.input.pixels is not None:
         return {"pixels": case.input.pixels}
-    graph = choose_graph(manifest.precision(precision), case.grid)
+    graph = choose_graph(manifest.set_for(precision), case.grid)
     return graph_inputs(manifest.vision, graph, case.grid, case.input.pixel_values)
 
 
