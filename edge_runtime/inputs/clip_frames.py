@@ -143,7 +143,8 @@ def _check_count(frames: int, budget: MediaBudget) -> None:
 
 def _timeline(path: Path, kind: Kind, budget: MediaBudget) -> _Timeline:
     """Read without decoding any frame."""
-    ticks, in_order = [], not kind.timed
+    ticks: list[int] = []
+    in_order = not kind.timed
     with open_container(path, kind, budget.limits.most_pixels(path.stat().st_size)) as container:
         stream = container.streams.best("video")
         tick, rate = float(stream.time_base), stream.average_rate or stream.guessed_rate

@@ -1,7 +1,7 @@
 """Attention as one operation, in a copy of a graph that ONNX Runtime's CUDA provider loads in the file's place.
 
 The file has the chain MatMul, Softmax, MatMul, which TensorRT and OpenVINO fuse and the CUDA provider runs node by
-node, with all scores in memory: three times the encoder's time at 4,096 patches. `com.microsoft.MultiHeadAttention`
+node, with all scores in memory: more than twice the encoder's time at 4,096 patches. `com.microsoft.MultiHeadAttention`
 (onnxruntime, docs/ContribOperators.md) runs it as flash attention: products of halves, sums and softmax in float32. It
 takes [frames, patches, heads · width], so the transposes around the chain go too, and rotation runs in that order:
 where the file has [frames, heads, patches, width], the copy has [frames, patches, heads, width].

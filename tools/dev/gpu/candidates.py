@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.errors import EngineError
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
@@ -16,6 +17,10 @@ from qwen3vl_edge.tools.dev.gpu.context import Context
 from qwen3vl_edge.tools.dev.gpu.upstream import UpstreamEncoder
 
 UPSTREAM = "transformers"
+
+
+class NotHereError(EngineError):
+    """This machine lacks the candidate's library; that is no failure of the candidate."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +129,18 @@ def build_engine(candidate: Candidate, bundle: Path) -> Bundle:
     """Build a TensorRT engine for this machine's GPU into the bundle, unless it is there.
 
     Raises:
-        EngineError: the library is not installed, or does not take this GPU.
+        NotHereError: the library is not installed, or is not the one that builds here.
+        EngineError: it does not take this GPU.
     """
-    from qwen3vl_edge.contract.errors import EngineError
     from qwen3vl_edge.contract.machine.tensorrt_library import installed
     from qwen3vl_edge.export.tensorrt.build_engines import build_engines
     from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 
     assert candidate.library is not None
     if not installed(candidate.library):
-        raise EngineError(f"{candidate.library} is not installed", field="--backend")
+        raise NotHereError(f"{candidate.library} is not installed", field="--backend")
     layout = "profiles" if open_bundle(bundle).manifest.has_dynamic(candidate.dtype) else "per-bucket"
     record = build_engines(bundle, BuildRequest("this-gpu", precision=candidate.dtype, layout=layout)).record
     if record.library != candidate.library:
-        raise EngineError(f"this-gpu builds with {record.library} here", field="--target")
+        raise NotHereError(f"this-gpu builds with {record.library} here", field="--target")
     return open_bundle(bundle)

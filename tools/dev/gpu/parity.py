@@ -14,7 +14,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, PixelBackend
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.tools.dev.bench.make_bundle import REFERENCE
-from qwen3vl_edge.tools.dev.gpu.candidates import Candidate, build_engine, wanted
+from qwen3vl_edge.tools.dev.gpu.candidates import Candidate, NotHereError, build_engine, wanted
 from qwen3vl_edge.tools.dev.gpu.context import Context, Report, reason
 from qwen3vl_edge.tools.parity.run import ParityRequest, run_parity
 
@@ -39,6 +39,8 @@ def report_parity(context: Context, report: Report) -> None:
         row: dict[str, Any] = {"candidate": candidate.name, "dtype": candidate.dtype}
         try:
             row |= _compare(candidate, context, bundle, prompts)
+        except NotHereError as error:
+            row["not_here"] = error.message
         except Exception as error:  # a library's failure is a row
             row["failed"] = reason(error)
         report("parity", {**row, "seconds": round(time.perf_counter() - started, 1)})

@@ -41,7 +41,7 @@ def _parity(document: Row) -> str:
     rows = [
         [
             row["candidate"],
-            row.get("failed") or ("holds" if row["passed"] else "does not hold"),
+            row.get("failed") or row.get("not_here") or ("holds" if row["passed"] else "does not hold"),
             figure("lowest_cosine", ".7f")(row),
             f"{row['answers_equal']} of {row['answers']}" if "answers" in row else "",
             row.get("self_test", ""),
