@@ -23,7 +23,7 @@ class ValidationSample:
     """A picture or clip, and the encoder's outputs by name without quantization.
 
     Attributes:
-        held_out: no range was taken from it.
+        held_out: no range of quantization was taken from it; float16 must hold its values too.
     """
 
     input: EncoderInput
