@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_edge.contract.bundle.processor_files import video_processor_config
 from qwen3vl_edge.contract.errors import CheckpointError, InputError
 from qwen3vl_edge.contract.pixels.policy import (
     ALL_FRAMES,
@@ -61,11 +61,9 @@ def _loaded(kind: Any, folder: Path) -> Any:
 
 def _has_video_settings(folder: Path) -> bool:
     """Whether transformers finds some; for want of others it takes those of the image processor."""
-    if any((folder / name).is_file() for name in ("video_preprocessor_config.json", "preprocessor_config.json")):
-        return True
     try:
-        return "video_processor" in json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return video_processor_config(folder) is not None
+    except CheckpointError:
         return True  # transformers says what is wrong with it
 
 

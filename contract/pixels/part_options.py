@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.pixels.policy import SIDES
+from qwen3vl_edge.contract.pixels.processor_arguments import MOST
 
 IMAGE_OPTIONS = ("min_pixels", "max_pixels", *SIDES)
 CLIP_OPTIONS = (
@@ -16,7 +17,6 @@ CLIP_OPTIONS = (
 )
 NUMBERS = (*CLIP_OPTIONS, "sample_fps", "raw_fps")
 _FROM_ZERO = ("video_start", "video_end")
-_MOST = 2**40
 
 
 def check_options(options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -67,10 +67,10 @@ def check_numbers(options: Mapping[str, Any], where: str) -> None:
 def _check_number(value: Any, where: str, *, from_zero: bool) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     lowest = 0.0 if from_zero else math.ulp(0.0)
-    if not number or not lowest <= value <= _MOST:
+    if not number or not lowest <= value <= MOST:
         raise InputError(
             f"{where} is not such a number",
             field=where,
-            expected=f"a number {'from' if from_zero else 'above'} 0, up to {_MOST}",
+            expected=f"a number {'from' if from_zero else 'above'} 0, up to {MOST}",
             got=repr(value)[:40] if number or isinstance(value, str) else type(value).__name__,
         )

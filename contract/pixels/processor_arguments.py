@@ -16,7 +16,7 @@ from qwen3vl_edge.contract.errors import InputError
 FIELD = "mm_processor_kwargs"
 _NAMES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 _SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
-_MOST = 2**40
+MOST = 2**40  # of any number of pixels, seconds or frames in a request
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _bounds(arguments: Mapping[str, Any], where: str) -> Bounds:
 
 
 def _number(value: Any, where: str) -> int:
-    if type(value) is not int or not 0 < value <= _MOST:
-        raise _wrong(where, f"a whole number of pixels from 1 to {_MOST}", value)
+    if type(value) is not int or not 0 < value <= MOST:
+        raise _wrong(where, f"a whole number of pixels from 1 to {MOST}", value)
     return value
 
 

@@ -27,6 +27,7 @@ from qwen3vl_edge.tools.dev.random_checkpoint import TINY_VISION, encoder_checkp
 from tests.support.encoders.emulated_gpu import EmulatedCuda
 from tests.support.encoders.export_models import assert_close, graph_of
 from tests.support.encoders.older_attention import write_older_attention
+from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 IMAGE, CLIP, OTHER = Grid(1, 8, 8), Grid(4, 6, 6), Grid(1, 6, 10)
 
@@ -106,19 +107,7 @@ def test_fused_and_bound_sessions_give_the_file_s_embeddings(
 def test_each_thread_gets_its_own_picture_s_embeddings(opened: Bundle, emulated: EmulatedCuda) -> None:
     backend = FusedOnTheCpu(opened, BackendOptions(precision="fp32", threads=1))
     work = [(grid, pixels_of(grid, seed)) for seed, grid in enumerate((IMAGE, CLIP) * 4)]
-    alone = [backend.run(grid, pixels) for grid, pixels in work]
-    found: list[object] = [None] * len(work)
-
-    def encode(index: int) -> None:
-        found[index] = backend.run(*work[index]).embeds
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for together, single in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(together, single.embeds)
+    check_threads(outputs_of(backend), work)
     assert backend.ran_in == {"onnxruntime-cuda_0"}
     backend.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
 from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both
 from qwen3vl_edge.tools.parity.pictures import pictures_of
+from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -99,17 +99,11 @@ def test_answers_are_the_unsplit_model_s(engine_edge: Edge, reference: Path) -> 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("precision", "layout"), [("fp16", "profiles")])
 def test_threads_take_turns(engine_edge: Edge) -> None:
-    check_threads(engine_edge.encoder, engine_edge.bundle.manifest.buckets() * 4)
+    turns(engine_edge.encoder, engine_edge.bundle.manifest.buckets() * 4)
 
 
-def check_threads(encoder: EncoderBackend, grids: Sequence[Grid]) -> None:
-    """Many threads, pictures of many sizes: each gets its own picture's embeddings, bit for bit."""
-    work = [(grid, draw(grid, seed)) for seed, grid in enumerate(grids)]
-    alone = [encoder.run(grid, pixels).embeds for grid, pixels in work]
-    with ThreadPoolExecutor(len(work)) as threads:
-        together = list(threads.map(lambda item: encoder.run(*item).embeds, work))  # raises what a thread raised
-    for one, other in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(one, other)
+def turns(encoder: EncoderBackend, grids: Sequence[Grid]) -> None:
+    check_threads(outputs_of(encoder), [(grid, draw(grid, seed)) for seed, grid in enumerate(grids)])
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -152,7 +146,7 @@ def test_the_cuda_provider_gives_pytorch_s_embeddings_in_every_bucket(
     assert isinstance(cuda, PixelBackend)
     assert isinstance(cpu, PixelBackend)
     check_same(cuda.run_pixels(Grid(1, 8, 8), shown), cpu.run_pixels(Grid(1, 8, 8), shown), MIN_COSINE[precision])
-    check_threads(cuda, opened.manifest.buckets() * 8)
+    turns(cuda, opened.manifest.buckets() * 8)
     cuda.close()
 
 
@@ -168,7 +162,7 @@ def test_the_dynamic_graph_and_head_width_72(tmp_path: Path, heads: int) -> None
     grids = [Grid(1, 4, 4), Grid(1, 6, 10), Grid(2, 4, 6)]
     for grid in grids:
         check_same(cuda.run(grid, pixels := draw(grid, 2)), oracle.run(grid, pixels), MIN_COSINE["fp16"])
-    check_threads(cuda, grids * 4)
+    turns(cuda, grids * 4)
     cuda.close()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +23,7 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend, ServedGrids
 from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.pictures import pictures_of
+from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,20 +76,7 @@ def backend(small_bundle: Path, reference: Path) -> Iterator[EncoderBackend]:
 
 def test_threads_get_their_own_picture_s_embeddings(backend: EncoderBackend) -> None:
     work = [(grid, draw(grid, seed)) for seed, grid in enumerate([PICTURE, CLIP, NO_BUCKET] * 6)]
-    alone = [backend.run(*item).embeds for item in work]
-    found: list[Any] = [None] * len(work)
-
-    def encode(index: int) -> None:
-        for _ in range(5):
-            found[index] = backend.run(*work[index]).embeds
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for together, single in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(together, single)
+    check_threads(outputs_of(backend), work, repeats=5)
 
 
 def test_a_captured_run_is_the_eager_one(small_bundle: Path, reference: Path, backend: EncoderBackend) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,6 +42,7 @@ from qwen3vl_edge.export.vision_config import read_vision_spec
 from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
 from tests.support.encoders.export_models import assert_close, run_encoder
 from tests.support.encoders.overflowing import PLANTS, planted
+from tests.support.encoders.taking_turns import check_threads
 
 CPU = torch.device("cpu")
 # Pictures from one merged token up, and clips.
@@ -132,20 +132,7 @@ def test_threads_get_their_own_picture_s_embeddings(tower: StraightTower) -> Non
     runner = TowerRunner(tower, device, GRIDS[:3])
     assert device.captures == 3
     work = [(grid, draw(grid, seed)) for seed, grid in enumerate(GRIDS * 3)]  # of buckets, and of grids without one
-    alone = [[output.copy() for output in runner.run(*item)] for item in work]
-    found: list[list[NDArray[Any]]] = [[] for _ in work]
-
-    def encode(index: int) -> None:
-        found[index] = runner.run(*work[index])
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for together, single in zip(found, alone, strict=True):
-        for output, want in zip(together, single, strict=True):
-            np.testing.assert_array_equal(output, want)
+    check_threads(runner.run, work)
 
 
 def test_steps_are_compiled_for_more_sizes_than_torch_s_limit() -> None:

@@ -6,7 +6,6 @@ The plans are real ones of TensorRT-RTX; what runs in their place is the graph t
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +28,7 @@ from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from tests.support.encoders.emulated_gpu import EmulatedCuda, EmulatedLibrary
+from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 ADA = Gpu("emulated", "8.9", 24 << 30, "13.0")
 IMAGE, CLIP, OTHER = Grid(1, 8, 8), Grid(4, 6, 6), Grid(1, 6, 10)
@@ -163,19 +163,7 @@ def test_memory_is_allocated_once(make: Make, emulated: EmulatedCuda) -> None:
 def test_threads_take_turns(make: Make) -> None:
     engine = make("fp16")
     work = [(grid, pixels_of(grid, seed)) for seed, grid in enumerate([IMAGE, CLIP, OTHER] * 4)]
-    alone = [engine.run(grid, pixels).embeds for grid, pixels in work]
-    found: dict[int, np.ndarray] = {}  # type: ignore[type-arg]
-
-    def encode(index: int) -> None:
-        found[index] = engine.run(*work[index]).embeds
-
-    threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, expected in enumerate(alone):
-        np.testing.assert_array_equal(found[index], expected)
+    check_threads(outputs_of(engine), work)
     engine.close()
 
 
