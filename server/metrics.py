@@ -56,6 +56,7 @@ class EngineCollector(Collector):
             ("requests_running", "Requests in prefill or decode", stats.running),
             ("kv_cache_tokens", "Tokens in the KV cache of running requests, padding included", stats.kv_tokens),
             ("kv_cache_bytes", "Bytes of the KV cache of running requests", stats.kv_bytes),
+            ("kv_cache_memory_bytes", "Bytes of memory made for the KV cache, in use or not", stats.slab_bytes),
             ("prefix_cache_bytes", "Bytes of keys and values kept from ended requests", stats.kept_bytes),
             ("current_step_seconds", "Seconds since the current engine step began, 0 without one", stats.stalled_s),
         ):

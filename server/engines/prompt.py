@@ -88,6 +88,21 @@ def media_spans(request: GenerateRequest, shape: ModelShape) -> list[MediaSpan]:
     return spans
 
 
+def media_between(request: GenerateRequest, shape: ModelShape, start: int, end: int) -> list[MediaEmbeddings]:
+    """The embeddings of the placeholders among a prompt's tokens from `start` to `end`, as parts of their media."""
+    found = []
+    for span in media_spans(request, shape):
+        token = shape.image_token_id if span.media.kind == "image" else shape.video_token_id
+        rows = np.flatnonzero(request.input_ids[span.start : span.end] == token) + span.start
+        first, last = np.searchsorted(rows, (start, end)).tolist()
+        if first == 0 and last == rows.size:
+            found.append(span.media)
+        elif first < last:
+            levels = tuple(level[first:last] for level in span.media.deepstack)
+            found.append(replace(span.media, embeds=span.media.embeds[first:last], deepstack=levels))
+    return found
+
+
 def warm_up_request(loaded: ServedModel, logprobs: int | None = None) -> GenerateRequest:
     """The request that an engine runs before it is ready: two tokens after text and the smallest image."""
     shape = loaded.shape

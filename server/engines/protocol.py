@@ -95,6 +95,7 @@ class EngineStats:
         running: requests in prefill or decode.
         kv_tokens: tokens in the KV cache of running requests.
         kv_bytes: their bytes; 0 if the engine does not report them.
+        slab_bytes: memory made for the KV cache, in use or not; 0 if the engine does not report it.
         kept_bytes: KV cache bytes kept from ended requests (prefix cache).
         reused_tokens: prompt tokens served from the prefix cache.
         steps: decode steps.
@@ -107,6 +108,7 @@ class EngineStats:
     running: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
+    slab_bytes: int = 0
     kept_bytes: int = 0
     reused_tokens: int = 0
     steps: int = 0

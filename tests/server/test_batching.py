@@ -15,7 +15,8 @@ import torch
 from qwen3vl_edge.contract.errors import QueueFullError, ServerUnavailableError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.protocol import Generation, Token
-from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.errors import GenerationTimeoutError, OutOfMemoryError
 from qwen3vl_edge.server.options import ServerOptions
@@ -175,7 +176,7 @@ def test_no_memory_in_a_step_fails_that_batch_and_the_engine_goes_on(
     errors = [generation.future.exception(20) for generation in generations]
     assert all(isinstance(error, OutOfMemoryError) and error.status == 503 for error in errors)
     assert engine.submit(request).future.result(20).generated_ids == expected
-    assert engine.stats().running == 0
+    until(lambda: engine.stats().running == 0)
 
 
 def test_no_memory_for_a_prompt_fails_that_prompt_alone(
@@ -184,9 +185,35 @@ def test_no_memory_for_a_prompt_fails_that_prompt_alone(
     request = replace(make_case("one image").request, sampling=Sampling(max_new_tokens=30))
     expected = engine.submit(request).future.result(20).generated_ids
     fail_once(engine, monkeypatch, 1, MemoryError())
-    first, second = engine.submit(request), engine.submit(request)
-    assert isinstance(first.future.exception(20), OutOfMemoryError)
-    assert second.future.result(20).generated_ids == expected
+    assert isinstance(engine.submit(request).future.exception(20), OutOfMemoryError)
+    assert engine.submit(request).future.result(20).generated_ids == expected
+
+
+def test_no_memory_for_prompts_together_computes_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(max_batch=6)
+    names = ["one image", "image and clip", "text only"]
+    expected = finish([engine.submit(make_case(name).request) for name in names])
+    held, go_on, sizes = threading.Event(), threading.Event(), []
+    forward = engine.loaded.model.forward
+
+    def call(*args: Any, **inputs: Any) -> Any:
+        sizes.append(tuple(inputs["input_ids"].shape))
+        if inputs["input_ids"].shape[0] > 1 and inputs["input_ids"].shape[1] > 1:
+            raise torch.OutOfMemoryError("none left")
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(engine.loaded.model, "forward", call)
+    first = engine.submit(
+        replace(make_case("text only").request, sampling=Sampling(max_new_tokens=1)),
+        lambda _: (held.set(), go_on.wait(10)) and None,
+    )
+    assert held.wait(10)
+    same = [engine.submit(make_case("one image").request) for _ in range(3)]
+    go_on.set()
+    finish([first])
+    assert finish(same) == [expected[0]] * 3
+    assert any(rows == 3 and tokens > 1 for rows, tokens in sizes)
+    engine.close()
 
 
 def test_a_generation_past_its_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +239,9 @@ def test_a_step_that_never_ends_is_told_and_nobody_waits_for_it(monkeypatch: pyt
 
     monkeypatch.setattr(engine.loaded.model, "forward", hang)
     request = make_case("text only").request
-    stuck, waiting = engine.submit(request), engine.submit(request)
+    stuck = engine.submit(request)
+    until(lambda: engine.stats().running == 1)
+    waiting = engine.submit(request)
     assert isinstance(stuck.future.exception(10), GenerationTimeoutError)
     assert isinstance(waiting.future.exception(10), ServerUnavailableError)
     with pytest.raises(ServerUnavailableError, match="stuck"):

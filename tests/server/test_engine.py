@@ -16,7 +16,8 @@ from qwen3vl_edge.contract.errors import ContractError, LimitError, QueueFullErr
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.protocol import Token
-from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.errors import OutOfMemoryError
 from qwen3vl_edge.server.options import ServerOptions

@@ -1,46 +1,55 @@
-"""Requests that are decoded together: keys and values in one cache, one token each per step.
+"""Requests that are decoded together: one row of the slab each, and one token each per step.
 
-Rows are padded on the left, so that all end in the same column; padding is masked and does not affect the results.
-A row's positions do not depend on its padding: text positions count its own tokens, and M-RoPE adds its own delta.
-Rows may join and leave between any two steps.
+Rows may join and leave between any two steps. A row's positions do not depend on the others: text positions count its own
+tokens, and M-RoPE adds its own delta. Each step's tokens stay on the device, where the next step needs them; the host reads
+them later, so the device need not wait for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
-from transformers import DynamicCache
 
+from qwen3vl_edge.server.engines.protocol import Token
+from qwen3vl_edge.server.engines.transformers.sampling.batch_sampler import BatchSampler
+from qwen3vl_edge.server.engines.transformers.captured_steps import CapturedSteps
+from qwen3vl_edge.server.engines.transformers.decode_step import DecodeStep
+from qwen3vl_edge.server.engines.transformers.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_slab import KvSlab
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.launched import Launched
+from qwen3vl_edge.server.engines.transformers.prefill import Prefilled
 from qwen3vl_edge.server.engines.transformers.sequence import Sequence
-
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, [rows, heads, tokens, width]."""
 
 
 @dataclass
 class Row:
-    """One request of the batch.
-
-    Attributes:
-        length: tokens in the KV cache.
-        delta: offset of M-RoPE positions from the token count (`rope_deltas`).
-    """
+    """One request of the batch; `length` is its columns in use once all launched steps are done."""
 
     sequence: Sequence
     length: int
-    delta: int
 
 
 class DecodeBatch:
-    """The KV cache and sequences of a decode batch; belongs to the engine's thread."""
+    """The slab, step inputs and sequences of a decode batch; belongs to the engine's thread.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    Args:
+        max_rows: requests, at most.
+        max_tokens: rows times columns of the slab, at most; a single request may exceed it.
+        capture: run the steps as CUDA graphs, where the model is on one CUDA device.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_rows: int, max_tokens: int, capture: bool = True) -> None:
         self.rows: list[Row] = []
-        self._loaded = loaded
-        self._cache: DynamicCache | None = None
+        self.captured = CapturedSteps(loaded.device) if capture and loaded.on_one_gpu else None
+        self.slab = KvSlab(len(loaded.decoder_layers), max_tokens)
+        self._max_rows = max_rows
+        self._step = DecodeStep(loaded, max_rows, self.captured)
+        self._sampler = BatchSampler(loaded.device, loaded.vocabulary)
+        self._launched: deque[Launched] = deque()
 
     @property
     def tokens(self) -> int:
@@ -51,91 +60,87 @@ class DecodeBatch:
     def _width(self) -> int:
         return max((row.length for row in self.rows), default=0)
 
-    def add(self, sequence: Sequence, layers: Layers, delta: int) -> None:
-        """Add a request after its prefill.
+    def fits(self, sequences: list[Sequence]) -> bool:
+        """Whether they may join."""
+        rows = len(self.rows) + len(sequences)
+        return rows <= self._max_rows and self.slab.fits(rows, self._most_columns(sequences))
 
-        Args:
-            layers: the prompt's keys and values, [1, heads, tokens, width].
+    def reserve(self, sequences: list[Sequence]) -> None:
+        """Make room for them in the slab.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it; the rows go on as before.
         """
-        length = layers[0][0].shape[2]
-        width = max(length, self._width)
-        if self._cache is None:
-            joined = layers
-        else:
-            held = _padded(layers_of(self._cache), width - self._width)
-            joined = _joined(held, _padded(layers, width - length))
-        self._cache = DynamicCache(joined)
-        self.rows.append(Row(sequence, length, delta))
+        if not self.rows and self.slab.rows * self.slab.columns > self.slab.max_tokens:
+            self.slab.release()  # a single request made it larger than the limit
+        lengths = [row.length for row in self.rows]
+        self.slab.reserve(len(self.rows) + len(sequences), self._most_columns(sequences), lengths)
 
-    @torch.inference_mode()
-    def step(self) -> torch.Tensor:
-        """Logits [rows, vocabulary] after each row's last token, whose keys and values are added to the cache."""
-        device = self._loaded.device
-        last = torch.tensor([[row.sequence.ids[-1]] for row in self.rows], device=device)
-        lengths = torch.tensor([row.length for row in self.rows], device=device)
-        deltas = torch.tensor([row.delta for row in self.rows], device=device)
-        text = lengths[:, None]
-        positions = torch.stack([text, *[text + deltas[:, None]] * 3])
-        columns = torch.arange(self._width + 1, device=device)
-        mask = (columns[None] >= self._width - lengths[:, None]).long()
-        outputs = self._loaded.model(
-            input_ids=last, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True
-        )
+    def join(self, sequences: list[Sequence], computed: list[Prefilled]) -> None:
+        """Add requests after their prefill, and choose their first tokens; there is room for them."""
+        first = len(self.rows)
+        for sequence, result in zip(sequences, computed, strict=True):
+            length = result.layers[0][0].shape[2]
+            self.slab.write(len(self.rows), result.layers)
+            self._step.enter(len(self.rows), length, result.delta)
+            self._sampler.add(sequence.request)
+            self.rows.append(Row(sequence, length))
+        self._choose(torch.stack([result.logits for result in computed]), first)
+
+    def launch(self) -> None:
+        """Start the step that gives every row its next token; there is room for one more in each."""
+        logits = self._step.run(self.slab, len(self.rows), self._width + 1)
         for row in self.rows:
             row.length += 1
-        logits: torch.Tensor = outputs.logits[:, -1]
-        return logits
+        self._choose(logits, 0)
+
+    def arrived(self, under_way: int) -> Iterator[tuple[Sequence, Token | ArithmeticError]]:
+        """The tokens of all launched steps but the last `under_way` ones."""
+        while len(self._launched) > under_way:
+            yield from self._launched.popleft().tokens()
 
     def layers(self, index: int) -> Layers:
-        """A copy of one row's keys and values without padding, [1, heads, tokens, width]."""
-        assert self._cache is not None
-        start = self._width - self.rows[index].length
-        layers = layers_of(self._cache)
-        row = slice(index, index + 1)
-        return [(keys[row, :, start:].clone(), values[row, :, start:].clone()) for keys, values in layers]
+        """A copy of the keys and values of a row's prompt and answer, [1, heads, tokens, width]."""
+        return self.slab.copy(index, self.rows[index].sequence.columns)
 
     def remove(self, indices: set[int]) -> None:
-        """Remove rows, and the padding that only they needed."""
-        if not indices:
-            return
-        width = self._width
-        remaining = [index for index in range(len(self.rows)) if index not in indices]
-        self.rows = [self.rows[index] for index in remaining]
-        if not remaining:
-            self._cache = None
-            return
-        assert self._cache is not None
-        start = width - self._width
-        self._cache = DynamicCache(
-            [(keys[remaining, :, start:], values[remaining, :, start:]) for keys, values in layers_of(self._cache)]
-        )
+        """Remove rows; the last ones take their places."""
+        for index in sorted(indices, reverse=True):
+            last = len(self.rows) - 1
+            self.slab.clear(index, self.rows[index].length)
+            if index != last:
+                self.slab.move(last, index, self.rows[last].length)
+                self._step.move(last, index)
+                self._sampler.move(last, index)
+                self.rows[index] = self.rows[last]
+            self._step.leave(last)
+            self._sampler.pop()
+            self.rows.pop()
 
     def clear(self) -> list[Sequence]:
-        """Remove and return all sequences."""
+        """Remove and return all sequences, after a failed step too: what the device holds is given up."""
         sequences = [row.sequence for row in self.rows]
-        self.rows, self._cache = [], None
+        self._launched.clear()
+        self.rows = []
+        while len(self._sampler):
+            self._sampler.pop()
+        self._step.lengths.zero_()
+        self.slab.release()
         return sequences
 
+    def capture(self, rows: int, columns: int) -> None:
+        """Capture the step of this size while nobody waits; nothing where steps are not captured."""
+        assert not self.rows
+        if self.captured is not None:
+            self.slab.reserve(rows, columns, [])
+            self._step.capture(self.slab, rows, columns)
 
-def layers_of(cache: DynamicCache) -> Layers:
-    """The keys and values of a cache, without copying."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    def _most_columns(self, sequences: list[Sequence]) -> int:
+        held = [row.sequence for row in self.rows]
+        return max(sequence.tokens_at_most for sequence in (*held, *sequences))
 
-
-def layers_bytes(layers: Layers) -> int:
-    """Bytes of keys and values."""
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
-
-
-def _padded(layers: Layers, columns: int) -> Layers:
-    if columns == 0:
-        return layers
-    return [(pad(keys, (0, 0, columns, 0)), pad(values, (0, 0, columns, 0))) for keys, values in layers]
-
-
-def _joined(first: Layers, second: Layers) -> Layers:
-    pairs = zip(first, second, strict=True)
-    return [
-        (torch.cat([keys, new_keys]), torch.cat([values, new_values]))
-        for (keys, values), (new_keys, new_values) in pairs
-    ]
+    def _choose(self, logits: torch.Tensor, first: int) -> None:
+        sequences = [row.sequence for row in self.rows[first:]]
+        picked = self._sampler.pick(logits, first)
+        self._step.ids[first : len(self.rows), 0] = picked.ids
+        self._launched.append(Launched(sequences, picked))

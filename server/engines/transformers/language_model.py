@@ -7,6 +7,7 @@ embeddings enter through `mm_encoder_outputs`, as in upstream's generate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -107,6 +108,24 @@ class LoadedModel:
         text = self.model.config.text_config
         elements = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return int(elements * self.dtype.itemsize)
+
+    @property
+    def decoder_layers(self) -> Sequence[nn.Module]:
+        """The layers of the language model, in their order."""
+        layers: Sequence[nn.Module] = self.model.model.language_model.layers
+        return layers
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the logits."""
+        return int(self.model.config.text_config.vocab_size)
+
+    @property
+    def on_one_gpu(self) -> bool:
+        """Whether all of it is on one CUDA device."""
+        return {parameter.device for parameter in self.model.parameters()} == {self.device} and (
+            self.device.type == "cuda"
+        )
 
     def describe(self) -> dict[str, Any]:
         """Details for `/readyz` and `/v1/models`."""

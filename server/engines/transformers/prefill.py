@@ -1,19 +1,21 @@
-"""Prefill of one prompt: its logits, its keys and values, and the offset of its positions.
+"""Prefill of prompts: their logits, keys and values, and the offset of their positions.
 
-Each prompt is prefilled alone, exactly as `generate` does; only decode is batched. A cached prefix is not computed
-again: then only the ids, positions, embeddings and DeepStack levels of the rest are model inputs.
+A long prompt is computed in pieces, and short ones together, padded on the left, as `generate` pads a batch. A cached
+prefix is not computed again: then only the ids, positions, embeddings and DeepStack levels of the rest are model inputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from qwen3vl_edge.contract.wire.request import GenerateRequest
-from qwen3vl_edge.server.engines.prompt import media_spans
-from qwen3vl_edge.server.engines.transformers.decode_batch import Layers, layers_of
+from qwen3vl_edge.server.engines.prompt import media_between
+from qwen3vl_edge.server.engines.transformers.key_values import Layers, layers_of, row_of
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
 
@@ -34,25 +36,66 @@ class Prefilled:
 
 
 @torch.inference_mode()
-def prefill(request: GenerateRequest, loaded: LoadedModel, held: Layers | None = None) -> Prefilled:
+def prefill(
+    request: GenerateRequest,
+    loaded: LoadedModel,
+    held: Layers | None = None,
+    most_tokens: Callable[[], int | None] = lambda: None,
+) -> Prefilled:
     """Compute the logits and the KV cache of a prompt.
 
     Args:
         request: validated, without masked tokens.
         held: cached keys and values of a prefix, shorter than the prompt and ending outside of any medium. They change
-            the order of sums: the logits are equal up to rounding.
+            the order of sums: the logits are equal up to rounding. So do pieces.
+        most_tokens: of the next piece, asked before each; None for all that is left.
     """
     start = 0 if held is None else held[0][0].shape[2]
     inputs = prompt_inputs(request, loaded)
     positions, delta = position_ids(inputs, loaded)
-    rest = [span.media for span in media_spans(request, loaded.shape) if span.start >= start]
+    cache = DynamicCache(config=loaded.model.config) if held is None else DynamicCache(held)
+    length = request.input_ids.size
+    while start < length:
+        end = min(length, start + (most_tokens() or length))
+        outputs = loaded.model(
+            input_ids=inputs["input_ids"][:, start:end],
+            attention_mask=inputs["attention_mask"][:, :end],
+            position_ids=positions[:, :, start:end],
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **encoder_outputs(media_between(request, loaded.shape, start, end), loaded),
+        )
+        start = end
+    return Prefilled(outputs.logits[0, -1], layers_of(cache), delta)
+
+
+@torch.inference_mode()
+def prefill_together(requests: list[GenerateRequest], loaded: LoadedModel) -> list[Prefilled]:
+    """Compute several prompts in one call of the model; their logits are those of `prefill` up to rounding.
+
+    Args:
+        requests: as for `prefill`.
+    """
+    width = max(request.input_ids.size for request in requests)
+    starts = [width - request.input_ids.size for request in requests]
+    inputs = [prompt_inputs(request, loaded) for request in requests]
+    places = [position_ids(item, loaded) for item in inputs]
+    own = list(zip(inputs, starts, strict=True))
     outputs = loaded.model(
-        input_ids=inputs["input_ids"][:, start:],
-        attention_mask=inputs["attention_mask"],
-        position_ids=positions[:, :, start:],
-        cache=DynamicCache(config=loaded.model.config) if held is None else DynamicCache(held),
+        # What stands under the mask reaches nobody, but a placeholder there would be counted.
+        input_ids=torch.cat([pad(item["input_ids"], (start, 0), value=loaded.end_ids[0]) for item, start in own]),
+        attention_mask=torch.cat([pad(item["attention_mask"], (start, 0)) for item, start in own]),
+        position_ids=torch.cat(
+            [pad(positions, (start, 0)) for (positions, _), start in zip(places, starts, strict=True)], dim=1
+        ),
+        cache=(cache := DynamicCache(config=loaded.model.config)),
         use_cache=True,
         logits_to_keep=1,
-        **encoder_outputs(rest, loaded),
+        **encoder_outputs([item for request in requests for item in request.media], loaded),
     )
-    return Prefilled(outputs.logits[0, -1], layers_of(outputs.cache), delta)
+    layers = layers_of(cache)
+    return [
+        Prefilled(outputs.logits[row, -1], row_of(layers, row, start), delta)
+        for row, (start, (_, delta)) in enumerate(zip(starts, places, strict=True))
+    ]

@@ -38,7 +38,8 @@ from qwen3vl_edge.contract.machine.environment import environment
 from qwen3vl_edge.contract.machine.resident_memory import resident_bytes
 from qwen3vl_edge.contract.wire.basis import bases_of
 from qwen3vl_edge.server.app import create_app
-from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.http.tokens import add_token
 from qwen3vl_edge.server.options import ServerOptions

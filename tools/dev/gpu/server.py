@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
-from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.tools.dev.bench.make_bundle import REFERENCE

@@ -1,0 +1,84 @@
+"""Decode steps as CUDA graphs: a step is one launch in place of several hundred."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+logger = logging.getLogger("server")
+
+MAX_GRAPHS = 64
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor
+
+
+class CapturedSteps:
+    """CUDA graphs by key, captured on first use; belongs to the engine's thread.
+
+    All of them share one pool of memory: they run one after another, and the logits of one are read before the next
+    starts. A step that cannot be captured runs as it is, from then on without another try.
+
+    Args:
+        device: the CUDA device of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.failed: str | None = None
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
+        self._memory: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def run(self, key: Key, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The step's result; valid until the next call.
+
+        Args:
+            key: which memory the step works on, then its sizes.
+            step: computes without a change of anything that a second call would see.
+        """
+        if self.failed is not None:
+            return step()
+        if key[0] != self._memory:  # the graphs of other memory write to what is no longer there
+            self._graphs.clear()
+            self._memory = key[0]
+        held = self._graphs.get(key)
+        if held is None:
+            try:
+                held = self._capture(step)
+            except torch.OutOfMemoryError:
+                logger.warning("no memory to capture a decode step of %s: it runs uncaptured", key)
+                return step()
+            except RuntimeError as error:
+                self.failed = " ".join(str(error).split())[:200]
+                logger.warning("decode steps run uncaptured, as this model cannot be captured: %s", self.failed)
+                return step()
+            self._graphs[key] = held
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        held.graph.replay()
+        return held.logits
+
+    def _capture(self, step: Callable[[], torch.Tensor]) -> _Captured:
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            step()  # libraries make their workspaces at the first call, which a capture does not allow
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads use CUDA too, for requests that come in.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            logits = step()
+        return _Captured(graph, logits)

@@ -1,0 +1,167 @@
+"""The KV cache of the decode batch: memory made once, seen as rows x columns, written in place.
+
+Every request has a row, and its token `i` is in column `i`; columns beyond its length are masked. Nothing is copied per
+token. Rows and columns share one piece of memory per layer: with longer rows there are fewer. A change of that shape
+copies what is in use once, and more memory is made only while the limit allows it.
+
+What no row uses is finite: memory begins as zeros, and a row that leaves is cleared. Masked columns have weight zero, but
+zero times infinity, which one request's embeddings may lead to, would reach the next request in that row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from qwen3vl_edge.server.engines.transformers.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.slab_sizes import slab_columns, slab_tokens
+
+
+class KvSlab:
+    """Keys and values of all layers; belongs to the engine's thread.
+
+    Args:
+        layers: layers of the model.
+        max_tokens: rows times columns, at most; a single row may exceed it.
+    """
+
+    def __init__(self, layers: int, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._layers = [_LayerSlab() for _ in range(layers)]
+        self._tokens = 0  # what memory is made for when the first row tells its shape
+        self._memories = 0
+
+    @property
+    def columns(self) -> int:
+        """Tokens that each row has room for."""
+        return min(layer.columns for layer in self._layers)
+
+    @property
+    def rows(self) -> int:
+        """Rows that there is room for."""
+        return min(layer.rows for layer in self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
+        return sum(layer.memory.nbytes for layer in self._layers if layer.memory is not None)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which memory it is, and its shape: a step that was captured for one place does not run on another."""
+        return self._memories, self.columns
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether so many rows may be so long."""
+        return rows == 1 or rows * columns <= self.max_tokens
+
+    def reserve(self, rows: int, columns: int, lengths: Sequence[int]) -> None:
+        """Make room, and keep what the present rows hold.
+
+        Args:
+            rows, columns: what there must be room for; `fits` is true of them.
+            lengths: columns in use of each present row.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it; the present rows are intact.
+        """
+        if rows <= self.rows and columns <= self.columns:
+            return
+        wide = slab_columns(rows, columns, self.max_tokens)
+        tokens = max(self._tokens, slab_tokens(rows * wide, self.max_tokens))
+        if tokens > self._tokens:
+            self._memories += 1
+        try:
+            for layer in self._layers:
+                layer.arrange(wide, tokens, lengths)
+        except BaseException:
+            self._memories += 1  # layers differ now, each whole
+            raise
+        self._tokens = tokens
+
+    def write(self, row: int, layers: Layers) -> None:
+        """Copy keys and values [1, heads, tokens, width] to the first columns of a row."""
+        for slab, (keys, values) in zip(self._layers, layers, strict=True):
+            slab.make(keys)
+            end = keys.shape[2]
+            seen = slab.view(row + 1, end)
+            seen[0, row].copy_(keys[0])
+            seen[1, row].copy_(values[0])
+
+    def views(self, rows: int, columns: int) -> Layers:
+        """The first rows and columns of each layer, without copying."""
+        return [(seen[0], seen[1]) for seen in (layer.view(rows, columns) for layer in self._layers)]
+
+    def copy(self, row: int, length: int) -> Layers:
+        """A copy of a row's first columns, [1, heads, length, width]."""
+        return [(keys[row:].clone(), values[row:].clone()) for keys, values in self.views(row + 1, length)]
+
+    def clear(self, row: int, length: int) -> None:
+        """Clear a row that used so many columns."""
+        for layer in self._layers:
+            layer.view(row + 1, length)[:, row].zero_()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the columns in use of one row to another, which is clear, and clear the first."""
+        for layer in self._layers:
+            seen = layer.view(max(source, target) + 1, length)
+            seen[:, target].copy_(seen[:, source])
+            seen[:, source].zero_()
+
+    def release(self) -> None:
+        """Give its memory back; no row is in use."""
+        self._layers = [_LayerSlab() for _ in self._layers]
+        self._tokens = 0
+        self._memories += 1
+
+
+class _LayerSlab:
+    """One layer's memory, [2, tokens * heads * width]: keys, then values.
+
+    Heads, width, dtype and device are those of the first keys: with a `device_map`, layers are on several devices.
+    """
+
+    def __init__(self) -> None:
+        self.memory: torch.Tensor | None = None
+        self.columns = 0
+        self._tokens = 0
+        self._heads = self._width = 0
+
+    @property
+    def rows(self) -> int:
+        return self._tokens // self.columns if self.columns else 0
+
+    def make(self, keys: torch.Tensor) -> None:
+        """Make its memory for keys like these, once."""
+        if self.memory is None:
+            _, self._heads, _, self._width = keys.shape
+            self.memory = self._zeros(keys, self._tokens)
+
+    def view(self, rows: int, columns: int) -> torch.Tensor:
+        """[2, rows, heads, columns, width]."""
+        assert self.memory is not None
+        row = self._heads * self.columns * self._width
+        whole = self.memory[:, : rows * row].view(2, rows, self._heads, self.columns, self._width)
+        return whole[:, :, :, :columns]
+
+    def arrange(self, columns: int, tokens: int, lengths: Sequence[int]) -> None:
+        """Change the shape, and the memory if it is too small; the rows in use keep their columns in use."""
+        if self.memory is None:
+            self.columns, self._tokens = columns, tokens
+            return
+        if (columns, tokens) == (self.columns, self._tokens):
+            return
+        grown = self._zeros(self.memory, tokens) if tokens > self._tokens else None
+        held = [self.view(row + 1, length)[:, row].clone() for row, length in enumerate(lengths)]
+        if grown is None:
+            for row, length in enumerate(lengths):
+                self.view(row + 1, length)[:, row].zero_()
+        else:
+            self.memory, self._tokens = grown, tokens
+        self.columns = columns
+        for row, values in enumerate(held):
+            self.view(row + 1, values.shape[2])[:, row].copy_(values)
+
+    def _zeros(self, like: torch.Tensor, tokens: int) -> torch.Tensor:
+        return torch.zeros(2, tokens * self._heads * self._width, dtype=like.dtype, device=like.device)
