@@ -161,6 +161,12 @@ class Sampling:
             values["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
         return values
 
+    @property
+    def penalties(self) -> dict[str, Any]:
+        """The penalties and biases in force, for evidence: with them, even a greedy answer is not the model's own."""
+        names = _ONLY_IF_SET if self.repetition_penalty == 1.0 else {*_ONLY_IF_SET, "repetition_penalty"}
+        return {name: value for name, value in self.to_dict().items() if name in names}
+
 
 MAX_BIASES = 300  # OpenAI's limit
 MAX_BIAS = 100.0

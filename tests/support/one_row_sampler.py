@@ -53,19 +53,20 @@ def _with_logprobs(chosen: int, scores: torch.Tensor, count: int) -> Token:
     return Token(chosen, float(logprobs[chosen]), tuple(zip(places.tolist(), values.tolist(), strict=True)))
 
 
-class _Bias(LogitsProcessor):  # type: ignore[misc]
+class LogitBias(LogitsProcessor):  # type: ignore[misc]
     """`LogitBiasLogitsProcessor` of vllm/v1/sample/logits_processor/builtin.py."""
 
     def __init__(self, biases: tuple[tuple[int, float], ...]) -> None:
         self._biases = biases
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
         for token, bias in self._biases:
             scores[0, token] += bias
         return scores
 
 
-class _AnswerPenalties(LogitsProcessor):  # type: ignore[misc]
+class AnswerPenalties(LogitsProcessor):  # type: ignore[misc]
     """The last lines of `apply_penalties` in vllm/model_executor/layers/utils.py."""
 
     def __init__(self, sampling: Sampling, prompt_tokens: int) -> None:
@@ -84,11 +85,11 @@ def _processors(sampling: Sampling, prompt_tokens: int) -> LogitsProcessorList:
     """In the order of `GenerationMixin._get_logits_processor`, transformers/generation/utils.py."""
     processors = LogitsProcessorList()
     if sampling.logit_bias:
-        processors.append(_Bias(sampling.logit_bias))
+        processors.append(LogitBias(sampling.logit_bias))
     if sampling.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.frequency_penalty or sampling.presence_penalty:
-        processors.append(_AnswerPenalties(sampling, prompt_tokens))
+        processors.append(AnswerPenalties(sampling, prompt_tokens))
     if not sampling.do_sample:
         return processors
     if sampling.temperature != 1.0:
