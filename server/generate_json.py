@@ -19,7 +19,7 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, MediaEmb
 from qwen3vl_edge.contract.wire.validate import check_visual_tokens
 from qwen3vl_edge.server.errors import BodySchemaError
 
-MAX_QUOTES = 2_000  # the known names have 42; of each unknown one there would be an error
+MAX_QUOTES = 2_000  # the known names have 48, the ids of logit_bias 600; of each unknown one there would be an error
 GridRow = Annotated[list[int], Field(min_length=3, max_length=3)]
 # The first wrong value is enough: of a million there would be a million errors.
 Integers = Annotated[list[int], Field(fail_fast=True)]
@@ -39,7 +39,7 @@ class GenerateBody(BaseModel):
         image_grid_thw, video_grid_thw: [count][3].
         attention_mask: [L] of 0 and 1.
         model_hash: rejected if it is not the server's; optional here.
-        max_new_tokens … seed: named as in transformers; greedy by default.
+        max_new_tokens … logit_bias: as in `Sampling`; greedy by default.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -61,6 +61,9 @@ class GenerateBody(BaseModel):
     min_p: float | None = Sampling.min_p
     repetition_penalty: float = Sampling.repetition_penalty
     seed: int | None = Sampling.seed
+    presence_penalty: float = Sampling.presence_penalty
+    frequency_penalty: float = Sampling.frequency_penalty
+    logit_bias: dict[str, Any] = {}
 
 
 def decode_json(

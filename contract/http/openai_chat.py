@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.errors import ContractError, InputError, WireError
 from qwen3vl_edge.contract.formats.strict_json import check_values
 from qwen3vl_edge.contract.pixels.processor_arguments import ProcessorArguments, read_processor_arguments
 from qwen3vl_edge.contract.wire.request import Sampling
@@ -69,6 +69,9 @@ class ChatOptions(BaseModel):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
     seed: int | None = Field(None, ge=0)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Any] | None = None  # by token id; checked by `Sampling`
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
@@ -134,7 +137,11 @@ def utf8_bytes(texts: Iterable[str]) -> int:
 
 
 def sampling_of(request: ChatOptions, default_max_tokens: int) -> Sampling:
-    """The contract's sampling parameters. Without a temperature, or at 0, decoding is greedy."""
+    """The contract's sampling parameters. Without a temperature, or at 0, decoding is greedy.
+
+    Raises:
+        WireError: a value out of range; names the chat's field.
+    """
     values: dict[str, Any] = {
         "max_new_tokens": request.max_completion_tokens or request.max_tokens or default_max_tokens,
         "seed": request.seed,
@@ -142,10 +149,21 @@ def sampling_of(request: ChatOptions, default_max_tokens: int) -> Sampling:
     }
     if request.temperature:
         values |= {"do_sample": True, "temperature": request.temperature, "top_k": 0}
-    for name in ("top_p", "top_k", "repetition_penalty"):
+    for name in ("top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"):
         if (value := getattr(request, name)) is not None:
             values[name] = value
-    return Sampling.from_dict(values)
+    try:
+        return Sampling.from_dict(values)
+    except WireError as error:
+        name_chat_field(error)
+        raise
+
+
+def name_chat_field(error: ContractError) -> None:
+    """Give an error about a sampling parameter or the prompt the chat's name for it."""
+    names = {"sampling.max_new_tokens": "max_tokens", "input_ids": "messages"}
+    if error.field is not None:
+        error.field = names.get(error.field, error.field.removeprefix("sampling."))
 
 
 def head(request_id: str, model: str, kind: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -110,7 +111,16 @@ class MediaReference:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Generation parameters, named as in transformers' `GenerationConfig`; greedy by default."""
+    """Generation parameters, named as in transformers' `GenerationConfig`; greedy by default.
+
+    The last three are OpenAI's, applied as vLLM does (`vllm/v1/sample/sampler.py`): the bias is added to the logits,
+    then comes the repetition penalty, then a token that the answer has n times loses n times the frequency penalty
+    and once the presence penalty; temperature and truncation follow.
+
+    Attributes:
+        presence_penalty, frequency_penalty: -2 to 2, of the answer's tokens alone.
+        logit_bias: pairs of token id and bias, -100 to 100, in the order of ids; an object by id in JSON.
+    """
 
     max_new_tokens: int = 128
     do_sample: bool = False
@@ -120,6 +130,9 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def from_dict(cls, values: Any) -> Sampling:
@@ -142,9 +155,24 @@ class Sampling:
         return cls(**typed)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON's object. Older servers refuse the names of _ONLY_IF_SET, so they are there only if they are set."""
+        values = {name: value for name, value in asdict(self).items() if value or name not in _ONLY_IF_SET}
+        if self.logit_bias:
+            values["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
+        return values
+
+    @property
+    def penalties(self) -> dict[str, Any]:
+        """The penalties and biases in force, for evidence: with them, even a greedy answer is not the model's own."""
+        names = _ONLY_IF_SET if self.repetition_penalty == 1.0 else {*_ONLY_IF_SET, "repetition_penalty"}
+        return {name: value for name, value in self.to_dict().items() if name in names}
 
 
+MAX_BIASES = 300  # OpenAI's limit
+MAX_BIAS = 100.0
+_ONLY_IF_SET = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,17}")  # of 64 bits
 # name: (type, lowest, highest, may be null); bounds are inclusive
 _SAMPLING_RANGES: dict[str, tuple[type, float, float, bool]] = {
     "max_new_tokens": (int, 1, 1_000_000, False),
@@ -155,15 +183,49 @@ _SAMPLING_RANGES: dict[str, tuple[type, float, float, bool]] = {
     "min_p": (float, 0.0, 1.0, True),
     "repetition_penalty": (float, 1e-3, 100.0, False),
     "seed": (int, 0, 2**63 - 1, True),
+    "presence_penalty": (float, -2.0, 2.0, False),
+    "frequency_penalty": (float, -2.0, 2.0, False),
 }
 
 
 def _typed(name: str, value: Any) -> Any:
     """A checked value in its type: JSON may write a float as an integer, and transformers rejects a penalty of 2."""
+    if name == "logit_bias":
+        return tuple(sorted((int(token), float(bias)) for token, bias in value.items()))
     return float(value) if _SAMPLING_RANGES[name][0] is float and value is not None else value
 
 
+def _check_bias(value: Any) -> None:
+    """Each id once, as JSON writes an integer: "7" and "07" would be two biases of one token."""
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise WireError(
+            "logit_bias is not an object of biases by token id",
+            field="sampling.logit_bias",
+            expected=f"an object of at most {MAX_BIASES}",
+            got=len(value) if isinstance(value, dict) else type(value).__name__,
+        )
+    for token, bias in value.items():
+        if not isinstance(token, str) or not _TOKEN_ID.fullmatch(token):
+            raise WireError(
+                "a key of logit_bias is not a token id",
+                field="sampling.logit_bias",
+                expected="a decimal number",
+                got=repr(token)[:80],
+            )
+        typed = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+        if not typed or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise WireError(
+                "a bias is out of range",
+                field=f"sampling.logit_bias.{token}",
+                expected=f"a number from {-MAX_BIAS:g} to {MAX_BIAS:g}",
+                got=repr(bias)[:80],
+            )
+
+
 def _check_sampling(name: str, value: Any) -> None:
+    if name == "logit_bias":
+        _check_bias(value)
+        return
     kind, low, high, nullable = _SAMPLING_RANGES[name]
     if value is None and nullable:
         return

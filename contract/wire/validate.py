@@ -150,6 +150,14 @@ def _check_prompt(request: GenerateRequest, model: ModelShape, limits: Limits) -
             expected=f"0 to {model.vocab_size - 1}",
             got=low if low < 0 else high,
         )
+    for token, _ in request.sampling.logit_bias:
+        if not 0 <= token < model.vocab_size:
+            raise WireError(
+                "a token id of logit_bias is outside the vocabulary",
+                field=f"sampling.logit_bias.{token}",
+                expected=f"0 to {model.vocab_size - 1}",
+                got=token,
+            )
     mask = request.attention_mask
     if mask is not None:
         if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all() or not mask.any():

@@ -65,7 +65,7 @@ async def generate(
             generation on the server.
 
     Raises:
-        ServerUnavailableError, RefusedError: as the upstream.
+        ServerUnavailableError, RefusedError: as the upstream; names the chat's field.
     """
 
     def count(size: int, by_hash: Collection[int] = ()) -> None:
@@ -91,6 +91,9 @@ async def generate(
                 progress.final, progress.complete = None, True
                 return
         progress.complete = progress.final is not None
+    except ContractError as error:
+        openai_chat.name_chat_field(error)
+        raise
     finally:
         progress.generate_s = time.perf_counter() - sent
         await events.aclose()
@@ -137,7 +140,7 @@ def usage(encoded: EncodedPrompt, progress: Progress) -> dict[str, int]:
 
 
 def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
-    """How the answer was produced: grid and scale of each picture, seconds by stage, bytes sent."""
+    """How the answer was produced: grid and scale of each picture, penalties, seconds by stage, bytes sent."""
     media = [
         {
             "kind": item.kind,
@@ -156,7 +159,8 @@ def evidence(encoded: EncodedPrompt, progress: Progress) -> dict[str, Any]:
     }
     rounded = {name: round(value, 6) for name, value in seconds.items()}
     server = {"server": progress.server} if progress.server else {}
-    return {"media": media, "seconds": rounded, "sent_bytes": progress.sent_bytes, **server}
+    penalties = {"penalties": changes} if (changes := encoded.request.sampling.penalties) else {}
+    return {"media": media, **penalties, "seconds": rounded, "sent_bytes": progress.sent_bytes, **server}
 
 
 def _head(encoded: EncodedPrompt, kind: str) -> dict[str, Any]:

@@ -144,11 +144,13 @@ def _usage(result: GenerateResult) -> dict[str, Any]:
 
 
 def _extension(prepared: PreparedChat, result: GenerateResult, engine: Engine) -> dict[str, Any]:
-    """Fields that OpenAI's objects do not have: the model's hash, the provenance of the embeddings, and timings."""
+    """Fields that OpenAI's objects do not have: the model's hash, where the embeddings are from, penalties, timings."""
+    penalties = prepared.request.sampling.penalties
     return {
         "model_hash": engine.loaded.shape.model_hash,
         "embeddings_proven": all(item["proven"] for item in prepared.provenance),
         "media": list(prepared.provenance),
         "visual_tokens": result.visual_tokens,
+        **({"penalties": penalties} if penalties else {}),
         "timings": {name: round(seconds, 6) for name, seconds in asdict(result.timings).items()},
     }

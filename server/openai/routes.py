@@ -16,7 +16,7 @@ from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.contract.http.body import content_type
 from qwen3vl_edge.contract.http.errors import HttpError
 from qwen3vl_edge.contract.http.ledger import JSON_VALUES
-from qwen3vl_edge.contract.http.openai_chat import sampling_of
+from qwen3vl_edge.contract.http.openai_chat import name_chat_field, sampling_of
 from qwen3vl_edge.contract.wire.embedding_hash import check_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, MediaReference
 from qwen3vl_edge.server import openapi
@@ -107,7 +107,9 @@ class ChatReader:
             )
             self._keep(media, request, client)
         except ContractError as error:
-            raise _with_chat_fields(with_part_fields(error, media)) from None
+            named = with_part_fields(error, media)
+            name_chat_field(named)
+            raise named from None
         without_media = chat.model_copy(update={"messages": []})  # it is kept as long as the answer
         return PreparedChat(without_media, request, provenance_of(media))
 
@@ -150,13 +152,3 @@ def _digest(prepared: PreparedChat) -> bytes:
     chat = prepared.chat
     rest = [PATH, chat.stop_strings, chat.wanted_logprobs, sorted(chat.tool_names)]
     return hashlib.sha256(fingerprint(prepared.request) + json.dumps(rest).encode()).digest()
-
-
-def _with_chat_fields(error: ContractError) -> ContractError:
-    """The same error, with the chat's name for the sampling parameter or prompt."""
-    names = {"sampling.max_new_tokens": "max_tokens", "input_ids": "messages"}
-    if error.field in names:
-        error.field = names[error.field]
-    elif error.field is not None:
-        error.field = error.field.removeprefix("sampling.")
-    return error

@@ -15,7 +15,7 @@ from safetensors.numpy import save as safetensors_save
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
-from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings
+from qwen3vl_edge.contract.wire.request import Limits, MediaEmbeddings, Sampling
 from tests.support.wire_bodies import (
     HeaderEdit,
     assert_same,
@@ -30,6 +30,20 @@ from tests.support.wire_bodies import (
 def test_round_trip_keeps_everything() -> None:
     request = make_request()
     assert_same(decode_request(body_of(request)), request)
+
+
+def test_penalties_and_biases_are_sent_only_if_set() -> None:
+    """A server that does not know their names refuses only requests that use them."""
+    sampling = Sampling(presence_penalty=-2.0, frequency_penalty=0.5, logit_bias=((7, -100.0), (300, 1.5)))
+    request = make_request(sampling=sampling)
+    assert_same(decode_request(body_of(request)), request)
+    assert Sampling.from_dict({"logit_bias": {"300": 1.5, "7": -100}}).logit_bias == sampling.logit_bias
+    assert hash(sampling) != hash(Sampling())
+    added = {"presence_penalty", "frequency_penalty", "logit_bias"}
+    assert sampling.to_dict().keys() - Sampling().to_dict().keys() == added
+    assert sampling.penalties.keys() == added
+    assert Sampling(repetition_penalty=1.1).penalties == {"repetition_penalty": 1.1}
+    assert Sampling().penalties == {}
 
 
 @given(
@@ -133,6 +147,16 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("sampling is a list", edit_document(sampling=[]), "sampling"),
     ("unknown sampling", edit_document(sampling={"beams": 4}), "sampling.beams"),
     ("temperature 0", edit_document(sampling={"temperature": 0}), "sampling.temperature"),
+    ("presence_penalty of 3", edit_document(sampling={"presence_penalty": 3}), "sampling.presence_penalty"),
+    ("frequency_penalty null", edit_document(sampling={"frequency_penalty": None}), "sampling.frequency_penalty"),
+    ("biases in a list", edit_document(sampling={"logit_bias": [[7, 1]]}), "sampling.logit_bias"),
+    ("too many biases", edit_document(sampling={"logit_bias": dict.fromkeys(range(301), 0)}), "sampling.logit_bias"),
+    ("bias of a word", edit_document(sampling={"logit_bias": {"the": 1}}), "sampling.logit_bias"),
+    ("bias of a token twice", edit_document(sampling={"logit_bias": {"7": 1, "07": 1}}), "sampling.logit_bias"),
+    ("bias of a token of 70 bits", edit_document(sampling={"logit_bias": {str(2**70): 1}}), "sampling.logit_bias"),
+    ("bias of 101", edit_document(sampling={"logit_bias": {"7": 101}}), "sampling.logit_bias.7"),
+    ("bias as text", edit_document(sampling={"logit_bias": {"7": "1"}}), "sampling.logit_bias.7"),
+    ("bias as bool", edit_document(sampling={"logit_bias": {"7": True}}), "sampling.logit_bias.7"),
     ("tokens as bool", edit_document(sampling={"max_new_tokens": True}), "sampling.max_new_tokens"),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError, QueueFullError, ServerUnavailableError, WireError
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
@@ -21,6 +22,7 @@ from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.errors import OutOfMemoryError
 from qwen3vl_edge.server.options import ServerOptions
+from tests.support.one_row_sampler import AnswerPenalties, LogitBias
 from tests.support.server_checkpoint import CASE_NAMES, MAX_POSITIONS, make_case, oracle
 
 TOKENS = 12
@@ -135,6 +137,22 @@ def test_same_seed_same_answer(engine: TransformersEngine) -> None:
     assert sample(5) == first
     assert sample(6) != first
     assert sample(None) != unseeded  # the seed before it is not what it starts from
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 2.0), (-1.0, 0.7), (-2.0, -2.0)])
+def test_penalties_are_vllms_formula(engine: TransformersEngine, presence: float, frequency: float) -> None:
+    case = make_case("one image")
+    plain = expected("one image")
+    sampling = Sampling(
+        max_new_tokens=40,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=((plain[0], -1.5), (plain[1], 3.0), (11, 2.5)),
+    )
+    processors = [LogitBias(sampling.logit_bias), AnswerPenalties(sampling, case.request.input_ids.size)]
+    found = engine.generate(replace(case.request, sampling=sampling)).generated_ids
+    assert list(found) == oracle().greedy(case, 40, logits_processor=LogitsProcessorList(processors))
+    assert list(found)[: len(plain)] != plain
 
 
 def test_cancel_while_generating_and_before(engine: TransformersEngine) -> None:

@@ -155,10 +155,10 @@ class Oracle:
         names = ["<|vision_start|>", *[token] * count, "<|vision_end|>"]
         return list(self.tokenizer.convert_tokens_to_ids(names))
 
-    def greedy(self, case: Case, max_new_tokens: int) -> list[int]:
-        """The unsplit model's own answer, from pixels."""
+    def greedy(self, case: Case, max_new_tokens: int, **options: Any) -> list[int]:
+        """The unsplit model's own answer, from pixels; `options` are those of `generate`."""
         inputs = self._inputs(case)
-        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
         return list(output[0, inputs["input_ids"].shape[1] :].tolist())
 
     def logits(self, case: Case) -> torch.Tensor:

@@ -203,10 +203,14 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature if sampling.do_sample else 0.0,
         "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
         "top_p": sampling.top_p if sampling.do_sample else 1.0,
         "top_k": sampling.top_k if sampling.do_sample else 0,
         "min_p": (sampling.min_p or 0.0) if sampling.do_sample else 0.0,
     }
+    if sampling.logit_bias:
+        values["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return values if sampling.seed is None else {**values, "seed": sampling.seed}
 
 

@@ -1,28 +1,17 @@
-"""The next token of one request, chosen as transformers' `generate` would for that request alone.
-
-Each request has its own generator: the same seed gives the same answer, whatever else is in the batch.
-"""
+"""The next token of one request: a batch of one row."""
 
 from __future__ import annotations
 
-import os
-
 import torch
-from transformers import LogitsProcessorList
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
+from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.engines.protocol import Token
+from qwen3vl_edge.server.engines.transformers.sampling.batch_sampler import BatchSampler
+from qwen3vl_edge.server.engines.transformers.sampling.picked import token_of
 
 
 class Sampler:
-    """Chooses tokens for one request.
+    """Chooses tokens for one request, whose earlier tokens it knows.
 
     Args:
         request: its sampling, and its prompt for the repetition penalty.
@@ -30,50 +19,14 @@ class Sampler:
     """
 
     def __init__(self, request: GenerateRequest, device: torch.device) -> None:
-        self._sampling = request.sampling
-        self._processors = _processors(request.sampling)
-        self._prompt = torch.from_numpy(request.input_ids.copy()).to(device) if self._processors else None
-        self._generator = _generator(request.sampling, device) if request.sampling.do_sample else None
-        self._logprobs = request.logprobs
+        self._request = request
+        self._device = device
+        self._row: BatchSampler | None = None
 
     def pick(self, logits: torch.Tensor, ids: list[int]) -> Token:
-        """Choose from logits [vocabulary] after the tokens `ids` of the answer."""
-        scores = logits.float()[None]
-        changed = scores
-        if self._prompt is not None:
-            so_far = torch.cat([self._prompt, torch.tensor(ids, dtype=torch.int64, device=self._prompt.device)])[None]
-            changed = self._processors(so_far, scores.clone())
-        if self._generator is None:
-            chosen = int(changed.argmax(dim=-1))
-        else:
-            chosen = int(torch.multinomial(changed.softmax(dim=-1), 1, generator=self._generator))
-        return Token(chosen) if self._logprobs is None else _with_logprobs(chosen, scores[0], self._logprobs)
-
-
-def _with_logprobs(chosen: int, scores: torch.Tensor, count: int) -> Token:
-    logprobs = scores.log_softmax(dim=-1)
-    values, places = logprobs.topk(min(count, logprobs.numel()))
-    return Token(chosen, float(logprobs[chosen]), tuple(zip(places.tolist(), values.tolist(), strict=True)))
-
-
-def _processors(sampling: Sampling) -> LogitsProcessorList:
-    """In the order of `GenerationMixin._get_logits_processor`, transformers/generation/utils.py."""
-    processors = LogitsProcessorList()
-    if sampling.repetition_penalty != 1.0:
-        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if not sampling.do_sample:
-        return processors
-    if sampling.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k != 0:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p is not None:
-        processors.append(MinPLogitsWarper(sampling.min_p))
-    return processors
-
-
-def _generator(sampling: Sampling, device: torch.device) -> torch.Generator:
-    seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "little") >> 1
-    return torch.Generator(device).manual_seed(seed)
+        """Choose from logits [vocabulary] after the tokens `ids` of the answer, which it chose itself."""
+        if self._row is None:
+            assert not ids
+            self._row = BatchSampler(self._device, logits.numel())
+            self._row.add(self._request)
+        return token_of(self._row.pick(logits[None]).copied(), 0, self._request.logprobs)

@@ -23,8 +23,9 @@ def sampling_arguments(request: GenerateRequest, end_ids: tuple[int, ...]) -> di
         "top_k": sampling.top_k if sampled else 0,  # 0 is off in both
         "min_p": (sampling.min_p or 0.0) if sampled else 0.0,
         "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logit_bias": dict(sampling.logit_bias) or None,
         "seed": sampling.seed,
         "max_tokens": sampling.max_new_tokens,
         "min_tokens": 0,

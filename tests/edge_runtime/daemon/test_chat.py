@@ -229,6 +229,21 @@ def test_options_beside_a_url_are_done(daemon: DaemonProcess, folder: Path) -> N
     assert grid(url("video", clip, nframes=4)).startswith("2x")
 
 
+def test_penalties_and_biases_reach_the_model(client: openai.OpenAI) -> None:
+    def answer(**options: Any) -> tuple[str | None, Any]:
+        messages: Any = [{"role": "user", "content": "What?"}]
+        made = client.chat.completions.create(model=TINY, messages=messages, max_tokens=6, **options)
+        return made.choices[0].message.content, made.model_dump()["qwen3vl_edge"].get("penalties")
+
+    plain, none = answer()
+    biased, evidence = answer(logit_bias={"70": 100})
+    assert none is None
+    assert (evidence, biased == plain) == ({"logit_bias": {"70": 100.0}}, False)
+    both, evidence = answer(logit_bias={"70": 100, "71": 100}, frequency_penalty=2)
+    assert evidence == {"frequency_penalty": 2.0, "logit_bias": {"70": 100.0, "71": 100.0}}
+    assert both not in (plain, biased)
+
+
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": []}, 400, "messages"),
     ({}, 400, "messages"),
@@ -237,6 +252,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [user("x")], "n": 2}, 400, "n"),
     ({"messages": [user("x")], "temperature": 3}, 400, "temperature"),
     ({"messages": [user("x")], "max_tokens": 0}, 400, "max_tokens"),
+    ({"messages": [user("x")], "max_tokens": 10**6}, 413, " max_tokens"),  # the server's refusal, with the chat's name
+    ({"messages": [user("x")], "presence_penalty": 3}, 400, "presence_penalty"),
+    ({"messages": [user("x")], "frequency_penalty": -3}, 400, "frequency_penalty"),
+    ({"messages": [user("x")], "logit_bias": {"7": 101}}, 400, " logit_bias.7"),
+    ({"messages": [user("x")], "logit_bias": {"99999": 1}}, 400, " logit_bias.99999"),
     ({"messages": [user("x")], "logprobs": True}, 400, "logprobs"),
     ({"messages": [user("x")], "tools": [{"type": "function"}]}, 400, "tools"),
     ({"messages": [user("x")], "response_format": {"type": "json_object"}}, 400, "response_format"),

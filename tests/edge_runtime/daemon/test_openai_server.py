@@ -140,6 +140,7 @@ def test_sampling_is_named_as_vllm_names_it(daemon: DaemonProcess, foreign: Fore
     ask(daemon)
     assert foreign.bodies[-1]["temperature"] == 0
     options = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 5}
+    options |= {"presence_penalty": -1.5, "frequency_penalty": 0.5, "logit_bias": {"7": 4.5}}
     ask(daemon, **options, max_tokens=4, stop="never")
     sent = foreign.bodies[-1]
     assert {name: sent[name] for name in options} == options

@@ -102,15 +102,19 @@ def test_greedy_leaves_nothing_to_defaults() -> None:
     assert (found["temperature"], found["top_p"], found["top_k"], found["min_p"]) == (0.0, 1.0, 0, 0.0)
     assert (found["stop_token_ids"], found["ignore_eos"], found["max_tokens"]) == ([9, 8], True, 7)
     assert (found["logprobs"], found["detokenize"]) == (None, False)
+    assert (found["presence_penalty"], found["frequency_penalty"], found["logit_bias"]) == (0.0, 0.0, None)
 
 
 def test_sampling_is_handed_on() -> None:
     sampling = Sampling(
         do_sample=True, temperature=0.7, top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.2, seed=2**63 - 1
     )
+    sampling = replace(sampling, presence_penalty=-1.5, frequency_penalty=0.5, logit_bias=((3, 4.5), (7, -100.0)))
     found = sampling_arguments(request(sampling, logprobs=4), (9,))
     assert (found["temperature"], found["top_p"], found["top_k"], found["min_p"]) == (0.7, 0.9, 0, 0.1)
     assert (found["repetition_penalty"], found["seed"], found["logprobs"]) == (1.2, 2**63 - 1, 4)
+    assert (found["presence_penalty"], found["frequency_penalty"]) == (-1.5, 0.5)
+    assert found["logit_bias"] == {3: 4.5, 7: -100.0}
 
 
 def test_tokens_with_and_without_probabilities() -> None:
