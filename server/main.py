@@ -115,7 +115,7 @@ def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine
 
 def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
     from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
-from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+    from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
     from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 
     batch = BatchOptions(

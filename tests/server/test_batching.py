@@ -203,10 +203,12 @@ def test_no_memory_for_prompts_together_computes_each_alone(monkeypatch: pytest.
         return forward(*args, **inputs)
 
     monkeypatch.setattr(engine.loaded.model, "forward", call)
-    first = engine.submit(
-        replace(make_case("text only").request, sampling=Sampling(max_new_tokens=1)),
-        lambda _: (held.set(), go_on.wait(10)) and None,
-    )
+
+    def hold(_: Token) -> None:
+        held.set()
+        go_on.wait(10)
+
+    first = engine.submit(replace(make_case("text only").request, sampling=Sampling(max_new_tokens=1)), hold)
     assert held.wait(10)
     same = [engine.submit(make_case("one image").request) for _ in range(3)]
     go_on.set()

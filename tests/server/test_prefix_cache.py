@@ -12,8 +12,8 @@ import torch
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
-from qwen3vl_edge.server.engines.transformers.prefix_cache import PrefixCache
 from qwen3vl_edge.server.options import ServerOptions
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle
 

@@ -1,8 +1,8 @@
 """Requests that are decoded together: one row of the slab each, and one token each per step.
 
-Rows may join and leave between any two steps. A row's positions do not depend on the others: text positions count its own
-tokens, and M-RoPE adds its own delta. Each step's tokens stay on the device, where the next step needs them; the host reads
-them later, so the device need not wait for it.
+Rows may join and leave between any two steps. A row's positions do not depend on the others: text positions count its
+own tokens, and M-RoPE adds its own delta. Each step's tokens stay on the device, where the next step needs them; the
+host reads them later, so the device need not wait for it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from qwen3vl_edge.server.engines.protocol import Token
-from qwen3vl_edge.server.engines.transformers.sampling.batch_sampler import BatchSampler
 from qwen3vl_edge.server.engines.transformers.captured_steps import CapturedSteps
 from qwen3vl_edge.server.engines.transformers.decode_step import DecodeStep
-from qwen3vl_edge.server.engines.transformers.key_values import Layers
-from qwen3vl_edge.server.engines.transformers.kv_slab import KvSlab
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.launched import Launched
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled
+from qwen3vl_edge.server.engines.transformers.sampling.batch_sampler import BatchSampler
 from qwen3vl_edge.server.engines.transformers.sequence import Sequence
 
 

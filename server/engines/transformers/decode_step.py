@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 from qwen3vl_edge.server.engines.transformers.captured_steps import CapturedSteps
-from qwen3vl_edge.server.engines.transformers.kv_slab import KvSlab
+from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import columns_for, rows_for
+from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
+from qwen3vl_edge.server.engines.transformers.kv_cache.step_cache import step_cache
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
-from qwen3vl_edge.server.engines.transformers.slab_cache import step_cache
-from qwen3vl_edge.server.engines.transformers.slab_sizes import columns_for, rows_for
 
 
 class DecodeStep:
@@ -66,7 +66,10 @@ class DecodeStep:
         return self._captured.run((*slab.place, tall, wide), lambda: self.forward(slab, tall, wide))
 
     def forward(self, slab: KvSlab, rows: int, columns: int) -> torch.Tensor:
-        """Logits [rows, vocabulary]. Again without a change of `lengths`, it writes the same values to the same place."""
+        """Logits [rows, vocabulary].
+
+        It changes no input: a second call writes the same keys and values to the same place.
+        """
         ends = self.lengths[:rows]
         text = ends[:, None]
         vision = text + self.deltas[:rows, None]
@@ -81,7 +84,7 @@ class DecodeStep:
         return logits
 
     def _mask(self, ends: torch.Tensor, columns: int) -> torch.Tensor:
-        """In the form of the attention: [rows, 1, 1, columns] for sdpa (bool) and eager (added), else [rows, columns]."""
+        """As the attention takes it: [rows, 1, 1, columns] for sdpa (bool) and eager (added), else [rows, columns]."""
         seen = torch.arange(columns, device=ends.device)[None] <= ends[:, None]
         if self._loaded.attention == "sdpa":
             return seen[:, None, None]

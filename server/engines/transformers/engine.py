@@ -131,7 +131,7 @@ class TransformersEngine:
         self._scheduler.stop()
 
     def _watch_deadlines(self) -> None:
-        """The watcher's thread: fail a generation that takes too long, even if the model never returns from its call."""
+        """The watcher's thread: fail a generation that takes too long, even if the model's call never returns."""
         options = self._options
         while not self._stopped.wait(min(1.0, options.max_seconds / 4)):
             now = time.perf_counter()

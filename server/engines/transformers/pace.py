@@ -1,8 +1,8 @@
 """How answers under way go on while a prompt is computed: measured seconds decide when the next step is due.
 
 A prefill that takes no longer than a step is computed at once. In a longer one, a step waits for at most `SHARE` of its
-own time of prefill, and for the layer that is being computed then, whose time the size of a piece limits to the same. So a
-gap between two tokens is at most two steps. More steps than that would be taken by fewer rows than may soon be there.
+own time of prefill, and for the layer that is being computed then, whose time the size of a piece limits to the same.
+So a gap between two tokens is at most two steps. More steps than that would be taken by fewer rows than may soon be there.
 """
 
 from __future__ import annotations

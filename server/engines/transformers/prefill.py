@@ -1,7 +1,7 @@
 """Prefill of prompts: their logits, keys and values, and the offset of their positions.
 
 A long prompt is computed in pieces, and short ones together, padded on the left, as `generate` pads a batch. A cached
-prefix is not computed again: then only the ids, positions, embeddings and DeepStack levels of the rest are model inputs.
+prefix is not computed again: the model's inputs are the ids, positions, embeddings and DeepStack levels of the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.engines.prompt import media_between
-from qwen3vl_edge.server.engines.transformers.key_values import Layers, layers_of, row_of
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, layers_of, row_of
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
 

@@ -19,11 +19,11 @@ from qwen3vl_edge.server.engines.protocol import Token
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.between_layers import between_layers
 from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
-from qwen3vl_edge.server.engines.transformers.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.pace import Pace
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled, prefill, prefill_together
-from qwen3vl_edge.server.engines.transformers.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.sequence import Sequence
 from qwen3vl_edge.server.errors import OutOfMemoryError, ShuttingDownError
 
@@ -46,8 +46,8 @@ class Scheduler:
     Attributes:
         steps, step_rows, reused_tokens: totals, as `EngineStats` has them.
         last_seconds: of the last ended generation.
-        progress: when the current call of the model began or got to its next layer, in `time.perf_counter` seconds; None
-            without one. Any thread may read these.
+        progress: when the current call of the model began or got to its next layer, in `time.perf_counter` seconds;
+            None without one. Any thread may read these.
     """
 
     def __init__(self, loaded: LoadedModel, options: BatchOptions, queue: FairQueue[Sequence]) -> None:

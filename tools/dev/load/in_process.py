@@ -74,7 +74,7 @@ def _open_engine(setup: Setup) -> None:
 
     from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
     from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
-from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+    from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
     from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
     from qwen3vl_edge.server.options import ServerOptions
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from qwen3vl_edge.server.engines.transformers.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
 
 
 class StepLayer(CacheLayerMixin):  # type: ignore[misc]

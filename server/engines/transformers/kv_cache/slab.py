@@ -4,8 +4,8 @@ Every request has a row, and its token `i` is in column `i`; columns beyond its 
 token. Rows and columns share one piece of memory per layer: with longer rows there are fewer. A change of that shape
 copies what is in use once, and more memory is made only while the limit allows it.
 
-What no row uses is finite: memory begins as zeros, and a row that leaves is cleared. Masked columns have weight zero, but
-zero times infinity, which one request's embeddings may lead to, would reach the next request in that row.
+What no row uses is finite: memory begins as zeros, and a row that leaves is cleared. Masked columns have weight zero,
+but zero times infinity, which one request's embeddings may lead to, would reach the next request in that row.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
-from qwen3vl_edge.server.engines.transformers.key_values import Layers
-from qwen3vl_edge.server.engines.transformers.slab_sizes import slab_columns, slab_tokens
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import slab_columns, slab_tokens
 
 
 class KvSlab:

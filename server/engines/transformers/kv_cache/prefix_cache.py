@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, ModelShape
 from qwen3vl_edge.server.engines.prompt import media_spans
-from qwen3vl_edge.server.engines.transformers.key_values import Layers, layers_bytes
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, layers_bytes
 
 MIN_TOKENS = 16  # computing fewer takes no longer than the lookup
 
