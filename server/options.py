@@ -212,8 +212,8 @@ class ServerOptions:
     )
     engine: str = setting(
         "auto",
-        """transformers in this process; vllm, also for several GPUs or machines; auto: vllm where it is installed, a GPU
-        is present and no setting needs transformers, else transformers.""",
+        """transformers in this process; vllm, also for several GPUs or machines; auto: vllm where it is installed, a
+        GPU is present and no setting needs transformers, else transformers.""",
         option="--engine",
         choices=("auto", "transformers", "vllm"),
     )
