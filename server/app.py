@@ -73,7 +73,8 @@ def status_routes(state: ServerState) -> APIRouter:
         """200 once the model is loaded and has generated; 503 before, and while the engine is stuck in a step."""
         loaded = state.readiness.working_engine(state.options.stall_s).loaded
         accepts = {"holds_embeddings": state.store.max_bytes > 0, "wire_bases": list(state.bases)}
-        return {"status": "ready", "model": loaded.name, **model_facts(loaded), **accepts}
+        chosen = {"engine_reason": reason} if (reason := state.readiness.engine_reason) else {}
+        return {"status": "ready", "model": loaded.name, **model_facts(loaded), **chosen, **accepts}
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:

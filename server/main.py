@@ -19,6 +19,7 @@ from qwen3vl_edge.contract.http.tls import ServerTls
 from qwen3vl_edge.contract.http.tracing import start_tracing
 from qwen3vl_edge.contract.machine.startup_objects import exclude_from_collections
 from qwen3vl_edge.contract.wire.basis import Bases, bases_of, read_basis
+from qwen3vl_edge.server.engines.choice import VLLM, EngineChoice, choose_engine, require_transformers
 from qwen3vl_edge.server.options import ServerOptions
 from qwen3vl_edge.server.readiness import Readiness
 
@@ -45,19 +46,27 @@ def serve(options: ServerOptions) -> None:
     checkpoint = open_checkpoint(options.model, patterns=[*PROCESSOR_FILES, "generation_config.json", "*.safetensors*"])
     _ = checkpoint.visual_tensors  # rejects a wrong checkpoint before torch is imported
     bases = bases_of(*(read_basis(path, checkpoint.model_hash, "wire_basis") for path in options.wire_basis))
-    if options.engine == "vllm":
+    engine = choose_engine(options, checkpoint.config["model_type"])
+    if engine.name == VLLM:
         from qwen3vl_edge.server.engines.vllm.arguments import require_vllm
 
         require_vllm()
+    else:
+        require_transformers()
     listener = listen(options.host, options.port)
     try:
-        _serve_on(listener, checkpoint, options, tls, bases)
+        _serve_on(listener, checkpoint, options, tls, bases, engine)
     finally:
         listener.close()
 
 
 def _serve_on(
-    listener: socket.socket, checkpoint: Checkpoint, options: ServerOptions, tls: ServerTls | None, bases: Bases
+    listener: socket.socket,
+    checkpoint: Checkpoint,
+    options: ServerOptions,
+    tls: ServerTls | None,
+    bases: Bases,
+    choice: EngineChoice,
 ) -> None:
     from qwen3vl_edge.server.app import create_app, record_refusal
     from qwen3vl_edge.server.http.access import warn_of_open_doors
@@ -65,7 +74,7 @@ def _serve_on(
 
     _log_to_stderr()
     start_tracing("qwen3vl-server")
-    readiness = Readiness()
+    readiness = Readiness(choice.reason)
     state = open_state(readiness, options, bases)
     app, limits = create_app(state), options.connection_limits
     server = http_server(app, options.drain_s, tls, limits=limits, on_refusal=partial(record_refusal, state))
@@ -75,8 +84,11 @@ def _serve_on(
     if state.guard.rereads or tls is not None:
         _on_hangup(state.guard.on_hangup, partial(_renew_tls, server, options))
     url = _url(listener, options)
+    logger.info("engine: %s", choice)
     logger.info("loading %s; %s answers 503 until it is ready", checkpoint.path, url)
-    loader = threading.Thread(target=_load, args=(checkpoint, options, readiness, server, url), daemon=True)
+    loader = threading.Thread(
+        target=_load, args=(checkpoint, options, choice.name, readiness, server, url), daemon=True
+    )
     loader.start()
     with quiet_stop():
         server.run(sockets=[listener])
@@ -89,10 +101,10 @@ def _serve_on(
 
 
 def _load(
-    checkpoint: Checkpoint, options: ServerOptions, readiness: Readiness, server: uvicorn.Server, url: str
+    checkpoint: Checkpoint, options: ServerOptions, name: str, readiness: Readiness, server: uvicorn.Server, url: str
 ) -> None:
     try:
-        engine, pixels = _open_engine(checkpoint, options)
+        engine, pixels = _open_engine(checkpoint, options, name)
     except BaseException as error:
         readiness.failure = error
         server.should_exit = True
@@ -102,9 +114,9 @@ def _load(
     logger.info("listening on %s", url)
 
 
-def _open_engine(checkpoint: Checkpoint, options: ServerOptions) -> tuple[Engine, PixelEncoder | None]:
+def _open_engine(checkpoint: Checkpoint, options: ServerOptions, name: str) -> tuple[Engine, PixelEncoder | None]:
     """The engine, loaded and warm, and the vision tower if the options enable it."""
-    if options.engine == "vllm":
+    if name == VLLM:
         from qwen3vl_edge.server.engines.vllm.start import open_engine
 
         engine: Engine = open_engine(checkpoint, options)

@@ -211,10 +211,11 @@ class ServerOptions:
         None, "File of one JSON line per request, without any content; opened again after SIGHUP."
     )
     engine: str = setting(
-        "transformers",
-        "transformers in this process, or vllm for several GPUs or machines.",
+        "auto",
+        """transformers in this process; vllm, also for several GPUs or machines; auto: vllm where it is installed, a
+        GPU is present and no setting needs transformers, else transformers.""",
         option="--engine",
-        choices=("transformers", "vllm"),
+        choices=("auto", "transformers", "vllm"),
     )
     tensor_parallel: int = setting(
         1, "GPUs that share each layer (vllm).", option="--tensor-parallel", within=(1, 1024)
@@ -245,7 +246,7 @@ class ServerOptions:
             raise InputError(
                 "hold_folder requires memory to read into", field="hold_embeddings_mib", expected="at least 1", got=0
             )
-        if self.allow_pixels and self.engine != "transformers":
+        if self.allow_pixels and self.engine == "vllm":
             raise InputError(
                 "allow_pixels requires the transformers engine",
                 field="--allow-pixels",

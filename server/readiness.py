@@ -15,9 +15,13 @@ class Readiness:
     """Holds the engine once it is loaded and warm.
 
     Written once by the loading thread; read by the event loop.
+
+    Args:
+        engine_reason: why this engine serves, for `/readyz`; empty if nothing was chosen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine_reason: str = "") -> None:
+        self.engine_reason = engine_reason
         self._engine: Engine | None = None
         self.failure: BaseException | None = None
         self.pixels: PixelEncoder | None = None  # the vision tower, with --allow-pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,19 @@ def find_gpu() -> Gpu | None:
     except RuntimeError:  # cuda-bindings raises it where libcuda is missing; `_value` where a call fails
         return None
     return Gpu(name, f"{major}.{minor}", memory, f"{version // 1000}.{version % 1000 // 10}")
+
+
+def gpu_is_present() -> bool:
+    """Whether the driver shows this process a GPU; needs no package, and creates no CUDA context.
+
+    For environments without cuda-bindings; `find_gpu` reads more of the GPU.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def _value(result: tuple[Any, ...]) -> Any:

@@ -67,6 +67,10 @@ def as_json(request: GenerateRequest, flat: bool = False) -> dict[str, Any]:
     }
 
 
+# `running_server` says --device-map cpu.
+REASON = "auto: device_map is set, which applies to the transformers engine"
+
+
 def assert_error(response: httpx.Response, status: int, field: str | None) -> None:
     assert response.status_code == status, response.text
     error = response.json()["error"]
@@ -87,7 +91,17 @@ def test_not_ready_before_loaded_then_ready(server: ServerProcess, client: httpx
     assert model["parameters"] == ready["parameters"] == text
     assert client.get("/healthz").json() == {"status": "ok"}
     log = server.log.read_text()
-    for part in ("tiny-dense", f"{text:,}", "not loaded", "cpu", "float32", "sdpa", server.url):
+    assert (ready["engine"], ready["engine_reason"]) == ("transformers", REASON)
+    for part in (
+        f"engine: transformers ({REASON})",
+        "tiny-dense",
+        f"{text:,}",
+        "not loaded",
+        "cpu",
+        "float32",
+        "sdpa",
+        server.url,
+    ):
         assert part in log
 
 

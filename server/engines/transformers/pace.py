@@ -2,7 +2,7 @@
 
 A prefill that takes no longer than a step is computed at once. In a longer one, a step waits for at most `SHARE` of its
 own time of prefill, and for the layer that is being computed then, whose time the size of a piece limits to the same.
-So a gap between two tokens is at most two steps. More steps than that would be taken by fewer rows than may soon be there.
+So a gap between two tokens is at most two steps. More steps would be taken by fewer rows than may soon be there.
 """
 
 from __future__ import annotations

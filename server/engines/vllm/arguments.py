@@ -9,6 +9,8 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.formats.settings import settings_of
+from qwen3vl_edge.server.engines.choice import TRANSFORMERS_SETTINGS
 from qwen3vl_edge.server.options import ServerOptions
 
 WORKER_EXTENSION = "qwen3vl_edge.server.engines.vllm.worker.WorkerExtension"
@@ -92,14 +94,12 @@ def check_names(arguments: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def _check_other_settings(options: ServerOptions) -> None:
-    for name, value, default in (
-        ("--device-map", options.device_map, "auto"),
-        ("--attention", options.attention, "sdpa"),
-    ):
-        if value != default:
+    declared = settings_of(ServerOptions)
+    for name in TRANSFORMERS_SETTINGS:
+        if (value := getattr(options, name)) != declared[name].default:
             raise InputError(
                 "this setting applies to the transformers engine only",
-                field=name,
+                field=declared[name].setting.option or name,
                 got=value,
                 remedy="Leave it out: vLLM places the model by the parallel sizes and CUDA_VISIBLE_DEVICES, and takes "
                 "its attention from vllm_args.attention_backend.",

@@ -14,6 +14,9 @@ from qwen3vl_edge.tools.dev.gpu import run as kit_run
 from qwen3vl_edge.tools.dev.gpu.context import read_rows
 from qwen3vl_edge.tools.dev.gpu.run import run
 from qwen3vl_edge.tools.dev.gpu.steps import STEPS, Step, chosen
+from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CAPTURED, EAGER, FLOOR
+from qwen3vl_edge.tools.dev.load.engine.engines import ENGINE, VLLM
+from qwen3vl_edge.tools.dev.load.engine.generate import DYNAMIC, STATIC
 from tests.support.paths import ROOT
 
 STEP_NAMES = "environment,tests,parity,encoder-2B,server"
@@ -22,7 +25,7 @@ STEP_NAMES = "environment,tests,parity,encoder-2B,server"
 def test_a_dry_run_does_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     out, work = tmp_path / "out", tmp_path / "work"
-    passed = run(chosen(STEP_NAMES), out, work, 300, dry=True)
+    passed = run(chosen(STEP_NAMES), out, work, 1000, dry=True)
     document = json.loads((out / "gpu.json").read_text())
     log = (out / "gpu.log").read_text()
     assert passed, log
@@ -37,17 +40,21 @@ def test_a_dry_run_does_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert row["finite"], row
         assert row["lowest_cosine"] > (0.9999 if row["dtype"] == "bf16" else 0.999999), row
         assert min(row["median_seconds"], row["floor_seconds"]) > 0, row
-    assert {row["candidate"] for row in document["server"]} == {
-        "floor", "captured step by hand", "transformers generate", "engine"
-    }  # fmt: skip
-    assert all(row["tokens_per_second"] > 0 for row in document["server"])
+    measured = [row for row in document["server"] if "skipped" not in row]
+    assert {row["candidate"] for row in measured} == {FLOOR, ENGINE, EAGER, DYNAMIC, STATIC, ARRIVALS}
+    assert all(row["tokens_per_second"] > 0 for row in measured), measured
+    skipped = {row["candidate"]: row["skipped"] for row in document["server"] if "skipped" in row}
+    assert set(skipped) == {CAPTURED, VLLM}
+    for row in measured:
+        ratio = row.get("engine_over_this", {}).get("decode", {}).get("median")
+        assert (ratio is not None) == (row["candidate"] in (EAGER, DYNAMIC, STATIC)), row
     if document["environment"]["gpu"] is None:
         assert {row["outcome"] for row in document["tests"]} == {"skipped"}
 
     (out / "gpu.json").rename(tmp_path / "gpu-toy.json")
     text = page(tmp_path)
     assert "toy sizes" in text
-    assert all(f"| {row['candidate']} |" in text for row in document["encoder"])
+    assert all(f"| {row['candidate']} |" in text for row in (*document["encoder"], *document["server"]))
 
 
 # A step's process: what it does is its name.
@@ -70,7 +77,7 @@ def test_a_step_that_dies_hangs_or_fails_leaves_the_others_and_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = {name: Step(lambda: None, 60, attempts=2) for name in ("dies once", "fails", "goes on")}  # type: ignore[arg-type, return-value]
-    fake["hangs"] = Step(lambda: None, 1, beside=True)  # type: ignore[arg-type, return-value]
+    fake["hangs"] = Step(lambda: None, 1 / kit_run.DRY_PATIENCE, beside=True)  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(kit_run, "STEPS", fake)
     monkeypatch.setattr(
         kit_run, "command", lambda step, context: [sys.executable, "-c", PROCESS, step, str(context.rows_file(step))]

@@ -21,7 +21,9 @@ class Sizes:
         tower: values that replace those of a released tower.
         layers, width: of the server bench's language model.
         batches: sizes of its batch; new_tokens: of an answer.
-        prompt_tokens: of the step by hand and of `generate`.
+        prompt_tokens: of each of its prompts.
+        rounds: in which its candidates take turns.
+        arrivals_answers, arrivals_prompts, arrivals_tokens: answers under way, long prompts that arrive, their length.
         least_seconds, most_runs: of each measurement.
         prompts: of parity; None for all.
         reference_buckets: of the reference checkpoint's bundle, for parity.
@@ -35,6 +37,10 @@ class Sizes:
     batches: tuple[int, ...] = (1, 8, 32)
     new_tokens: int = 48
     prompt_tokens: int = 200
+    rounds: int = 2
+    arrivals_answers: int = 8
+    arrivals_prompts: int = 4
+    arrivals_tokens: int = 4000
     least_seconds: float = 0.3
     most_runs: int = 30
     prompts: int | None = None
@@ -58,6 +64,10 @@ TOY = Sizes(
     batches=(1, 2),
     new_tokens=4,
     prompt_tokens=16,
+    rounds=1,
+    arrivals_answers=2,
+    arrivals_prompts=1,
+    arrivals_tokens=100,
     least_seconds=0.01,
     most_runs=3,
     prompts=2,

@@ -23,6 +23,7 @@ from qwen3vl_edge.tools.dev.gpu.steps import STEPS
 from qwen3vl_edge.tools.dev.gpu.worker import command
 
 POLL_SECONDS = 0.2
+DRY_PATIENCE = 6  # times a step's limit, which is a GPU machine's: a CPU may be busy with other tests
 TABLES = ("failures", "peaks", "exports", "tests", "parity", "encoder", "server")
 
 
@@ -112,7 +113,8 @@ class Run:
         self.states[step].seconds = round(taken, 1)
         code = self._processes[step].poll()
         if code is None:
-            if taken > STEPS[step].seconds or time.monotonic() > self._until:
+            limit = STEPS[step].seconds * (DRY_PATIENCE if self._context.dry else 1)
+            if taken > limit or time.monotonic() > self._until:
                 self._end(step, "time limit")
         elif code == 0:
             self._end(step, "done")

@@ -42,9 +42,6 @@ def summarise(run: Run) -> dict[str, Any]:
     """Figures of one run; seconds."""
     answered = [sample for sample in run.samples if sample.tokens]
     first = [sample.tokens[0] - sample.due for sample in answered]
-    between = [
-        later - earlier for sample in answered for earlier, later in zip(sample.tokens, sample.tokens[1:], strict=False)
-    ]
     refused: dict[str, int] = {}
     for sample in run.samples:
         if sample.refused is not None:
@@ -58,8 +55,28 @@ def summarise(run: Run) -> dict[str, Any]:
         "tokens_per_second": round(run.tokens_per_second, 2),
         "sent_bytes": run.sent_bytes,
         "first_token_s": percentiles(first),
-        "between_tokens_s": percentiles(between),
+        "between_tokens_s": percentiles(gaps(run)),
     }
+
+
+def gaps(run: Run) -> list[float]:
+    """Seconds between the tokens of each answer, of all answers."""
+    return [
+        later - earlier
+        for sample in run.samples
+        for earlier, later in zip(sample.tokens, sample.tokens[1:], strict=False)
+    ]
+
+
+def decode_tokens_per_second(run: Run) -> float | None:
+    """Tokens per second while all answers are under way: after the last one's first token, until the first has ended.
+
+    None where they are never under way together.
+    """
+    answered = [sample.tokens for sample in run.samples if sample.tokens]
+    start, end = max(tokens[0] for tokens in answered), min(tokens[-1] for tokens in answered)
+    count = sum(start < time <= end for tokens in answered for time in tokens)
+    return count / (end - start) if count else None
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

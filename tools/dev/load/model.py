@@ -22,6 +22,9 @@ def make_checkpoint(
 ) -> Path:
     """Write a Qwen3-VL with random weights; tokenizer and processor are the reference checkpoint's.
 
+    Its greedy answers are as long as they may be: the output layer's row of the end token is zero, and of many random
+    logits the largest is above zero.
+
     Args:
         layers, width: of the language model; one key-value head for two, an MLP of three times the width.
         tower_layers, tower_width: of the vision encoder; heads of 64, an MLP of four times the width.
@@ -58,6 +61,9 @@ def make_checkpoint(
     (out / "config.json").write_text(json.dumps(values), encoding="utf-8")
     with torch.device(device):
         model = Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(out)).to(getattr(torch, dtype))
-    model.generation_config.eos_token_id = [values["text_config"]["eos_token_id"]]
+    end = values["text_config"]["eos_token_id"]
+    model.generation_config.eos_token_id = [end]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] = 0
     model.save_pretrained(out)
     return out

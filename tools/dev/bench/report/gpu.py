@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from qwen3vl_edge.tools.dev.bench.report.engine import engine_table
 from qwen3vl_edge.tools.dev.bench.report.tables import Row, environment_line, figure, noted, plain_table, table
 
 
@@ -90,11 +91,4 @@ def _encoder(document: Row) -> str:
 def _server(document: Row) -> str:
     if not document["server"]:
         return ""
-    columns = {
-        "language model": lambda row: str(row["candidate"]),
-        "batch": lambda row: str(row["batch"]),
-        "tokens/s": lambda row: f"{row['tokens_per_second']:,.1f}" if "tokens_per_second" in row else row["failed"],
-        "ms a step": figure("step_seconds", ",.2f", 1e3),
-        "the same step, eager": figure("eager_step_seconds", ",.2f", 1e3),
-    }
-    return "The server's language model, random weights:\n\n" + table(columns, document["server"], words=1)
+    return "The server's language model, random weights:\n\n" + engine_table(document["server"])

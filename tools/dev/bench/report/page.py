@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qwen3vl_edge.tools.dev.bench.report.engine import engine
 from qwen3vl_edge.tools.dev.bench.report.gpu import gpu
 from qwen3vl_edge.tools.dev.bench.report.links import concurrency, end_to_end, growth, smaller, wire
 from qwen3vl_edge.tools.dev.bench.report.tables import (
@@ -50,6 +51,7 @@ def page(folder: Path) -> str:
     parts += [smaller(document) for document in _read(folder, "smaller*.json")]
     parts += [end_to_end(document) for document in _read(folder, "end-to-end*.json")]
     parts += [_server(document) for document in _read(folder, "server*.json")]
+    parts += [engine(document) for document in _read(folder, "engine-*.json")]
     parts += [concurrency(document) for document in _read(folder, "concurrency*.json")]
     parts += [growth(document) for document in _read(folder, "growth*.json")]
     parts += [_soak(document) for document in _read(folder, "soak*.json")]
