@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LogitsProcessorList
 
 from qwen3vl_edge.contract.bundle.open import open_model_of
 from qwen3vl_edge.contract.wire.codec import CONTENT_TYPE, encode_request
@@ -30,6 +31,7 @@ from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 from qwen3vl_edge.tools.server_process import ServerProcess
 from tests.support.http_api.client import stream
+from tests.support.one_row_sampler import AnswerPenalties, LogitBias
 from tests.support.vllm.engine_server import PARALLEL, running_vllm_engine
 from tests.support.vllm.stock_server import needs_vllm
 from tests.support.waiting import until
@@ -220,6 +222,31 @@ def test_repetition_penalty_is_transformers(
     for name in ("count", "pair-1"):
         found = answer(server, request_of(edge, questions[name], sampling))
         assert found["generated_ids"] == expected_ids(unsplit, edge, questions[name], repetition_penalty=1.6), name
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(2.0, 0.0), (-0.5, 1.5)])
+def test_penalties_and_biases_are_applied(
+    server: ServerProcess,
+    edge: Edge,
+    unsplit: Unsplit,
+    questions: dict[str, Conversation],
+    presence: float,
+    frequency: float,
+) -> None:
+    """As the embedded engine's tests hold it to the same processors."""
+    for name in ("count", "pair-1"):
+        plain = answer(server, request_of(edge, questions[name]))["generated_ids"]
+        sampling = Sampling(
+            max_new_tokens=TOKENS,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            logit_bias=tuple(sorted((dict.fromkeys(range(70, 75), 20.0) | {plain[-1]: -100.0}).items())),
+        )
+        request = request_of(edge, questions[name], sampling)
+        processors = [LogitBias(sampling.logit_bias), AnswerPenalties(sampling, request.input_ids.size)]
+        found = answer(server, request)["generated_ids"]
+        expected = expected_ids(unsplit, edge, questions[name], logits_processor=LogitsProcessorList(processors))
+        assert found == expected != plain, name
 
 
 def test_log_probabilities_are_the_unsplit_models(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -34,8 +34,17 @@ class Picked:
         From CUDA, into pinned memory and without waiting: the values are there once an event is over that was
         recorded on the current stream after this call.
         """
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Picked(**{name: _copied(tensor) for name, tensor in tensors.items()})
+
+        def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else _copied(tensor)
+
+        return Picked(
+            _copied(self.ids),
+            optional(self.chosen_logprobs),
+            optional(self.top_ids),
+            optional(self.top_logprobs),
+            optional(self.undrawn),
+        )
 
 
 def token_of(picked: Picked, row: int, logprobs: int | None) -> Token:
@@ -60,8 +69,8 @@ def token_of(picked: Picked, row: int, logprobs: int | None) -> Token:
     return Token(chosen, float(picked.chosen_logprobs[row]), tuple(zip(ids, values, strict=True)))
 
 
-def _copied(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    if tensor is None or not tensor.is_cuda:
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_cuda:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
