@@ -9,8 +9,8 @@ from qwen3vl_edge.tools.dev.bench.report.tables import Row, environment_line, fi
 
 MIB = 2**20
 TEXT = (
-    "Tokens per second of whole answers, prompts included, and of decode alone; the ratios are the engine's figure over "
-    "the row's, medians of the rounds. The floor reads every weight, key and value once a step.\n\n"
+    "Tokens per second of whole answers, prompts included, and of decode alone; the ratios are the engine's figure "
+    "over the row's, medians of the rounds. The floor reads every weight, key and value once a step.\n\n"
 )
 
 
