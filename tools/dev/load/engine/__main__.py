@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_edge.tools.dev.bench.measurement import write_document
-from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, COMPILED, HTTP, Plan, bench_engine
+from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, Plan, bench_engine
+from qwen3vl_edge.tools.dev.load.engine.engines import HTTP
+from qwen3vl_edge.tools.dev.load.engine.generate import COMPILED
 
 TOWER = (2, 128)  # layers and width of the vision encoder, which nothing here loads
 

@@ -121,7 +121,8 @@ class VllmEngine:
         if self._process is None:
             setup = self._setup
             self._process = LineProcess(VLLM, [self._python, "-c", VLLM_CODE], quiet=True)
-            self._process.send({"model": str(setup.checkpoint), "dtype": setup.dtype, "max_batch": setup.most_rows})
+            start = {"dtype": setup.dtype, "device": setup.device, "max_batch": setup.most_rows}
+            self._process.send({"model": str(setup.checkpoint), **start})
             self._process.receive(VLLM_START_S)
 
     def run(self, batch: Batch) -> Run:
