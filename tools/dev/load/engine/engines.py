@@ -33,7 +33,7 @@ def open_engine(loaded: LoadedModel, rows: int) -> TransformersEngine:
 class DirectEngine:
     """The transformers engine in this process."""
 
-    name, prefills = ENGINE, True
+    name, prefills, in_process = ENGINE, True, True
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -71,7 +71,7 @@ class ServerSetup:
 class HttpEngine:
     """The same engine in a server of its own, asked over HTTP; started with the first batch."""
 
-    name, prefills = HTTP, True
+    name, prefills, in_process = HTTP, True, False
 
     def __init__(self, setup: ServerSetup) -> None:
         self._setup, self._stack, self._url = setup, ExitStack(), ""
@@ -111,7 +111,7 @@ class VllmEngine:
         python: of vLLM's environment.
     """
 
-    name, prefills = VLLM, True
+    name, prefills, in_process = VLLM, True, False
 
     def __init__(self, setup: ServerSetup, python: str = sys.executable) -> None:
         self._setup, self._python = setup, python
