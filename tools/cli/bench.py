@@ -18,6 +18,7 @@ BENCHES = {
     "packing": "bench.packing",
     "smaller": "bench.smaller",
     "server": "load.run",
+    "engine": "load.engine",
     "concurrency": "bench.concurrency",
     "e2e": "bench.end_to_end",
     "growth": "bench.growth",

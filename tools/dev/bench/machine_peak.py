@@ -34,12 +34,13 @@ def machine_peaks(threads: int = 0, least_seconds: float = LEAST_SECONDS) -> dic
         if device.type == "cpu":
             peaks["fp32"] = max(peaks["fp32"], _onnxruntime_products_per_second(threads, least_seconds))
             peaks["fp16"] = peaks["fp32"]  # a CPU multiplies float16 in float32
-        return peaks | {"bytes": _bytes_per_second(device, least_seconds)}
+        return peaks | {"bytes": bytes_per_second(device, least_seconds)}
     finally:
         torch.set_num_threads(before)
 
 
-def _bytes_per_second(device: torch.device, least_seconds: float) -> float:
+def bytes_per_second(device: torch.device, least_seconds: float = LEAST_SECONDS) -> float:
+    """The best of several copies, reading and writing counted."""
     block, other = (torch.ones(64 * 2**20, device=device) for _ in range(2))
     return 2 * block.numel() * block.element_size() / _best(lambda: other.copy_(block), device, least_seconds)
 

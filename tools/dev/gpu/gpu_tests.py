@@ -39,6 +39,8 @@ class _Rows:
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
             outcome = "error" if report.when == "setup" and report.failed else report.outcome
             row = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 2)}
+            if report.when == "call" and report.user_properties:  # of `record_property`
+                row["figures"] = dict(report.user_properties)
             if outcome != "passed":
                 row["reason"] = _reason(report.longrepr)
             self._report("tests", row)

@@ -9,8 +9,8 @@ from qwen3vl_edge.tools.dev.bench.report.tables import Row, environment_line, fi
 
 MIB = 2**20
 TEXT = (
-    "Tokens per second of whole answers, prompts included, and of decode alone; the ratios are the engine's figure over "
-    "the row's, medians of the rounds. The floor reads every weight, key and value once a step.\n\n"
+    "Tokens per second of whole answers, prompts included, and of decode alone; the ratios are the engine's figure "
+    "over the row's, medians of the rounds. The floor reads every weight, key and value once a step.\n\n"
 )
 
 
@@ -34,6 +34,7 @@ def engine_table(rows: Sequence[Row]) -> str:
         ),
         "decode tokens/s": figure("decode_tokens_per_second", ",.1f"),
         "ms a step": figure("step_seconds", ",.2f", 1e3),
+        "the same step, eager": figure("eager_step_seconds", ",.2f", 1e3),  # of earlier runs
         "first token ms, p50 / p95": _times("first_token_s", "p50", "p95"),
         "between tokens ms, p50 / p95 / p99": _times("between_tokens_s", "p50", "p95", "p99"),
         "engine over this, whole": _ratio("whole"),

@@ -33,7 +33,12 @@ def _machine(document: Row) -> str:
 
 def _tests(document: Row) -> str:
     counts = Counter(row["outcome"] for row in document["tests"])
-    return "" if not counts else "`pytest -m gpu`: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + ".\n"
+    if not counts:
+        return ""
+    text = "`pytest -m gpu`: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + ".\n"
+    figures = [(row["test"].split("::")[-1], row["figures"]) for row in document["tests"] if row.get("figures")]
+    lines = [f"- {name}: {', '.join(f'{key} {value:,}' for key, value in found.items())}\n" for name, found in figures]
+    return text + ("\n" + "".join(lines) if lines else "")
 
 
 def _parity(document: Row) -> str:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_edge.tools.dev.bench.measurement import write_document
-from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, COMPILED, HTTP, Plan, bench_engine
+from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, Plan, bench_engine
+from qwen3vl_edge.tools.dev.load.engine.engines import HTTP
+from qwen3vl_edge.tools.dev.load.engine.generate import COMPILED
 
 TOWER = (2, 128)  # layers and width of the vision encoder, which nothing here loads
 
@@ -44,7 +46,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path, report: Any) -> None:
     from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
     from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
     from qwen3vl_edge.server.options import ServerOptions
-    from qwen3vl_edge.tools.dev.bench.machine_peak import machine_peaks
+    from qwen3vl_edge.tools.dev.bench.machine_peak import bytes_per_second
     from qwen3vl_edge.tools.dev.load.engine.arrivals import Arrivals
     from qwen3vl_edge.tools.dev.load.model import make_checkpoint
 
@@ -60,7 +62,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path, report: Any) -> None:
         new_tokens=arguments.new_tokens,
         rounds=arguments.rounds,
         arrivals=arrivals if arguments.long_prompts else None,
-        bytes_per_second=machine_peaks(arguments.threads, least_seconds=0.2)["bytes"],
+        bytes_per_second=bytes_per_second(torch.device(arguments.device)),
         threads=arguments.threads,
         vllm_python=arguments.vllm_python,
     )

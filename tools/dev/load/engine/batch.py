@@ -51,10 +51,12 @@ class Candidate(Protocol):
     Attributes:
         name: for tables.
         prefills: its run begins with the prompts, so that it has a time to first token.
+        in_process: it runs in this process, whose memory is measured.
     """
 
     name: str
     prefills: bool
+    in_process: bool
 
     def prepare(self, batch: Batch) -> None:
         """Get ready for batches like this one; what the first run still makes is not timed either."""

@@ -70,7 +70,7 @@ def captured(step: DecodeStep) -> Callable[[], object]:
 class StepByHand:
     """The step alone, `captured` or eager: nothing chooses a token, and nothing leaves the device."""
 
-    prefills = False
+    prefills, in_process = False, True
 
     def __init__(self, model: Any, device: torch.device, capture: bool) -> None:
         self.name = f"{'captured' if capture else 'eager'} step by hand"

@@ -34,7 +34,7 @@ def open_engine(loaded: LoadedModel, rows: int) -> TransformersEngine:
 class DirectEngine:
     """The transformers engine in this process."""
 
-    name, prefills = ENGINE, True
+    name, prefills, in_process = ENGINE, True, True
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -72,7 +72,7 @@ class ServerSetup:
 class HttpEngine:
     """The same engine in a server of its own, asked over HTTP; started with the first batch."""
 
-    name, prefills = HTTP, True
+    name, prefills, in_process = HTTP, True, False
 
     def __init__(self, setup: ServerSetup) -> None:
         self._setup, self._stack, self._url = setup, ExitStack(), ""
@@ -112,7 +112,7 @@ class VllmEngine:
         python: of vLLM's environment.
     """
 
-    name, prefills = VLLM, True
+    name, prefills, in_process = VLLM, True, False
 
     def __init__(self, setup: ServerSetup, python: str = sys.executable) -> None:
         self._setup, self._python = setup, python
@@ -122,7 +122,8 @@ class VllmEngine:
         if self._process is None:
             setup = self._setup
             self._process = LineProcess(VLLM, [self._python, "-c", VLLM_CODE], quiet=True)
-            self._process.send({"model": str(setup.checkpoint), "dtype": setup.dtype, "max_batch": setup.most_rows})
+            start = {"dtype": setup.dtype, "device": setup.device, "max_batch": setup.most_rows}
+            self._process.send({"model": str(setup.checkpoint), **start})
             self._process.receive(VLLM_START_S)
 
     def run(self, batch: Batch) -> Run:

@@ -25,7 +25,7 @@ class Generate:
         name: DYNAMIC, STATIC or COMPILED.
     """
 
-    prefills = True
+    prefills = in_process = True
 
     def __init__(self, name: str, loaded: LoadedModel) -> None:
         self.name, self._loaded = name, loaded

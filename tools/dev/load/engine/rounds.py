@@ -67,9 +67,12 @@ def _guarded(item: _Measured, work: Callable[[], None]) -> None:
 
 
 def _warm_up(item: _Measured, batch: Batch, device: torch.device) -> None:
-    with peak_memory(device, item.memory):
+    found: dict[str, int] = {}
+    with peak_memory(device, found):
         item.candidate.prepare(batch)
         _run(item.candidate, batch)
+    if item.candidate.in_process:
+        item.memory = found
 
 
 def _run(candidate: Candidate, batch: Batch) -> Run:

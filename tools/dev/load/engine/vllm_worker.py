@@ -43,5 +43,7 @@ def _open(document: dict[str, Any]) -> Any:
         max_queue=1000,
         prefix_cache_mib=0,
         gpu_memory_utilization=MEMORY_SHARE,
+        # On a CPU vLLM would compile for minutes.
+        vllm_args={"enforce_eager": True} if document["device"] == "cpu" else {},
     )
     return open_engine(open_checkpoint(options.model), options)
