@@ -14,7 +14,8 @@ import numpy as np
 from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.protocol import Generation, Token
-from qwen3vl_edge.server.engines.transformers.engine import BatchOptions, TransformersEngine
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.options import ServerOptions
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle

@@ -9,10 +9,22 @@ from dataclasses import dataclass
 
 import torch
 
+from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+
 logger = logging.getLogger("server")
 
-MAX_GRAPHS = 64
+MAX_GRAPHS = 64  # each holds its launches and, in the pool, what its step computes with
 Key = tuple[int, ...]
+
+
+def captured_steps(loaded: LoadedModel, wanted: bool) -> CapturedSteps | None:
+    """None where steps run as they are: not wanted, no GPU, or layers on several devices."""
+    if loaded.device.type != "cuda" or not wanted:
+        return None
+    if not loaded.on_one_gpu:
+        logger.info("decode steps run uncaptured: the model is on several devices")
+        return None
+    return CapturedSteps(loaded.device)
 
 
 @dataclass(frozen=True)

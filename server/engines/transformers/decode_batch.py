@@ -39,15 +39,17 @@ class DecodeBatch:
     Args:
         max_rows: requests, at most.
         max_tokens: rows times columns of the slab, at most; a single request may exceed it.
-        capture: run the steps as CUDA graphs, where the model is on one CUDA device.
+        captured: what runs the steps as CUDA graphs; None to run them as they are.
     """
 
-    def __init__(self, loaded: LoadedModel, max_rows: int, max_tokens: int, capture: bool = True) -> None:
+    def __init__(
+        self, loaded: LoadedModel, max_rows: int, max_tokens: int, captured: CapturedSteps | None = None
+    ) -> None:
         self.rows: list[Row] = []
-        self.captured = CapturedSteps(loaded.device) if capture and loaded.on_one_gpu else None
+        self.captured = captured
         self.slab = KvSlab(len(loaded.decoder_layers), max_tokens)
         self._max_rows = max_rows
-        self._step = DecodeStep(loaded, max_rows, self.captured)
+        self._step = DecodeStep(loaded, max_rows, captured)
         self._sampler = BatchSampler(loaded.device, loaded.vocabulary)
         self._launched: deque[Launched] = deque()
 

@@ -18,6 +18,7 @@ from qwen3vl_edge.server.engines.fair_queue import FairQueue
 from qwen3vl_edge.server.engines.protocol import Token
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.between_layers import between_layers
+from qwen3vl_edge.server.engines.transformers.captured_steps import captured_steps
 from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
 from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
 from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
@@ -51,7 +52,8 @@ class Scheduler:
     """
 
     def __init__(self, loaded: LoadedModel, options: BatchOptions, queue: FairQueue[Sequence]) -> None:
-        self.batch = DecodeBatch(loaded, options.max_batch, options.max_batch_tokens, options.capture)
+        captured = captured_steps(loaded, options.capture)
+        self.batch = DecodeBatch(loaded, options.max_batch, options.max_batch_tokens, captured)
         self.prefixes = PrefixCache(loaded.shape, options.prefix_bytes, options.prefix_s)
         self.steps = self.step_rows = self.reused_tokens = 0
         self.last_seconds = 1.0
@@ -61,14 +63,15 @@ class Scheduler:
         self._queue = queue
         self._max_rows = options.max_batch
         self._pace = Pace(len(loaded.decoder_layers))
-        self._ahead = 1 if loaded.device.type == "cuda" else 0  # steps that may run before their tokens are read
+        # Steps that may run before their tokens are read.
+        self._ahead = 1 if captured is not None or loaded.device.type == "cuda" else 0
         self._held_back: deque[Sequence] = deque()  # taken from the queue, wait for room in the batch
         self._computing: list[Sequence] = []  # in prefill
         self._in_between = False  # steps run between the layers of the current prefill
         self._short = False  # of memory for more rows, until one leaves
         self._step_seconds = 0.0
         self._closing = False
-        self._captures = deque(options.capture_sizes if self.batch.captured is not None else ())
+        self._captures = deque(options.capture_sizes if captured is not None else ())
 
     @property
     def waiting(self) -> int:

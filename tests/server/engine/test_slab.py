@@ -1,0 +1,123 @@
+"""The slab against rows of their own: whatever joins, leaves, moves and grows, each row keeps its keys and values."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from qwen3vl_edge.server.engines.transformers.kv_cache import slab as slab_module
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import columns_for, rows_for, slab_columns, slab_tokens
+from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
+
+LAYERS, HEADS, WIDTH = 3, 2, 4
+MAX_TOKENS = 12_000
+torch.manual_seed(0)
+
+
+def drawn(length: int) -> Layers:
+    return [(torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS, length, WIDTH)) for _ in range(LAYERS)]
+
+
+def equal(found: Layers, expected: Layers) -> bool:
+    return all(
+        torch.equal(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+class Rows:
+    """A slab, and what each of its rows should hold."""
+
+    def __init__(self) -> None:
+        self.slab = KvSlab(LAYERS, MAX_TOKENS)
+        self.expected: list[Layers] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        return [layers[0][0].shape[2] for layers in self.expected]
+
+    def add(self, length: int, room: int) -> bool:
+        columns = max([*(length + 1 for length in self.lengths), length + room])
+        if not self.slab.fits(len(self.expected) + 1, columns):
+            return False
+        self.slab.reserve(len(self.expected) + 1, columns, self.lengths)
+        self.expected.append(drawn(length))
+        self.slab.write(len(self.expected) - 1, self.expected[-1])
+        return True
+
+    def remove(self, index: int) -> None:
+        last = len(self.expected) - 1
+        self.slab.clear(index, self.lengths[index])
+        if index != last:
+            self.slab.move(last, index, self.lengths[last])
+            self.expected[index] = self.expected[last]
+        self.expected.pop()
+
+    def check(self) -> None:
+        for index, (layers, length) in enumerate(zip(self.expected, self.lengths, strict=True)):
+            assert equal(self.slab.copy(index, length), layers)
+        used = sum(keys.count_nonzero() + values.count_nonzero() for item in self.expected for keys, values in item)
+        memory = [layer.memory for layer in self.slab._layers if layer.memory is not None]
+        assert sum(int(item.count_nonzero()) for item in memory) == used  # nothing of who has left is there
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_keep_what_they_hold(seed: int) -> None:
+    rng, rows, refused = random.Random(seed), Rows(), 0
+    for _ in range(70):
+        if rows.expected and rng.random() < 0.4:
+            rows.remove(rng.randrange(len(rows.expected)))
+        else:
+            refused += not rows.add(rng.choice((1, 5, 40, 300, 900)), rng.choice((1, 20, 500)))
+        rows.check()
+        assert rows.slab.nbytes <= MAX_TOKENS * LAYERS * 2 * HEADS * WIDTH * 4
+    assert refused  # the limit was met
+
+
+def test_a_single_row_may_exceed_the_limit_and_its_memory_goes_back() -> None:
+    rows = Rows()
+    assert rows.add(100, MAX_TOKENS)
+    assert rows.slab.columns >= MAX_TOKENS + 100
+    assert not rows.add(1, MAX_TOKENS)
+    rows.remove(0)
+    rows.slab.release()
+    assert rows.slab.nbytes == 0
+    assert rows.add(5, 5)
+    rows.check()
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_no_memory_to_grow_leaves_the_rows_intact(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows()
+    for length in (30, 7, 200):
+        assert rows.add(length, 10)
+    zeros, calls = torch.zeros, iter(range(100))
+
+    def fail(*size: int, **like: object) -> torch.Tensor:
+        if next(calls) == layer:
+            raise torch.OutOfMemoryError("none left")
+        return zeros(*size, **like)  # type: ignore[call-overload, no-any-return]
+
+    place = rows.slab.place
+    monkeypatch.setattr(slab_module.torch, "zeros", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        rows.add(5, 2000)
+    monkeypatch.undo()
+    assert rows.slab.place != place  # what was captured on the old memory is not used on the new
+    rows.check()
+    rows.remove(0)
+    assert rows.add(9, 2000)
+    rows.check()
+
+
+def test_sizes_are_few_and_hold_what_is_needed() -> None:
+    sizes = {columns_for(needed) for needed in range(1, 40_000)}
+    assert len(sizes) < 20
+    assert all(needed <= columns_for(needed) <= max(256, 1.5 * needed) for needed in range(1, 40_000, 7))
+    assert [rows_for(needed, 12) for needed in (1, 2, 3, 5, 9, 12)] == [1, 2, 4, 8, 12, 12]
+    assert slab_columns(2, 1000, 2100) == 1024
+    assert slab_columns(2, 1030, 2100) == 1050
+    assert slab_columns(1, 5000, 2100) == 5000
+    assert [slab_tokens(needed, 10_000) for needed in (1, 5000, 9000, 20_000)] == [4096, 8192, 10_000, 20_000]
