@@ -139,10 +139,13 @@ def _open_transformers(checkpoint: Checkpoint, options: ServerOptions) -> tuple[
         stall_s=options.stall_s,
         prefix_bytes=options.prefix_cache_mib * 2**20,
         prefix_s=options.prefix_cache_s,
+        capture=options.capture,
+        capture_sizes=options.captured_sizes,
     )
     engine = TransformersEngine(load_language_model(checkpoint, options), options.limits, batch)
     engine.warm_up()
     _announce(engine.loaded)
+    logger.info("decode steps: %s", engine.steps_are)
     if not options.allow_pixels:
         return engine, None
     from qwen3vl_edge.contract.formats.bounded_file import bound_png_text

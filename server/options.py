@@ -93,7 +93,22 @@ class ServerOptions:
     )
     max_batch: int = setting(8, "Requests that generate at once.", option="--max-batch", within=(1, 4096))
     max_batch_tokens: int = setting(
-        65_536, "Tokens of their prompts and answers together, padding included.", within=(1, 2**32)
+        65_536,
+        """Tokens of their prompts and answers together, padding included: the KV cache takes no more memory than for
+        these, or for a single longer request.""",
+        within=(1, 2**32),
+    )
+    capture: bool = setting(
+        True,
+        """Run decode steps as CUDA graphs, where the model is on one GPU (transformers); false runs them kernel by
+        kernel, several times slower.""",
+    )
+    capture_sizes: tuple[str, ...] = setting(
+        (),
+        """Steps that are captured at start: rows x tokens of the longest, such as 8x1024; others are at their first
+        use, which takes part of a second.""",
+        pattern=r"[1-9][0-9]{0,5}x[1-9][0-9]{0,7}",
+        form="ROWSxTOKENS, such as 8x1024",
     )
     max_generation_s: float = setting(
         600.0, "Seconds after which a generation ends with 504; waiting is not counted.", within=(0.1, 86_400)
@@ -253,6 +268,14 @@ class ServerOptions:
                 got=f"--engine {self.engine}",
                 remedy="Leave it out: the device encodes pictures.",
             )
+        for rows, tokens in self.captured_sizes:
+            if rows > self.max_batch or rows * tokens > self.max_batch_tokens:
+                raise InputError(
+                    "a step to capture is larger than the batch",
+                    field="capture_sizes",
+                    expected=f"max_batch ({self.max_batch}) rows, max_batch_tokens ({self.max_batch_tokens}) in all",
+                    got=f"{rows}x{tokens}",
+                )
         if self.metrics_token and self.tokens_file is None:
             raise InputError("metrics_token requires tokens", field="tokens_file", remedy="Set tokens_file.")
 
@@ -264,6 +287,12 @@ class ServerOptions:
     def max_values(self) -> int:
         """Most JSON values of a chat."""
         return min(self.max_chat_values, self.max_json_values)
+
+    @property
+    def captured_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and tokens of the decode steps that are captured at start."""
+        pairs = (size.split("x") for size in self.capture_sizes)
+        return tuple((int(rows), int(tokens)) for rows, tokens in pairs)
 
     @property
     def tls(self) -> ServerTls | None:

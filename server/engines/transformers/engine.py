@@ -92,6 +92,16 @@ class TransformersEngine:
             stalled_s=0.0 if progress is None else time.perf_counter() - progress,
         )
 
+    @property
+    def steps_are(self) -> str:
+        """How decode steps run, for the log at start."""
+        captured = self._scheduler.batch.captured
+        if captured is None:
+            return "as they are"
+        return (
+            "CUDA graphs" if captured.failed is None else f"as they are, for they cannot be captured: {captured.failed}"
+        )
+
     def warm_up(self) -> GenerateResult:
         """Generate two tokens and capture the steps that the options name, so that the first request need not wait."""
         result = self.generate(warm_up_request(self.loaded))
