@@ -37,7 +37,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def test_generate_in_both_forms(client: httpx.Client) -> None:
-    """Of two tokens far ahead of all, one is also ahead of the other: until the penalty of what was said outweighs it."""
+    """Of two tokens far ahead of all, one leads until the penalty of what was said outweighs it."""
     sampling = Sampling(max_new_tokens=40, logit_bias=((7, 100.0), (9, 80.0)))
     assert set(post(client, replace(TEXT, sampling=sampling)).json()["generated_ids"]) == {7}
     sampling = replace(sampling, frequency_penalty=2.0)
