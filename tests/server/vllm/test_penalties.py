@@ -13,9 +13,11 @@ from tests.support.vllm.stock_server import PYTHON, SITE, needs_vllm
 pytestmark = [pytest.mark.vllm, needs_vllm]
 COMPARE = """
 import random, torch
+from vllm import SamplingParams
 from vllm.model_executor.layers.utils import apply_penalties
-from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.transformers.sampling.score_changes import TokenCounts, score_changes
+from qwen3vl_edge.server.engines.vllm.sampling import sampling_arguments
 
 cpu, size, rng = torch.device("cpu"), 50, random.Random(1)
 for mix in range(100):
@@ -30,6 +32,11 @@ for mix in range(100):
         )
         prompts.append([rng.randrange(size) for _ in range(10)])
         answers.append([rng.randrange(size) for _ in range(20)])
+        request = GenerateRequest(None, torch.tensor(prompts[-1]).numpy(), sampling=sampling)
+        theirs = SamplingParams(**sampling_arguments(request, (1,)))
+        assert (theirs.logit_bias or {}) == dict(sampling.logit_bias)
+        assert theirs.presence_penalty == sampling.presence_penalty
+        assert theirs.frequency_penalty == sampling.frequency_penalty
         rows.append((sampling, counts.take(torch.tensor(prompts[-1]).numpy())))
     places = torch.tensor([place for _, place in rows])
     for column in torch.tensor(answers).T:
