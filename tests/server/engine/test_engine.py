@@ -22,7 +22,7 @@ from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.errors import OutOfMemoryError
 from qwen3vl_edge.server.options import ServerOptions
-from tests.support.one_row_sampler import AnswerPenalties, LogitBias
+from tests.support.engine.one_row_sampler import AnswerPenalties, LogitBias
 from tests.support.server_checkpoint import CASE_NAMES, MAX_POSITIONS, make_case, oracle
 
 TOKENS = 12

@@ -12,7 +12,7 @@ import torch
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.transformers import scheduler
 from tests.server.engine.test_batching import finish, make_engine, mixed_requests
-from tests.support.called_steps import CalledSteps
+from tests.support.engine.called_steps import CalledSteps
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle
 from tests.support.waiting import until
 

@@ -18,7 +18,14 @@ import torch
 from qwen3vl_edge.contract.errors import ContractError
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
-from tests.support.mixed_requests import Mixed, answers_of, load_tiny, mixed_requests, running_engine, share_equal
+from tests.support.engine.mixed_requests import (
+    Mixed,
+    answers_of,
+    load_tiny,
+    mixed_requests,
+    running_engine,
+    share_equal,
+)
 
 torch.set_num_threads(1)
 ON_GPU = [

@@ -30,8 +30,8 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.parity.end_to_end import Unsplit
 from qwen3vl_edge.tools.server_process import ServerProcess
+from tests.support.engine.one_row_sampler import AnswerPenalties, LogitBias
 from tests.support.http_api.client import stream
-from tests.support.one_row_sampler import AnswerPenalties, LogitBias
 from tests.support.vllm.engine_server import PARALLEL, running_vllm_engine
 from tests.support.vllm.stock_server import needs_vllm
 from tests.support.waiting import until

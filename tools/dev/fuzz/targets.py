@@ -63,7 +63,9 @@ def targets(shape: ModelShape) -> list[Target]:
     binary, text = ("Content-Type", CONTENT_TYPE), ("Content-Type", JSON)
     put = f"/v1/embeddings/{wide.hash}"
     keyed = (binary, (HEADER, "a-key"))
-    sampled = replace(two, sampling=Sampling(1, True, 0.7, 0.9, 20, 0.01, 1.1, 7), attention_mask=_ones(two))
+    sampled = replace(
+        two, sampling=Sampling(1, True, 0.7, 0.9, 20, 0.01, 1.1, 7, 0.5, -0.5, ((3, 1.0),)), attention_mask=_ones(two)
+    )
     return [
         Target("generate, text", "POST", "/v1/generate", (binary,), _body(_request(shape)), 4),
         Target("generate, image", "POST", "/v1/generate", (binary,), _body(one), 12),

@@ -13,7 +13,7 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.protocol import Token
 from qwen3vl_edge.server.engines.transformers.sampling.batch_sampler import BatchSampler
 from qwen3vl_edge.server.engines.transformers.sampling.picked import token_of
-from tests.support.one_row_sampler import OneRowSampler
+from tests.support.engine.one_row_sampler import OneRowSampler
 
 VOCABULARY = 257
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""What tests of the server's engine share."""
