@@ -35,11 +35,13 @@ def position_ids(inputs: dict[str, torch.Tensor], loaded: LoadedModel) -> tuple[
 def prompt_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, torch.Tensor]:
     """Upstream model inputs of a prompt without masked tokens.
 
+    They are on the CPU, where positions are counted: on a GPU each of the many small steps of that would wait for it.
+
     Returns:
         `input_ids` and `attention_mask` int64 [1, L]; with media also `mm_token_type_ids` int32 [1, L] (0 text,
         1 image, 2 video), `image_grid_thw` and `video_grid_thw` int64 [count, 3].
     """
-    ids = torch.from_numpy(request.input_ids.copy())[None].to(loaded.device)
+    ids = torch.from_numpy(request.input_ids.copy())[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if not request.media:
         return inputs
@@ -49,13 +51,14 @@ def prompt_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, to
     inputs["mm_token_type_ids"] = types
     for kind in KINDS:
         if rows := [item.grid.as_list() for item in request.of_kind(kind)]:
-            inputs[f"{kind}_grid_thw"] = torch.tensor(rows, dtype=torch.int64, device=ids.device)
+            inputs[f"{kind}_grid_thw"] = torch.tensor(rows, dtype=torch.int64)
     return inputs
 
 
 def generation_inputs(request: GenerateRequest, loaded: LoadedModel) -> dict[str, Any]:
     """All inputs of upstream's `generate`, with the embeddings; the reference that the engine is compared with."""
-    return {**prompt_inputs(request, loaded), **encoder_outputs(request.media, loaded)}
+    inputs = {name: tensor.to(loaded.device) for name, tensor in prompt_inputs(request, loaded).items()}
+    return {**inputs, **encoder_outputs(request.media, loaded)}
 
 
 def encoder_outputs(items: Sequence[MediaEmbeddings], loaded: LoadedModel) -> dict[str, Any]:

@@ -55,11 +55,14 @@ def prefill(
     positions, delta = position_ids(inputs, loaded)
     cache = DynamicCache(config=loaded.model.config) if held is None else DynamicCache(held)
     length = request.input_ids.size
+    ids, mask, positions = (
+        tensor.to(loaded.device) for tensor in (inputs["input_ids"], inputs["attention_mask"], positions)
+    )
     while start < length:
         end = min(length, start + (most_tokens() or length))
         outputs = loaded.model(
-            input_ids=inputs["input_ids"][:, start:end],
-            attention_mask=inputs["attention_mask"][:, :end],
+            input_ids=ids[:, start:end],
+            attention_mask=mask[:, :end],
             position_ids=positions[:, :, start:end],
             cache=cache,
             use_cache=True,
@@ -82,14 +85,16 @@ def prefill_together(requests: list[GenerateRequest], loaded: LoadedModel) -> li
     inputs = [prompt_inputs(request, loaded) for request in requests]
     places = [position_ids(item, loaded) for item in inputs]
     own = list(zip(inputs, starts, strict=True))
+    # What stands under the mask reaches nobody, but a placeholder there would be counted.
+    ids = torch.cat([pad(item["input_ids"], (start, 0), value=loaded.end_ids[0]) for item, start in own])
+    mask = torch.cat([pad(item["attention_mask"], (start, 0)) for item, start in own])
+    positions = [pad(positions, (start, 0)) for (positions, _), start in zip(places, starts, strict=True)]
+    cache = DynamicCache(config=loaded.model.config)
     outputs = loaded.model(
-        # What stands under the mask reaches nobody, but a placeholder there would be counted.
-        input_ids=torch.cat([pad(item["input_ids"], (start, 0), value=loaded.end_ids[0]) for item, start in own]),
-        attention_mask=torch.cat([pad(item["attention_mask"], (start, 0)) for item, start in own]),
-        position_ids=torch.cat(
-            [pad(positions, (start, 0)) for (positions, _), start in zip(places, starts, strict=True)], dim=1
-        ),
-        cache=(cache := DynamicCache(config=loaded.model.config)),
+        input_ids=ids.to(loaded.device),
+        attention_mask=mask.to(loaded.device),
+        position_ids=torch.cat(positions, dim=1).to(loaded.device),
+        cache=cache,
         use_cache=True,
         logits_to_keep=1,
         **encoder_outputs([item for request in requests for item in request.media], loaded),
