@@ -1,7 +1,8 @@
 """The server's engine against `generate`, a step by hand, vLLM and the floor, in one run with alternating rounds.
 
 python -m qwen3vl_edge.tools.dev.load.engine --out docs/reports/benchmarks/engine-cpu.json
-    [--device cuda --dtype bfloat16 --layers 28 --width 2048 --head 128 --batches 1 8 32]
+    [--device cuda --dtype bfloat16 --layers 28 --width 2048 --head 128 --batches 1 8 32 --prompt-tokens 200
+     --new-tokens 48 --long-prompts 4 --long-tokens 4000]
 
 A model with random weights is made (--layers, --width). Every candidate gets the same prompts and gives answers of the
 same length; the first run of each is not counted. The defaults are those of a CPU with two cores, and take minutes.
@@ -80,12 +81,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     default = [name for name in CANDIDATES if name not in (COMPILED, HTTP)]
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=default, help="engine among them")
     parser.add_argument("--long-prompts", type=int, default=2, help=f"of the row “{ARRIVALS}”; 0 for none")
-    parser.add_argument("--long-tokens", type=int, default=4000)
+    parser.add_argument("--long-tokens", type=int, default=1000)
     parser.add_argument("--vllm-python", default="", help="of an environment with vLLM; this one by default")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
