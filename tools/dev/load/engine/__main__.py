@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.tools.dev.bench.measurement import write_document
+from qwen3vl_edge.contract.machine.environment import environment
+from qwen3vl_edge.tools.dev.bench.measurement import rewrite_document
 from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, Plan, bench_engine
 from qwen3vl_edge.tools.dev.load.engine.engines import HTTP
 from qwen3vl_edge.tools.dev.load.engine.generate import COMPILED
@@ -27,18 +28,19 @@ TOWER = (2, 128)  # layers and width of the vision encoder, which nothing here l
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; with every row, so that a run that is cut short keeps what it has."""
     arguments = _arguments()
+    names = ("layers", "width", "head", "dtype", "device", "threads", "prompt_tokens", "new_tokens", "rounds")
     rows: list[Mapping[str, Any]] = []
+    document = {"environment": environment(), **{name: getattr(arguments, name) for name in names}, "server": rows}
 
     def report(_: str, row: Mapping[str, Any]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
+        rewrite_document(arguments.out, document)
 
     with tempfile.TemporaryDirectory() as scratch:
         _measure(arguments, Path(scratch), report)
-    names = ("layers", "width", "head", "dtype", "device", "threads", "prompt_tokens", "new_tokens", "rounds")
-    write_document(arguments.out, {**{name: getattr(arguments, name) for name in names}, "server": rows})
 
 
 def _measure(arguments: argparse.Namespace, scratch: Path, report: Any) -> None:
@@ -81,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     default = [name for name in CANDIDATES if name not in (COMPILED, HTTP)]
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=default, help="engine among them")
