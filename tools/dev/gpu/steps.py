@@ -21,7 +21,7 @@ class Step:
         seconds: after which its process is ended.
         beside: runs beside the others: work that is not timed, and beside which nothing is timed that it would slow.
         needs: steps that must have ended before, whose files it reads.
-        after: the same, of steps that would slow one another while timed; a dry run, which times nothing, does not wait.
+        after: the same, of steps that would slow one another while timed; a dry run times nothing and does not wait.
         attempts: how often its process may be started; one that dies goes on after the row at which it died.
     """
 
