@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.tools.dev.bench.report.page import page
 from qwen3vl_edge.tools.dev.gpu import run as kit_run
-from qwen3vl_edge.tools.dev.gpu.context import read_rows
+from qwen3vl_edge.tools.dev.gpu.context import Context, read_rows
+from qwen3vl_edge.tools.dev.gpu.gpu_tests import run_gpu_tests
 from qwen3vl_edge.tools.dev.gpu.run import run
 from qwen3vl_edge.tools.dev.gpu.steps import STEPS, Step, chosen
 from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CAPTURED, EAGER, FLOOR
@@ -94,6 +97,23 @@ def test_unknown_steps_are_named_and_a_bench_brings_its_export() -> None:
     assert chosen("") == tuple(STEPS)
     with pytest.raises(InputError, match="no such step"):
         chosen("encoder-3B")
+
+
+def test_what_a_gpu_test_measured_is_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = {"when": "call", "outcome": "passed", "failed": False, "nodeid": "t.py::test_share", "duration": 1.0}
+    done = SimpleNamespace(**outcome, user_properties=[("share_equal", 0.985)], longrepr=None)
+
+    def one_test(options: list[str], plugins: list[Any]) -> int:
+        assert options[:2] == ["-m", "gpu"]
+        plugins[0].pytest_runtest_logreport(done)
+        return 0
+
+    rows: list[Any] = []
+    monkeypatch.setattr(pytest, "main", one_test)
+    run_gpu_tests(Context(Path(), dry=True), lambda table, row: rows.append(row))
+    assert rows == [
+        {"test": "t.py::test_share", "outcome": "passed", "seconds": 1.0, "figures": {"share_equal": 0.985}}
+    ]
 
 
 def test_a_row_that_is_being_written_is_read_later(tmp_path: Path) -> None:

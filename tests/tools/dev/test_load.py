@@ -15,7 +15,7 @@ from qwen3vl_edge.contract.wire.codec import decode_request
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
 from qwen3vl_edge.server.engines.checkpoint_config import model_shape
 from qwen3vl_edge.server.generate_json import decode_json
-from qwen3vl_edge.tools.dev.load.figures import Run, Sample, percentiles, summarise
+from qwen3vl_edge.tools.dev.load.figures import Run, Sample, decode_tokens_per_second, gaps, percentiles, summarise
 from qwen3vl_edge.tools.dev.load.mix import Mix, make_requests
 from qwen3vl_edge.tools.dev.load.over_http import Network, binary_body, closed_loop, json_body, open_loop
 from qwen3vl_edge.tools.dev.load.simulate import Costs, Traffic, simulate
@@ -64,6 +64,13 @@ def test_figures() -> None:
     assert found["first_token_s"]["p50"] == 0.75
     assert found["between_tokens_s"] == percentiles([0.5, 1.0])
     assert percentiles([]) == {}
+
+
+def test_decode_is_counted_while_all_answers_are_under_way() -> None:
+    early, late = Sample(0.0, (1.0, 2.0, 3.0, 4.0)), Sample(0.0, (2.0, 3.0, 5.0))
+    assert decode_tokens_per_second(Run((early, late), 5.0)) == 3 / 2  # from 2 to 4 s: two tokens and one
+    assert decode_tokens_per_second(Run((early, Sample(0.0, (4.0, 5.0))), 5.0)) is None
+    assert gaps(Run((early, late), 5.0)) == [1.0, 1.0, 1.0, 1.0, 2.0]
 
 
 def test_one_at_a_time_waits_as_pollaczek_and_khinchine_say() -> None:

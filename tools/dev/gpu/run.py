@@ -94,7 +94,8 @@ class Run:
                 return
 
     def _ready(self, step: str) -> bool:
-        needed = (self.states.get(name) for name in STEPS[step].needs)
+        own = STEPS[step]
+        needed = map(self.states.get, own.needs if self._context.dry else (*own.needs, *own.after))
         return all(state is None or state.state not in ("waiting", "running") for state in needed)
 
     def _start(self, step: str) -> None:

@@ -20,7 +20,8 @@ class Step:
         load: imports what it needs, and returns its work.
         seconds: after which its process is ended.
         beside: runs beside the others: work that is not timed, and beside which nothing is timed that it would slow.
-        needs: steps that must have ended before.
+        needs: steps that must have ended before, whose files it reads.
+        after: the same, of steps that would slow one another while timed; a dry run times nothing and does not wait.
         attempts: how often its process may be started; one that dies goes on after the row at which it died.
     """
 
@@ -28,6 +29,7 @@ class Step:
     seconds: float
     beside: bool = False
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     attempts: int = 1
 
 
@@ -79,11 +81,11 @@ STEPS: dict[str, Step] = {
     "environment": Step(_environment, 40),
     "server": Step(_server, 90),
     "tests": Step(_tests, 120),
-    "export-8B": Step(partial(_export, "8B"), 90, beside=True, needs=("server",)),
-    "parity": Step(_parity, 80, beside=True, needs=("server",)),
-    "encoder-8B": Step(partial(_encoder, "8B"), 90, needs=("export-8B", "parity"), attempts=3),
-    "export-2B": Step(partial(_export, "2B"), 60, beside=True, needs=("server",)),
-    "encoder-2B": Step(partial(_encoder, "2B"), 120, needs=("export-2B", "parity"), attempts=3),
+    "export-8B": Step(partial(_export, "8B"), 90, beside=True, after=("server",)),
+    "parity": Step(_parity, 80, beside=True, after=("server",)),
+    "encoder-8B": Step(partial(_encoder, "8B"), 90, needs=("export-8B",), after=("parity",), attempts=3),
+    "export-2B": Step(partial(_export, "2B"), 60, beside=True, after=("server",)),
+    "encoder-2B": Step(partial(_encoder, "2B"), 120, needs=("export-2B",), after=("parity",), attempts=3),
     "generate-static": Step(_compiled_generate, 70),
 }
 

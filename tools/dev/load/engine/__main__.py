@@ -1,7 +1,8 @@
 """The server's engine against `generate`, a step by hand, vLLM and the floor, in one run with alternating rounds.
 
 python -m qwen3vl_edge.tools.dev.load.engine --out docs/reports/benchmarks/engine-cpu.json
-    [--device cuda --dtype bfloat16 --layers 28 --width 2048 --head 128 --batches 1 8 32]
+    [--device cuda --dtype bfloat16 --layers 28 --width 2048 --head 128 --batches 1 8 32 --prompt-tokens 200
+     --new-tokens 48 --long-prompts 4 --long-tokens 4000]
 
 A model with random weights is made (--layers, --width). Every candidate gets the same prompts and gives answers of the
 same length; the first run of each is not counted. The defaults are those of a CPU with two cores, and take minutes.
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_edge.tools.dev.bench.measurement import write_document
+from qwen3vl_edge.contract.machine.environment import environment
+from qwen3vl_edge.tools.dev.bench.measurement import rewrite_document
 from qwen3vl_edge.tools.dev.load.engine.bench import ARRIVALS, CANDIDATES, Plan, bench_engine
 from qwen3vl_edge.tools.dev.load.engine.engines import HTTP
 from qwen3vl_edge.tools.dev.load.engine.generate import COMPILED
@@ -26,18 +28,19 @@ TOWER = (2, 128)  # layers and width of the vision encoder, which nothing here l
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; with every row, so that a run that is cut short keeps what it has."""
     arguments = _arguments()
+    names = ("layers", "width", "head", "dtype", "device", "threads", "prompt_tokens", "new_tokens", "rounds")
     rows: list[Mapping[str, Any]] = []
+    document = {"environment": environment(), **{name: getattr(arguments, name) for name in names}, "server": rows}
 
     def report(_: str, row: Mapping[str, Any]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
+        rewrite_document(arguments.out, document)
 
     with tempfile.TemporaryDirectory() as scratch:
         _measure(arguments, Path(scratch), report)
-    names = ("layers", "width", "head", "dtype", "device", "threads", "prompt_tokens", "new_tokens", "rounds")
-    write_document(arguments.out, {**{name: getattr(arguments, name) for name in names}, "server": rows})
 
 
 def _measure(arguments: argparse.Namespace, scratch: Path, report: Any) -> None:
@@ -85,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     default = [name for name in CANDIDATES if name not in (COMPILED, HTTP)]
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=default, help="engine among them")
     parser.add_argument("--long-prompts", type=int, default=2, help=f"of the row “{ARRIVALS}”; 0 for none")
-    parser.add_argument("--long-tokens", type=int, default=4000)
+    parser.add_argument("--long-tokens", type=int, default=1000)
     parser.add_argument("--vllm-python", default="", help="of an environment with vLLM; this one by default")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()

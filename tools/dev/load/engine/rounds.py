@@ -110,14 +110,26 @@ def _row(item: _Measured, batch: Batch, engine: _Measured | None) -> dict[str, A
 
 
 def _ratios(engine: Sequence[Run], other: _Measured) -> dict[str, Any]:
-    """Medians of the rounds' ratios, and the rounds: whole runs where both begin with the prompts, and decode alone."""
+    """Of whole runs where both begin with the prompts, and of decode alone.
+
+    Returns:
+        For each the median of the rounds' ratios, the rounds, and the ratio of the best rounds: on a machine that
+        others use too, what disturbs a round only ever slows it.
+    """
     pairs = list(zip(engine, other.runs, strict=True))
-    whole = [one.tokens_per_second / run.tokens_per_second for one, run in pairs]
     rates = [(decode_tokens_per_second(one), decode_tokens_per_second(run)) for one, run in pairs]
-    decode = [one / run for one, run in rates if one is not None and run is not None]
-    found = {"whole": whole} if other.candidate.prefills else {}
-    found |= {"decode": decode} if decode else {}
+    found = {"whole": [(one.tokens_per_second, run.tokens_per_second) for one, run in pairs]}
+    if not other.candidate.prefills:
+        found = {}
+    found["decode"] = [(one, run) for one, run in rates if one is not None and run is not None]
+    return {name: _ratio(values) for name, values in found.items() if values}
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    values = [one / other for one, other in pairs]
+    best = max(one for one, _ in pairs) / max(other for _, other in pairs)
     return {
-        name: {"median": round(statistics.median(values), 4), "rounds": [round(value, 4) for value in values]}
-        for name, values in found.items()
+        "median": round(statistics.median(values), 4),
+        "best": round(best, 4),
+        "rounds": [round(value, 4) for value in values],
     }
