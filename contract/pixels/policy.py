@@ -77,7 +77,6 @@ class PixelPolicy:
         name: a key of `PIXEL_POLICIES`.
         factor: pixels of a visual token's side.
         temporal: frames of a temporal patch.
-        arguments: of the request, which have replaced limits; errors name them.
     """
 
     name: str
@@ -85,7 +84,11 @@ class PixelPolicy:
     video: ClipLimits
     factor: int = 32
     temporal: int = 2
-    arguments: ProcessorArguments = NO_ARGUMENTS
+
+    @property
+    def request_arguments(self) -> ProcessorArguments:
+        """The request's, which have replaced limits; errors name them."""
+        return NO_ARGUMENTS
 
     @property
     def resizes_bytes(self) -> bool:
@@ -123,7 +126,7 @@ class PixelPolicy:
         limits = self.picture_limits(given)
         if self.name == CHECKPOINT:
             return processor_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
-        _check_order(limits.min_pixels, limits.max_pixels, given or {}, self.arguments.image)
+        _check_order(limits.min_pixels, limits.max_pixels, given or {}, self.request_arguments.image)
         return smart_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
 
     def clip_size(
@@ -194,15 +197,12 @@ class PixelPolicy:
             )
         picture, clip = self.image, self.video
         if self.video.bounds == EACH_FRAME:
-            limits = arguments.image.over(picture.min_pixels, picture.max_pixels)
-            return replace(self, image=PictureLimits(*limits), arguments=arguments)
+            limits = PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels))
+            return RequestPixelPolicy(self.name, limits, clip, self.factor, self.temporal, arguments)
         least, most = arguments.video.over(clip.min_pixels, clip.max_pixels)
-        return replace(
-            self,
-            image=PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels)),
-            video=replace(clip, min_pixels=least, max_pixels=most),
-            arguments=arguments,
-        )
+        limits = PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels))
+        clip = replace(clip, min_pixels=least, max_pixels=most)
+        return RequestPixelPolicy(self.name, limits, clip, self.factor, self.temporal, arguments)
 
     def picture_evidence(self, given: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The policy and the limits in force for a picture, for the evidence of an answer."""
@@ -221,6 +221,17 @@ class PixelPolicy:
 
     def _evidence(self, limits: str) -> dict[str, str]:
         return {"pixel_policy": self.name, "pixel_limits": limits}
+
+
+@dataclass(frozen=True)
+class RequestPixelPolicy(PixelPolicy):
+    """The limits of one request that has arguments; no manifest has it."""
+
+    arguments: ProcessorArguments = NO_ARGUMENTS
+
+    @property
+    def request_arguments(self) -> ProcessorArguments:
+        return self.arguments
 
 
 def qwen_vl_utils_policy(factor: int, temporal: int = 2) -> PixelPolicy:
