@@ -48,8 +48,8 @@ class CalibrationRequest:
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
         auto_exclude: cosine that every output must reach, on the calibration's pictures, held-out and drawn ones;
-            textures may lose twice as much. The products with the largest error are excluded until then. None takes what parity asks of the precision; 0
-            excludes nothing.
+            textures may lose twice as much. The products with the largest error are excluded until then. None takes
+            what parity asks of the precision; 0 excludes nothing.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.

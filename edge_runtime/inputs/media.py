@@ -95,7 +95,7 @@ class FetchedMedia:
 def fetch_media(
     messages: Sequence[Message],
     policy: BucketPolicy,
-    budget: MediaBudget | None = None,
+    budget: MediaBudget,
     clip_seconds: str = "average",
 ) -> list[FetchedMedia]:
     """Fetch every image and clip of a conversation, in the order of the prompt; one is decoded at a time.
@@ -111,7 +111,6 @@ def fetch_media(
         LimitError: too many, too large, or too slow.
         BucketError: no bucket serves one.
     """
-    budget = budget or MediaBudget()
     elements = list(placed_media_parts(messages))
     budget.add_media(len(elements))
     pictures = iter(open_pictures([item for item in elements if kind_of(item[1]) == "image"], budget))

@@ -372,7 +372,7 @@ def test_photographs_calibrate_and_others_keep_their_embeddings(small_bundle: Pa
     figures = {item.pictures: item.cosine for item in done.record.figures}
     assert [*figures] == ["calibration", "drawn", "other kinds"]  # seven are too few to hold one out
     assert min(figures["calibration"], figures["drawn"]) >= 0.999
-    assert 0.998 <= figures["other kinds"]
+    assert figures["other kinds"] >= 0.998
     found = []
     for precision in ("fp32", "int8"):
         options = EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision=precision, self_test=False))

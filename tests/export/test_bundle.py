@@ -143,7 +143,9 @@ def test_buckets_outside_of_the_pixel_policy_are_named(checkpoint: RandomCheckpo
     assert "bucket 32x64 has 2048 pixels, and the pixel policy checkpoint gives pictures 4096 to 20000 (least:" in small
     assert "size.shortest_edge of preprocessor_config.json" in small
     assert "bucket 256x256 has 65536 pixels" in large
-    assert "(most: size.longest_edge of preprocessor_config.json): none is resized to this bucket's size, but to" in large
+    assert (
+        "(most: size.longest_edge of preprocessor_config.json): none is resized to this bucket's size, but to" in large
+    )
     within = open_bundle(tmp_path / "b").manifest
     assert len(unreachable_buckets(within)) == 2
     assert unreachable_buckets(replace(within, pixels=None)) == []

@@ -179,12 +179,3 @@ def open_image(source: Any, access: AccessPolicy = UNRESTRICTED, field: str = "i
         InputError, LimitError: as `open_picture`.
     """
     return open_picture(source, access, field).decode()
-
-
-def decode_image(data: bytes | Path, label: str) -> Image.Image:
-    """Open and fully decode a picture from its bytes or file; `label` names it in errors.
-
-    Raises:
-        InputError, LimitError: as `measure_picture`.
-    """
-    return measure_picture(data, label).decode()
