@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen3vl_edge.calibration.headroom import quantized_headroom
 from qwen3vl_edge.calibration.histograms import ChannelHistogram
+from qwen3vl_edge.calibration.other_kinds import RECIPES
 from qwen3vl_edge.calibration.quantized_weights import SourceWeights, source_weights
 from qwen3vl_edge.calibration.ranges import activation_range, check_method, scale_of
 from qwen3vl_edge.calibration.samples import Selection, bucket_policy, hold_out, list_sources
@@ -21,7 +22,7 @@ from qwen3vl_edge.calibration.sensitivity import Evaluator, Sensitivity, auto_ex
 from qwen3vl_edge.calibration.smoothing import Smoothing, Vector, balanced_scores, check_alpha, smoothing_factors
 from qwen3vl_edge.calibration.stage_runner import StageRunner
 from qwen3vl_edge.calibration.statistics import Statistics, gather
-from qwen3vl_edge.calibration.validation import golden_samples, validation_samples
+from qwen3vl_edge.calibration.validation import golden_samples, texture_samples, validation_samples
 from qwen3vl_edge.calibration.write_set import QuantizedSet, write_set
 from qwen3vl_edge.contract.bundle.edit import check_writable
 from qwen3vl_edge.contract.bundle.manifest import Manifest, PrecisionSet
@@ -46,9 +47,9 @@ class CalibrationRequest:
         method: how ranges are chosen, see `calibration/ranges.py`.
         smooth: SmoothQuant's alpha; 0 leaves channels as they are.
         exclude: patterns of products that stay unquantized, such as "blocks.0.*" or "*.attn.scores".
-        auto_exclude: cosine that every output must reach, on the calibration's pictures and on held-out ones; the
-            products with the largest error are excluded until then. None takes what parity asks of the precision; 0
-            excludes nothing.
+        auto_exclude: cosine that every output must reach, on the calibration's pictures, held-out and drawn ones;
+            textures may lose twice as much. The products with the largest error are excluded until then. None takes
+            what parity asks of the precision; 0 excludes nothing.
         rest: "fp32" or "fp16" for all that is not quantized; None takes fp32 for int8, which CPUs run fastest,
             and fp16 for fp8, which only GPUs compute.
         seed: of the choice among the data.
@@ -120,7 +121,8 @@ def calibrate_bundle(
         observe = statistics.ranges.observe if half else None
         samples = validation_samples(bundle, base, runner(), sources, held_out, policy, observe)
         golden = golden_samples(bundle, base, runner())
-        evaluator = Evaluator(runner(), quantization, smoothing, samples)
+        textures = texture_samples(bundle, base, runner(), observe)
+        evaluator = Evaluator(runner(), quantization, smoothing, [*samples, *textures])
         sensitivity = None
         if target := _target(request, name):
             sensitivity = auto_exclude(evaluator, (*quantization.input_scales,), target, _part(progress, 0.6, 0.2))
@@ -262,6 +264,7 @@ def _key(
         "smooth": request.smooth,
         "exclude": sorted(request.exclude),
         "auto_exclude": _target(request, name),
+        "other_kinds": RECIPES,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen3vl_edge.calibration.smoothing import Smoothing
 from qwen3vl_edge.calibration.stage_runner import Array, StageRunner, Trace
-from qwen3vl_edge.calibration.validation import ValidationSample
+from qwen3vl_edge.calibration.validation import KINDS, OTHER_KINDS, ValidationSample
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.measurements import CalibrationFigure
 from qwen3vl_edge.contract.errors import InputError
@@ -19,6 +19,8 @@ from qwen3vl_edge.export.onnx.quantization import Quantization
 from qwen3vl_edge.export.onnx.stage_graphs import PATCHES, stage_of
 
 RANKED_ON = 3  # samples on which each product's effect is measured: those with the largest error when all are quantized
+RANKED_ON_OTHER_KINDS = 2
+OTHER_KINDS_LOSS = 2.0  # 1 - cosine of other kinds may be so many times that of the data's own: textures are extremes
 
 
 @dataclass(frozen=True)
@@ -26,26 +28,34 @@ class Effect:
     """Loss of the encoder's outputs with one product quantized alone, worst over outputs and samples.
 
     Attributes:
-        cosine: to the outputs without quantization.
+        cosine: to the outputs without quantization, on pictures of the data and drawn ones.
         relative_l2: of the difference.
+        other_kinds: the cosine on textures.
     """
 
     product: str
     cosine: float
     relative_l2: float
+    other_kinds: float
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Products by effect, worst first; `cosine` is reached without `excluded`.
+    """Products by effect, worst first on pictures of the data; the cosines are reached without `excluded`.
 
-    `effects` is empty where the target is reached with every product quantized.
+    `effects` is empty where the targets are reached with every product quantized.
+
+    Attributes:
+        cosine: of the data's pictures, which reaches `target`.
+        other_kinds: of other kinds, which reaches `other_kinds_target`.
     """
 
     effects: tuple[Effect, ...]
     excluded: tuple[str, ...]
     cosine: float
     target: float
+    other_kinds: float
+    other_kinds_target: float
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -66,26 +76,62 @@ class Evaluator:
         self._smoothing = {item.product: item for item in smoothing}
         self._sessions: dict[frozenset[str], Any] = {}
         self._last: dict[int, float] = {}
+        self._whole: dict[frozenset[str], list[tuple[float, float]]] = {}  # of all samples, by the products
         self._traces: dict[int, Trace] = {}
 
     def effect(self, product: str) -> Effect:
         """Quantize one product alone and run from its stage on, on the samples with the largest error."""
         stage = stage_of(product)
         replaced = {stage: self._session(frozenset([product]))}
-        apart = []
-        for index in self._worst_samples():
-            sample = self._samples[index]
-            if index not in self._traces:
-                self._traces[index] = self._runner.run(sample.input)
-            apart.append(self._compare(stage, replaced, sample, self._traces[index].entered[stage]))
-        return Effect(product, min(cosine for cosine, _ in apart), max(error for _, error in apart))
+        apart: list[list[tuple[float, float]]] = [[], []]
+        for other_kinds, count in ((False, RANKED_ON), (True, RANKED_ON_OTHER_KINDS)):
+            for index in self._by_error(other_kinds)[:count]:
+                sample = self._samples[index]
+                if index not in self._traces:
+                    self._traces[index] = self._runner.run(sample.input)
+                distances = self._compare(stage, replaced, sample, self._traces[index].entered[stage])
+                apart[other_kinds].append(distances)
+        cosines = [min((cosine for cosine, _ in pairs), default=1.0) for pairs in apart]
+        return Effect(product, cosines[0], max((error for _, error in apart[0]), default=0.0), cosines[1])
 
-    def cosine(self, products: Sequence[str]) -> float:
-        """Worst cosine over outputs and samples with these products quantized."""
-        return float(np.min([cosine for cosine, _ in self.measure(products)]))
+    def cosines(self, products: Sequence[str]) -> tuple[float, float]:
+        """Worst cosine over outputs and samples with these products quantized: of the data, and of other kinds."""
+        apart = self.measure(products)
+        own, other = (
+            [apart[index][0] for index in self._by_error(other_kinds)] or [1.0] for other_kinds in (False, True)
+        )
+        return float(np.min(own)), float(np.min(other))
+
+    def reach(self, products: Sequence[str], floors: tuple[float, float], *, only_other_kinds: bool = False) -> bool:
+        """Whether every output of every sample has its floor; the samples that were worst are asked first.
+
+        Args:
+            floors: cosine of the data's pictures, and of other kinds.
+        """
+        replaced = self._replaced(products)
+        found: dict[int, tuple[float, float]] = {}
+        for index in self._by_error(True) + ([] if only_other_kinds else self._by_error(False)):
+            sample = self._samples[index]
+            found[index] = self._compare(PATCHES, replaced, sample, sample.input.pixel_values)
+            if not found[index][0] >= floors[sample.pictures == OTHER_KINDS]:  # as of NaN
+                return False
+        if not only_other_kinds:
+            self._whole[frozenset(products)] = [found[index] for index in range(len(self._samples))]
+        return True
 
     def measure(self, products: Sequence[str]) -> list[tuple[float, float]]:
         """Worst cosine and relative L2 over the outputs, of each sample, with these products quantized."""
+        key = frozenset(products)
+        if key not in self._whole:
+            replaced = self._replaced(products)
+            self._whole[key] = [
+                self._compare(PATCHES, replaced, sample, sample.input.pixel_values) for sample in self._samples
+            ]
+        self._last = {index: cosine for index, (cosine, _) in enumerate(self._whole[key])}
+        return self._whole[key]
+
+    def _replaced(self, products: Sequence[str]) -> dict[str, Any]:
+        """Sessions by stage with these products quantized; those of the last set are kept where they are the same."""
         by_stage: dict[str, set[str]] = {}
         for product in products:
             by_stage.setdefault(stage_of(product), set()).add(product)
@@ -94,25 +140,23 @@ class Evaluator:
         for key in products_by_stage.values():
             if key not in self._sessions:
                 self._sessions[key] = self._session(key)
-        replaced = {stage: self._sessions[key] for stage, key in products_by_stage.items()}
-        apart = [self._compare(PATCHES, replaced, sample, sample.input.pixel_values) for sample in self._samples]
-        self._last = {index: cosine for index, (cosine, _) in enumerate(apart)}
-        return apart
+        return {stage: self._sessions[key] for stage, key in products_by_stage.items()}
 
     def figures(self, products: Sequence[str]) -> tuple[CalibrationFigure, ...]:
-        """What these products' quantization costs on the calibration's pictures, and on held-out ones."""
+        """What these products' quantization costs on each of `KINDS` of pictures."""
         apart = self.measure(products)
         found = []
-        for name, held_out in (("calibration", False), ("held-out", True)):
-            own = [pair for pair, sample in zip(apart, self._samples, strict=True) if sample.held_out == held_out]
+        for name in KINDS:
+            own = [pair for pair, sample in zip(apart, self._samples, strict=True) if sample.pictures == name]
             if own:
                 cosine, error = float(np.min([pair[0] for pair in own])), float(np.max([pair[1] for pair in own]))
                 found.append(CalibrationFigure(name, len(own), cosine, error))
         return tuple(found)
 
-    def _worst_samples(self) -> list[int]:
-        """RANKED_ON of the samples, by their cosine when it was last measured."""
-        return sorted(range(len(self._samples)), key=lambda index: self._last.get(index, 1.0))[:RANKED_ON]
+    def _by_error(self, other_kinds: bool) -> list[int]:
+        """Samples of the data or of other kinds, worst first, by their cosine when all were last measured."""
+        own = [index for index, item in enumerate(self._samples) if (item.pictures == OTHER_KINDS) == other_kinds]
+        return sorted(own, key=lambda index: self._last.get(index, 1.0))
 
     def _session(self, products: frozenset[str]) -> Any:
         stage = stage_of(next(iter(products)))
@@ -130,36 +174,69 @@ class Evaluator:
         return float(np.min([item.cosine for item in apart])), float(np.max([item.relative_l2 for item in apart]))
 
 
+def other_kinds_floor(target: float) -> float:
+    """The cosine that other kinds of pictures must reach where the data's own must reach `target`."""
+    return round(1 - OTHER_KINDS_LOSS * (1 - target), 12)
+
+
 def auto_exclude(
     evaluator: Evaluator, products: Sequence[str], target: float, progress: Callable[[str, float], None]
 ) -> Sensitivity:
     """Rank the products by their effect and exclude the fewest of the worst with which the cosine reaches `target`.
 
+    What other kinds of pictures lose is judged first, with `OTHER_KINDS_LOSS` and by a ranking of their own: the
+    products that textures need are others than those that the data's pictures need.
+
     Raises:
         InputError: the target is not reached even without quantization.
     """
+    floors = target, other_kinds_floor(target)
     progress("all products", 0.0)
-    if (cosine := evaluator.cosine(products)) >= target:
-        return Sensitivity((), (), cosine, target)
+    cosine, other_kinds = evaluator.cosines(products)
+    if cosine >= floors[0] and other_kinds >= floors[1]:
+        return Sensitivity((), (), cosine, target, other_kinds, floors[1])
     effects = []
     for index, product in enumerate(products):
         progress(f"sensitivity of {product}", 0.1 + 0.7 * index / len(products))
         effects.append(evaluator.effect(product))
-    effects.sort(key=lambda effect: effect.cosine)
-    ranked = [effect.product for effect in effects]
-    low, high = 0, len(ranked)  # without the `low` worst the target is missed; without the `high` worst it is reached
-    reached = {0: cosine, high: 1.0}
+    excluded: list[str] = []
+    for only_other_kinds in (True, False):
+        effects.sort(key=lambda effect: effect.other_kinds if only_other_kinds else effect.cosine)
+        ranked = [effect.product for effect in effects if effect.product not in excluded]
+        excluded += _fewest(evaluator, ranked, floors, progress, only_other_kinds=only_other_kinds)
+    left = [product for product in products if product not in excluded]
+    cosine, other_kinds = evaluator.cosines(left)
+    return Sensitivity(tuple(effects), tuple(excluded), cosine, target, other_kinds, floors[1])
+
+
+def _fewest(
+    evaluator: Evaluator,
+    ranked: Sequence[str],
+    floors: tuple[float, float],
+    progress: Callable[[str, float], None],
+    *,
+    only_other_kinds: bool,
+) -> Sequence[str]:
+    """The fewest of the first of `ranked` without which the floors are reached.
+
+    Raises:
+        InputError: they are not reached with the last alone.
+    """
+    low, high = -1, len(ranked)  # without the `low` worst a floor is missed; without the `high` worst they are reached
+    middle = 0
     while high - low > 1:
-        middle = (low + high) // 2
         progress(f"leaving out {middle} of {len(ranked)}", 0.9)
-        reached[middle] = evaluator.cosine(ranked[middle:])
-        low, high = (low, middle) if reached[middle] >= target else (middle, high)
+        reached = evaluator.reach(ranked[middle:], floors, only_other_kinds=only_other_kinds)
+        low, high = (low, middle) if reached else (middle, high)
+        middle = (low + high) // 2
     if high == len(ranked):
+        own, other_kinds = evaluator.cosines(ranked[-1:])
+        least = min(own, 1 - (1 - other_kinds) / OTHER_KINDS_LOSS)
         raise InputError(
             "the target cosine is not reached with any product quantized",
             field="--auto-exclude",
-            expected=f"at most what quantizing {ranked[-1]} alone gives, {reached[low]:.6f}",
-            got=target,
+            expected=f"at most what quantizing {ranked[-1]} alone gives, {least:.6f}",
+            got=floors[0],
             remedy="Ask for less, or give 0, which excludes nothing.",
         )
-    return Sensitivity(tuple(effects), tuple(ranked[:high]), reached[high], target)
+    return ranked[:high]

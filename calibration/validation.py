@@ -1,10 +1,11 @@
-"""Samples that a quantized encoder is measured with: observed ones, held-out ones, and drawn ones at every bucket."""
+"""Samples that a quantized encoder is measured with: observed ones, held-out ones, and others that no data has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwen3vl_edge.calibration.other_kinds import texture_inputs
 from qwen3vl_edge.calibration.samples import Selection, Source, stream_samples
 from qwen3vl_edge.calibration.stage_runner import Array, Observe, StageRunner
 from qwen3vl_edge.contract.bundle.encoder_input import EncoderInput
@@ -16,6 +17,7 @@ from qwen3vl_edge.export.onnx.check import CheckCase, dynamic_check_grids
 from qwen3vl_edge.export.onnx.check_pixels import drawn_input
 
 REAL_SAMPLES = 4
+CALIBRATION, HELD_OUT, DRAWN, OTHER_KINDS = KINDS = ("calibration", "held-out", "drawn", "other kinds")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,13 @@ class ValidationSample:
     """A picture or clip, and the encoder's outputs by name without quantization.
 
     Attributes:
-        held_out: no range of quantization was taken from it; float16 must hold its values too.
+        pictures: CALIBRATION, of which ranges of quantization are taken; HELD_OUT, others of the data; DRAWN, with
+            edges, text and grain; or OTHER_KINDS, textures. float16 must hold the values of all.
     """
 
     input: EncoderInput
     outputs: dict[str, Array]
-    held_out: bool
+    pictures: str
 
     def check_case(self, spec: VisionSpec) -> CheckCase:
         """This sample as a case of a graph's check."""
@@ -44,17 +47,31 @@ def validation_samples(
     policy: BucketPolicy,
     observe: Observe | None = None,
 ) -> list[ValidationSample]:
-    """The first of the observed samples, held-out ones, and drawn ones."""
+    """The first of the observed samples, held-out ones, and drawn ones at every bucket."""
     found = []
-    for sources, held in ((observed, False), (held_out, True)):
+    for sources, pictures in ((observed, CALIBRATION), (held_out, HELD_OUT)):
         for _, samples in stream_samples(sources, bundle, policy, Selection(), REAL_SAMPLES):
-            found += [ValidationSample(item.input, runner.run(item.input, observe).outputs, held) for item in samples]
+            for item in samples:
+                found.append(ValidationSample(item.input, runner.run(item.input, observe).outputs, pictures))
     manifest = bundle.manifest
     grids = manifest.buckets(base.precision)
     if manifest.has_dynamic(base.precision):
         grids += dynamic_check_grids(grids, manifest.vision.merge_size)
     inputs = [drawn_input(grid, manifest.vision, manifest.preprocessing, index) for index, grid in enumerate(grids)]
-    return found + [ValidationSample(item, runner.run(item, observe).outputs, True) for item in inputs]
+    return found + [ValidationSample(item, runner.run(item, observe).outputs, DRAWN) for item in inputs]
+
+
+def texture_samples(
+    bundle: Bundle, base: PrecisionSet, runner: StageRunner, observe: Observe | None = None
+) -> list[ValidationSample]:
+    """Textures, at the image buckets in turn; products are chosen by them, and graphs are not measured with them."""
+    manifest = bundle.manifest
+    grids = manifest.buckets(base.precision)
+    if manifest.has_dynamic(base.precision):
+        grids += dynamic_check_grids(grids, manifest.vision.merge_size)
+    images = [grid for grid in grids if grid.t == 1]
+    inputs = texture_inputs(images, manifest.vision, manifest.preprocessing) if images else []
+    return [ValidationSample(item, runner.run(item, observe).outputs, OTHER_KINDS) for item in inputs]
 
 
 def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> list[ValidationSample]:
@@ -64,4 +81,4 @@ def golden_samples(bundle: Bundle, base: PrecisionSet, runner: StageRunner) -> l
     if manifest.has_dynamic(base.precision):
         grids += dynamic_golden_grids(manifest.vision, grids)
     inputs = [golden_input(grid, manifest.vision, manifest.preprocessing) for grid in grids]
-    return [ValidationSample(item, runner.run(item).outputs, True) for item in inputs]
+    return [ValidationSample(item, runner.run(item).outputs, DRAWN) for item in inputs]

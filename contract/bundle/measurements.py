@@ -40,7 +40,9 @@ class CalibrationFigure:
     """What quantization costs on some pictures: worst over them and the outputs, to the set that was quantized.
 
     Attributes:
-        pictures: "calibration", of which the ranges were taken, or "held-out": others of the data, and drawn ones.
+        pictures: "calibration", of which the ranges were taken; "held-out", others of the data; "drawn", one for
+            each bucket and two for the dynamic graph; "other kinds", textures. In older bundles the drawn ones are
+            among the held-out, and there are no other kinds.
         count: pictures and clips.
     """
 
@@ -62,7 +64,7 @@ class CalibrationRecord:
         quantized: products in int8 or float8, linears and attention scores; excluded: those that stay in the set's
             other precision.
         sensitivity: file with each product's effect, None if it was not measured.
-        figures: on the calibration's pictures and on held-out ones; none in older bundles.
+        figures: on each of these kinds of pictures; none in older bundles.
     """
 
     key: str

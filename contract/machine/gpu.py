@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, as the driver reports it; None where there is none."""
+"""An NVIDIA GPU of this machine, as the driver reports it; None where there is none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU.
+    """A GPU.
 
     Attributes:
         compute_capability: as "8.7".
@@ -26,15 +26,15 @@ class Gpu:
         return f"{self.name} (compute capability {self.compute_capability}, {self.memory / 2**30:.0f} GiB)"
 
 
-def find_gpu() -> Gpu | None:
-    """The first GPU, or None: no GPU, no driver, or cuda-bindings not installed."""
+def find_gpu(index: int = 0) -> Gpu | None:
+    """The GPU of that number, or None: no such GPU, no driver, or cuda-bindings not installed."""
     try:
         from cuda.bindings import driver
     except ImportError:
         return None
     try:
         _value(driver.cuInit(0))
-        device = _value(driver.cuDeviceGet(0))
+        device = _value(driver.cuDeviceGet(index))
         attribute = driver.CUdevice_attribute
         major = _value(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
         minor = _value(driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.pixels.processor_arguments import NO_ARGUMENTS, ProcessorArguments
+from qwen3vl_edge.contract.pixels.processor_arguments import NO_ARGUMENTS, Bounds, ProcessorArguments
 from qwen3vl_edge.contract.pixels.smart_resize import (
     MAX_TOKENS,
     MIN_TOKENS,
@@ -86,6 +86,11 @@ class PixelPolicy:
     temporal: int = 2
 
     @property
+    def request_arguments(self) -> ProcessorArguments:
+        """The request's, which have replaced limits; errors name them."""
+        return NO_ARGUMENTS
+
+    @property
     def resizes_bytes(self) -> bool:
         """Whether media are resized as transformers' processors do it, in whole numbers; else as qwen-vl-utils does."""
         return self.name == CHECKPOINT
@@ -94,14 +99,11 @@ class PixelPolicy:
         """The limits of a picture.
 
         Args:
-            given: the keys of its part; others than `min_pixels` and `max_pixels` have no effect.
-
-        Raises:
-            InputError: it has a least above its most.
+            given: the keys of its part, as `check_numbers` in `part_options.py` allows them; others than `min_pixels`
+                and `max_pixels` have no effect.
         """
         given = given or {}
         lowest, highest = given.get("min_pixels"), given.get("max_pixels")
-        _check_order(lowest, highest)
         limits = self.image
         least = limits.min_pixels if lowest is None else lowest
         most = limits.max_pixels if highest is None else highest
@@ -124,7 +126,7 @@ class PixelPolicy:
         limits = self.picture_limits(given)
         if self.name == CHECKPOINT:
             return processor_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
-        _check_order(limits.min_pixels, limits.max_pixels, given)
+        _check_order(limits.min_pixels, limits.max_pixels, given or {}, self.request_arguments.image)
         return smart_resize(height, width, self.factor, limits.min_pixels, limits.max_pixels)
 
     def clip_size(
@@ -151,7 +153,6 @@ class PixelPolicy:
     def _clip_bounds(self, frames: int, given: Mapping[str, Any]) -> tuple[float, float]:
         """Least and most pixels of a frame, or of all, as `bounds` says."""
         least, most, total = (given.get(key) for key in KEYS)
-        _check_order(least, most)
         limits = self.video
         if limits.bounds == EACH_FRAME:
             lowest = limits.min_pixels if least is None else least
@@ -159,7 +160,7 @@ class PixelPolicy:
             share = limits.max_pixels if total is None else min(limits.max_pixels, total / frames * _FRAMES_OF_TOTAL)
             highest = max(share, int(lowest * _ROOM))
             highest = highest if most is None else min(most, highest)
-            _check_order(lowest, highest, given)
+            _check_order(lowest, highest, given, NO_ARGUMENTS.video)
             return lowest, highest
         frames = max(frames, self.temporal)
         lowest = limits.min_pixels if least is None else least * frames
@@ -196,13 +197,12 @@ class PixelPolicy:
             )
         picture, clip = self.image, self.video
         if self.video.bounds == EACH_FRAME:
-            return replace(self, image=PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels)))
+            limits = PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels))
+            return RequestPixelPolicy(self.name, limits, clip, self.factor, self.temporal, arguments)
         least, most = arguments.video.over(clip.min_pixels, clip.max_pixels)
-        return replace(
-            self,
-            image=PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels)),
-            video=replace(clip, min_pixels=least, max_pixels=most),
-        )
+        limits = PictureLimits(*arguments.image.over(picture.min_pixels, picture.max_pixels))
+        clip = replace(clip, min_pixels=least, max_pixels=most)
+        return RequestPixelPolicy(self.name, limits, clip, self.factor, self.temporal, arguments)
 
     def picture_evidence(self, given: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The policy and the limits in force for a picture, for the evidence of an answer."""
@@ -221,6 +221,17 @@ class PixelPolicy:
 
     def _evidence(self, limits: str) -> dict[str, str]:
         return {"pixel_policy": self.name, "pixel_limits": limits}
+
+
+@dataclass(frozen=True)
+class RequestPixelPolicy(PixelPolicy):
+    """The limits of one request that has arguments; no manifest has it."""
+
+    arguments: ProcessorArguments = NO_ARGUMENTS
+
+    @property
+    def request_arguments(self) -> ProcessorArguments:
+        return self.arguments
 
 
 def qwen_vl_utils_policy(factor: int, temporal: int = 2) -> PixelPolicy:
@@ -277,20 +288,27 @@ def _sides_text(sides: tuple[int, int]) -> str:
     return f"{SIDES[0]} {sides[0]}, {SIDES[1]} {sides[1]}"
 
 
-def _check_order(lowest: float | None, highest: float | None, given: Mapping[str, Any] | None = None) -> None:
-    """Refuse a most below the least; with `given`, one of them may be the policy's, and the part's is named."""
-    if lowest is None or highest is None or lowest <= highest:
+def _check_order(lowest: float, highest: float, given: Mapping[str, Any], arguments: Bounds) -> None:
+    """Refuse a most below the least, under the name that the client gave to either.
+
+    Args:
+        given: the keys of a part, which go before.
+        arguments: of the request. What neither names is the policy's.
+    """
+    if lowest <= highest:
         return
-    if given is not None and "max_pixels" not in given:
+    least = "min_pixels" if "min_pixels" in given else arguments.lowest_field if arguments.lowest else None
+    most = "max_pixels" if "max_pixels" in given else arguments.highest_field if arguments.highest else None
+    if most is None:
         raise InputError(
-            "min_pixels is above the pixel policy's max_pixels",
-            field="min_pixels",
+            f"{least} is above the pixel policy's max_pixels",
+            field=least,
             expected=f"at most {highest:.0f}, or max_pixels beside it",
             got=f"{lowest:.0f}",
         )
     raise InputError(
-        "max_pixels is below min_pixels" + (" of the pixel policy" if given and "min_pixels" not in given else ""),
-        field="max_pixels",
+        f"{most} is below {least or 'min_pixels of the pixel policy'}",
+        field=most,
         expected=f"at least {lowest:.0f}",
         got=f"{highest:.0f}",
     )

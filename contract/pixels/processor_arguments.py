@@ -21,11 +21,17 @@ MOST = 2**40  # of any number of pixels, seconds or frames in a request
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of one kind of media, None where not named; `field` is where the request has them."""
+    """Limits of one kind of media, None where not named, and where the request has them."""
 
     lowest: int | None = None
     highest: int | None = None
-    field: str = FIELD
+    lowest_field: str = FIELD
+    highest_field: str = FIELD
+
+    @property
+    def field(self) -> str:
+        """Where the request has one of them."""
+        return self.lowest_field if self.highest is None else self.highest_field
 
     @property
     def given(self) -> bool:
@@ -68,7 +74,12 @@ def read_processor_arguments(value: Mapping[str, Any] | None) -> ProcessorArgume
             raise _wrong(f"{FIELD}.{scope}", "an object", own)
         named = _bounds(own or {}, f"{FIELD}.{scope}")
         lowest, highest = named.over(both.lowest or 0, both.highest or 0)
-        found[kind] = Bounds(lowest or None, highest or None, named.field if named.given else both.field)
+        found[kind] = Bounds(
+            lowest or None,
+            highest or None,
+            both.lowest_field if named.lowest is None else named.lowest_field,
+            both.highest_field if named.highest is None else named.highest_field,
+        )
         if lowest and highest and lowest > highest:
             raise InputError(
                 "the most pixels are below the least",
@@ -94,7 +105,7 @@ def _bounds(arguments: Mapping[str, Any], where: str) -> Bounds:
     if size is not None and (not isinstance(size, Mapping) or set(size) - set(_NAMES.values())):
         raise _wrong(f"{where}.size", "an object of shortest_edge and longest_edge, in pixels", size)
     limits: dict[str, int | None] = {}
-    field = where
+    fields = {}
     for name, edge in _NAMES.items():
         places = {f"{where}.{name}": arguments.get(name), f"{where}.size.{edge}": (size or {}).get(edge)}
         named = {place: _number(item, place) for place, item in places.items() if item is not None}
@@ -107,8 +118,8 @@ def _bounds(arguments: Mapping[str, Any], where: str) -> Bounds:
                 remedy="Leave one out.",
             )
         limits[name] = next(iter(named.values()), None)
-        field = next(iter(named), field)
-    return Bounds(limits["min_pixels"], limits["max_pixels"], field)
+        fields[name] = next(iter(named), where)
+    return Bounds(limits["min_pixels"], limits["max_pixels"], fields["min_pixels"], fields["max_pixels"])
 
 
 def _number(value: Any, where: str) -> int:

@@ -31,6 +31,15 @@ def checked(call: str, answer: tuple[Any, ...]) -> Any:
     return answer[1] if len(answer) > 1 else None
 
 
+def free_memory() -> int:
+    """Bytes of the current GPU that nobody uses.
+
+    Raises:
+        EngineError: no GPU.
+    """
+    return int(checked("cudaMemGetInfo", cudart.cudaMemGetInfo()))
+
+
 class DeviceBuffer:
     """Memory on the GPU, allocated once."""
 

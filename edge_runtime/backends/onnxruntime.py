@@ -17,10 +17,10 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
 from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
-from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import USUAL, load_cuda_graph
-from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InItsThread, SessionThread
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import USUAL, free_device_bytes, load_cuda_graph
+from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InGpuThread
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
-from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
+from qwen3vl_edge.edge_runtime.backends.providers import ON_A_GPU, find_provider, make_session
 from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
@@ -33,6 +33,7 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
 
     Attributes:
         edits: of the graphs' copies that are loaded in place of the files; embeddings depend on them.
+        device_bytes: of the GPU's memory, by which the loaded graphs have made its free memory less.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -43,7 +44,6 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self._threads = options.threads
         self.edits = tuple(USUAL) if options.provider == "cuda" else ()
         self._device = "cuda"  # of bound memory
-        self._thread: SessionThread | None = None  # of CUDA sessions
         if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
             logger.warning(
                 "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
@@ -55,13 +55,21 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self.loaded(self.graphs.graphs[0])
 
     def load_graph(self, graph: GraphRecord) -> Any:
-        if self._provider != "cuda":
+        if self._provider not in ON_A_GPU:
             return GraphSession(self._session(graph), graph)
+        if self._provider != "cuda":  # its allocations would fail a capture of another backend's
+            return InGpuThread(lambda: GraphSession(self._session(graph), graph), free_device_bytes)
         return self._loaded_in_thread(graph)
 
+    @property
+    def device_bytes(self) -> int:
+        return sum(getattr(loaded, "device_bytes", 0) for loaded in list(self._loaded.values()))
+
     def _loaded_in_thread(self, graph: GraphRecord) -> Any:
-        self._thread = thread = self._thread or SessionThread()
-        return InItsThread(thread, lambda: load_cuda_graph(self.bundle, graph, self._session, self.edits, self._device))
+        def load() -> Any:
+            return load_cuda_graph(self.bundle, graph, self._session, self.edits, self._device)
+
+        return InGpuThread(load, free_device_bytes)
 
     def _session(
         self, graph: GraphRecord, model: bytes | None = None, more_options: Mapping[str, str] | None = None
@@ -87,8 +95,6 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
     def close(self) -> None:
         for loaded in self._loaded.values():
             loaded.close()
-        if self._thread is not None:
-            self._thread.close()
         super().close()
 
 

@@ -83,7 +83,7 @@ def proven(
     """
     identity = [options.provider, *library_versions(backend), *processor(), *getattr(encoder, "edits", ())]
     if encoder.name not in CPU_BACKENDS:
-        gpu = find_gpu()
+        gpu = find_gpu(_gpu_index(encoder.name))
         identity += [] if gpu is None else [str(gpu), gpu.driver]
 
     def find_passing(passes: Callable[[EncoderBackend], bool]) -> str | None:
@@ -93,6 +93,12 @@ def proven(
     if isinstance(encoder, PixelBackend):
         return ProvenPixelBackend(encoder, encoder, test)
     return ProvenBackend(encoder, test)
+
+
+def _gpu_index(name: str) -> int:
+    """Of the GPU that a backend of that name runs on: 1 of "pytorch-cuda:1"; 0 where it has no number."""
+    number = name.rpartition("cuda:")[2]
+    return int(number) if "cuda:" in name and number.isdecimal() else 0
 
 
 def passing_backend(

@@ -70,6 +70,7 @@ class StraightBackend:
         name: "pytorch", and the GPU that it runs on, such as "pytorch-cuda" or "pytorch-cuda:1".
         precision: of weights and matrix products.
         device_bytes: of the GPU's memory, for weights and buckets.
+        edits: "not-compiled" where the compiler failed: embeddings differ, so proofs and caches are apart.
 
     Args:
         compiled: torch.compile makes kernels for each bucket; otherwise torch's own run, one after another.
@@ -101,6 +102,7 @@ class StraightBackend:
             serves.buckets,
             compiled_steps if compiled else lambda: PLAIN,
         )
+        self.edits = ("not-compiled",) if self._runner.gave_up_compiling else ()
         self.device_bytes = max(torch.cuda.memory_reserved(device) - before, 0) if on_gpu else 0
 
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:

@@ -15,7 +15,13 @@ from qwen3vl_edge.contract.bundle.grid import Grid, PatchGeometry
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.pixels.policy import PixelPolicy
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
-from qwen3vl_edge.edge_runtime.inputs.messages import Message, clip_sources, kind_of, media_parts
+from qwen3vl_edge.edge_runtime.inputs.messages import (
+    Message,
+    clip_sources,
+    errors_at,
+    kind_of,
+    placed_media_parts,
+)
 from qwen3vl_edge.edge_runtime.inputs.sized_clip import ClipPath, ClipSizes, sized_clip
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.edge_runtime.inputs.sources.pictures import Picture, open_pictures
@@ -89,7 +95,7 @@ class FetchedMedia:
 def fetch_media(
     messages: Sequence[Message],
     policy: BucketPolicy,
-    budget: MediaBudget | None = None,
+    budget: MediaBudget,
     clip_seconds: str = "average",
 ) -> list[FetchedMedia]:
     """Fetch every image and clip of a conversation, in the order of the prompt; one is decoded at a time.
@@ -105,19 +111,19 @@ def fetch_media(
         LimitError: too many, too large, or too slow.
         BucketError: no bucket serves one.
     """
-    budget = budget or MediaBudget()
-    elements = list(media_parts(messages))
+    elements = list(placed_media_parts(messages))
     budget.add_media(len(elements))
-    pictures = iter(open_pictures([element for element in elements if kind_of(element) == "image"], budget))
+    pictures = iter(open_pictures([item for item in elements if kind_of(item[1]) == "image"], budget))
     fetched = []
-    for element in elements:
+    for where, element in elements:
         budget.check()
-        if kind_of(element) == "image":
-            fetched.append(_image(element, next(pictures), policy, budget))
-        elif isinstance(element["video"], Snapshot):
-            fetched.append(_window(element["video"], policy, budget))
-        else:
-            fetched.append(_video(element, policy, budget, clip_seconds))
+        with errors_at(where):
+            if kind_of(element) == "image":
+                fetched.append(_image(element, next(pictures), policy, budget))
+            elif isinstance(element["video"], Snapshot):
+                fetched.append(_window(element["video"], policy, budget))
+            else:
+                fetched.append(_video(element, policy, budget, clip_seconds))
     return fetched
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from qwen3vl_edge.contract.errors import InputError
-from qwen3vl_edge.contract.pixels.part_options import check_numbers
+from qwen3vl_edge.contract.errors import ContractError, InputError
+from qwen3vl_edge.contract.pixels.part_options import NUMBERS, check_numbers
 
 Message = dict[str, Any]
 CONTENTS = ("text", "image", "image_url", "video")
+_OF_A_PART = (*CONTENTS, *NUMBERS)  # fields of errors that know nothing of the conversation
 
 
 def checked_messages(messages: Sequence[Message]) -> list[Message]:
@@ -39,10 +41,26 @@ def hidden_media(messages: Sequence[Message]) -> InputError | None:
 
 def media_parts(messages: Sequence[Message]) -> Iterator[Message]:
     """The parts that are pictures or clips, in order."""
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else ():
+    return (part for _, part in placed_media_parts(messages))
+
+
+def placed_media_parts(messages: Sequence[Message]) -> Iterator[tuple[str, Message]]:
+    """The parts that are pictures or clips, in order, each after its path, such as "messages[0].content[1]"."""
+    for index, message in enumerate(messages):
+        for number, part in enumerate(message["content"] if isinstance(message["content"], list) else ()):
             if kind_of(part) != "text":
-                yield part
+                yield f"messages[{index}].content[{number}]", part
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Have errors about a part's picture or clip, or about an option of it, name its path."""
+    try:
+        yield
+    except ContractError as error:
+        if error.field is None or error.field in _OF_A_PART:
+            error.field = f"{where}.{error.field}" if error.field else where
+        raise
 
 
 def clip_sources(messages: Sequence[Any]) -> Iterator[Any]:

@@ -108,7 +108,7 @@ def prepare_prompt(
     """Turn a conversation into token ids and patches.
 
     Args:
-        budget: what its media may cost.
+        budget: what its media may cost; by default what a device's may.
         clip_seconds: a key of `CLIP_SECONDS` in `clip_reader.py`.
 
     Raises:
@@ -117,7 +117,7 @@ def prepare_prompt(
         BucketError: no bucket serves a picture.
     """
     messages = checked_messages(messages)
-    fetched = fetch_media(messages, policy, budget, clip_seconds)
+    fetched = fetch_media(messages, policy, budget or MediaBudget(), clip_seconds)
     if processor.hf.chat_template is None:
         raise BundleError(
             "the checkpoint has no chat template",

@@ -353,10 +353,10 @@ def test_a_source_is_told_by_its_content(tmp_path: Path) -> None:
 
 
 def test_photographs_calibrate_and_others_keep_their_embeddings(small_bundle: Path, tmp_path: Path) -> None:
-    """Nine of ten outputs of pictures that were not observed are within the precision's limit.
+    """Every output of pictures that were not observed is within the precision's limit.
 
-    Not all: the ranges of seven photographs do not hold every other one's (a brick wall's second DeepStack level has
-    0.9905, in ONNX Runtime and OpenVINO alike).
+    The ranges of seven photographs do not hold a brick wall's second DeepStack level: 0.9905 without exclusion, or with
+    one that asks the seven alone.
     """
 
     def asked(path: Path) -> list[dict[str, object]]:
@@ -369,6 +369,10 @@ def test_photographs_calibrate_and_others_keep_their_embeddings(small_bundle: Pa
     bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
     done = calibrate_bundle(bundle, CalibrationRequest("int8", data, samples=32, auto_exclude=0.999))
     assert done.record.samples == len(seen)
+    figures = {item.pictures: item.cosine for item in done.record.figures}
+    assert [*figures] == ["calibration", "drawn", "other kinds"]  # seven are too few to hold one out
+    assert min(figures["calibration"], figures["drawn"]) >= 0.999
+    assert figures["other kinds"] >= 0.998
     found = []
     for precision in ("fp32", "int8"):
         options = EdgeOptions(wire_dtype="fp32", backend_options=BackendOptions(precision=precision, self_test=False))
@@ -379,6 +383,4 @@ def test_photographs_calibrate_and_others_keep_their_embeddings(small_bundle: Pa
         for exact, quantized in zip(*found, strict=True)
         for one, other in zip((exact.embeds, *exact.deepstack), (quantized.embeds, *quantized.deepstack), strict=True)
     ]
-    accepted = sum(cosine >= PRECISIONS["int8"].min_cosine for cosine in cosines)
-    assert accepted >= 0.9 * len(cosines), sorted(cosines)
-    assert min(cosines) > 0.98
+    assert min(cosines) >= PRECISIONS["int8"].min_cosine, sorted(cosines)

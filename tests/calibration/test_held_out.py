@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from qwen3vl_edge.calibration.calibrate import CalibrationRequest, calibrate_bundle
+from qwen3vl_edge.calibration.other_kinds import TEXTURES, draw_texture
 from qwen3vl_edge.calibration.samples import HELD_OUT, Source, hold_out
 from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.grid import Grid
@@ -44,12 +45,13 @@ def planted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_cost_is_measured_on_both_and_outliers_are_left_out(planted: Path) -> None:
     plain = calibrate_bundle(planted / "b", CalibrationRequest("int8", planted / "data", auto_exclude=0.0)).record
-    assert [(item.pictures, item.count) for item in plain.figures] == [("calibration", 4), ("held-out", 2 + 1)]
+    counted = [(item.pictures, item.count) for item in plain.figures]
+    assert counted == [("calibration", 4), ("held-out", 2), ("drawn", 1), ("other kinds", len(TEXTURES))]
     assert min(item.cosine for item in plain.figures) < 0.998
     assert plain.excluded == ()
     default = calibrate_bundle(planted / "b", CalibrationRequest("int8", planted / "data"))
     assert {"blocks.1.mlp.linear_fc2", "blocks.2.mlp.linear_fc2"} & set(default.record.excluded)
-    assert min(item.cosine for item in default.record.figures) >= 0.999
+    assert all(item.cosine >= (0.998 if item.pictures == "other kinds" else 0.999) for item in default.record.figures)
     bundle = open_bundle(planted / "b")
     assert bundle.manifest.precision("int8").calibration == default.record
     for seed in range(100, 108):  # neither observed nor measured with
@@ -67,3 +69,15 @@ def test_few_pictures_are_all_observed(count: int, held: int) -> None:
     observed, rest = hold_out(sources)
     assert (len(observed), len(rest)) == (count - held, held)
     assert [*observed, *rest] == sources
+
+
+def test_textures_are_of_other_kinds() -> None:
+    """Each is itself, by values computed by hand, and none is another."""
+    drawn = [draw_texture(index, 48, 64) for index in range(len(TEXTURES))]
+    assert {item.shape for item in drawn} == {(48, 64, 3)}
+    assert len({item.tobytes() for item in drawn}) == len(TEXTURES)
+    stripes, lines, checks, ramp = (drawn[index][..., 0] for index in (2, 3, 4, 7))
+    assert stripes[0, :17].tolist() == [28] * 8 + [228] * 8 + [28]  # 128 less and more 100
+    assert lines[:13, 0].tolist() == [140] * 2 + [126] * 10 + [140]  # 128 and 12; 128 less 2.4
+    assert checks[[0, 0, 6, 6], [0, 6, 0, 6]].tolist() == [116, 140, 140, 116]
+    assert (ramp[0, 0], ramp[-1, -1]) == (28, 228)

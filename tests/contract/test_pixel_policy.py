@@ -143,6 +143,36 @@ def test_a_requests_arguments_replace_the_processors_limits() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kwargs", "part", "field", "words"),
+    [
+        ({"size": {"longest_edge": 999}}, {}, "mm_processor_kwargs.size.longest_edge", "of the pixel policy"),
+        ({"max_pixels": 999}, {}, "mm_processor_kwargs.max_pixels", "is below min_pixels of the pixel policy"),
+        ({"min_pixels": 10**9}, {}, "mm_processor_kwargs.min_pixels", "is above the pixel policy's max_pixels"),
+        (
+            {"images_kwargs": {"size": {"shortest_edge": 9000}}, "max_pixels": 10**6},
+            {"max_pixels": 5000},
+            "max_pixels",
+            "max_pixels is below mm_processor_kwargs.images_kwargs.size.shortest_edge",
+        ),
+        (
+            {"images_kwargs": {"size": {"longest_edge": 9000}}, "min_pixels": 99},
+            {"min_pixels": 9001},
+            "mm_processor_kwargs.images_kwargs.size.longest_edge",
+            "is below min_pixels",
+        ),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_a_limit_is_named_as_the_client_named_it(
+    kwargs: dict[str, Any], part: dict[str, Any], field: str, words: str
+) -> None:
+    policy = QWEN.with_arguments(read_processor_arguments(kwargs), clips=False)
+    with pytest.raises(InputError, match=words) as caught:
+        policy.picture_size(64, 64, part)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
     ("kwargs", "field"),
     [
         ({"fps": 1}, "mm_processor_kwargs.fps"),

@@ -16,8 +16,8 @@ from qwen3vl_edge.edge_runtime.backends.onnxruntime import int8_products_saturat
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings
-from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.pictures import pictures_of
+from tests.support.encoders.compared import compare_encoders
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

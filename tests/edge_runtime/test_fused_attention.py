@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,14 @@ import pytest
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
+from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.edge_runtime.backends import cuda
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.bound_session import BoundSession
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fuse_attention
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import edited, load_cuda_graph
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from qwen3vl_edge.edge_runtime.backends.providers import ON_A_GPU
 from qwen3vl_edge.edge_runtime.backends.selection import graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
@@ -99,7 +105,10 @@ def test_fused_and_bound_sessions_give_the_file_s_embeddings(
     one, other = ours.run_pixels(IMAGE, shown), file.run_pixels(IMAGE, shown)
     assert_close([one.embeds, *one.deepstack], [other.embeds, *other.deepstack], 1e-5 if precision == "fp32" else 2e-3)
     assert (ours.device_seconds(IMAGE, pixels_of(IMAGE, 0)) or 0) > 0
+    assert ours.device_bytes == sum(ctypes.sizeof(block) for block in emulated.memory.values()) > 0
+    assert file.device_bytes == 0
     ours.close()
+    assert ours.device_bytes == 0
     assert not emulated.memory
     assert not emulated.queues
 
@@ -108,8 +117,78 @@ def test_each_thread_gets_its_own_picture_s_embeddings(opened: Bundle, emulated:
     backend = FusedOnTheCpu(opened, BackendOptions(precision="fp32", threads=1))
     work = [(grid, pixels_of(grid, seed)) for seed, grid in enumerate((IMAGE, CLIP) * 4)]
     check_threads(outputs_of(backend), work)
-    assert backend.ran_in == {"onnxruntime-cuda_0"}
+    assert backend.ran_in == {"onnxruntime-gpu_0"}
     backend.close()
+
+
+def test_a_reload_does_not_capture_while_the_old_one_runs(opened: Bundle, emulated: EmulatedCuda) -> None:
+    """An allocation in another thread fails a capture: at no time are two sessions loaded or run."""
+    busy = threading.Lock()
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        assert busy.acquire(blocking=False), "another session is loaded or run"
+        try:
+            yield
+        finally:
+            busy.release()
+
+    class Session:
+        def __init__(self, inner: Any) -> None:
+            self.io_binding, self._run = inner.io_binding, inner.run_with_iobinding
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            with alone():
+                self._run(binding)
+
+    class Exclusive(FusedOnTheCpu):
+        def _session(self, graph: GraphRecord, model: bytes | None = None, more_options: object = None) -> Any:
+            with alone():
+                return Session(super()._session(graph, model))
+
+    options = BackendOptions(precision="fp32", threads=1)
+    old, new = Exclusive(opened, options), Exclusive(opened, options)
+    shown = pixels_of(IMAGE, 5)
+    expected = old.run(IMAGE, shown).embeds
+    loaded = threading.Event()
+
+    def serve() -> int:
+        count = 0
+        while not loaded.is_set() or not count:
+            np.testing.assert_array_equal(old.run(IMAGE, shown).embeds, expected)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as threads:
+        serving = [threads.submit(serve) for _ in range(2)]
+        try:
+            for grid in (IMAGE, CLIP):
+                new.run(grid, pixels_of(grid, 6))
+        finally:
+            loaded.set()
+        assert all(future.result() for future in serving)
+    old.close()
+    np.testing.assert_array_equal(new.run(IMAGE, shown).embeds, expected)
+    new.close()
+    assert not emulated.memory
+
+
+@pytest.mark.parametrize("provider", ON_A_GPU)
+def test_every_provider_on_a_gpu_has_the_one_thread(
+    provider: str, opened: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran_in = []
+
+    def fail(*_: object) -> None:
+        ran_in.append(threading.current_thread().name)
+        raise InputError("no GPU")
+
+    backend = OnnxRuntimeBackend(opened, BackendOptions(precision="fp32", provider=provider))
+    monkeypatch.setattr(backend, "_session", fail)
+    with pytest.raises(InputError, match="no GPU"):
+        backend.check_provider()
+    assert ran_in
+    assert set(ran_in) == {"onnxruntime-gpu_0"}
 
 
 def test_a_session_that_cannot_capture_runs_bound_without(

@@ -26,9 +26,9 @@ from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.export.tensorrt.targets import rtx_takes
 from qwen3vl_edge.tools.dev.random_checkpoint import TINY_VISION, encoder_checkpoint
 from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
-from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both
 from qwen3vl_edge.tools.parity.pictures import pictures_of
+from tests.support.encoders.compared import compare_encoders
 from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 pytestmark = [

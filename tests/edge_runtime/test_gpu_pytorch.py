@@ -21,8 +21,8 @@ from qwen3vl_edge.edge_runtime.backends.straight.capture import CudaDevice, Towe
 from qwen3vl_edge.edge_runtime.backends.straight.tower import StraightTower
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend, ServedGrids
-from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.pictures import pictures_of
+from tests.support.encoders.compared import compare_encoders
 from tests.support.encoders.taking_turns import check_threads, outputs_of
 
 pytestmark = [

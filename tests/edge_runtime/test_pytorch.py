@@ -23,6 +23,7 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder, read_visual_tensors
 from qwen3vl_edge.contract.errors import EngineError, InputError
+from qwen3vl_edge.edge_runtime.backends import pytorch
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore
 from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend, proven
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend, StraightBackend, choose_dtype
@@ -36,7 +37,7 @@ from qwen3vl_edge.edge_runtime.backends.straight.compiled_code import (
 )
 from qwen3vl_edge.edge_runtime.backends.straight.tower import PLAIN, Linear, Merger, Steps, StraightTower
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, bundle_serves
+from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, ServedGrids, bundle_serves
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.vision_config import read_vision_spec
 from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
@@ -297,6 +298,21 @@ class Turned(StraightBackend):
     def run(self, grid: Grid, pixel_values: NDArray[np.float32]) -> Embeddings:
         found = super().run(grid, pixel_values)
         return replace(found, embeds=np.roll(found.embeds, 1, axis=0))
+
+
+def test_one_that_could_not_be_compiled_is_another(
+    bundle: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    checkpoint, opened = open_checkpoint(str(reference)), open_bundle(bundle)
+    serves = ServedGrids((Grid(1, 4, 4),), dynamic=True)
+    edits = []
+    for steps in (PLAIN, Steps(broken, broken, broken, broken)):
+        monkeypatch.setattr(pytorch, "compiled_steps", lambda steps=steps: steps)
+        edits.append(StraightBackend(opened, checkpoint, CPU, "fp32", serves, compiled=True).edits)
+    assert edits == [(), ("not-compiled",)]
 
 
 def test_a_wrong_one_is_refused(bundle: Path, reference: Path) -> None:

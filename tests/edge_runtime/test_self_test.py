@@ -26,6 +26,8 @@ from qwen3vl_edge.contract.bundle.manifest import MANIFEST_NAME
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
 from qwen3vl_edge.contract.errors import EngineError
+from qwen3vl_edge.contract.machine.gpu import Gpu
+from qwen3vl_edge.edge_runtime.backends import proven as proven_module
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore, machine_store
 from qwen3vl_edge.edge_runtime.backends.proven import ProvenBackend, ProvenPixelBackend, proven, untested
@@ -114,6 +116,35 @@ def test_each_graph_proves_itself_once(bundle: Path, tmp_path: Path) -> None:
     backend = proven(elsewhere, opened, "openvino", BackendOptions("fp32"), store)  # another library's versions
     backend.run(OTHER, patches(opened, OTHER))
     assert elsewhere.runs == [OTHER, OTHER]
+
+
+def test_proofs_are_of_one_gpu_and_of_one_way_to_compute(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kinds of GPU in one machine, and a tower that could not be compiled: each proves itself."""
+    opened, store = open_bundle(bundle), ProofStore(tmp_path / "store")
+    gpus = [Gpu("NVIDIA L4", "8.9", 2**34, "13.0"), Gpu("NVIDIA T4", "7.5", 2**34, "13.0")]
+    asked: list[int] = []
+
+    def find(index: int = 0) -> Gpu:
+        asked.append(index)
+        return gpus[index]
+
+    monkeypatch.setattr(proven_module, "find_gpu", find)
+
+    def proves(name: str, *edits: str) -> bool:
+        inner = Wrong(opened, None)
+        inner.name, inner.edits = name, edits
+        proven(inner, opened, "pytorch", BackendOptions("fp32"), store).run(OTHER, patches(opened, OTHER))
+        return len(inner.runs) == 2
+
+    assert [proves("pytorch-cuda:1"), proves("pytorch-cuda:1")] == [True, False]
+    assert proves("pytorch-cuda:1", "not-compiled")
+    assert asked == [1, 1, 1]
+    gpus[0], gpus[1] = gpus[1], gpus[0]  # the cards changed places
+    assert proves("pytorch-cuda:1")
+    proves("onnxruntime-cuda")
+    assert asked[-1] == 0
 
 
 @pytest.mark.parametrize("wrong", [BUCKET, Grid(1, 2, 4)], ids=["fixed", "dynamic"])

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image, features
+from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as transformers_resize
 
 from qwen3vl_edge.contract.formats.picture_files import client_formats
@@ -21,6 +22,7 @@ from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from qwen3vl_edge.tools.server_process import running_server
 from tests.support.http_api.chat import data_uri, image, post_chat, text_of, user
 from tests.support.openai_parts import REFERENCE, SAMPLES
+from tests.support.video_files import lossless_clip
 
 TINY = "qwen3vl-tiny"
 DOORS = ("daemon", "server")
@@ -133,6 +135,40 @@ def test_limits_of_a_request_are_in_force_at_both_doors(doors: Doors, door: str)
     assert told(asked({"min_pixels": 90_000}, mm_processor_kwargs={"max_pixels": 100_000})) == expected(90_000, 100_000)
     sides = asked({"resized_height": 64, "resized_width": 96})
     assert told(sides) == ("1x4x6", "checkpoint", "resized_height 64, resized_width 96")
+
+
+def test_limits_of_a_request_are_in_force_for_its_clips(doors: Doors, tmp_path: Path) -> None:
+    """Sizes are the video processor's own; the server with pixels encodes no clips and says where one was."""
+    frames = np.stack(lossless_clip(tmp_path / "clip.mp4", 8, fps=2))
+    source = data_uri(tmp_path / "clip.mp4")
+    processor = AutoProcessor.from_pretrained(REFERENCE).video_processor
+
+    def asked(door: str, **more: Any) -> httpx.Response:
+        part = {"type": "video_url", "video_url": {"url": source}}
+        body = {"model": TINY, "messages": [user(part, "What?")], "max_tokens": 1, **more}
+        return post_chat(getattr(doors, door), body)
+
+    def expected(**limits: Any) -> str:
+        videos = processor(videos=[frames], do_sample_frames=False, return_tensors="pt", **limits)
+        return "x".join(map(str, videos["video_grid_thw"][0].tolist()))
+
+    size = {"shortest_edge": 4096, "longest_edge": 60_000}
+    assert expected(size=size) != expected()
+    for arguments, wanted in (
+        ({"size": size}, expected(size=size)),
+        ({"videos_kwargs": {"min_pixels": 4096, "max_pixels": 60_000}}, expected(size=size)),
+        ({"images_kwargs": {"size": size}}, expected()),
+    ):
+        answer = asked("daemon", mm_processor_kwargs=arguments)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["qwen3vl_edge"]["media"][0]
+        assert told.get("native", told["grid"]) == wanted, arguments
+    wrong = asked("daemon", mm_processor_kwargs={"videos_kwargs": {"size": {"height": 9}}})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "mm_processor_kwargs.videos_kwargs.size")
+    refused(asked("server", mm_processor_kwargs={"size": size}), "")
+    alone = asked("server")
+    refused(alone, "clips are encoded on the device")
+    assert alone.json()["error"]["param"] == "messages.0.content.0"
 
 
 def refused(answer: httpx.Response, words: str) -> None:

@@ -22,6 +22,7 @@ from qwen3vl_edge.contract.errors import BucketError, CheckpointError, ContractE
 from qwen3vl_edge.contract.pixels.policy import PIXEL_POLICIES, PictureLimits, qwen_vl_utils_policy
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.onnx import check
+from qwen3vl_edge.export.unreachable_buckets import unreachable_buckets
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
 from tests.support.encoders.export_models import (
     assert_close,
@@ -33,6 +34,7 @@ from tests.support.encoders.export_models import (
     run_graph,
     sharded_checkpoint,
 )
+from tests.support.run_cli import run_here
 
 
 def small_export(model: Path, out: Path, **options: Any) -> Manifest:
@@ -127,6 +129,32 @@ def test_the_pixel_policy_is_chosen_at_export(checkpoint: RandomCheckpoint, tmp_
     assert policies["qwen-vl-utils"] == qwen_vl_utils_policy(written.vision.geometry.factor)
     with pytest.raises(InputError, match="no such pixel policy"):
         small_export(checkpoint.path, tmp_path / "b", pixel_policy="any")
+
+
+def test_buckets_outside_of_the_pixel_policy_are_named(checkpoint: RandomCheckpoint, tmp_path: Path) -> None:
+    """Limits of 4096 to 20,000 pixels: 32x64 and 256x256 are outside, 64x64 and 128x128 on them or within."""
+    file = checkpoint.path / "preprocessor_config.json"
+    limits = {"shortest_edge": 4096, "longest_edge": 20_000}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": limits}))
+    options = ["--no-dynamic", "--buckets", "32x64,64x64,128x128,256x256"]
+    done = run_here("export", str(checkpoint.path), "--out", str(tmp_path / "b"), *options)
+    assert done.returncode == 0, done.stderr
+    small, large = done.stderr.strip().splitlines()
+    assert "bucket 32x64 has 2048 pixels, and the pixel policy checkpoint gives pictures 4096 to 20000 (least:" in small
+    assert "size.shortest_edge of preprocessor_config.json" in small
+    assert "bucket 256x256 has 65536 pixels" in large
+    assert (
+        "(most: size.longest_edge of preprocessor_config.json): none is resized to this bucket's size, but to" in large
+    )
+    within = open_bundle(tmp_path / "b").manifest
+    assert len(unreachable_buckets(within)) == 2
+    assert unreachable_buckets(replace(within, pixels=None)) == []
+    assert "a frame" not in small
+    clips = replace(within.precisions[0].graphs[0], bucket="4x2x4")  # 8 frames of 2048 pixels
+    graphs = replace(within.precisions[0], graphs=(clips,))
+    qwen = replace(within, precisions=(graphs,), pixels=qwen_vl_utils_policy(32))
+    (line,) = unreachable_buckets(qwen)
+    assert "bucket 8x32x64 has 2048 pixels a frame, and the pixel policy qwen-vl-utils gives clips 131072 to" in line
 
 
 def _truncate(path: Path) -> None:

@@ -94,14 +94,15 @@ def _print(result: CalibrationResult, seconds: float) -> None:
         console.print(f"left in higher precision: {', '.join(record.excluded)}")
     if result.sensitivity is not None:
         table = Table(title="Most sensitive products, quantized alone", title_justify="left")
-        for name in ("product", "worst cosine", "relative L2"):
+        for name in ("product", "worst cosine", "relative L2", "cosine, other kinds"):
             table.add_column(name, justify="left" if name == "product" else "right")
         for effect in result.sensitivity.effects[:_SHOWN]:
-            table.add_row(effect.product, f"{effect.cosine:.6f}", f"{effect.relative_l2:.1e}")
+            row = f"{effect.cosine:.6f}", f"{effect.relative_l2:.1e}", f"{effect.other_kinds:.6f}"
+            table.add_row(effect.product, *row)
         console.print(table)
     for figure in record.figures:
         console.print(
-            f"on {figure.count} {figure.pictures} pictures: worst cosine {figure.cosine:.6f}, relative L2 "
+            f"on {figure.count} pictures ({figure.pictures}): worst cosine {figure.cosine:.6f}, relative L2 "
             f"{figure.relative_l2:.1e}"
         )
     table = Table(title=f"against {record.base}", title_justify="left")
@@ -117,13 +118,21 @@ def _print(result: CalibrationResult, seconds: float) -> None:
 
 def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     """The set is written, and parity judges it on real pictures; this warns of a large error before."""
+    from qwen3vl_edge.calibration.sensitivity import other_kinds_floor
+    from qwen3vl_edge.calibration.validation import OTHER_KINDS
     from qwen3vl_edge.contract.bundle.measurements import CalibrationFigure, OutputParity
     from qwen3vl_edge.contract.bundle.precision import PRECISIONS
 
     spec = PRECISIONS[result.graphs.precision]
     limit = spec.min_cosine
     rows: list[OutputParity | CalibrationFigure] = [row for graph in result.graphs.graphs for row in graph.parity]
-    rows.extend(result.record.figures)
+    rows.extend(item for item in result.record.figures if item.pictures != OTHER_KINDS)  # parity asks less of textures
+    for item in result.record.figures:
+        if item.pictures == OTHER_KINDS and item.cosine < (least := other_kinds_floor(limit)):
+            errors.print(
+                f"[yellow]pictures of other kinds than the data's have cosine {item.cosine:.5f}, below {least}: "
+                f"try --auto-exclude {limit}, or data with more kinds of pictures[/]"
+            )
     worst, farthest = min(row.cosine for row in rows), max(row.relative_l2 for row in rows)
     if not all(spec.accepts(row.cosine, row.relative_l2) for row in rows):
         errors.print(

@@ -33,8 +33,10 @@ def export(
 ) -> None:
     """Write the vision encoder of a checkpoint as an ONNX bundle, checked against PyTorch."""
     import numpy as np
+    from rich.console import Console
 
     from qwen3vl_edge.export.bundle import export_bundle
+    from qwen3vl_edge.export.unreachable_buckets import unreachable_buckets
 
     pictures = []
     if images is not None:
@@ -55,11 +57,11 @@ def export(
             progress=progress,
         )
     seconds = time.perf_counter() - started
+    for line in unreachable_buckets(manifest):
+        Console(stderr=True).print(f"[yellow]{line}[/]", soft_wrap=True)
     if as_json:
         sys.stdout.write(json.dumps(asdict(manifest) | {"seconds": seconds}, indent=1) + "\n")
         return
-    from rich.console import Console
-
     from qwen3vl_edge.tools.cli.inspect import print_manifest
 
     print_manifest(manifest, out)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3vl_edge.contract.bundle.distance import Distance, distance
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings, EncoderBackend, run_encoder
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.output_error import OutputError, output_error
-from qwen3vl_edge.tools.parity.samples import UINT8, Case, Sample, edge_cases, graph_label, run_cases, takes_pixels
+from qwen3vl_edge.tools.parity.samples import UINT8, Case, Sample, graph_label, takes_pixels
 
 WORST_PER_GRAPH = 3  # pictures whose pixels stay in memory, for the page
 Place = tuple[Grid, str]  # a grid and the kind of its graph
@@ -112,18 +111,6 @@ class Measured:
     measurements: tuple[Measurement, ...]
     worst: dict[Place, tuple[tuple[Measurement, Case], ...]]
     embeddings: dict[Grid, Embeddings]
-
-
-def compare_encoders(
-    edge: Edge,
-    reference: EncoderBackend,
-    pictures: dict[str, Any],
-    progress: Callable[[str], None] = lambda bucket: None,
-) -> list[EncoderRow]:
-    """Run the edge's encoder and the reference on every picture at every graph (`edge_cases`)."""
-    names = edge.bundle.manifest.vision.output_names
-    measured = measure(run_cases(edge, edge_cases(edge, pictures, progress)), names, reference)
-    return encoder_rows(measured.measurements, bound_of(edge.encoder.precision, edge.encoder.name))
 
 
 def bound_of(precision: str, backend: str) -> Bound:

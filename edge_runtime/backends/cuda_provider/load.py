@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
-from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.errors import EngineError, InputError
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 
 logger = logging.getLogger("edge")
@@ -48,6 +48,18 @@ def edited(path: Path, heads: int, edits: Sequence[str] = USUAL) -> bytes:
     for name in edits:
         functions[name](model, heads)
     return bytes(model.SerializeToString())
+
+
+def free_device_bytes() -> int | None:
+    """Free memory of the first GPU, which ONNX Runtime's providers run on; None without cuda-bindings or a GPU."""
+    try:
+        from qwen3vl_edge.edge_runtime.backends.cuda import free_memory
+    except ImportError:
+        return None
+    try:
+        return free_memory()
+    except (EngineError, RuntimeError):  # cuda-bindings raises the second where the driver is missing
+        return None
 
 
 def load_cuda_graph(

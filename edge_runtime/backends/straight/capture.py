@@ -136,6 +136,9 @@ class TowerRunner:
         buckets: grids made ready now; all others run step by step.
         steps: called for each bucket: compiled copies of the tower's steps, or the plain ones.
 
+    Attributes:
+        gave_up_compiling: the compiler failed, and buckets run the plain steps; their sums are in another order.
+
     Raises:
         EngineError: the device has not enough memory.
     """
@@ -145,6 +148,7 @@ class TowerRunner:
     ) -> None:
         self.tower, self._device, self._steps = tower, device, steps
         self._lock = threading.Lock()
+        self.gave_up_compiling = False
         with self._queued():
             self._prepared = {grid: self._prepare(grid) for grid in buckets}
 
@@ -201,6 +205,7 @@ class TowerRunner:
                 reason = " ".join(str(error).split())[:200]
                 logger.warning("the encoder is not compiled, and slower: %s: %s", type(error).__name__, reason)
                 self._steps = lambda: PLAIN
+                self.gave_up_compiling = True
                 return self._prepare(grid)
         return Prepared(plain.staged, plain.pixels, self._device.capture(work))
 

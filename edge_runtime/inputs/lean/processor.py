@@ -42,9 +42,10 @@ from qwen3vl_edge.edge_runtime.inputs.messages import (
     Message,
     checked_messages,
     clip_sources,
+    errors_at,
     hidden_media,
     kind_of,
-    media_parts,
+    placed_media_parts,
 )
 from qwen3vl_edge.edge_runtime.inputs.prompt import PreparedMedia, Prompt
 from qwen3vl_edge.edge_runtime.inputs.sized_clip import ClipPath, sized_clip
@@ -207,17 +208,19 @@ def prepare_lean_prompt(
     """
     messages = checked_messages(messages)
     budget = budget or MediaBudget()
-    parts = list(media_parts(messages))
+    parts = list(placed_media_parts(messages))
     budget.add_media(len(parts))
-    pictures = iter(open_pictures([part for part in parts if kind_of(part) == "image"], budget))
+    pictures = iter(open_pictures([item for item in parts if kind_of(item[1]) == "image"], budget))
     media, expansions = [], []
-    for part in parts:
+    for where, part in parts:
         budget.check()
         if kind_of(part) == "image":
-            item = _media(part, next(pictures), processor, policy, budget)
+            with errors_at(where):
+                item = _media(part, next(pictures), processor, policy, budget)
             expansions.append((IMAGE_TOKEN, IMAGE_TOKEN * item.grid.tokens(processor.vision.merge_size)))
         else:
-            item, seconds = _clip(part, processor, policy, budget, clip_seconds)
+            with errors_at(where):
+                item, seconds = _clip(part, processor, policy, budget, clip_seconds)
             expansions.append((VIDEO_TOKEN, _clip_text(item.grid, seconds, processor.vision.merge_size)))
         media.append(item)
     rendered = processor.template.render(messages)

@@ -23,7 +23,7 @@ from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 
 
 def bucket_image(
-    image: Image.Image, element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget | None = None
+    image: Image.Image, element: dict[str, Any], policy: BucketPolicy, budget: MediaBudget
 ) -> tuple[NDArray[np.uint8], BucketChoice]:
     """The picture of a message's part at its bucket's size, uint8 [H, W, 3], and the bucket.
 
@@ -40,8 +40,7 @@ def bucket_image(
     try:
         height, width = policy.pixels.picture_size(image.height, image.width, element)
         choice = policy.choose(policy.geometry.image_grid(height, width))
-        if budget is not None:
-            budget.add_visual_tokens(policy.tokens(choice.grid))
+        budget.add_visual_tokens(policy.tokens(choice.grid))
         if not choice.exact:
             height, width = policy.geometry.pixels(choice.grid)
         if policy.pixels.resizes_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qwen3vl_edge.contract.formats.picture_files import client_formats
 from qwen3vl_edge.contract.formats.picture_frames import frame_count
 from qwen3vl_edge.contract.formats.picture_orientation import UPRIGHT, orientation_of, stored_size, turned_size
 from qwen3vl_edge.contract.formats.seen_picture import SeenPicture, see_picture
+from qwen3vl_edge.edge_runtime.inputs.messages import errors_at
 from qwen3vl_edge.edge_runtime.inputs.sources.access import UNRESTRICTED, AccessPolicy, MediaSource
 from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget, MediaLimits
 from qwen3vl_edge.edge_runtime.inputs.sources.read import read_source
@@ -147,20 +149,21 @@ def _bounds(label: str, formats: tuple[str, ...], limits: MediaLimits = LIMITS) 
     )
 
 
-def open_pictures(parts: list[dict[str, Any]], budget: MediaBudget) -> list[Picture]:
+def open_pictures(parts: Sequence[tuple[str, dict[str, Any]]], budget: MediaBudget) -> list[Picture]:
     """The pictures of a conversation's parts, their pixels added up before the first is decoded.
 
     Args:
-        parts: each with `image`, or with `image_url` in either of OpenAI's forms.
+        parts: each after its path, with `image`, or with `image_url` in either of OpenAI's forms.
 
     Raises:
         InputError, LimitError: as `open_picture`; or too many pixels together.
     """
     pictures = []
-    for part in parts:
+    for where, part in parts:
         budget.check()
         source = part.get("image", part.get("image_url"))
-        picture = open_picture(source.get("url") if isinstance(source, dict) else source, limits=budget.limits)
+        with errors_at(where):
+            picture = open_picture(source.get("url") if isinstance(source, dict) else source, limits=budget.limits)
         budget.add_pixels(picture.pixels)
         pictures.append(picture)
     return pictures
@@ -176,12 +179,3 @@ def open_image(source: Any, access: AccessPolicy = UNRESTRICTED, field: str = "i
         InputError, LimitError: as `open_picture`.
     """
     return open_picture(source, access, field).decode()
-
-
-def decode_image(data: bytes | Path, label: str) -> Image.Image:
-    """Open and fully decode a picture from its bytes or file; `label` names it in errors.
-
-    Raises:
-        InputError, LimitError: as `measure_picture`.
-    """
-    return measure_picture(data, label).decode()

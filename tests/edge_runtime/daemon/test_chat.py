@@ -284,6 +284,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [user(url("image", RED, max_pixels="4096"))]}, 400, "max_pixels is not such a number"),
     ({"messages": [user(url("image", RED, min_pixels=9, max_pixels=8))]}, 400, "max_pixels is below min_pixels"),
     ({"messages": [user(url("image", RED, resized_width=64))]}, 400, "image_url.resized_width"),
+    (
+        {"messages": [user("x"), user("x", url("image", RED, resized_height=32, resized_width=6400))]},
+        400,
+        "messages[1].content[1].resized_height",
+    ),
     ({"messages": [user(RED)], "mm_processor_kwargs": {"fps": 1}}, 400, "mm_processor_kwargs.fps"),
     ({"messages": [user(RED)], "mm_processor_kwargs": {"size": {"height": 1}}}, 400, "mm_processor_kwargs.size"),
     ({"messages": [user(RED)], "mm_processor_kwargs": 7}, 400, "mm_processor_kwargs"),

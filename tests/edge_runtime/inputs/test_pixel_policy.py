@@ -112,6 +112,31 @@ def test_the_other_policy_asks_the_checkpoint_nothing(model: Path, edge: Edge) -
         assert prompt.media[0].decoding["pixel_policy"] == QWEN_VL_UTILS
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"image": noise(64, 64), "max_pixels": 1000}, "max_pixels"),
+        ({"image": noise(9, 2000)}, "image"),
+        ({"image": "/nowhere.png"}, "image"),
+        ({"video": [noise(64, 64)] * 2, "resized_height": 32, "resized_width": 6400}, "resized_height"),
+        ({"video": [noise(64, 64), noise(64, 32)]}, "video"),
+    ],
+    ids=str,
+)
+def test_errors_about_a_part_name_its_path(part: dict[str, Any], field: str, edge: Edge) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, part]}]
+    messages = [{"role": "system", "content": "Look."}, *messages]
+    assert edge.lean is not None
+    policy = native_policy(name=QWEN_VL_UTILS)
+    for prepare in (
+        lambda: prepare_prompt(messages, edge.processor, policy),
+        lambda: prepare_lean_prompt(messages, edge.lean, policy),
+    ):
+        with pytest.raises(InputError) as caught:
+            prepare()
+        assert caught.value.field == f"messages[1].content[1].{field}"
+
+
 def test_a_requests_limits_are_in_force_and_in_the_evidence(edge: Edge, reference: Path) -> None:
     picture = noise(300, 200)
     messages = about({"type": "image", "image": picture})

@@ -17,6 +17,7 @@ from qwen3vl_edge.contract.pixels.smart_resize import smart_resize
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy, fetch_media
+from qwen3vl_edge.edge_runtime.inputs.sources.limits import MediaBudget
 from qwen3vl_edge.tools.parity.samples import edge_cases
 from tests.support.pixel_policies import QWEN_PIXELS
 
@@ -46,8 +47,8 @@ def test_a_narrow_picture_is_encoded_on_both_paths(edge: Edge) -> None:
     picture = Image.effect_noise((639, 31), 60).convert("RGB")
     element: dict[str, Any] = {"type": "image", "image": picture, "min_pixels": 1, "max_pixels": 16384}
     policy = BucketPolicy(PatchGeometry(), None, dynamic=True, pixels=QWEN_PIXELS)
-    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy)
-    lean, choice = bucket_image(picture, element, policy)
+    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy, MediaBudget())
+    lean, choice = bucket_image(picture, element, policy, MediaBudget())
     assert choice.grid == fetched.choice.grid == Grid(1, 2, 36)
     assert np.array_equal(np.asarray(fetched.pixels), np.asarray(lean))
     assert np.array_equal(np.asarray(lean), np.asarray(picture.resize((576, 32))))
@@ -60,15 +61,15 @@ def test_buckets_below_four_visual_tokens(bucket: Grid) -> None:
     picture = Image.effect_noise((90, 70), 60).convert("RGB")
     height, width = geometry.pixels(bucket)
     element: dict[str, Any] = {"type": "image", "image": picture}
-    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy)
-    lean, choice = bucket_image(picture, element, policy)
+    (fetched,) = fetch_media([{"role": "user", "content": [element]}], policy, MediaBudget())
+    lean, choice = bucket_image(picture, element, policy, MediaBudget())
     assert choice.grid == fetched.choice.grid == bucket
     expected = np.asarray(picture.resize((width, height)))
     assert np.array_equal(np.asarray(lean), expected)
     assert np.array_equal(np.asarray(fetched.pixels), expected)
     frames = {"type": "video", "video": [picture] * 2}
     clips = BucketPolicy(geometry, (bucket,), False, QWEN_PIXELS, max_distortion=9, min_scale=0)
-    (clip,) = fetch_media([{"role": "user", "content": [frames]}], clips)
+    (clip,) = fetch_media([{"role": "user", "content": [frames]}], clips, MediaBudget())
     assert tuple(clip.pixels.shape) == (2, 3, height, width)
 
 

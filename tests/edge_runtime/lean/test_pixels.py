@@ -23,7 +23,7 @@ from qwen3vl_edge.edge_runtime.inputs.lean.patches import normalised_bytes
 from qwen3vl_edge.edge_runtime.inputs.lean.processor import LeanProcessor, prepare_lean_prompt
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.prompt import Prompt, prepare_prompt
-from qwen3vl_edge.edge_runtime.inputs.sources.pictures import decode_image
+from qwen3vl_edge.edge_runtime.inputs.sources.pictures import measure_picture
 from tests.support.pixel_policies import QWEN_PIXELS
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
@@ -89,7 +89,7 @@ def in_a_file(rng: random.Random, image: Image.Image, form: str) -> Image.Image:
         Image.open(buffer).load()
     except OSError:  # Pillow below 13 calls some of its own TIFF files truncated
         return image
-    return decode_image(buffer.getvalue(), form)
+    return measure_picture(buffer.getvalue(), form).decode()
 
 
 def case(seed: int) -> tuple[str, dict[str, Any]]:

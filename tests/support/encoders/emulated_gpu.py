@@ -51,6 +51,10 @@ class EmulatedCuda:
         self.memory[ctypes.addressof(block)] = block
         return OK, ctypes.addressof(block)
 
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        used = sum(ctypes.sizeof(block) for block in self.memory.values())
+        return OK, 2**33 - used, 2**33
+
     def cudaFree(self, address: int) -> tuple[int]:
         del self.memory[address]  # a KeyError is a double free
         return (OK,)

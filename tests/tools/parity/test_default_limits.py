@@ -17,10 +17,11 @@ from qwen3vl_edge.contract.bundle.trt_plans import TensorSpec
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
-from qwen3vl_edge.tools.parity.encoder import EncoderRow, compare_encoders
+from qwen3vl_edge.tools.parity.encoder import EncoderRow
 from qwen3vl_edge.tools.parity.gate import default_gate
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import draw_picture
+from tests.support.encoders.compared import compare_encoders
 from tests.support.encoders.faulty_bundle import with_weight_edited
 
 

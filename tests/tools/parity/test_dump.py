@@ -23,8 +23,8 @@ from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.parity.dump.dump_format import read_dump
 from qwen3vl_edge.tools.parity.dump.identity import set_identity
-from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.pictures import draw_picture, pictures_of
+from tests.support.encoders.compared import compare_encoders
 from tests.support.encoders.faulty_bundle import with_weight_changed
 from tests.support.run_cli import Finished, run_here
 

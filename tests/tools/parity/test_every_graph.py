@@ -16,7 +16,6 @@ from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.tools.parity.encoder import compare_encoders
 from qwen3vl_edge.tools.parity.layers.bisect import bisect
 from qwen3vl_edge.tools.parity.layers.sources import layers_of
 from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
@@ -24,6 +23,7 @@ from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import draw_picture
 from qwen3vl_edge.tools.parity.reference import KeptReference
 from qwen3vl_edge.tools.parity.samples import edge_cases
+from tests.support.encoders.compared import compare_encoders
 from tests.support.encoders.faulty_bundle import damage_attention, permute_positions, swap_levels, with_graph_changed
 from tests.support.run_cli import run_here
 

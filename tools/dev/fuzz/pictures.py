@@ -50,6 +50,15 @@ _SAVED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "PPM": (("RGB", {}), ("L", {}), ("1", {}), ("I;16", {})),
     "JPEG2000": (("RGB", {}), ("L", {}), ("RGBA", {})),
     "AVIF": (("RGB", {"exif": True}), ("RGBA", {}), ("RGB", {"frames": 2})),
+    # With pillow-heif; "chroma" 444 and a lossless one beside the usual 420.
+    "HEIF": (
+        ("RGB", {"exif": True}),
+        ("RGBA", {}),
+        ("L", {}),
+        ("I;16", {}),
+        ("RGB", {"frames": 2}),
+        ("RGB", {"quality": -1, "chroma": 444}),
+    ),
     "ICO": (("RGBA", {}),),
     "TGA": (("RGB", {"compression": "tga_rle"}), ("LA", {})),
     "DIB": (("RGB", {}),),

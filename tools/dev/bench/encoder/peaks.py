@@ -45,7 +45,7 @@ def check_machine(then: dict[str, Any]) -> None:
 def with_peaks(document: dict[str, Any], peaks: dict[str, dict[str, float]], vision: VisionSpec) -> dict[str, Any]:
     """The document with the higher of its peaks and these, by threads and type, and the floors that they give."""
     higher = {
-        threads: {name: max(value, peaks[threads][name]) for name, value in known.items()}
+        threads: {name: max(value, peaks[threads].get(name, 0.0)) for name, value in known.items()}
         for threads, known in document["peaks"].items()
     }
     rows = [

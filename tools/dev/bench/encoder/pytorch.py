@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.contract.machine.processor import processor
 from qwen3vl_edge.tools.dev.bench.encoder.candidate import Candidate, Outputs, Peer, Pixels, Setting
 
 
@@ -28,7 +29,9 @@ def refuse_emulated_bf16(device: Any, dtype: str) -> None:
     """
     import torch
 
-    if dtype == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    # oneDNN multiplies it with AVX-512, and on Arm with the extension of its name.
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512") or "bf16" in " ".join(processor()).split()
+    if dtype == "bf16" and device.type == "cpu" and not fast:
         raise InputError("this CPU has no bfloat16; PyTorch emulates it, hundreds of times slower", field="dtype")
 
 
