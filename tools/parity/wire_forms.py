@@ -135,13 +135,17 @@ def explained_error(values: Values, form: str) -> Values:
 
 
 def _code_error(values: Values, packing: Packing) -> Values:
-    """Half the distance of two codes, times their scale, which is itself rounded to float16."""
+    """Half the distance of two codes, times their scale, which is itself rounded to float16; or what the smallest
+    scale that a sender may choose clips of the value, where that is more."""
     rows, columns = values.shape
-    blocks = np.abs(values).reshape(rows, -1, packing.group or columns)
+    signed = values.reshape(rows, -1, packing.group or columns)
+    blocks = np.abs(signed)
     scales = blocks.max(axis=2, keepdims=True) * (1 + 2 * _FP16) / packing.largest + _TINY
     if packing.dtype == "F8_E4M3":
         return np.asarray(np.maximum(_E4M3 * blocks * (1 + 2 * _FP16), _E4M3_TINY * scales).reshape(rows, columns))
-    return np.asarray(np.broadcast_to(scales / 2, blocks.shape).reshape(rows, columns))
+    smallest = (scales - _TINY) * (1 - 2 * _FP16) ** 2 * packing.shrinks[-1] - _TINY
+    reach = np.where(signed < 0, -packing.lowest, packing.largest) * smallest
+    return np.asarray(np.maximum(scales / 2, blocks - reach).reshape(rows, columns))
 
 
 def _projected(values: Values, tensor: TensorBasis, packing: Packing) -> tuple[Values, Values]:
