@@ -26,6 +26,7 @@ from qwen3vl_edge.contract.formats.safetensors_layout import DTYPE_BYTES
 from qwen3vl_edge.contract.wire.group_scales import least_error_scales
 
 FLOAT16_MAX = 65504.0
+TENSORS = 4  # of a medium of every released model: the embeddings and three DeepStack levels
 Codes = NDArray[Any]
 _ROWS = 16  # rows packed or unpacked at a time: their float32 copies fit in the CPU's cache
 
@@ -43,6 +44,9 @@ class Packing:
         lowest: the lowest code.
         shrinks: scales that `pack` tries, as parts of the largest magnitude over the largest code; a receiver does not
             need to know them.
+        finer: how the first tensors of a medium are packed: embeddings and the first DeepStack levels change answers
+            most. None where all are packed alike.
+        finer_tensors: how many they are.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Packing:
     unpacked: str = "<f2"
     lowest: float = -math.inf
     shrinks: tuple[float, ...] = (1.0,)
+    finer: Packing | None = None
+    finer_tensors: int = 0
 
     @property
     def wide(self) -> Packing:
@@ -64,8 +70,17 @@ class Packing:
         """numpy's dtype of the scales."""
         return "<f4" if self.unpacked == "<f4" and self.dtype != "BF16" else "<f2"
 
-    def bytes_per_value(self, columns: int) -> float:
-        """Bytes per value of a tensor [n, `columns`], with its scales."""
+    def of_tensor(self, index: int) -> Packing:
+        """How a medium's tensor `index` is packed: 0 for the embeddings, k + 1 for DeepStack level k."""
+        if self.finer is None or index >= self.finer_tensors:
+            return self
+        return replace(self.finer, name=self.name, unpacked=self.unpacked)
+
+    def bytes_per_value(self, columns: int, tensors: int = TENSORS) -> float:
+        """Bytes per value of a medium of so many tensors [n, `columns`], with their scales."""
+        return sum(self.of_tensor(index)._bytes_per_value(columns) for index in range(tensors)) / tensors
+
+    def _bytes_per_value(self, columns: int) -> float:
         return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
 
 
@@ -114,6 +129,7 @@ PACKINGS = {
         Packing("int4", "U8", 7.0, group=32, per_byte=2, lowest=-8.0, shrinks=(1.0, 0.94, 0.87, 0.8)),
     )
 }
+PACKINGS["int8-int4"] = replace(PACKINGS["int4"], name="int8-int4", finer=PACKINGS["int8"], finer_tensors=2)
 
 BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]}
 """Coefficients in the bundle's basis (`contract/wire/basis.py`), and how they are packed."""
@@ -125,10 +141,10 @@ HALF_ALONE = ("fp16", *BASIS_PACKINGS)
 """Dtypes that hold no values beyond float16's range."""
 
 
-def bytes_per_value(wire_dtype: str, columns: int) -> float:
-    """Bytes per value on the wire, in rows of `columns`; `wire_dtype` must be one that needs no basis."""
+def bytes_per_value(wire_dtype: str, columns: int, tensors: int = TENSORS) -> float:
+    """Bytes per value on the wire, of `tensors` in rows of `columns`; `wire_dtype` must be one that needs no basis."""
     packing = PACKINGS.get(wire_dtype)
-    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
+    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns, tensors)
 
 
 def pack(values: NDArray[Any], packing: Packing) -> Packed:

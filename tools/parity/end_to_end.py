@@ -96,6 +96,10 @@ class Split:
         """The answer's token ids."""
         return _greedy(self.loaded.model, inputs, max_new_tokens, self)
 
+    def agrees(self, inputs: dict[str, Any], answer: Sequence[int]) -> bool:
+        """Whether greedy decoding gives this answer: each of its tokens is the likeliest, in one pass along it."""
+        return _logits_along(self.loaded.model, inputs, answer).argmax(axis=1).tolist() == list(answer)
+
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
         from qwen3vl_edge.server.engines.prompt import drop_masked_tokens

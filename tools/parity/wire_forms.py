@@ -109,10 +109,11 @@ def _measure(
     (received,) = decode_request(bytes(encode_request(request)), bases=bases_of(basis)).media
     tensors: Iterable[TensorBasis | None] = (None,) * len(names) if basis is None else basis.tensors
     rows = []
-    for name, value, got, tensor in zip(names, (item.embeds, *item.deepstack), received.arrays, tensors, strict=True):
+    each = zip(names, (item.embeds, *item.deepstack), received.arrays, tensors, strict=True)
+    for index, (name, value, got, tensor) in enumerate(each):
         values = value.astype(np.float64)
         if tensor is None:
-            wanted, explained = values, explained_error(values, form)
+            wanted, explained = values, explained_error(values, form, index)
         else:
             wanted, explained = _projected(values, tensor, BASIS_PACKINGS[form])
         steps = float((np.abs(got.astype(np.float64) - wanted) / explained).max())
@@ -120,8 +121,8 @@ def _measure(
     return rows
 
 
-def explained_error(values: Values, form: str) -> Values:
-    """The largest error that a form's arithmetic explains of each value [n, D]."""
+def explained_error(values: Values, form: str, tensor: int = 0) -> Values:
+    """The largest error that a form's arithmetic explains of each value [n, D] of a medium's tensor."""
     size = np.abs(values)
     if form == "fp32":
         return _FP32 * size + np.finfo(np.float32).tiny
@@ -129,7 +130,7 @@ def explained_error(values: Values, form: str) -> Values:
         return _FP16 * size + _TINY
     if form == "bf16":
         return _BF16 * size + np.finfo(np.float32).tiny
-    code = _code_error(values, PACKINGS[form])
+    code = _code_error(values, PACKINGS[form].of_tensor(tensor))
     # Rounded to float16 before it is packed, and after it is unpacked.
     return code + _FP16 * (2 * size + code) + 2 * _TINY
 
