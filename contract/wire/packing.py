@@ -119,17 +119,20 @@ class Packed:
         return int(self.codes.nbytes + self.scales.nbytes)
 
 
+_INT8 = Packing("int8", "I8", 127.0, lowest=-127.0)
+# Three smaller scales take nearly all that fifty would (docs/reports/performance-log.md).
+_INT4 = Packing("int4", "U8", 7.0, group=32, per_byte=2, lowest=-8.0, shrinks=(1.0, 0.94, 0.87, 0.8))
+
 PACKINGS = {
     packing.name: packing
     for packing in (
         Packing("bf16", "BF16", math.inf, unpacked="<f4"),
         Packing("fp8", "F8_E4M3", 448.0, lowest=-448.0),
-        Packing("int8", "I8", 127.0, lowest=-127.0),
-        # Four shrinks take nearly all that fifty would (docs/reports/performance-log.md).
-        Packing("int4", "U8", 7.0, group=32, per_byte=2, lowest=-8.0, shrinks=(1.0, 0.94, 0.87, 0.8)),
+        _INT8,
+        replace(_INT4, name="int8-int4", finer=_INT8, finer_tensors=2),
+        _INT4,
     )
 }
-PACKINGS["int8-int4"] = replace(PACKINGS["int4"], name="int8-int4", finer=PACKINGS["int8"], finer_tensors=2)
 
 BASIS_PACKINGS = {"basis-int8": PACKINGS["int8"], "basis-int4": PACKINGS["int4"]}
 """Coefficients in the bundle's basis (`contract/wire/basis.py`), and how they are packed."""

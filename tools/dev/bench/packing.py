@@ -4,12 +4,12 @@ python -m qwen3vl_edge.tools.dev.bench.packing --bundle BUNDLE --model reference
     --out docs/reports/benchmarks/packing.json
 
 Answers and accuracy are of the reference checkpoint's held-out questions, each about one picture, pair or clip;
-answers also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. An answer counts as
-that of fp32 where each token of fp32's is the likeliest in one pass along it; others are generated. Bytes and times
-are of one picture of the 2B model (196 visual tokens, 2048 wide, three DeepStack levels), packings in turn, medians;
-the values are the reference encoder's own, of many pictures, so that zstd sees real numbers. A bundle with a basis
-(`fit-basis`) is measured with it too; the basis of the wide picture has as large a part of its columns as directions,
-but any ones: bytes and times are those of a fitted one, and what zstd makes of it is not.
+answers also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. Each is encoded
+once, in float32. An answer is that of fp32 if each of fp32's tokens is the likeliest in one pass along it; others are
+generated. Bytes and times are of one picture of the 2B model (196 visual tokens, 2048 wide, three DeepStack levels),
+packings in turn, medians; the values are the reference encoder's own, of many pictures, so that zstd sees real numbers.
+A bundle with a basis (`fit-basis`) is measured with it too; the basis of the wide picture has as large a part of its
+columns as directions, but any ones: bytes and times are those of a fitted one, and what zstd makes of it is not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from qwen3vl_edge.contract.wire.basis import MULTIPLE, Basis, TensorBasis, bases
 from qwen3vl_edge.contract.wire.codec import decode_medium, encode_medium
 from qwen3vl_edge.contract.wire.compression import compress, decompress
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS
-from qwen3vl_edge.contract.wire.request import MediaEmbeddings, Sampling, pack_media
+from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
 from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
-from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
+from qwen3vl_edge.edge_runtime.edge import EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.tools.dev.bench.measurement import rotated, write_document
 from qwen3vl_edge.tools.dev.bench.wire_formats import GRID, LEVELS, TOKENS, WIDTH
@@ -57,33 +57,52 @@ def main() -> None:
     options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype="fp32")
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
-        media = _media(edge, questions[:200])  # enough numbers for a wide picture without repeating any
-        base, base_mix = _greedy(split, questions), _greedy(split, mix)
         basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
-        names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
-        rows = [_answers(name, arguments.bundle, split, questions, base, media, basis) for name in names]
-        of_mix = {name: _same_of_mix(name, arguments.bundle, split, mix, base_mix) for name in names}
+        asked, asked_mix = _Asked.by(split, questions), _Asked.by(split, mix)
+    media = [item for request in asked.requests[:200] for item in request.media]  # enough for a wide picture
+    names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
+    rows = [_answers(name, split, asked, asked_mix, media, basis) for name in names]
     times = _times(_wide(media), arguments.rounds, names, None if basis is None else _wide_basis(basis))
-    rows = [{**row, **of_mix[row["name"]], **times[row["name"]]} for row in rows]
+    rows = [{**row, **times[row["name"]]} for row in rows]
     counts = {"questions": len(questions), "mix": len(mix), "rounds": arguments.rounds}
     write_document(arguments.out, {**counts, "rows": rows})
     print(json.dumps(rows, indent=1))
 
 
-def _media(edge: Edge, questions: list[HeldoutQuestion]) -> list[MediaEmbeddings]:
-    return [item for question in questions for item in edge.encode(question.messages, Sampling()).request.media]
+@dataclass(frozen=True)
+class _Asked:
+    """Questions, their requests with the encoder's own float32 embeddings, and the answers to those."""
+
+    questions: list[HeldoutQuestion]
+    requests: list[GenerateRequest]
+    answers: list[Ids]
+
+    @classmethod
+    def by(cls, split: Split, questions: list[HeldoutQuestion]) -> _Asked:
+        sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
+        requests = [split.edge.encode(question.messages, sampling).request for question in questions]
+        return cls(questions, requests, [_greedy(split, request, None) for request in requests])
+
+    def again(self, split: Split, name: str, basis: Basis | None) -> list[Ids]:
+        """The answers to the same embeddings in a wire form."""
+        answers = []
+        for request, expected in zip(self.requests, self.answers, strict=True):
+            media = tuple(_as_sent(item, name, basis) for item in request.media)
+            answers.append(_greedy(split, replace(request, media=media), basis, expected) if media else expected)
+        return answers
+
+    def others(self, answers: list[Ids]) -> Counter[str]:
+        """How many answers are not those to the encoder's own values, by task."""
+        each = zip(self.questions, answers, self.answers, strict=True)
+        return Counter(question.task for question, one, other in each if one != other)
 
 
-def _greedy(split: Split, questions: list[HeldoutQuestion], expected: list[Ids] | None = None) -> list[Ids]:
-    """The split's greedy answers; of those that are as expected, the expected ones."""
-    answers = []
-    for index, question in enumerate(questions):
-        inputs, _, _ = split.inputs(question.messages, Sampling(max_new_tokens=MAX_NEW_TOKENS))
-        if expected is not None and split.agrees(inputs, expected[index]):
-            answers.append(expected[index])
-        else:
-            answers.append(split.greedy(inputs, MAX_NEW_TOKENS))
-    return answers
+def _greedy(split: Split, request: GenerateRequest, basis: Basis | None, expected: Ids | None = None) -> Ids:
+    """The server's greedy answer, generated if it is not the expected one."""
+    inputs, _ = split.received(request, basis)
+    if expected is not None and split.agrees(inputs, expected):
+        return expected
+    return split.greedy(inputs, MAX_NEW_TOKENS)
 
 
 def _as_sent(item: MediaEmbeddings, name: str, basis: Basis | None) -> MediaEmbeddings:
@@ -103,44 +122,25 @@ def _packed(item: MediaEmbeddings, name: str, basis: Basis | None) -> MediaEmbed
 
 
 def _answers(
-    name: str,
-    bundle: Path,
-    split: Split,
-    questions: list[HeldoutQuestion],
-    base: list[Ids],
-    media: list[MediaEmbeddings],
-    basis: Basis | None,
+    name: str, split: Split, asked: _Asked, mix: _Asked, media: list[MediaEmbeddings], basis: Basis | None
 ) -> dict[str, Any]:
-    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)
-    with open_edge(bundle, options) as edge:
-        answers = _greedy(split.with_edge(edge), questions, base)
+    answers = asked.again(split, name, basis)
+    others, of_mix = asked.others(answers), mix.others(mix.again(split, name, basis))
+    counts = len(asked.questions), len(mix.questions)
+    print(f"{name}: {others.total()} of {counts[0]} other answers, {dict(of_mix)} of the mix's {counts[1]}", flush=True)
     worst = [
         min(distance(array, other).cosine for array, other in zip(item.arrays, sent.arrays, strict=True))
         for item, sent in ((item, _as_sent(item, name, basis)) for item in media)
     ]
-    same = sum(one == other for one, other in zip(answers, base, strict=True))
-    print(f"{name}: {same} of {len(questions)} answers as with fp32", flush=True)
+    texts = [split.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     return {
         "name": name,
         "min_cosine": min(worst),
-        "same_answers": same / len(questions),
-        "accuracy": score(questions, [_text(split, ids) for ids in answers]).overall,
+        "same_answers": 1 - others.total() / counts[0],
+        "accuracy": score(asked.questions, texts).overall,
+        "same_answers_mix": 1 - of_mix.total() / counts[1],
+        "other_answers_mix": dict(of_mix),
     }
-
-
-def _text(split: Split, ids: Ids) -> str:
-    text: str = split.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-    return text
-
-
-def _same_of_mix(name: str, bundle: Path, split: Split, mix: list[HeldoutQuestion], base: list[Ids]) -> dict[str, Any]:
-    """Share of the mix whose answers are those of fp32, and how many others there are, by structure."""
-    options = EdgeOptions(backend_options=BackendOptions(precision="fp32"), wire_dtype=name)
-    with open_edge(bundle, options) as edge:
-        answers = _greedy(split.with_edge(edge), mix, base)
-    others = Counter(item.task for item, one, other in zip(mix, answers, base, strict=True) if one != other)
-    print(f"{name}: {len(mix) - others.total()} of {len(mix)} of the mix, without {dict(others)}", flush=True)
-    return {"same_answers_mix": 1 - others.total() / len(mix), "other_answers_mix": dict(others)}
 
 
 def _wide(media: list[MediaEmbeddings]) -> MediaEmbeddings:
