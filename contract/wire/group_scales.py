@@ -46,7 +46,8 @@ def _search(groups: NDArray[Any], codes: tuple[float, float], shrinks: Sequence[
     magnitudes = np.maximum(values.max(axis=0, initial=0), -values.min(axis=0, initial=0))
     steps, errors = np.empty_like(values), np.empty_like(values)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        best = first = (magnitudes / np.float32(largest)).astype(dtype)
+        first: Scales = (magnitudes / np.float32(largest)).astype(dtype)
+        best = first
         least = np.full(len(first), np.inf, np.float32)
         for shrink in shrinks:
             scales = (magnitudes * np.float32(shrink) / np.float32(largest)).astype(dtype)
