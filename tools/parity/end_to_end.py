@@ -98,7 +98,8 @@ class Split:
 
     def agrees(self, inputs: dict[str, Any], answer: Sequence[int]) -> bool:
         """Whether greedy decoding gives this answer: each of its tokens is the likeliest, in one pass along it."""
-        return _logits_along(self.loaded.model, inputs, answer).argmax(axis=1).tolist() == list(answer)
+        likeliest: list[int] = _logits_along(self.loaded.model, inputs, answer).argmax(axis=1).tolist()
+        return likeliest == list(answer)
 
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
