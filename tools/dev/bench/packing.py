@@ -7,9 +7,10 @@ Answers and accuracy are of the reference checkpoint's held-out questions, each 
 answers also of a mix of conversations: one picture, several, a clip, both, several turns, text alone. Each is encoded
 once, in float32. An answer is that of fp32 if each of fp32's tokens is the likeliest in one pass along it; others are
 generated. Bytes and times are of one picture of the 2B model (196 visual tokens, 2048 wide, three DeepStack levels),
-packings in turn, medians; the values are the reference encoder's own, of many pictures, so that zstd sees real numbers.
-A bundle with a basis (`fit-basis`) is measured with it too; the basis of the wide picture has as large a part of its
-columns as directions, but any ones: bytes and times are those of a fitted one, and what zstd makes of it is not.
+packings in turn, medians of processor time on one thread; the values are the reference encoder's own, of many pictures,
+so that zstd sees real numbers. A bundle with a basis (`fit-basis`) is measured with it too; the basis of the wide
+picture has as large a part of its columns as directions, but any ones: bytes and times are those of a fitted one, and
+what zstd makes of it is not.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from qwen3vl_edge.tools.parity.end_to_end import Split, open_both
 
 Ids = tuple[int, ...]
 PLAIN_NAMES = ("fp16", *PACKINGS)
+ENOUGH = 200  # questions: their pictures have as many values as a wide one
 
 
 def main() -> None:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--mix", type=int, default=220, help="conversations of every structure")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--times-of", type=Path, help="measure bytes and times alone, and keep this document's answers")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     questions, mix = heldout_questions(arguments.questions), mixed_prompts(arguments.mix)
@@ -58,13 +61,23 @@ def main() -> None:
     with open_edge(arguments.bundle, options) as edge:
         split = open_both(edge, arguments.model)[0]
         basis = open_basis(edge.bundle) if edge.bundle.manifest.basis is not None else None
-        asked, asked_mix = _Asked.by(split, questions), _Asked.by(split, mix)
-    media = [item for request in asked.requests[:200] for item in request.media]  # enough for a wide picture
-    names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
-    rows = [_answers(name, split, asked, asked_mix, media, basis) for name in names]
+        names = (*PLAIN_NAMES, *(BASIS_PACKINGS if basis is not None else ()))
+        if arguments.times_of is not None:
+            kept = json.loads(arguments.times_of.read_text(encoding="utf-8"))
+            requests = [edge.encode(question.messages, Sampling()).request for question in questions[:ENOUGH]]
+            rows = [row for name in names for row in kept["rows"] if row["name"] == name]
+        else:
+            asked, asked_mix = _Asked.by(split, questions), _Asked.by(split, mix)
+            requests = asked.requests[:ENOUGH]
+    media = [item for request in requests for item in request.media]
+    if arguments.times_of is None:
+        rows = [_answers(name, split, asked, asked_mix, media, basis) for name in names]
     times = _times(_wide(media), arguments.rounds, names, None if basis is None else _wide_basis(basis))
     rows = [{**row, **times[row["name"]]} for row in rows]
-    counts = {"questions": len(questions), "mix": len(mix), "rounds": arguments.rounds}
+    counts = {"questions": len(questions), "mix": len(mix)}
+    if arguments.times_of is not None:
+        counts = {name: kept[name] for name in counts}
+    counts["rounds"] = arguments.rounds
     write_document(arguments.out, {**counts, "rows": rows})
     print(json.dumps(rows, indent=1))
 
@@ -177,24 +190,24 @@ def _times(
     sizes: dict[str, int] = {}
     for number in range(rounds):
         for name in rotated(names, number):
-            started = time.perf_counter()
+            started = time.process_time()
             sent = _packed(item if name in FROM_FP32 else halves, name, basis)
             wire = encode_medium(sent, "0" * 64)
-            encoded = time.perf_counter()
+            encoded = time.process_time()
             body = bytes(wire)
-            joined = time.perf_counter()
+            joined = time.process_time()
             decode_medium(body, bases=held)
-            ended = time.perf_counter()
+            ended = time.process_time()
             bodies[name] = body
             for samples, value in zip(seconds[name], (encoded - started, ended - joined), strict=True):
                 samples.append(value)
             assert wire.size == len(body)
-            started = time.perf_counter()
+            started = time.process_time()
             small = compress(wire)
-            compressed = time.perf_counter()
+            compressed = time.process_time()
             assert decompress(bytes(small), len(body)) == body
             for samples, value in zip(
-                zstd[name], (compressed - started, time.perf_counter() - compressed), strict=True
+                zstd[name], (compressed - started, time.process_time() - compressed), strict=True
             ):
                 samples.append(value)
             sizes[name] = small.size
