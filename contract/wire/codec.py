@@ -7,7 +7,7 @@ may be named by its hash, without tensors; such a body has version 2, so that a 
 A packed tensor is its codes (BF16, F8_E4M3, I8, or U8 with two 4-bit codes in each) under the tensor's name, and
 F16 scales under that name plus `.scales`: version 3 (packing.py). The packed values may be coefficients in a basis
 that both ends hold and the item names: version 4 (basis.py). Packed values beyond float16's range unpack to float32,
-and the item says so: version 5.
+and the item says so: version 5. Media whose first tensors are packed finer than the others: version 6.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from qwen3vl_edge.contract.wire.basis import NO_BASES, Bases
 from qwen3vl_edge.contract.wire.media_codec import (
     BASIS_VERSION,
     DTYPE_NAMES,
+    MIXED_VERSION,
     NUMPY_DTYPES,
     PACKED_VERSION,
     WIDE_VERSION,
@@ -49,7 +50,7 @@ from qwen3vl_edge.contract.wire.wire_body import WireBody
 
 WIRE_VERSION = 1
 REFERENCE_VERSION = 2  # for bodies that name embeddings without sending them
-VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION, BASIS_VERSION, WIDE_VERSION)
+VERSIONS = (WIRE_VERSION, REFERENCE_VERSION, PACKED_VERSION, BASIS_VERSION, WIDE_VERSION, MIXED_VERSION)
 CONTENT_TYPE = "application/vnd.qwen3vl-edge.v1+safetensors"
 MAX_WIRE_HEADER_BYTES = 4 * 2**20
 _VALUES_PER_MEDIUM = 600  # JSON values in the header: some 250 for the most, packed with three DeepStack levels
@@ -103,6 +104,8 @@ def encode_medium(item: MediaEmbeddings, model_hash: str) -> WireBody:
 
 def _version(sent: Sequence[MediaEmbeddings], named: bool) -> int:
     """The lowest version that covers the body's features, so that older servers accept what they can."""
+    if any(item.packed_by_tensor for item in sent):
+        return MIXED_VERSION
     if any(item.wide_packed for item in sent):
         return WIDE_VERSION
     if any(item.basis is not None for item in sent):

@@ -19,6 +19,7 @@ from qwen3vl_edge.contract.wire.request import KINDS, Limits, MediaEmbeddings, M
 PACKED_VERSION = 3  # for bodies with packed embeddings
 BASIS_VERSION = 4  # for bodies with coefficients in a basis
 WIDE_VERSION = 5  # for bodies with packed embeddings beyond float16's range
+MIXED_VERSION = 6  # for bodies whose media are packed by tensor
 WIDE_VALUES = "F32"  # a medium's `values`: what its codes unpack to
 SCALES = ".scales"
 MAX_LEVELS = 64
@@ -182,7 +183,7 @@ def _declare(index: int, item: Any, grid: Grid, arrays: dict[str, NDArray[Any]],
         plain = tuple(take(arrays, tensor, ("<f2", "<f4"), 2) for tensor in names)
         return DeclaredMedia(index, kind, grid, origin, name, tensors=plain)
     how = PACKINGS[packing] if item.get("values") is None else PACKINGS[packing].wide
-    packed = tuple(_packed(arrays, tensor, how) for tensor in names)
+    packed = tuple(_packed(arrays, tensor, how.of_tensor(index)) for index, tensor in enumerate(names))
     basis = None if item.get("basis") is None else bases[item["basis"]]
     if basis is not None:
         _check_coefficients(packed, names, basis)
@@ -217,13 +218,19 @@ def _check_unpacked_size(
             raise WireError("this wire version has no packed media", field=field, expected=f"version {PACKED_VERSION}")
         if not isinstance(name, str) or name not in PACKINGS:
             raise WireError("no such packing", field=field, expected=" or ".join(PACKINGS), got=repr(name)[:80])
+        if (mixed := PACKINGS[name].finer is not None) and version < MIXED_VERSION:
+            raise WireError(
+                "this wire version has no packing by tensor", field=field, expected=f"version {MIXED_VERSION}", got=name
+            )
+        if mixed and item.get("basis") is not None:
+            raise WireError("coefficients are not packed by tensor", field=field, expected="int8 or int4", got=name)
         basis = _basis(index, item, version, bases)
         packing = PACKINGS[name].wide if _is_wide(index, item, version) else PACKINGS[name]
         levels: Any = item.get("levels")
         count = levels if type(levels) is int and 0 <= levels <= MAX_LEVELS else 0  # the others are refused later
-        for tensor in tensor_names(index, count):
+        for number, tensor in enumerate(tensor_names(index, count)):
             if (codes := arrays.get(tensor)) is not None and codes.ndim == 2:
-                columns = codes.shape[1] * packing.per_byte if basis is None else basis.columns
+                columns = codes.shape[1] * packing.of_tensor(number).per_byte if basis is None else basis.columns
                 size += len(codes) * columns * np.dtype(packing.unpacked).itemsize
     if size > limits.max_body_bytes:
         raise LimitError(
@@ -245,7 +252,7 @@ def _is_wide(index: int, item: dict[str, Any], version: int) -> bool:
         raise WireError(
             "these packed values have no other type",
             field=field,
-            expected=f"{WIDE_VALUES}, of fp8, int8 or int4 without a basis",
+            expected=f"{WIDE_VALUES}, of fp8, int8, int4 or int8-int4 without a basis",
             got=repr(values)[:80],
         )
     return True

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.formats.safetensors_layout import DTYPE_BYTES
+from qwen3vl_edge.contract.wire.group_scales import least_error_scales
 
 FLOAT16_MAX = 65504.0
+TENSORS = 4  # of a medium of every released model: the embeddings and three DeepStack levels
 Codes = NDArray[Any]
 _ROWS = 16  # rows packed or unpacked at a time: their float32 copies fit in the CPU's cache
 
@@ -39,6 +41,12 @@ class Packing:
         group: columns that share a scale; 0 for a whole row.
         per_byte: codes in one element of the container.
         unpacked: numpy's dtype of the values.
+        lowest: the lowest code.
+        shrinks: scales that `pack` tries, as parts of the largest magnitude over the largest code; a receiver does not
+            need to know them.
+        finer: how the first tensors of a medium are packed: embeddings and the first DeepStack levels change answers
+            most. None where all are packed alike.
+        finer_tensors: how many they are.
     """
 
     name: str
@@ -47,6 +55,10 @@ class Packing:
     group: int = 0
     per_byte: int = 1
     unpacked: str = "<f2"
+    lowest: float = -math.inf
+    shrinks: tuple[float, ...] = (1.0,)
+    finer: Packing | None = None
+    finer_tensors: int = 0
 
     @property
     def wide(self) -> Packing:
@@ -58,8 +70,17 @@ class Packing:
         """numpy's dtype of the scales."""
         return "<f4" if self.unpacked == "<f4" and self.dtype != "BF16" else "<f2"
 
-    def bytes_per_value(self, columns: int) -> float:
-        """Bytes per value of a tensor [n, `columns`], with its scales."""
+    def of_tensor(self, index: int) -> Packing:
+        """How a medium's tensor `index` is packed: 0 for the embeddings, k + 1 for DeepStack level k."""
+        if self.finer is None or index >= self.finer_tensors:
+            return self
+        return replace(self.finer, name=self.name, unpacked=self.unpacked)
+
+    def bytes_per_value(self, columns: int, tensors: int = TENSORS) -> float:
+        """Bytes per value of a medium of so many tensors [n, `columns`], with their scales."""
+        return sum(self.of_tensor(index)._bytes_per_value(columns) for index in range(tensors)) / tensors
+
+    def _bytes_per_value(self, columns: int) -> float:
         return DTYPE_BYTES[self.dtype] / self.per_byte + 2 / (self.group or columns)
 
 
@@ -84,22 +105,32 @@ class Packed:
 
     @property
     def exceeds_float16(self) -> bool:
-        """Whether float16 cannot hold the largest value that the scales allow."""
+        """Whether float16 cannot hold the largest value."""
+        reach = max(self.packing.largest, -self.packing.lowest)
+        if float(self.scales.max(initial=0)) * reach <= FLOAT16_MAX:
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = unpack(replace(self, packing=self.packing.wide))
         # Written so that NaN exceeds it too.
-        return not float(self.scales.max(initial=0)) * self.packing.largest <= FLOAT16_MAX
+        return not float(np.abs(values).max(initial=0)) <= FLOAT16_MAX
 
     @property
     def nbytes(self) -> int:
         return int(self.codes.nbytes + self.scales.nbytes)
 
 
+_INT8 = Packing("int8", "I8", 127.0, lowest=-127.0)
+# Three smaller scales take nearly all that fifty would (docs/reports/performance-log.md).
+_INT4 = Packing("int4", "U8", 7.0, group=32, per_byte=2, lowest=-8.0, shrinks=(1.0, 0.94, 0.87, 0.8))
+
 PACKINGS = {
     packing.name: packing
     for packing in (
         Packing("bf16", "BF16", math.inf, unpacked="<f4"),
-        Packing("fp8", "F8_E4M3", 448.0),
-        Packing("int8", "I8", 127.0),
-        Packing("int4", "U8", 7.0, group=32, per_byte=2),
+        Packing("fp8", "F8_E4M3", 448.0, lowest=-448.0),
+        _INT8,
+        replace(_INT4, name="int8-int4", finer=_INT8, finer_tensors=2),
+        _INT4,
     )
 }
 
@@ -113,10 +144,10 @@ HALF_ALONE = ("fp16", *BASIS_PACKINGS)
 """Dtypes that hold no values beyond float16's range."""
 
 
-def bytes_per_value(wire_dtype: str, columns: int) -> float:
-    """Bytes per value on the wire, in rows of `columns`; `wire_dtype` must be one that needs no basis."""
+def bytes_per_value(wire_dtype: str, columns: int, tensors: int = TENSORS) -> float:
+    """Bytes per value on the wire, of `tensors` in rows of `columns`; `wire_dtype` must be one that needs no basis."""
     packing = PACKINGS.get(wire_dtype)
-    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns)
+    return {"fp16": 2.0, "fp32": 4.0}[wire_dtype] if packing is None else packing.bytes_per_value(columns, tensors)
 
 
 def pack(values: NDArray[Any], packing: Packing) -> Packed:
@@ -132,15 +163,21 @@ def pack(values: NDArray[Any], packing: Packing) -> Packed:
     if columns % group or columns % packing.per_byte:
         raise WireError(f"embeddings cannot be packed as {packing.name}", expected=f"columns by {group}", got=columns)
     codes = np.empty((rows, columns // packing.per_byte), np.int8 if packing.dtype == "I8" else np.uint8)
+    ends = packing.lowest, packing.largest
     scales = np.empty((rows, columns // group), packing.scale_dtype)
+    searched = len(packing.shrinks) > 1
+    if searched:
+        groups = values.reshape(rows * (columns // group), group)
+        scales[:] = least_error_scales(groups, ends, packing.shrinks, packing.scale_dtype).reshape(scales.shape)
     for start in range(0, rows, _ROWS):
         part = slice(start, start + _ROWS)
         blocks = values[part].astype(np.float32).reshape(-1, columns // group, group)
-        with np.errstate(over="ignore"):
-            scales[part] = np.abs(blocks).max(axis=2, initial=0) / packing.largest
+        if not searched:
+            with np.errstate(over="ignore"):
+                scales[part] = np.abs(blocks).max(axis=2, initial=0) / packing.largest
         divisors = np.where(scales[part] == 0, np.float32(1), scales[part].astype(np.float32))[:, :, None]
         blocks /= divisors
-        np.clip(blocks, -packing.largest, packing.largest, out=blocks)
+        np.clip(blocks, *ends, out=blocks)
         codes[part] = _encode(blocks, packing).reshape(-1, codes.shape[1])
     return Packed(packing, codes, scales)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.errors import WireError
 from qwen3vl_edge.contract.wire.basis import Basis
-from qwen3vl_edge.contract.wire.packing import Packed, Packing, pack, unpack
+from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, Packing, pack, unpack
 
 KINDS = ("image", "video")
 
@@ -58,6 +58,11 @@ class MediaEmbeddings:
         return any(item.packing.name != "bf16" and item.packing.unpacked == "<f4" for item in self.packed)
 
     @property
+    def packed_by_tensor(self) -> bool:
+        """Whether its first tensors are packed finer than the others."""
+        return any(PACKINGS[item.packing.name].finer is not None for item in self.packed)
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of all its tensors."""
         return tuple(array.shape for array in self.arrays)
@@ -79,9 +84,9 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
     """
     origin = media.origin | {"wire": packing.name if basis is None else f"basis-{packing.name}"}
     if basis is None:
-        packed = tuple(pack(array, packing) for array in media.arrays)
+        packed = _pack_each(media, packing)
         if packing.name != "bf16" and any(item.exceeds_float16 for item in packed):
-            packed = tuple(pack(array, packing.wide) for array in media.arrays)
+            packed = _pack_each(media, packing.wide)
         embeds, *deepstack = map(unpack, packed)
         return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed)
     if [array.shape[1] for array in media.arrays] != [basis.columns] * len(basis.tensors):
@@ -92,6 +97,10 @@ def pack_media(media: MediaEmbeddings, packing: Packing, basis: Basis | None = N
     name = basis.sha256
     origin |= {"basis": name}
     return replace(media, embeds=embeds, deepstack=tuple(deepstack), origin=origin, packed=packed, basis=name)
+
+
+def _pack_each(media: MediaEmbeddings, packing: Packing) -> tuple[Packed, ...]:
+    return tuple(pack(array, packing.of_tensor(index)) for index, array in enumerate(media.arrays))
 
 
 @dataclass(frozen=True)

@@ -283,9 +283,9 @@ class DaemonConfig:
     )
     wire_dtype: str = setting(
         "fp16",
-        """Type of the embeddings on the wire. A packing (fp8, int8, int4) sends fewer bytes and changes the embeddings
-        a little, which every answer reports. basis-int8 and basis-int4 send coefficients in the bundle's basis
-        (`fit-basis`), which the server must have too. auto sends fp16 as long as the link sends it within
+        """Type of the embeddings on the wire. A packing (fp8, int8, int8-int4, int4) sends fewer bytes and changes the
+        embeddings a little, which every answer reports. basis-int8 and basis-int4 send coefficients in the bundle's
+        basis (`fit-basis`), which the server must have too. auto sends fp16 as long as the link sends it within
         wire_target_s, else int8, else int4; values beyond float16's range as fp32, or bf16 where the server's model
         has that type.""",
         choices=_wire_dtypes,

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from qwen3vl_edge.contract.errors import ContractError, LimitError, WireError
 from qwen3vl_edge.contract.wire.codec import (
+    MIXED_VERSION,
     PACKED_VERSION,
     decode_medium,
     decode_request,
@@ -24,11 +25,13 @@ from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.packing import PACKINGS, Packed, check_packed, e4m3_values, pack, unpack
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, pack_media
 from tests.support.server_checkpoint import make_case
-from tests.support.wire_bodies import body_of, with_document, with_header
+from tests.support.wire_bodies import body_of, make_request, with_document, with_header
 
-# Largest error, in shares of the largest value that shares a scale: half a step, and the rounding of the scale.
-ERRORS = {"bf16": 2**-8, "fp8": 2**-4, "int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
-BYTES = {"bf16": 1.0005, "fp8": 0.5005, "int8": 0.5005, "int4": 0.2815}
+# Largest error, in shares of the largest value that shares a scale: half a step, and the rounding of the scale; of int4
+# what the smallest scale clips, four fifths of the largest value over the largest code.
+ERRORS = {"bf16": 2**-8, "fp8": 2**-4, "int8": 0.5 / 127 + 2**-10, "int4": 0.2 + 2**-10}
+ERRORS["int8-int4"] = ERRORS["int4"]  # of a tensor that is packed by itself
+BYTES = {"bf16": 1.0005, "fp8": 0.5005, "int8": 0.5005, "int4": 0.2815, "int8-int4": 0.2815}
 
 
 def request_of(packing: str, name: str = "image and clip") -> GenerateRequest:
@@ -159,3 +162,39 @@ def test_scales_missing_or_of_another_type_are_refused() -> None:
     for edit in (rename, retype):
         with pytest.raises(WireError, match=r"embeds\.0\.scales"):
             decode_request(with_header(body, edit))
+
+
+def test_the_first_tensors_are_finer() -> None:
+    """int8-int4: the embeddings and the first DeepStack level as int8 has them, the others as int4."""
+    request = request_of("int8-int4")
+    as_one = {name: request_of(name) for name in ("int8", "int4")}
+    for index, item in enumerate(request.media):
+        assert [packed.packing.dtype for packed in item.packed] == ["I8", "I8", *["U8"] * (len(item.deepstack) - 1)]
+        for tensor, array in enumerate(item.arrays):
+            same = as_one["int8" if tensor < 2 else "int4"].media[index].arrays[tensor]
+            np.testing.assert_array_equal(array, same)
+    with pytest.raises(WireError, match="no packing by tensor"):
+        decode_request(with_document(body_of(request), version=MIXED_VERSION - 1))
+    assert b'"version\\":3' in body_of(as_one["int4"])  # what older servers read is sent as before
+
+
+def test_coefficients_are_not_packed_by_tensor() -> None:
+    request = request_of("int8-int4")
+    media = [
+        {"kind": item.kind, "levels": len(item.deepstack), "packing": "int8-int4", "basis": "0" * 64}
+        for item in request.media
+    ]
+    with pytest.raises(WireError, match="coefficients are not packed by tensor"):
+        decode_request(with_document(body_of(request), media=media))
+
+
+def test_finer_first_tensors_beyond_float16() -> None:
+    """Scales of both kinds are float32 then."""
+    item = make_case("image and clip").request.media[0]
+    large = [array.astype(np.float32) * np.float32(1e6) for array in item.arrays]
+    sent = pack_media(replace(item, embeds=large[0], deepstack=tuple(large[1:])), PACKINGS["int8-int4"])
+    assert {packed.scales.dtype for packed in sent.packed} == {np.dtype(np.float32)}
+    (found,) = decode_request(bytes(encode_request(make_request(media=(sent,))))).media
+    for came, array, exact in zip(found.arrays, sent.arrays, large, strict=True):
+        np.testing.assert_array_equal(came, array)
+        assert np.abs(came - exact).max() <= ERRORS["int4"] * np.abs(exact).max()

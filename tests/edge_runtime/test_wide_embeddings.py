@@ -23,6 +23,7 @@ from qwen3vl_edge.edge_runtime.ask import ask, build_messages
 from qwen3vl_edge.edge_runtime.daemon.upstreams.openai_server import image_embeds
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings
+from tests.contract.test_packing import ERRORS
 from tests.support.wire_bodies import make_media, make_request, with_document
 
 
@@ -60,7 +61,7 @@ def encode(edge: Edge, samples: Path, wire: str) -> Any:
         ("auto", "bfloat16", "bf16", 2**-8),
         ("int8", None, "int8", 0.5 / 127 + 2**-10),
         ("fp8", None, "fp8", 2**-4),
-        ("int4", None, "int4", 0.5 / 7 + 2**-10),
+        ("int4", None, "int4", ERRORS["int4"]),
     ],
 )
 def test_what_arrives(edge: Edge, samples: Path, wire: str, server: str | None, sent: str, within: float) -> None:

@@ -24,6 +24,7 @@ SHARES = {
     "bf16": 1.1,
     "fp8": 0.56,
     "int8": 0.56,
+    "int8-int4": 0.46,
     "int4": 0.34,
 }  # narrow rows: scales and header weigh more
 
@@ -42,7 +43,7 @@ def test_the_daemon_sends_less_and_says_so(
 ) -> None:
     text, told = plain
     found, packed = asked_twice_and_as_a_job(name, tmp_path, bundle, server_url, samples)
-    if name != "int4":
+    if not name.endswith("int4"):
         assert found == text
     assert packed["sent_bytes"] < SHARES[name] * told["sent_bytes"]
 

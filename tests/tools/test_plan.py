@@ -39,7 +39,7 @@ def test_a_body_of_one_window_takes_two_round_trips() -> None:
     assert transfer_seconds(7 * FIRST_WINDOW, link) == pytest.approx(0.4, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "int8-int4", "int4"])
 def test_bytes_are_those_of_a_real_request(name: str) -> None:
     arrays = [np.ones((196, 2048), np.float16)] * 4
     item = MediaEmbeddings("image", Grid(1, 28, 28), arrays[0], tuple(arrays[1:]))

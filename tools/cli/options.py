@@ -40,8 +40,8 @@ ImagesOption = Annotated[Path | None, typer.Option(help="Folder of pictures; gen
 WireOption = Annotated[
     str,
     typer.Option(
-        help="fp16, fp32, bf16, auto (fp16, or fp32 beyond its range), or fewer bytes: fp8, int8, int4, basis-int8, "
-        "basis-int4."
+        help="fp16, fp32, bf16, auto (fp16, or fp32 beyond its range), or fewer bytes: fp8, int8, int8-int4, "
+        "int4, basis-int8, basis-int4."
     ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]

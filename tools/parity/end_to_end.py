@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.open import open_model_of
-from qwen3vl_edge.contract.wire.basis import bases_of
+from qwen3vl_edge.contract.wire.basis import Basis, bases_of
 from qwen3vl_edge.contract.wire.codec import decode_request, encode_request
-from qwen3vl_edge.contract.wire.request import Limits, Sampling
+from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits, Sampling
 from qwen3vl_edge.contract.wire.validate import validate_request
 from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
@@ -96,17 +96,26 @@ class Split:
         """The answer's token ids."""
         return _greedy(self.loaded.model, inputs, max_new_tokens, self)
 
+    def agrees(self, inputs: dict[str, Any], answer: Sequence[int]) -> bool:
+        """Whether greedy decoding gives this answer: each of its tokens is the likeliest, in one pass along it."""
+        likeliest: list[int] = _logits_along(self.loaded.model, inputs, answer).argmax(axis=1).tolist()
+        return likeliest == list(answer)
+
     def inputs(self, messages: Sequence[Message], sampling: Sampling) -> tuple[dict[str, Any], bool, int]:
         """Model inputs as the server builds them from the wire, whether all grids are native, and the bytes."""
+        encoded = self.edge.encode(messages, sampling)
+        inputs, size = self.received(encoded.request, self.edge.basis)
+        return inputs, all(item.choice.exact for item in encoded.media), size
+
+    def received(self, request: GenerateRequest, basis: Basis | None) -> tuple[dict[str, Any], int]:
+        """Model inputs as the server builds them from a request's body, and its bytes."""
         from qwen3vl_edge.server.engines.prompt import drop_masked_tokens
         from qwen3vl_edge.server.engines.transformers.model_inputs import generation_inputs
 
-        encoded = self.edge.encode(messages, sampling)
-        body = encode_request(encoded.request)
-        decoded = decode_request(bytes(body), bases=bases_of(self.edge.basis))
+        body = encode_request(request)
+        decoded = decode_request(bytes(body), bases=bases_of(basis))
         validate_request(decoded, self.loaded.shape, Limits())
-        inputs = generation_inputs(drop_masked_tokens(decoded), self.loaded)
-        return inputs, all(item.choice.exact for item in encoded.media), body.size
+        return generation_inputs(drop_masked_tokens(decoded), self.loaded), body.size
 
 
 def open_both(edge: Edge, model: str | Path) -> tuple[Split, Unsplit]:

@@ -54,6 +54,7 @@ WIRE_LIMITS = {
     "fp8": WireLimits(0.98, 3e-2),
     "int8": WireLimits(0.98, 2.5e-2),
     "int4": WireLimits(0.98, 1.6),
+    "int8-int4": WireLimits(0.98, 1.6),
     "basis-int8": WireLimits(0.98, 1.6e-1),
     "basis-int4": WireLimits(0.98, 1.6),
 }

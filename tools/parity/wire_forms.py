@@ -109,10 +109,11 @@ def _measure(
     (received,) = decode_request(bytes(encode_request(request)), bases=bases_of(basis)).media
     tensors: Iterable[TensorBasis | None] = (None,) * len(names) if basis is None else basis.tensors
     rows = []
-    for name, value, got, tensor in zip(names, (item.embeds, *item.deepstack), received.arrays, tensors, strict=True):
+    each = zip(names, (item.embeds, *item.deepstack), received.arrays, tensors, strict=True)
+    for index, (name, value, got, tensor) in enumerate(each):
         values = value.astype(np.float64)
         if tensor is None:
-            wanted, explained = values, explained_error(values, form)
+            wanted, explained = values, explained_error(values, form, index)
         else:
             wanted, explained = _projected(values, tensor, BASIS_PACKINGS[form])
         steps = float((np.abs(got.astype(np.float64) - wanted) / explained).max())
@@ -120,8 +121,8 @@ def _measure(
     return rows
 
 
-def explained_error(values: Values, form: str) -> Values:
-    """The largest error that a form's arithmetic explains of each value [n, D]."""
+def explained_error(values: Values, form: str, tensor: int = 0) -> Values:
+    """The largest error that a form's arithmetic explains of each value [n, D] of a medium's tensor."""
     size = np.abs(values)
     if form == "fp32":
         return _FP32 * size + np.finfo(np.float32).tiny
@@ -129,19 +130,23 @@ def explained_error(values: Values, form: str) -> Values:
         return _FP16 * size + _TINY
     if form == "bf16":
         return _BF16 * size + np.finfo(np.float32).tiny
-    code = _code_error(values, PACKINGS[form])
+    code = _code_error(values, PACKINGS[form].of_tensor(tensor))
     # Rounded to float16 before it is packed, and after it is unpacked.
     return code + _FP16 * (2 * size + code) + 2 * _TINY
 
 
 def _code_error(values: Values, packing: Packing) -> Values:
-    """Half the distance of two codes, times their scale, which is itself rounded to float16."""
+    """Half the distance of two codes, times their scale, which is itself rounded to float16; or what the smallest
+    scale that a sender may choose clips of the value, where that is more."""
     rows, columns = values.shape
-    blocks = np.abs(values).reshape(rows, -1, packing.group or columns)
+    signed = values.reshape(rows, -1, packing.group or columns)
+    blocks = np.abs(signed)
     scales = blocks.max(axis=2, keepdims=True) * (1 + 2 * _FP16) / packing.largest + _TINY
     if packing.dtype == "F8_E4M3":
         return np.asarray(np.maximum(_E4M3 * blocks * (1 + 2 * _FP16), _E4M3_TINY * scales).reshape(rows, columns))
-    return np.asarray(np.broadcast_to(scales / 2, blocks.shape).reshape(rows, columns))
+    smallest = (scales - _TINY) * (1 - 2 * _FP16) ** 2 * packing.shrinks[-1] - _TINY
+    reach = np.where(signed < 0, -packing.lowest, packing.largest) * smallest
+    return np.asarray(np.maximum(scales / 2, blocks - reach).reshape(rows, columns))
 
 
 def _projected(values: Values, tensor: TensorBasis, packing: Packing) -> tuple[Values, Values]:

@@ -71,7 +71,7 @@ class Prediction:
 def embedding_bytes(pictures: Pictures, wire_dtype: str) -> int:
     """Bytes of a split request, before zstd."""
     values = pictures.tokens * pictures.width * (1 + pictures.levels)
-    return HEADER_BYTES + int(values * bytes_per_value(wire_dtype, pictures.width))
+    return HEADER_BYTES + int(values * bytes_per_value(wire_dtype, pictures.width, 1 + pictures.levels))
 
 
 def predict(pictures: Pictures, speeds: Speeds, link: LinkSpeed) -> list[Prediction]:

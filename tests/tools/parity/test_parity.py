@@ -116,7 +116,10 @@ def test_fp16_embeddings_give_the_same_answers(
         split = both[0].with_edge(edge)
         for (_, messages), reference_result in zip(prompts, fp32_results, strict=True):
             inputs, _, nbytes = split.inputs(messages, Sampling(max_new_tokens=TOKENS))
-            same += split.greedy(inputs, TOKENS) == reference_result.unsplit_ids
+            answer = split.greedy(inputs, TOKENS)
+            assert split.agrees(inputs, answer)  # in one pass along it
+            assert not split.agrees(inputs, (*answer[:-1], answer[-1] ^ 1))
+            same += answer == reference_result.unsplit_ids
             sent += nbytes
     assert same >= 0.99 * len(prompts)
     assert sent < 0.6 * sum(item.sent_bytes for item in fp32_results)

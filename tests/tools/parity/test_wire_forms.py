@@ -114,6 +114,9 @@ def test_what_a_form_explains_follows_from_its_definition() -> None:
     assert explained_error(values, "bf16")[0, 1] == pytest.approx(2.0**-8)
     assert explained_error(values, "int8")[0, 1] == pytest.approx(2 / 127 + 2 * half, rel=2e-3)
     assert explained_error(values, "int4")[0, 1] == pytest.approx(2 / 7 + 2 * half, rel=2e-3)
+    # Of the largest, four fifths of its scale clip all beyond 7 codes, 8 below zero.
+    assert explained_error(values, "int4")[0, 0] == pytest.approx(4 - 0.8 * 4, rel=2e-2)
+    assert explained_error(-values, "int4")[0, 0] == pytest.approx(4 - 0.8 * 4 * 8 / 7, rel=5e-2)
     assert explained_error(values, "fp8")[0, 1] == pytest.approx(2.0**-4 + 2 * half, rel=5e-3)
     near = e4m3_values()[:127] / 448 * 4
     assert np.abs(near - 1).min() <= explained_error(values, "fp8")[0, 1]
