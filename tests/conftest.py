@@ -40,11 +40,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_start(scratch: None) -> Iterator[None]:
+def warm_start(scratch: None) -> Iterator[ForkServer]:
     """Servers and daemons are forks of a process that has imported torch already."""
     server = ForkServer()
     before, server_process.start_process = server_process.start_process, server.start
-    yield
+    yield server
     server_process.start_process = before
     server.close()
 
