@@ -17,6 +17,7 @@ from tests.support.warm_start import ForkedProcess, ForkServer
         ("QWEN3VL_EDGE_PORT", ForkedProcess),
         ("OTEL_BSP_SCHEDULE_DELAY", ForkedProcess),
         ("TORCHINDUCTOR_CACHE_DIR", ForkedProcess),  # torch sets it in its own process, once the compiler is loaded
+        ("PATH", ForkedProcess),  # decord adds its own folder
         ("OMP_NUM_THREADS", subprocess.Popen),
     ],
 )
