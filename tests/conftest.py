@@ -40,11 +40,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_start(scratch: None) -> Iterator[None]:
+def warm_start(scratch: None) -> Iterator[ForkServer]:
     """Servers and daemons are forks of a process that has imported torch already."""
     server = ForkServer()
     before, server_process.start_process = server_process.start_process, server.start
-    yield
+    yield server
     server_process.start_process = before
     server.close()
 
@@ -95,6 +95,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three image buckets and a clip's, for tests that build or quantize all; none may write into it."""
+
+    def make(folder: Path) -> None:
+        export_bundle(
+            str(REFERENCE),
+            folder / "reference",
+            image_buckets="128x128,128x160,128x192",
+            video_buckets="8x96x96",
+            precisions=("fp32", "fp16"),
+        )
+
+    return made_once(tmp_path_factory, "few-buckets", make) / "reference"
+
+
+@pytest.fixture(scope="session")
 def calibration_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Conversations about rendered pictures and clips, from seeds that are neither trained nor held out."""
     folder = made_once(tmp_path_factory, "calibration", lambda folder: make_calibration_data(folder, 128))
@@ -102,11 +118,11 @@ def calibration_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibrated(bundle: Path, calibration_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle with quantized sets beside fp32 and fp16; tests must not write into it."""
+def calibrated(few_buckets: Path, calibration_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with quantized sets beside fp32 and fp16; tests must not write into it."""
 
     def make(folder: Path) -> None:
-        copy = Path(shutil.copytree(bundle, folder / "reference"))
+        copy = Path(shutil.copytree(few_buckets, folder / "reference"))
         for precision, rest in (("int8", "fp32"), ("int8", "fp16"), ("fp8", "fp16")):
             calibrate_bundle(
                 copy, CalibrationRequest(precision, calibration_data, samples=128, rest=rest, auto_exclude=0.0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,15 +35,16 @@ from qwen3vl_edge.tools.dev.train_reference.heldout import heldout_questions
 from qwen3vl_edge.tools.parity.end_to_end import open_both
 from tests.support.encoders.export_models import graph_of, picture, run_graph
 from tests.support.photographs import photographs
+from tests.support.run_cli import run_process
 
 QUANTIZED = ("int8", "int8-fp16", "fp8")
 FEW = 16
 
 
 @pytest.fixture
-def fresh(bundle: Path, tmp_path: Path) -> Path:
+def fresh(few_buckets: Path, tmp_path: Path) -> Path:
     """A bundle of one test's own."""
-    return Path(shutil.copytree(bundle, tmp_path / "reference"))
+    return Path(shutil.copytree(few_buckets, tmp_path / "reference"))
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
@@ -281,14 +280,14 @@ def test_a_folder_of_pictures_and_clips_with_unreadable_ones(fresh: Path, sample
     (data / "broken.png").write_bytes(b"not a picture")
     (data / "broken.mp4").write_bytes(b"not a clip")
     (data / "notes.txt").write_text("not looked at")
-    command = [sys.executable, "-m", "qwen3vl_edge", "calibrate", str(fresh), "--data", str(data)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    command = ("calibrate", fresh, "--data", data)
+    done = run_process(*command, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["calibration"]["samples"] == 2
     assert sorted(name for name, _ in document["unreadable"]) == ["broken.mp4", "broken.png"]
     assert "1x8x12" in document["thin_buckets"]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = run_process(*command)
     assert "2 of the data could not be used" in again.stderr
     assert "broken.png" in again.stderr
     assert "bucket 1x8x12 has only 0 samples" in again.stderr

@@ -47,6 +47,15 @@ def small(checkpoint: RandomCheckpoint, tmp_path_factory: pytest.TempPathFactory
     return open_bundle(folder)
 
 
+@pytest.fixture(scope="module")
+def older(checkpoint: RandomCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle") / "older"
+    with pytest.MonkeyPatch.context() as patched:
+        write_older_attention(patched)
+        export_bundle(str(checkpoint.path), folder, dynamic=False, image_uint8=False, **BUCKETS)
+    return open_bundle(folder)
+
+
 def pixels_of(bundle: Bundle, grid: Grid) -> NDArray[np.float32]:
     size = (grid.patches, bundle.manifest.vision.patch_values)
     return np.random.default_rng(grid.patches).uniform(-1, 1, size).astype(np.float32)
@@ -70,12 +79,7 @@ def test_openvino_alone_computes_the_graphs_of_an_export(
 
 
 @pytest.mark.parametrize("grid", AS_MANY + OTHERS, ids=str)
-def test_graphs_of_older_exports_are_right_too(
-    checkpoint: RandomCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid
-) -> None:
-    write_older_attention(monkeypatch)
-    export_bundle(str(checkpoint.path), tmp_path / "older", dynamic=False, image_uint8=False, **BUCKETS)
-    older = open_bundle(tmp_path / "older")
+def test_graphs_of_older_exports_are_right_too(checkpoint: RandomCheckpoint, older: Bundle, grid: Grid) -> None:
     assert breaks_when_fused(older.manifest.vision, graph_of(older, "fixed", grid, "fp32")) == (grid in AS_MANY)
     pixels = pixels_of(older, grid)
     backend = load_backend("openvino", older, BackendOptions(threads=1))

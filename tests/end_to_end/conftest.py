@@ -18,7 +18,7 @@ from tests.support.http_api.chat import ask
 from tests.support.packed_answers import COLOUR, QUESTIONS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def halves(bundle: Path, reference: Path) -> Iterator[tuple[Split, list[str]]]:
     """The split with fp16 on the wire, and its answers."""
     with open_edge(bundle, EdgeOptions(backend_options=BackendOptions(precision="fp32"))) as edge:

@@ -16,9 +16,9 @@ from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 
 
 @pytest.fixture
-def fresh(bundle: Path, tmp_path: Path) -> Path:
+def fresh(few_buckets: Path, tmp_path: Path) -> Path:
     """A bundle of one test's own."""
-    return Path(shutil.copytree(bundle, tmp_path / "reference"))
+    return Path(shutil.copytree(few_buckets, tmp_path / "reference"))
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def heeds_ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ada(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def ada(few_buckets: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle with one engine, for Ada GPUs."""
     copy = tmp_path_factory.mktemp("ada") / "reference"
-    shutil.copytree(bundle, copy)
+    shutil.copytree(few_buckets, copy)
     build_engines(copy, BuildRequest("desktop-ada", buckets=(Grid(1, 8, 8),)))
     return open_bundle(copy)

@@ -38,10 +38,10 @@ no_gpu = pytest.mark.skipif(find_gpu() is not None, reason="says what happens on
 
 
 @pytest.fixture(scope="module")
-def workplace(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(few_buckets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that this module's builds may write into."""
     copy = tmp_path_factory.mktemp("engines") / "reference"
-    shutil.copytree(bundle, copy)
+    shutil.copytree(few_buckets, copy)
     return copy
 
 

@@ -24,8 +24,10 @@ from tests.support.encoders.export_models import (
 )
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2}
-NARROW = {"hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
-WIDE = {"hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
+# Their widths are their own; two blocks are one that a level leaves and one that none does (ODD has more of both).
+SHALLOW: dict[str, Any] = {"depth": 2, "deepstack_visual_indexes": [0]}
+NARROW = {"hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16} | SHALLOW
+WIDE = {"hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16} | SHALLOW
 TOWERS = [
     pytest.param(NARROW | {"out_hidden_size": 2048}, id="2B"),
     pytest.param(NARROW | {"out_hidden_size": 2560}, id="4B", marks=pytest.mark.slow),

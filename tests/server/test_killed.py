@@ -23,7 +23,7 @@ from tests.support.http_api.metrics import metric
 from tests.support.server_checkpoint import make_case, make_checkpoint
 from tests.support.waiting import until
 
-CLIENTS, KILLS, TOKENS, PATIENCE_S = 4, 2, 200, 120.0
+CLIENTS, KILLS, TOKENS, PATIENCE_S = 4, 2, 120, 120.0
 Bodies = list[WireBody]
 
 

@@ -9,7 +9,7 @@ from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import ask
 from tests.support.http_api.jobs import chat, ended, post_job
 
-QUESTIONS = 48
+QUESTIONS = 27  # three of each task
 COLOUR = "What colour is the cross?"
 
 

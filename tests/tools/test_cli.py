@@ -42,11 +42,10 @@ def test_export_inspect_and_ask(reference: Path, samples: Path, server_url: str,
     assert json.loads(oracle.stdout)["generated_ids"] == answer["generated_ids"]
 
 
-def test_parity_of_the_samples(reference: Path, samples: Path, bundle: Path) -> None:
+def test_parity_of_the_samples(reference: Path, samples: Path, few_buckets: Path) -> None:
     found = run_process(
-        "parity", "--bundle", str(bundle), "--model", str(reference), "--images", str(samples), "--wire-dtype", "fp32",
-        "--precision", "fp32",
-        "--prompts", str(samples / "questions.jsonl"), "--json",
+        "parity", "--bundle", few_buckets, "--model", reference, "--images", samples, "--wire-dtype", "fp32",
+        "--precision", "fp32", "--prompts", samples / "questions.jsonl", "--json",
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr
     report = json.loads(found.stdout)

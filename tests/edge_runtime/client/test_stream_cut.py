@@ -18,7 +18,7 @@ from qwen3vl_edge.tools.server_process import ServerProcess, running_server
 from tests.support.http_api.metrics import metric
 from tests.support.server_checkpoint import make_case, make_checkpoint
 
-REQUESTS, CUTS, TOKENS = 20, 3, 60
+REQUESTS, CUTS, TOKENS = 16, 3, 40
 
 
 @pytest.fixture(scope="module")

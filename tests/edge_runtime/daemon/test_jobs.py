@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import random
 import resource
 import signal
@@ -23,6 +22,7 @@ from tests.support.http_api.chat import post_chat, text_of
 from tests.support.http_api.jobs import PICTURE, chat, ended, plain, post_job, show
 from tests.support.http_api.metrics import metric
 from tests.support.http_api.port import free_port
+from tests.support.run_cli import run_process
 
 BROKEN = {"type": "image_url", "image_url": "data:image/png;base64,AA"}
 LONG = {"messages": [{"role": "user", "content": "Count from one to one thousand."}], "max_tokens": 200}
@@ -216,7 +216,7 @@ def test_full_spool_expiry_and_a_clean_stop(tmp_path: Path, bundle: Path) -> Non
 
 @pytest.mark.parametrize("damage", [b"no database at all" * 500, "pages"], ids=["foreign", "pages"])
 def test_a_damaged_spool_is_named_and_left_alone(
-    tmp_path: Path, bundle: Path, server_url: str, damage: bytes | str
+    tmp_path: Path, bundle: Path, server_url: str, damage: bytes | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "spool.db"
     if isinstance(damage, bytes):
@@ -227,9 +227,9 @@ def test_a_damaged_spool_is_named_and_left_alone(
         data[4096 : 4096 * 4] = random.Random(1).randbytes(4096 * 3)
         path.write_bytes(data)
     before = path.read_bytes()
-    command = [sys.executable, "-m", "qwen3vl_edge", "edge", "--bundle", str(bundle), "--server", server_url]
-    environment = {**os.environ, "QWEN3VL_EDGE_SPOOL": str(path), "QWEN3VL_EDGE_PORT": "0"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    monkeypatch.setenv("QWEN3VL_EDGE_SPOOL", str(path))
+    monkeypatch.setenv("QWEN3VL_EDGE_PORT", "0")
+    done = run_process("edge", "--bundle", bundle, "--server", server_url)
     assert done.returncode != 0
     said = [line for line in done.stderr.split("\n") if line]
     assert len(said) == 1, done.stderr

@@ -37,7 +37,7 @@ FILES = {
     "BMP": ("1", "L", "P", "RGB", "RGBA"),
 }
 EXIF_ORIENTATION = 0x0112
-CASES = 400
+CASES = 150
 
 
 def drawn(rng: random.Random, mode: str, width: int, height: int) -> Image.Image:
@@ -129,11 +129,12 @@ def prepared(prepare: Any, part: dict[str, Any], processor: Any, policy: BucketP
     return None
 
 
-def test_hundreds_of_pictures_reach_the_engine_as_the_reference_has_them(edge: Edge) -> None:
+@pytest.mark.parametrize("seeds", [range(CASES), pytest.param(range(CASES, 1000), marks=pytest.mark.slow)])
+def test_pictures_reach_the_engine_as_the_reference_has_them(edge: Edge, seeds: range) -> None:
     native = replace(edge.policy, buckets=None, dynamic=True)
     other = replace(native, pixels=QWEN_PIXELS)
     served = refused = resized = 0
-    for seed in range(CASES):
+    for seed in seeds:
         name, part = case(seed)
         policy = (native, edge.policy, other)[seed % 3]
         lean = prepared(prepare_lean_prompt, part, lean_of(edge), policy)
@@ -150,8 +151,8 @@ def test_hundreds_of_pictures_reach_the_engine_as_the_reference_has_them(edge: E
         assert lean.text == reference.text.replace("<|image_pad|>", "<|image_pad|>" * (one.grid.patches // 4))
         np.testing.assert_array_equal(lean.input_ids, reference.input_ids, name)
         resized += not one.choice.exact
-    assert served > 0.9 * CASES
-    assert min(refused, resized) > 10
+    assert served > 0.9 * len(seeds)
+    assert min(refused, resized) > 0.025 * len(seeds)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -16,6 +16,7 @@ from qwen3vl_edge.edge_runtime.edge import Edge
 from qwen3vl_edge.tools.dev.daemon_process import running_daemon
 from tests.support.http_api.chat import post_chat, user
 from tests.support.paths import ROOT
+from tests.support.run_cli import run_process
 
 BLOCKED = ("torch", "torchvision", "transformers", "qwen_vl_utils", "decord", "torchcodec")
 SITE = f"""
@@ -68,22 +69,20 @@ def test_the_daemon_answers_about_pictures_and_clips_as_with_torch(
 
 
 def test_ask_answers_without_torch(bundle: Path, samples: Path, server_url: str, without_torch: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "qwen3vl_edge", "ask", "What colour is it?", "--bundle", str(bundle)]
-    command += ["--server", server_url, "--image", str(samples / "colour.png"), "--json"]
-    found = []
-    for environment in (without_torch, {}):
-        preprocess = "auto" if environment else "reference"
-        done = subprocess.run(
-            [*command, "--preprocess", preprocess],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
+    arguments = ["ask", "What colour is it?", "--bundle", str(bundle), "--server", server_url, "--json"]
+    arguments += ["--image", str(samples / "colour.png"), "--preprocess"]
+    lean = subprocess.run(
+        [sys.executable, "-m", "qwen3vl_edge", *arguments, "auto"],
+        env={**os.environ, **without_torch},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    reference = run_process(*arguments, "reference")
+    for done in (lean, reference):
         assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout)["generated_ids"])
-    assert found[0] == found[1]
+    assert json.loads(lean.stdout)["generated_ids"] == json.loads(reference.stdout)["generated_ids"]
 
 
 def test_a_clip_without_pyav_is_refused_with_the_command_that_installs_it(

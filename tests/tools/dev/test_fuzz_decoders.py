@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-RUNS = 20_000
+RUNS = 8000
 
 
 def run(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ def unsplit(reference: Path) -> Unsplit:
 
 @pytest.fixture(scope="module")
 def questions() -> list[HeldoutQuestion]:
-    return heldout_questions(54)
+    return heldout_questions(27)
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,17 @@ def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def most_pictures(_: Target) -> Shot:
-    """As many 4K pictures, with transparency, as a request may have: admitted."""
-    image = Image.linear_gradient("L").resize((3840, 2160)).convert("RGBA")
-    return _chat(*[_data(_saved(image, "PNG"))] * 12)
+MOST_PICTURES = 12
+
+
+def pictures_in_4k(count: int) -> Callable[[Target], Shot]:
+    """So many 4K pictures, with transparency, in a request."""
+
+    def shot(_: Target) -> Shot:
+        image = Image.linear_gradient("L").resize((3840, 2160)).convert("RGBA")
+        return _chat(*[_data(_saved(image, "PNG"))] * count)
+
+    return shot
 
 
 def too_many_pixels(_: Target) -> Shot:
@@ -183,7 +190,7 @@ def many_drips(target: Target, times: int, at_once: int) -> Outcome:
 
 
 ATTACKS = (
-    Attack("most-pictures", "daemon", volley(most_pictures), admitted=True),
+    Attack("most-pictures", "daemon", volley(pictures_in_4k(MOST_PICTURES)), admitted=True),
     Attack("too-many-pixels", "daemon", volley(too_many_pixels)),
     Attack("jpeg-scans", "daemon", volley(scans)),
     Attack("png-text", "daemon", volley(compressed_text)),
