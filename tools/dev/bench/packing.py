@@ -78,7 +78,7 @@ def main() -> None:
     if arguments.times_of is not None:
         counts = {name: kept[name] for name in counts}
     counts["rounds"] = arguments.rounds
-    write_document(arguments.out, {**counts, "rows": rows})
+    write_document(arguments.out, {**counts, "clock": "processor time", "rows": rows})
     print(json.dumps(rows, indent=1))
 
 
