@@ -14,7 +14,7 @@ from qwen3vl_edge.server.options import ServerOptions
 
 AUTO, TRANSFORMERS, VLLM = "auto", "transformers", "vllm"
 
-TRANSFORMERS_SETTINGS = ("device_map", "attention", "allow_pixels")
+TRANSFORMERS_SETTINGS = ("device_map", "attention", "capture", "capture_sizes", "allow_pixels")
 """Settings that the vLLM engine rejects."""
 
 VLLM_SETTINGS = (
