@@ -121,7 +121,7 @@ def test_the_other_policy_asks_the_checkpoint_nothing(model: Path, edge: Edge) -
         ({"video": [noise(64, 64)] * 2, "resized_height": 32, "resized_width": 6400}, "resized_height"),
         ({"video": [noise(64, 64), noise(64, 32)]}, "video"),
     ],
-    ids=str,
+    ids=["below-one-token", "aspect", "no-file", "aspect-of-a-clip", "unequal-frames"],
 )
 def test_errors_about_a_part_name_its_path(part: dict[str, Any], field: str, edge: Edge) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, part]}]
