@@ -232,8 +232,9 @@ def _fewest(
     if high == len(ranked):
         own, other_kinds = evaluator.cosines(ranked[-1:])
         least = min(own, 1 - (1 - other_kinds) / OTHER_KINDS_LOSS)
+        kind = "on textures, which may lose twice as much, " if own >= floors[0] else ""
         raise InputError(
-            "the target cosine is not reached with any product quantized",
+            f"the target cosine is not reached {kind}with any product quantized",
             field="--auto-exclude",
             expected=f"at most what quantizing {ranked[-1]} alone gives, {least:.6f}",
             got=floors[0],

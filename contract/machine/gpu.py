@@ -49,7 +49,8 @@ def find_gpu(index: int = 0) -> Gpu | None:
 def gpu_is_present() -> bool:
     """Whether the driver shows this process a GPU; needs no package, and creates no CUDA context.
 
-    For environments without cuda-bindings; `find_gpu` reads more of the GPU.
+    For environments without cuda-bindings; `find_gpu` reads more of the GPU. A process forked after it cannot use CUDA:
+    vLLM's workers are spawned (`server/engines/vllm/start.py`).
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -30,7 +30,7 @@ def least_error_scales(
         dtype: numpy's of the scales, which are compared as rounded to it.
 
     Returns:
-        [n]; the larger of two scales with the same error, and infinity where `dtype` cannot hold the first.
+        [n]; the larger of two scales with the same error, and infinity where `dtype` holds none of them.
     """
     scales = np.empty(len(groups), dtype)
     at_once = max(1, _VALUES // max(1, groups.shape[1]))

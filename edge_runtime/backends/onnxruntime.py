@@ -20,7 +20,7 @@ from qwen3vl_edge.contract.machine.cpu_threads import cpu_threads
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import USUAL, free_device_bytes, load_cuda_graph
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InGpuThread
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
-from qwen3vl_edge.edge_runtime.backends.providers import ON_A_GPU, find_provider, make_session
+from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
 from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
 
@@ -55,10 +55,8 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
         self.loaded(self.graphs.graphs[0])
 
     def load_graph(self, graph: GraphRecord) -> Any:
-        if self._provider not in ON_A_GPU:
+        if self._provider != "cuda":  # captures nothing; TensorRT's may take minutes, in which others run
             return GraphSession(self._session(graph), graph)
-        if self._provider != "cuda":  # its allocations would fail a capture of another backend's
-            return InGpuThread(lambda: GraphSession(self._session(graph), graph), free_device_bytes)
         return self._loaded_in_thread(graph)
 
     @property

@@ -91,7 +91,6 @@ PROVIDERS = {
 
 
 NEED_CUDA = ("cuda", "cuda-unfused", "tensorrt")
-ON_A_GPU = (*NEED_CUDA, "nv-tensorrt-rtx")
 
 
 def find_provider(name: str) -> Provider:

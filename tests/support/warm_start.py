@@ -37,7 +37,7 @@ IMPORTED = (
     "uvloop",
 )
 # Variables that may differ: what reads them does so after the imports.
-OWN_VARIABLES = ("QWEN3VL_", "PYTEST_", "OTEL_", "TORCHINDUCTOR_", "PATH", "NOTIFY_SOCKET", "WATCHDOG_")
+OWN_VARIABLES = ("QWEN3VL_", "PYTEST_", "OTEL_", "TORCHINDUCTOR_CACHE_DIR", "PATH", "NOTIFY_SOCKET", "WATCHDOG_")
 
 
 class ForkedProcess:

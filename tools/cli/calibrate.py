@@ -126,7 +126,9 @@ def _warn_of_loss(result: CalibrationResult, errors: Console) -> None:
     spec = PRECISIONS[result.graphs.precision]
     limit = spec.min_cosine
     rows: list[OutputParity | CalibrationFigure] = [row for graph in result.graphs.graphs for row in graph.parity]
-    rows.extend(item for item in result.record.figures if item.pictures != OTHER_KINDS)  # parity asks less of textures
+    rows.extend(
+        item for item in result.record.figures if item.pictures != OTHER_KINDS
+    )  # they have a floor of their own, below
     for item in result.record.figures:
         if item.pictures == OTHER_KINDS and item.cosine < (least := other_kinds_floor(limit)):
             errors.print(

@@ -93,6 +93,14 @@ def check_names(arguments: Mapping[str, Any], known: Collection[str]) -> None:
             raise InputError("vLLM has no such argument", field=f"vllm_args.{name}", got=name, remedy=hint)
 
 
+INSTEAD = {
+    "device_map": "vLLM places the model by the parallel sizes and CUDA_VISIBLE_DEVICES",
+    "attention": "vLLM takes it from vllm_args.attention_backend",
+    "capture": "vLLM captures its steps by itself; vllm_args.enforce_eager turns that off",
+    "capture_sizes": "vLLM takes them from vllm_args.cudagraph_capture_sizes",
+}
+
+
 def _check_other_settings(options: ServerOptions) -> None:
     declared = settings_of(ServerOptions)
     for name in TRANSFORMERS_SETTINGS:
@@ -101,8 +109,7 @@ def _check_other_settings(options: ServerOptions) -> None:
                 "this setting applies to the transformers engine only",
                 field=declared[name].setting.option or name,
                 got=value,
-                remedy="Leave it out: vLLM places the model by the parallel sizes and CUDA_VISIBLE_DEVICES, and takes "
-                "its attention from vllm_args.attention_backend.",
+                remedy=f"Leave it out: {INSTEAD.get(name, 'the device encodes pictures')}.",
             )
 
 

@@ -66,6 +66,8 @@ def main() -> None:
             kept = json.loads(arguments.times_of.read_text(encoding="utf-8"))
             requests = [edge.encode(question.messages, Sampling()).request for question in questions[:ENOUGH]]
             rows = [row for name in names for row in kept["rows"] if row["name"] == name]
+            if "mix" not in kept or [row["name"] for row in rows] != list(names):
+                parser.error(f"{arguments.times_of} has not the answers of every form and of the mix: measure all")
         else:
             asked, asked_mix = _Asked.by(split, questions), _Asked.by(split, mix)
             requests = asked.requests[:ENOUGH]

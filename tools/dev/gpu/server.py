@@ -53,8 +53,9 @@ def _load(context: Context) -> tuple[LoadedModel, Path]:
     """The model and its folder, made by the first step that wants it."""
     sizes, dtype = context.sizes, "float32" if context.dry else "bfloat16"
     folder = context.work / "language-model"
-    if not (folder / "config.json").is_file():
-        head = HEAD_WIDTH[context.dry]
-        make_checkpoint(folder, REFERENCE, sizes.layers, sizes.width, 2, 128, head, dtype, context.device)
+    if not folder.is_dir():
+        head, half_made = HEAD_WIDTH[context.dry], context.work / "language-model.part"
+        make_checkpoint(half_made, REFERENCE, sizes.layers, sizes.width, 2, 128, head, dtype, context.device)
+        half_made.rename(folder)
     options = ServerOptions(model=str(folder), device_map=context.device, dtype=dtype)
     return load_language_model(open_checkpoint(str(folder)), options), folder

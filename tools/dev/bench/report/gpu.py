@@ -37,8 +37,14 @@ def _tests(document: Row) -> str:
         return ""
     text = "`pytest -m gpu`: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + ".\n"
     figures = [(row["test"].split("::")[-1], row["figures"]) for row in document["tests"] if row.get("figures")]
-    lines = [f"- {name}: {', '.join(f'{key} {value:,}' for key, value in found.items())}\n" for name, found in figures]
+    lines = [
+        f"- {name}: {', '.join(f'{key} {_figure(value)}' for key, value in found.items())}\n" for name, found in figures
+    ]
     return text + ("\n" + "".join(lines) if lines else "")
+
+
+def _figure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 
 def _parity(document: Row) -> str:

@@ -128,7 +128,7 @@ def _startup(document: Row) -> str:
 
 
 def _packing(document: Row) -> str:
-    clock = document.get("clock", "by the wall clock beside other work on the machine")
+    clock = document.get("clock", "by the wall clock")
     text = (
         f"Answers and accuracy: {document['questions']} held-out questions, reference checkpoint, fp32 graphs. Bytes "
         "and times: one picture of 196 visual tokens of the 2B model, 2048 wide, three DeepStack levels, medians of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def _candidates(
         elif name in (CAPTURED, EAGER):
             found.append(StepByHand(loaded.model, loaded.device, capture=name == CAPTURED))
         elif name in (HTTP, VLLM):
-            served = HttpEngine(setup) if name == HTTP else VllmEngine(setup, plan.vllm_python)
+            served = HttpEngine(setup) if name == HTTP else VllmEngine(setup, plan.vllm_python or sys.executable)
             stack.callback(served.stop)
             found.append(served)
         else:
