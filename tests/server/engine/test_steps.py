@@ -11,6 +11,10 @@ import torch
 
 from qwen3vl_edge.contract.wire.request import GenerateRequest, Sampling
 from qwen3vl_edge.server.engines.transformers import captured_steps, scheduler
+from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
+from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
+from qwen3vl_edge.server.options import ServerOptions
 from tests.server.engine.test_batching import finish, make_engine, mixed_requests
 from tests.support.engine.called_steps import CalledSteps
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle
@@ -48,6 +52,18 @@ def test_greedy_tokens_equal_the_unsplit_model(called: CalledSteps) -> None:
     engine.close()
     limit = make_case("one image").request.sampling.max_new_tokens
     assert [list(ids) for ids in found] == [oracle(False).greedy(make_case(name), limit) for name in CASE_NAMES * 2]
+
+
+def test_eager_attention_gives_the_unsplit_models_tokens(called: CalledSteps) -> None:
+    """Its mask is added to the scores, where sdpa's chooses; the rows here are padded."""
+    options = ServerOptions(model="", device_map="cpu", attention="eager")
+    engine = TransformersEngine(
+        load_language_model(oracle(False).checkpoint, options), options=BatchOptions(max_batch=5)
+    )
+    found = finish([engine.submit(make_case(name).request) for name in CASE_NAMES])
+    engine.close()
+    limit = make_case("one image").request.sampling.max_new_tokens
+    assert [list(ids) for ids in found] == [oracle(False).greedy(make_case(name), limit) for name in CASE_NAMES]
 
 
 def test_longer_rows_run_in_wider_steps(called: CalledSteps) -> None:
