@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
+from qwen3vl_edge.server.engines.transformers.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger("server")
 
+RETRY_STEPS = 1000  # until a capture for which there was no memory is tried again
 MAX_GRAPHS = 64  # each holds its launches and, in the pool, what its step computes with
 Key = tuple[int, ...]
 
@@ -48,6 +50,7 @@ class CapturedSteps:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
+        self._uncaptured: dict[Key, int] = {}  # steps that each of these is still run as it is
         self._memory: int | None = None
 
     def __len__(self) -> int:
@@ -64,33 +67,49 @@ class CapturedSteps:
             return step()
         if key[0] != self._memory:  # the graphs of other memory write to what is no longer there
             self._graphs.clear()
+            self._uncaptured.clear()
             self._memory = key[0]
-        held = self._graphs.get(key)
+        held = self._graphs.get(key) or self._first_use(key, step)
         if held is None:
-            try:
-                held = self._capture(step)
-            except torch.OutOfMemoryError:
-                logger.warning("no memory to capture a decode step of %s: it runs uncaptured", key)
-                return step()
-            except RuntimeError as error:
-                self.failed = " ".join(str(error).split())[:200]
-                logger.warning("decode steps run uncaptured, as this model cannot be captured: %s", self.failed)
-                return step()
-            self._graphs[key] = held
-            if len(self._graphs) > MAX_GRAPHS:
-                self._graphs.popitem(last=False)
+            return step()
         self._graphs.move_to_end(key)
         held.graph.replay()
         return held.logits
 
+    def _first_use(self, key: Key, step: Callable[[], torch.Tensor]) -> _Captured | None:
+        """Capture the step; None if there is no memory for it, now or a short while ago, or it cannot be captured."""
+        if left := self._uncaptured.get(key, 0):
+            self._uncaptured[key] = left - 1
+            return None
+        try:
+            held = self._capture(step)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self._uncaptured[key] = RETRY_STEPS
+                logger.warning("no memory to capture a decode step of %s: it runs uncaptured for a while", key)
+            else:
+                self.failed = " ".join(str(error).split())[:200]
+                logger.warning("decode steps run uncaptured, as this model cannot be captured: %s", self.failed)
+            return None
+        self._graphs[key] = held
+        if len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        return held
+
     def _capture(self, step: Callable[[], torch.Tensor]) -> _Captured:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            step()  # libraries make their workspaces at the first call, which a capture does not allow
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        stream, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                step()  # libraries make their workspaces at the first call, which a capture does not allow
+        finally:
+            current.wait_stream(stream)  # what a failed call has begun writes to the slab too
         graph = torch.cuda.CUDAGraph()
-        # Other threads use CUDA too, for requests that come in.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        # The outer context returns to this stream: `graph` does not where the end of a capture fails. Other threads
+        # use CUDA too, for requests that come in.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             logits = step()
         return _Captured(graph, logits)

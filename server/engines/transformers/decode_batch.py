@@ -71,12 +71,17 @@ class DecodeBatch:
         """Make room for them in the slab.
 
         Raises:
-            torch.OutOfMemoryError: there is no memory for it; the rows go on as before.
+            torch.OutOfMemoryError, RuntimeError: there is no memory for it; the rows go on as before.
         """
-        if not self.rows and self.slab.rows * self.slab.columns > self.slab.max_tokens:
+        if not self.rows and self.slab.exceeds_limit:
             self.slab.release()  # a single request made it larger than the limit
         lengths = [row.length for row in self.rows]
-        self.slab.reserve(len(self.rows) + len(sequences), self._most_columns(sequences), lengths)
+        try:
+            self.slab.reserve(len(self.rows) + len(sequences), self._most_columns(sequences), lengths)
+        except BaseException:
+            if not self.rows:
+                self.slab.release()  # some layers may have grown: no row needs that
+            raise
 
     def join(self, sequences: list[Sequence], computed: list[Prefilled]) -> None:
         """Add requests after their prefill, and choose their first tokens; there is room for them."""
@@ -105,6 +110,10 @@ class DecodeBatch:
         """A copy of the keys and values of a row's prompt and answer, [1, heads, tokens, width]."""
         return self.slab.copy(index, self.rows[index].sequence.columns)
 
+    def layers_bytes(self, index: int) -> int:
+        """Bytes of such a copy."""
+        return self.rows[index].sequence.columns * self.slab.bytes_per_token
+
     def remove(self, indices: set[int]) -> None:
         """Remove rows; the last ones take their places."""
         for index in sorted(indices, reverse=True):
@@ -129,6 +138,12 @@ class DecodeBatch:
         self._step.lengths.zero_()
         self.slab.release()
         return sequences
+
+    def make_room(self, sizes: list[tuple[int, int]]) -> None:
+        """Make the slab's shape one for all of these rows and columns, where one may be: what is captured needs it."""
+        rows, columns = (max(values) for values in zip(*sizes, strict=True))
+        if self.slab.fits(rows, columns):
+            self.slab.reserve(rows, columns, [])
 
     def capture(self, rows: int, columns: int) -> None:
         """Capture the step of this size while nobody waits; nothing where steps are not captured."""

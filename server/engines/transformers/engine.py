@@ -16,7 +16,14 @@ from qwen3vl_edge.contract.wire.request import GenerateRequest, Limits
 from qwen3vl_edge.server.engines.detokenize import Detokenizer
 from qwen3vl_edge.server.engines.fair_queue import FairQueue
 from qwen3vl_edge.server.engines.prompt import prepare_prompt, warm_up_request
-from qwen3vl_edge.server.engines.protocol import EngineStats, EngineStuckError, GenerateResult, Generation, OnToken
+from qwen3vl_edge.server.engines.protocol import (
+    EngineDiedError,
+    EngineStats,
+    EngineStuckError,
+    GenerateResult,
+    Generation,
+    OnToken,
+)
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.scheduler import Scheduler
@@ -57,6 +64,8 @@ class TransformersEngine:
         self._check_open()
         sequence = Sequence(request, self.loaded, on_token, client)
         self._queue.put(client, sequence, self._retry_after)
+        if (self._closed or self._scheduler.dead) and self._queue.remove(client, sequence):
+            self._check_open()  # it ended after the first check: nobody would take the request
 
         def cancel() -> None:
             sequence.cancelled.set()
@@ -90,6 +99,7 @@ class TransformersEngine:
             steps=scheduler.steps,
             step_rows=scheduler.step_rows,
             stalled_s=0.0 if progress is None else time.perf_counter() - progress,
+            dead=scheduler.dead,
         )
 
     @property
@@ -134,10 +144,10 @@ class TransformersEngine:
         """The worker's thread."""
         if self.loaded.device.type == "cuda":
             torch.cuda.set_device(self.loaded.device)
-        while not self._closed:
+        while not self._closed and not self._scheduler.dead:
             self._scheduler.turn()
         for sequence in self._queue.drain():
-            sequence.fail(ShuttingDownError())
+            sequence.fail(EngineDiedError() if self._scheduler.dead else ShuttingDownError())
         self._scheduler.stop()
 
     def _watch_deadlines(self) -> None:

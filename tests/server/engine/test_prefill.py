@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from qwen3vl_edge.contract.wire.request import Sampling
+from qwen3vl_edge.server.engines.transformers import scheduler
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.engines.transformers.pace import FIRST_PIECE, MIN_PIECE, SHARE, Pace
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled, prefill, prefill_together
 from qwen3vl_edge.server.options import ServerOptions
 from tests.server.engine.test_batching import finish, make_engine
+from tests.support.engine.called_steps import CalledSteps
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle
 from tests.support.waiting import until
 
@@ -77,6 +80,36 @@ def test_answers_go_on_while_a_prompt_is_computed(eager_pace: None) -> None:
     layers = len(engine.loaded.decoder_layers)
     assert order.index("long") - before >= min(len(expected[0]) - before, layers)  # a step for each layer at least
     engine.close()
+
+
+def test_steps_between_layers_are_timed_when_the_device_has_done_them(
+    eager_pace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU runs behind the host: without waiting, all layers are launched at once and a step comes after them all."""
+    monkeypatch.setattr(scheduler, "captured_steps", lambda *_: CalledSteps())
+    engine = make_engine(max_batch=3)
+    state, order = engine._scheduler, []
+    arrived = state.batch.arrived
+    waited = state._endings.wait_for_device
+
+    def reading(under_way: int) -> Any:
+        if state._computing and state.batch.rows:
+            order.append(under_way)
+        return arrived(under_way)
+
+    monkeypatch.setattr(state.batch, "arrived", reading)
+    monkeypatch.setattr(state._endings, "wait_for_device", lambda: waited() or order.append(-1))
+    entered = threading.Event()
+    running = replace(make_case("image and clip").request, sampling=Sampling(max_new_tokens=200))
+    one = engine.submit(running, lambda _: entered.set())
+    assert entered.wait(20)
+    finish([engine.submit(make_case("clip before image").request)])
+    one.cancel()
+    engine.close()
+    between = [index for index, item in enumerate(order) if item >= 0]
+    assert len(between) >= len(engine.loaded.decoder_layers)
+    assert all(order[index] == 0 for index in between)  # nothing is left under way
+    assert all(-1 in order[max(0, index - 2) : index] for index in between)
 
 
 def test_who_leaves_while_a_prompt_is_computed_changes_nothing(eager_pace: None) -> None:

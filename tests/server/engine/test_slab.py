@@ -112,6 +112,33 @@ def test_no_memory_to_grow_leaves_the_rows_intact(layer: int, monkeypatch: pytes
     rows.check()
 
 
+def test_memory_of_a_longer_row_that_failed_is_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers had grown before there was no memory: that too goes back with the next request."""
+    rows = Rows()
+    assert rows.add(30, 10)
+    rows.remove(0)
+    assert not rows.slab.exceeds_limit
+    monkeypatch.setattr(rows.slab._layers[-1], "arrange", lambda *_: torch.zeros(2**46))
+    with pytest.raises(RuntimeError, match="memory"):
+        rows.add(30, MAX_TOKENS)
+    assert rows.slab.exceeds_limit
+
+
+def test_memory_that_nobody_uses_is_not_held_while_more_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first keys it is made when room is asked for, so that it is known before a prefill if there is none."""
+    rows, zeros, held = Rows(), torch.zeros, []
+    assert rows.add(30, 10)
+    rows.remove(0)
+
+    def counted(*size: int, **like: object) -> torch.Tensor:
+        held.append(rows.slab.nbytes)
+        return zeros(*size, **like)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(slab_module.torch, "zeros", counted)
+    rows.slab.reserve(1, 5000, [])
+    assert held == [rows.slab.nbytes * layer // LAYERS for layer in range(LAYERS)]
+
+
 def test_sizes_are_few_and_hold_what_is_needed() -> None:
     sizes = {columns_for(needed) for needed in range(1, 40_000)}
     assert len(sizes) < 20

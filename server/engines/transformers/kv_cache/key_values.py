@@ -14,11 +14,6 @@ def layers_of(cache: DynamicCache) -> Layers:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def layers_bytes(layers: Layers) -> int:
-    """Bytes of keys and values."""
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
-
-
 def row_of(layers: Layers, row: int, start: int) -> Layers:
     """One row without its padding on the left, as views [1, heads, tokens, width]."""
     return [(keys[row : row + 1, :, start:], values[row : row + 1, :, start:]) for keys, values in layers]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, ModelShape
 from qwen3vl_edge.server.engines.prompt import media_spans
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, layers_bytes
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
 
 MIN_TOKENS = 16  # computing fewer takes no longer than the lookup
 
@@ -85,24 +85,24 @@ class PrefixCache:
         self._entries.move_to_end(best)
         return [(keys[:, :, :length], values[:, :, :length]) for keys, values in entry.layers]
 
-    def keep(self, request: GenerateRequest, answer: list[int], client: str, take: Callable[[], Layers]) -> None:
+    def keep(
+        self, request: GenerateRequest, answer: list[int], client: str, size: int, take: Callable[[], Layers]
+    ) -> None:
         """Store an ended request's keys and values.
 
         Args:
             answer: its tokens; the last has no keys and values yet.
-            take: copies them out of the batch; called only if they may fit.
+            size: bytes of the keys and values.
+            take: copies them out of the batch; called only if they fit, once there is room for them.
         """
-        if self.max_bytes == 0:
-            return
-        ids = np.concatenate([request.input_ids, np.array(answer[:-1], dtype=np.int64)])
-        layers = take()
-        size = layers_bytes(layers)
         if size > self.max_bytes:
             return
-        entry = _Entry(ids, self._named(request), layers, size, self._clock() + self._keep_s)
-        self._forget_beginnings_of(entry, client)
+        ids = np.concatenate([request.input_ids, np.array(answer[:-1], dtype=np.int64)])
+        spans = self._named(request)
+        self._forget_beginnings_of(ids, spans, client)
         while self.nbytes + size > self.max_bytes:
             self._drop(next(iter(self._entries)))
+        entry = _Entry(ids, spans, take(), size, self._clock() + self._keep_s)
         self._entries[self._next] = (client, entry)
         self._next += 1
         self.nbytes += size
@@ -118,14 +118,10 @@ class PrefixCache:
         self._entries.clear()
         self.nbytes = 0
 
-    def _forget_beginnings_of(self, new: _Entry, client: str) -> None:
-        """Evict earlier turns of a chat, which the new entry contains."""
+    def _forget_beginnings_of(self, ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], client: str) -> None:
+        """Evict earlier turns of a chat, which a new entry contains."""
         for key, (owner, entry) in list(self._entries.items()):
-            if (
-                owner == client
-                and entry.ids.size <= new.ids.size
-                and _common(new.ids, new.spans, entry) >= entry.ids.size - 1
-            ):
+            if owner == client and entry.ids.size <= ids.size and _common(ids, spans, entry) >= entry.ids.size - 1:
                 self._drop(key)
 
     def _drop(self, key: int) -> None:

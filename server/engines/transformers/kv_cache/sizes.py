@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _FIRST_COLUMNS = 256
 _FIRST_TOKENS = 4096
 
@@ -26,6 +28,11 @@ def rows_for(needed: int, most: int) -> int:
 def slab_columns(rows: int, needed: int, max_tokens: int) -> int:
     """Columns of a slab for so many rows: a size of the table, or just what is needed where that exceeds the limit."""
     return max(needed, min(columns_for(needed), max_tokens // rows))
+
+
+def capture_order(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Rows and columns to capture, the most memory first: what is captured is lost when the memory grows."""
+    return sorted(sizes, key=lambda size: size[0] * columns_for(size[1]), reverse=True)
 
 
 def slab_tokens(needed: int, max_tokens: int) -> int:

@@ -44,8 +44,18 @@ class KvSlab:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its memory."""
-        return sum(layer.memory.nbytes for layer in self._layers if layer.memory is not None)
+        """Bytes of its memory; any thread may ask."""
+        return sum(memory.nbytes for memory in [layer.memory for layer in self._layers] if memory is not None)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers; there has been a `write`."""
+        return sum(layer.bytes_per_token for layer in self._layers)
+
+    @property
+    def exceeds_limit(self) -> bool:
+        """Whether any layer has memory for more than `max_tokens`."""
+        return max(layer.tokens for layer in self._layers) > self.max_tokens
 
     @property
     def place(self) -> tuple[int, int]:
@@ -57,14 +67,14 @@ class KvSlab:
         return rows == 1 or rows * columns <= self.max_tokens
 
     def reserve(self, rows: int, columns: int, lengths: Sequence[int]) -> None:
-        """Make room, and keep what the present rows hold.
+        """Make room, and keep what the present rows hold. While it grows, one layer at a time has its memory twice.
 
         Args:
             rows, columns: what there must be room for; `fits` is true of them.
             lengths: columns in use of each present row.
 
         Raises:
-            torch.OutOfMemoryError: there is no memory for it; the present rows are intact.
+            torch.OutOfMemoryError, RuntimeError: there is no memory for it; the present rows are intact.
         """
         if rows <= self.rows and columns <= self.columns:
             return
@@ -72,6 +82,8 @@ class KvSlab:
         tokens = max(self._tokens, slab_tokens(rows * wide, self.max_tokens))
         if tokens > self._tokens:
             self._memories += 1
+            if not lengths:
+                self.release()  # nothing to copy, so not twice the memory either
         try:
             for layer in self._layers:
                 layer.arrange(wide, tokens, lengths)
@@ -111,7 +123,8 @@ class KvSlab:
 
     def release(self) -> None:
         """Give its memory back; no row is in use."""
-        self._layers = [_LayerSlab() for _ in self._layers]
+        for layer in self._layers:
+            layer.release()
         self._tokens = 0
         self._memories += 1
 
@@ -125,18 +138,24 @@ class _LayerSlab:
     def __init__(self) -> None:
         self.memory: torch.Tensor | None = None
         self.columns = 0
-        self._tokens = 0
+        self.tokens = 0
         self._heads = self._width = 0
+        self._like: torch.Tensor | None = None  # an empty one, once its keys' dtype and device are known
 
     @property
     def rows(self) -> int:
-        return self._tokens // self.columns if self.columns else 0
+        return self.tokens // self.columns if self.columns else 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 0 if self._like is None else 2 * self._heads * self._width * self._like.itemsize
 
     def make(self, keys: torch.Tensor) -> None:
         """Make its memory for keys like these, once."""
         if self.memory is None:
             _, self._heads, _, self._width = keys.shape
-            self.memory = self._zeros(keys, self._tokens)
+            self._like = keys.new_empty(0)
+            self.memory = self._zeros(self._like, self.tokens)
 
     def view(self, rows: int, columns: int) -> torch.Tensor:
         """[2, rows, heads, columns, width]."""
@@ -148,20 +167,26 @@ class _LayerSlab:
     def arrange(self, columns: int, tokens: int, lengths: Sequence[int]) -> None:
         """Change the shape, and the memory if it is too small; the rows in use keep their columns in use."""
         if self.memory is None:
-            self.columns, self._tokens = columns, tokens
+            # Before the first keys it is not known of what: then it is made with them.
+            self.memory = None if self._like is None else self._zeros(self._like, tokens)
+            self.columns, self.tokens = columns, tokens
             return
-        if (columns, tokens) == (self.columns, self._tokens):
+        if (columns, tokens) == (self.columns, self.tokens):
             return
-        grown = self._zeros(self.memory, tokens) if tokens > self._tokens else None
+        grown = self._zeros(self.memory, tokens) if tokens > self.tokens else None
         held = [self.view(row + 1, length)[:, row].clone() for row, length in enumerate(lengths)]
         if grown is None:
             for row, length in enumerate(lengths):
                 self.view(row + 1, length)[:, row].zero_()
         else:
-            self.memory, self._tokens = grown, tokens
+            self.memory, self.tokens = grown, tokens
         self.columns = columns
         for row, values in enumerate(held):
             self.view(row + 1, values.shape[2])[:, row].copy_(values)
+
+    def release(self) -> None:
+        self.memory = None
+        self.columns = self.tokens = 0
 
     def _zeros(self, like: torch.Tensor, tokens: int) -> torch.Tensor:
         return torch.zeros(2, tokens * self._heads * self._width, dtype=like.dtype, device=like.device)
