@@ -91,11 +91,16 @@ def dimensions(shape: Any) -> tuple[int | str, ...]:
 
 
 class CollectedLog:
-    """Errors and warnings that the library logged while it parsed and built."""
+    """What the library logged while it parsed and built.
+
+    Attributes:
+        layers: the list of a finished plan's kernels, which TensorRT-RTX logs; "" where there was none.
+    """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        self.layers = ""
 
     def reason(self) -> str:
         """The first error: it is the cause, and those after it are usually its consequences."""
@@ -118,6 +123,7 @@ def _logger(base: Any) -> Any:
     """The one logger of the library whose `ILogger` is `base`."""
     # Bound here: the library logs from threads of its own, outside of `using`.
     error, warning = trt.ILogger.Severity.ERROR, trt.ILogger.Severity.WARNING
+    verbose = trt.ILogger.Severity.VERBOSE
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -131,5 +137,8 @@ def _logger(base: Any) -> Any:
             elif severity == warning:
                 for log in list(self.logs):
                     log.warnings.append(message)
+            elif severity == verbose and message.startswith("Layers:"):
+                for log in list(self.logs):
+                    log.layers = message
 
     return Logger()

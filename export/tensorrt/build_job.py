@@ -28,6 +28,7 @@ class BuildRequest:
         buckets: to serve; None for all of the bundle.
         workspace: bytes; None for the target's.
         timing_cache: file; None keeps one beside the plans.
+        report: the kernels of each bucket are listed in a file beside the plan.
     """
 
     target: str
@@ -38,6 +39,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     optimization_level: int | None = None
     strip_weights: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def build_command(bundle: Bundle, request: BuildRequest) -> str:
         words += ["--optimization-level", str(request.optimization_level)]
     if request.strip_weights:
         words.append("--strip-weights")
+    if request.report:
+        words.append("--report")
     return " ".join(words)
 
 
@@ -215,6 +219,8 @@ def build_key(job: BuildJob) -> str:
         "strip_weights": job.request.strip_weights,
         "files": [job.bundle.manifest.file(path).sha256 for path in files],
     }
+    if job.request.report:  # so that a plan which is built again for its report has a name of its own
+        parts["report"] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt import build_engines as engines
 from qwen3vl_edge.export.tensorrt import build_job
-from qwen3vl_edge.export.tensorrt.build_engines import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines, kernel_rows
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, builder_config
 from qwen3vl_edge.export.tensorrt.build_progress import BuildProgress
@@ -109,8 +109,12 @@ def test_every_bucket_in_fp32(workplace: Path, target: str, layout: str) -> None
 )
 def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> None:
     """The very files that ONNX Runtime runs on a CPU; TensorRT-RTX keeps the weights in int8, a copy per profile."""
-    record = build_engines(quantized, BuildRequest(target, precision=precision)).record
+    record = build_engines(quantized, BuildRequest(target, precision=precision, report=True)).record
     check_engine(quantized, record)
+    # Counts of docs/guides/engines.md: with float32 around the products no attention is fused.
+    for row in kernel_rows(quantized, record):
+        assert row["most_a_block"] <= (12 if precision == "int8" else 10), row
+        assert row["fused_attention"] == (0 if precision == "int8" else row["blocks"]), row
     manifest = open_bundle(quantized).manifest
     weights = manifest.file(manifest.precision(precision).weights).bytes
     (plan,) = record.plans
@@ -121,7 +125,10 @@ def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> N
     "target", [pytest.param("desktop-ada", marks=slow), pytest.param("desktop-blackwell", marks=slow), "gb10"]
 )
 def test_every_bucket_in_fp8(quantized: Path, target: str) -> None:
-    check_engine(quantized, build_engines(quantized, BuildRequest(target, precision="fp8")).record)
+    record = build_engines(quantized, BuildRequest(target, precision="fp8", report=True)).record
+    check_engine(quantized, record)
+    for row in kernel_rows(quantized, record):
+        assert (row["most_a_block"], row["fused_attention"]) == (9, row["blocks"])
 
 
 def test_a_target_without_float8_says_so(quantized: Path) -> None:
