@@ -48,6 +48,12 @@ def graph_inputs(
     return feeds | position_inputs(vision, grid) if graph.kind == "dynamic" else feeds
 
 
+def float32_layers(bundle: Bundle, precision: str) -> list[str]:
+    """Layers that the bundle's own set of that precision keeps in float32 (`export/onnx/headroom.py`)."""
+    sets = [item for item in bundle.manifest.precisions if item.precision == precision == "fp16"]
+    return [layer.layer for item in sets for layer in item.headroom if layer.precision == "fp32"]
+
+
 def choose_engine(
     bundle: Bundle, library: str, version: str, gpu: Gpu | None, precision: str | None = None, target: str | None = None
 ) -> EngineRecord:

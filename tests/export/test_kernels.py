@@ -108,7 +108,7 @@ def test_a_report_is_recorded_and_builds_a_plan_again_only_to_be_had(towers: dic
 
 LOG = """Layers:
 Name: __myl_Cast_myl0_0, LayerType: kgen, Inputs: [ { Name: x }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a]
-Name: blocks.0.attn.scores_myl0_1, LayerType: gemm, Inputs: [], StreamId: 0, Metadata: [ONNX Layer: blocks.0.attn.scores]
+Name: blocks.0.attn.scores_myl0_1, LayerType: gemm, Inputs: [], Metadata: [ONNX Layer: blocks.0.attn.scores]
 Name: __myl_MaxrSubExp_myl0_2, LayerType: kgen, Inputs: [], StreamId: 0, Metadata: [ONNX Layer: blocks.0.attn.softmax]
 Name: wait_myl0_3, LayerType: wait, Inputs: [], Outputs: [], StreamId: 0, EventId: 2, Metadata:
 Name: _gemm_mha_v2_myl1_0, LayerType: kgen, Inputs: [], StreamId: 0, Metadata: [ONNX Layer: blocks.0.attn.softmax]
