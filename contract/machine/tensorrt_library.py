@@ -21,7 +21,17 @@ from weakref import WeakSet
 
 from qwen3vl_edge.contract.errors import EngineError
 
-__all__ = ["CollectedLog", "dimensions", "import_library", "installed", "logger_into", "trt", "using"]
+__all__ = [
+    "RTX_BEFORE_BLACKWELL",
+    "CollectedLog",
+    "dimensions",
+    "import_library",
+    "installed",
+    "logger_into",
+    "rtx_takes",
+    "trt",
+    "using",
+]
 
 INSTALL = {
     "tensorrt": "On a Jetson it comes with JetPack; elsewhere: pip install 'qwen3vl-edge[tensorrt]'",
@@ -39,6 +49,16 @@ def import_library(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise EngineError(f"{name} cannot be imported ({error})", field="--target", remedy=INSTALL[name]) from None
+
+
+# What TensorRT-RTX 1.7's builder says of an H200 (9.0): "supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0".
+# 7.5 has a target of its own.
+RTX_BEFORE_BLACKWELL = ("7.5", "8.0", "8.6", "8.9")
+
+
+def rtx_takes(compute_capability: str) -> bool:
+    """Whether TensorRT-RTX builds for and runs on such a GPU ("8.9"): no data-centre GPU after the A100, no Jetson."""
+    return compute_capability in RTX_BEFORE_BLACKWELL or int(compute_capability.split(".")[0]) >= 12
 
 
 _library: ContextVar[str] = ContextVar("tensorrt_library")

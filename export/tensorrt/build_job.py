@@ -14,8 +14,18 @@ from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.trt_plans import LAYOUTS
 from qwen3vl_edge.contract.errors import BucketError, EngineError, InputError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library, installed, trt, using
-from qwen3vl_edge.export.tensorrt.targets import RTX_BEFORE_BLACKWELL, TARGETS, Target, find_target, rtx_takes
+from qwen3vl_edge.contract.machine.tensorrt_library import (
+    RTX_BEFORE_BLACKWELL,
+    import_library,
+    installed,
+    rtx_takes,
+    trt,
+    using,
+)
+from qwen3vl_edge.export.tensorrt.targets import TARGETS, Target, find_target
+
+# What encodes on a GPU for which no engine can be built here.
+WITHOUT_ENGINE = "--backend pytorch --device cuda, or --backend onnxruntime --provider cuda"
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def _library(target: Target, gpu: Gpu | None, command: str) -> str:
                     field="--target",
                     expected=f"compute capability {', '.join(RTX_BEFORE_BLACKWELL)}, 12.0 or later",
                     got=gpu.compute_capability,
-                    remedy="Install tensorrt, or run without an engine: --provider cuda, or --backend pytorch.",
+                    remedy=f"Install tensorrt, or run without an engine: {WITHOUT_ENGINE}.",
                 )
             return name
     import_library("tensorrt")
