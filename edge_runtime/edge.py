@@ -25,6 +25,7 @@ from qwen3vl_edge.contract.pixels.processor_arguments import (
 from qwen3vl_edge.contract.wire.basis import Basis
 from qwen3vl_edge.contract.wire.packing import BASIS_PACKINGS, FROM_FP32, PACKINGS, WIRE_DTYPES
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, Sampling, pack_media
+from qwen3vl_edge.edge_runtime.backends.choice import choose_backend
 from qwen3vl_edge.edge_runtime.backends.proven import proven, untested
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
 from qwen3vl_edge.edge_runtime.bundle_basis import open_basis
@@ -51,7 +52,8 @@ class EdgeOptions:
     """How a device runs.
 
     Attributes:
-        backend: a key of `BACKENDS` in `edge_runtime/backends/registry.py`.
+        backend: a key of `BACKENDS` in `edge_runtime/backends/registry.py`, or "auto": ONNX Runtime on the CPU, and
+            on a GPU machine the fastest that runs there (`edge_runtime/backends/choice.py`).
         backend_options: how it is loaded.
         wire_dtype: "fp16"; "fp32" where the last bit matters (parity runs); a packing ("int8", …), which sends
             fewer bytes and changes the embeddings a little (docs/reference/wire.md); or "auto": fp16, fp32 or bf16
@@ -69,7 +71,7 @@ class EdgeOptions:
         clip_seconds: a key of `CLIP_SECONDS` in `edge_runtime/inputs/clip_reader.py`.
     """
 
-    backend: str = "onnxruntime"
+    backend: str = "auto"
     backend_options: BackendOptions = field(default_factory=BackendOptions)
     wire_dtype: str = "fp16"
     wire_target_s: float = 1.0
@@ -128,6 +130,8 @@ class Edge:
         lean: serves all but cameras; None where the reference preprocesses everything.
         bandwidth: the estimate of that to the server, for `wire_dtype="auto"`.
         basis: whose coefficients are sent, None where the embeddings' rows are sent.
+        options: with the backend that was chosen in place of "auto".
+        backend_reason: why "auto" chose it; empty where it was named, or there is no GPU.
     """
 
     def __init__(
@@ -138,10 +142,12 @@ class Edge:
         lean: LeanProcessor | None,
         bandwidth: BandwidthEstimate | None = None,
         basis: Basis | None = None,
+        backend_reason: str = "",
     ) -> None:
         self.bundle = bundle
         self.options = options
         self.basis = basis
+        self.backend_reason = backend_reason
         self.bandwidth = bandwidth or BandwidthEstimate()
         self.encoder = encoder
         self.lean = lean
@@ -349,6 +355,7 @@ class Edge:
             "input": "patches" if item.input.pixels is None else "uint8",
             **item.decoding,
             **({} if reason is None else {"self_test": reason}),
+            **({"backend_reason": self.backend_reason} if self.backend_reason else {}),
         }
 
 
@@ -378,10 +385,14 @@ def open_edge(
         raise InputError("no such seconds of clips", field="clip_seconds", expected=" or ".join(CLIP_SECONDS))
     opened = open_bundle(bundle)
     basis = open_basis(opened) if options.wire_dtype in BASIS_PACKINGS else None
+    choice = choose_backend(options.backend, opened, options.backend_options)
+    options = replace(options, backend=choice.name, backend_options=choice.options)
     encoder = load_backend(options.backend, opened, options.backend_options)
     if options.backend_options.self_test:
         encoder = proven(encoder, opened, options.backend, options.backend_options)
-    edge = Edge(opened, options, encoder, choose_lean(options.preprocess, opened, encoder), bandwidth, basis)
+    edge = Edge(
+        opened, options, encoder, choose_lean(options.preprocess, opened, encoder), bandwidth, basis, choice.reason
+    )
     if edge.lean is None:
         _ = edge.processor  # loaded now, so that its errors are raised here
     return edge

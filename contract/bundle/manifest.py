@@ -31,7 +31,8 @@ from qwen3vl_edge.contract.formats.dataclass_json import from_json
 from qwen3vl_edge.contract.pixels.policy import ALL_FRAMES, EACH_FRAME, PIXEL_POLICIES, PixelPolicy
 
 SCHEMA_VERSION = 6
-# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `pixels`, `headroom` and `figures`: older ones have none
+# 2 added `engines`, 3 `calibration`, 4 `basis`, 5 `golden`, 6 `pixels`, `headroom`, `figures`, `kernels`; older ones
+# have none of them
 READABLE_SCHEMAS = (1, 2, 3, 4, 5, 6)
 MANIFEST_NAME = "manifest.json"
 GRAPH_KINDS = ("fixed", "dynamic", "image_uint8")

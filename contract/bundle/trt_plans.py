@@ -43,6 +43,7 @@ class PlanRecord:
         buckets: optimization profile i serves `buckets[i]`.
         inputs, outputs: the plan's I/O table; a dimension that differs between profiles is a string.
         layers: file with the engine inspector's JSON, relative to the bundle; None where no GPU could load the plan.
+        kernels: file with the kernels of each bucket, relative to the bundle; None without `build --report`.
     """
 
     path: str
@@ -52,6 +53,7 @@ class PlanRecord:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: str | None = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class EngineRecord:
     @property
     def files(self) -> tuple[str, ...]:
         """Every file of the bundle that belongs to this engine."""
-        return tuple(path for plan in self.plans for path in (plan.path, plan.layers) if path is not None)
+        paths = (path for plan in self.plans for path in (plan.path, plan.layers, plan.kernels))
+        return tuple(path for path in paths if path is not None)
 
     def runs_on(self, compute_capability: str) -> bool:
         """Whether the plans run on a GPU of that compute capability ("8.9")."""

@@ -21,7 +21,17 @@ from weakref import WeakSet
 
 from qwen3vl_edge.contract.errors import EngineError
 
-__all__ = ["CollectedLog", "dimensions", "import_library", "installed", "logger_into", "trt", "using"]
+__all__ = [
+    "RTX_BEFORE_BLACKWELL",
+    "CollectedLog",
+    "dimensions",
+    "import_library",
+    "installed",
+    "logger_into",
+    "rtx_takes",
+    "trt",
+    "using",
+]
 
 INSTALL = {
     "tensorrt": "On a Jetson it comes with JetPack; elsewhere: pip install 'qwen3vl-edge[tensorrt]'",
@@ -39,6 +49,16 @@ def import_library(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise EngineError(f"{name} cannot be imported ({error})", field="--target", remedy=INSTALL[name]) from None
+
+
+# What TensorRT-RTX 1.7's builder says of an H200 (9.0): "supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0".
+# 7.5 has a target of its own.
+RTX_BEFORE_BLACKWELL = ("7.5", "8.0", "8.6", "8.9")
+
+
+def rtx_takes(compute_capability: str) -> bool:
+    """Whether TensorRT-RTX builds for and runs on such a GPU ("8.9"): no data-centre GPU after the A100, no Jetson."""
+    return compute_capability in RTX_BEFORE_BLACKWELL or int(compute_capability.split(".")[0]) >= 12
 
 
 _library: ContextVar[str] = ContextVar("tensorrt_library")
@@ -91,11 +111,16 @@ def dimensions(shape: Any) -> tuple[int | str, ...]:
 
 
 class CollectedLog:
-    """Errors and warnings that the library logged while it parsed and built."""
+    """What the library logged while it parsed and built.
+
+    Attributes:
+        layers: the list of a finished plan's kernels, which TensorRT-RTX logs; "" where there was none.
+    """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        self.layers = ""
 
     def reason(self) -> str:
         """The first error: it is the cause, and those after it are usually its consequences."""
@@ -118,6 +143,7 @@ def _logger(base: Any) -> Any:
     """The one logger of the library whose `ILogger` is `base`."""
     # Bound here: the library logs from threads of its own, outside of `using`.
     error, warning = trt.ILogger.Severity.ERROR, trt.ILogger.Severity.WARNING
+    verbose = trt.ILogger.Severity.VERBOSE
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -131,5 +157,8 @@ def _logger(base: Any) -> Any:
             elif severity == warning:
                 for log in list(self.logs):
                     log.warnings.append(message)
+            elif severity == verbose and message.startswith("Layers:"):
+                for log in list(self.logs):
+                    log.layers = message
 
     return Logger()

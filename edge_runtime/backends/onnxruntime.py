@@ -22,7 +22,7 @@ from qwen3vl_edge.edge_runtime.backends.cuda_provider.one_thread import InGpuThr
 from qwen3vl_edge.edge_runtime.backends.onnx_graphs import GraphSession, OnnxGraphBackend
 from qwen3vl_edge.edge_runtime.backends.providers import find_provider, make_session
 from qwen3vl_edge.edge_runtime.backends.selection import choose_graph, graph_inputs
-from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, EncoderBackend
+from qwen3vl_edge.edge_runtime.encoder.protocol import AUTO_PROVIDER, BackendOptions, EncoderBackend
 
 logger = logging.getLogger("edge")
 CPUINFO = Path("/proc/cpuinfo")
@@ -38,13 +38,14 @@ class OnnxRuntimeBackend(OnnxGraphBackend):
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         super().__init__(bundle, options)
-        find_provider(options.provider)
-        self._provider = options.provider
-        self.name = "onnxruntime" if options.provider == "cpu" else f"onnxruntime-{options.provider}"
+        provider = "cpu" if options.provider == AUTO_PROVIDER else options.provider
+        find_provider(provider)
+        self._provider = provider
+        self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
         self._threads = options.threads
-        self.edits = tuple(USUAL) if options.provider == "cuda" else ()
+        self.edits = tuple(USUAL) if provider == "cuda" else ()
         self._device = "cuda"  # of bound memory
-        if options.provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
+        if provider == "cpu" and PRECISIONS[self.precision].quantized == "int8" and int8_products_saturate():
             logger.warning(
                 "this CPU has no VNNI: int8 products may saturate and embeddings drift further than calibration says; "
                 "use --backend openvino, another precision, or hold it with: qwen3vl-edge parity"
@@ -104,7 +105,7 @@ def load(bundle: Bundle, options: BackendOptions) -> EncoderBackend:
         BundleError: the bundle has no such precision.
     """
     backend = OnnxRuntimeBackend(bundle, options)
-    if options.provider != "cpu":
+    if options.provider not in ("cpu", AUTO_PROVIDER):
         backend.check_provider()
     return backend
 

@@ -16,6 +16,7 @@ from qwen3vl_edge.edge_runtime.backends.proof_store import ProofStore, machine_s
 from qwen3vl_edge.edge_runtime.backends.registry import library_versions, load_backend
 from qwen3vl_edge.edge_runtime.backends.self_test import SelfTest
 from qwen3vl_edge.edge_runtime.encoder.protocol import (
+    AUTO_PROVIDER,
     BackendOptions,
     Embeddings,
     EncoderBackend,
@@ -81,7 +82,8 @@ def proven(
         backend: its name, a key of BACKENDS.
         store: of passed tests; this user's by default.
     """
-    identity = [options.provider, *library_versions(backend), *processor(), *getattr(encoder, "edits", ())]
+    provider = "cpu" if options.provider == AUTO_PROVIDER else options.provider
+    identity = [provider, *library_versions(backend), *processor(), *getattr(encoder, "edits", ())]
     if encoder.name not in CPU_BACKENDS:
         gpu = find_gpu(_gpu_index(encoder.name))
         identity += [] if gpu is None else [str(gpu), gpu.driver]

@@ -22,6 +22,7 @@ from qwen3vl_edge.contract.bundle.torch_encoder import (
     run_torch_encoder,
 )
 from qwen3vl_edge.contract.errors import InputError
+from qwen3vl_edge.edge_runtime.backends.selection import float32_layers
 from qwen3vl_edge.edge_runtime.backends.straight.capture import CpuDevice, CudaDevice, TowerRunner
 from qwen3vl_edge.edge_runtime.backends.straight.compiled_code import (
     compiled_steps,
@@ -150,9 +151,7 @@ def _check_range(bundle: Bundle, precision: str) -> None:
     Raises:
         InputError: it does; names them.
     """
-    sets = [item for item in bundle.manifest.precisions if item.precision == precision == "fp16"]
-    wide = [layer.layer for item in sets for layer in item.headroom if layer.precision == "fp32"]
-    if wide:
+    if wide := float32_layers(bundle, precision):
         raise InputError(
             "backend pytorch has all layers in float16, and the bundle's fp16 set needs float32 for some",
             field="--dtype",

@@ -14,6 +14,7 @@ from qwen3vl_edge.contract.bundle.position_tables import position_inputs
 from qwen3vl_edge.contract.bundle.trt_plans import EngineRecord
 from qwen3vl_edge.contract.errors import BucketError, EngineError
 from qwen3vl_edge.contract.machine.gpu import Gpu
+from qwen3vl_edge.contract.machine.tensorrt_library import rtx_takes
 
 
 def choose_graph(graphs: PrecisionSet, grid: Grid) -> GraphRecord:
@@ -46,6 +47,12 @@ def graph_inputs(
     """The graph's inputs by name: the patches, and the tables of the grid where they are not baked in."""
     feeds: dict[str, NDArray[Any]] = {"pixel_values": pixel_values}
     return feeds | position_inputs(vision, grid) if graph.kind == "dynamic" else feeds
+
+
+def float32_layers(bundle: Bundle, precision: str) -> list[str]:
+    """Layers that the bundle's own set of that precision keeps in float32 (`export/onnx/headroom.py`)."""
+    sets = [item for item in bundle.manifest.precisions if item.precision == precision == "fp16"]
+    return [layer.layer for item in sets for layer in item.headroom if layer.precision == "fp32"]
 
 
 def choose_engine(
@@ -82,6 +89,8 @@ def choose_engine(
     remedy = f"Rebuild it with: {rebuild_command(bundle, candidates[0])}"
     if gpu is None:
         remedy = "Run it on a machine with such a GPU and its driver, or take --backend onnxruntime."
+    elif library == "tensorrt_rtx" and not rtx_takes(gpu.compute_capability):
+        remedy = "Run without an engine: --backend pytorch --device cuda, or --backend onnxruntime --provider cuda."
     raise EngineError(
         f"the engine for {candidates[0].target} cannot run here: {reasons[0]}", field="--backend", remedy=remedy
     )
@@ -93,6 +102,8 @@ def unfit(bundle: Bundle, record: EngineRecord, version: str, gpu: Gpu | None) -
         return f"it was built with {record.library} {record.library_version}, and here is {version}"
     if gpu is None:
         return f"it needs a GPU of compute capability {', '.join(record.compute_capabilities)}, and none was found"
+    if record.library == "tensorrt_rtx" and not rtx_takes(gpu.compute_capability):
+        return f"TensorRT-RTX does not take this GPU, {gpu}"
     if not record.runs_on(gpu.compute_capability):
         return f"it was built for compute capability {', '.join(record.compute_capabilities)}, and here is {gpu}"
     manifest = bundle.manifest

@@ -77,14 +77,17 @@ class DaemonConfig:
         None, "Also listen on this socket, for this machine's users alone.", option="--unix-socket"
     )
     backend: str = setting(
-        "onnxruntime",
-        "Encoder backend: onnxruntime, openvino, openvino-bf16, tensorrt, tensorrt_rtx or pytorch.",
+        "auto",
+        """Encoder backend: onnxruntime, openvino, openvino-bf16, tensorrt, tensorrt_rtx, pytorch, or auto. auto is
+        onnxruntime on the CPU; with a GPU, the first that runs the precision there: an engine built for this GPU,
+        pytorch (with model), onnxruntime on CUDA, onnxruntime on the CPU.""",
         option="--backend",
         reloadable=True,
     )
     provider: str = setting(
-        "cpu",
-        "ONNX Runtime provider: cpu, cuda, tensorrt, nv-tensorrt-rtx or openvino.",
+        "auto",
+        """ONNX Runtime provider: cpu, cuda, tensorrt, nv-tensorrt-rtx or openvino; auto is cpu, unless backend = auto
+        chooses cuda.""",
         option="--provider",
         reloadable=True,
     )

@@ -164,6 +164,8 @@ def run_encoder(backend: EncoderBackend, item: EncoderInput) -> Embeddings:
 
 # The dtype of the `pytorch` backend that follows from the other options.
 AUTO_DTYPE = "auto"
+# The provider that follows from the backend's choice, and is the CPU's where ONNX Runtime was named.
+AUTO_PROVIDER = "auto"
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class BackendOptions:
         device: of the `pytorch` backend: "cpu", "cuda" or "cuda:N".
         dtype: of the `pytorch` backend: "fp32", "fp16" or "bf16"; "auto" for `precision`, and where that is None for
             fp32 on the CPU and the checkpoint's own dtype on a GPU.
-        provider: ONNX Runtime execution provider, such as "cpu" or "cuda".
+        provider: ONNX Runtime execution provider, such as "cpu" or "cuda"; "auto" is the CPU's, and lets
+            `--backend auto` choose another.
         target: which TensorRT engine of the bundle, for the TensorRT backends; None for the first that fits the GPU.
         self_test: `open_edge` lets each graph prove itself on the bundle's golden pairs before it serves.
     """
@@ -185,7 +188,7 @@ class BackendOptions:
     precision: str | None = None
     threads: int = 0
     model: Path | None = None
-    provider: str = "cpu"
+    provider: str = AUTO_PROVIDER
     target: str | None = None
     self_test: bool = True
     device: str = "cpu"

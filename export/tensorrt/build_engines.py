@@ -25,6 +25,7 @@ from qwen3vl_edge.export.tensorrt.build_job import (
 )
 from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, build_plan, layer_report
 from qwen3vl_edge.export.tensorrt.build_progress import run_cancellable, stop_if
+from qwen3vl_edge.export.tensorrt.kernels import KernelReport, kernels_of_inspector, kernels_of_log, read_kernels
 from qwen3vl_edge.export.tensorrt.network import parse_graph
 
 Progress = Callable[[str, float], None]
@@ -59,7 +60,8 @@ def _build(path: Path, request: BuildRequest, progress: Progress, cancelled: thr
     job = plan_build(open_bundle(path), request)
     key = build_key(job)
     existing = _existing(job.bundle.manifest, job)
-    if existing is not None and existing.key == key:
+    with_report = build_key(replace(job, request=replace(request, report=True)))
+    if existing is not None and existing.key in (key, with_report):  # a report too many is no reason to build again
         return BuildResult(existing, skipped=True)
     check_writable(path)
     started = time.perf_counter()
@@ -117,7 +119,7 @@ def _build_plans(
         parsed = parse_graph(job.library, job.bundle.graph_path(graph), graph)
         stop_if(cancelled)
         plan = build_plan(parsed, graph, profiles, settings, report, cancelled)
-        records.append(_write_plan(job, key, graph, buckets, plan, written))
+        records.append(_write_plan(job, key, graph, buckets, plan, written, parsed.log.layers))
     return tuple(records)
 
 
@@ -142,19 +144,28 @@ def _timing_cache(job: BuildJob) -> Path | None:
 
 
 def _write_plan(
-    job: BuildJob, key: str, graph: GraphRecord, buckets: Sequence[Grid], plan: Any, written: list[Path]
+    job: BuildJob,
+    key: str,
+    graph: GraphRecord,
+    buckets: Sequence[Grid],
+    plan: Any,
+    written: list[Path],
+    logged_layers: str,
 ) -> PlanRecord:
     manifest, folder = job.bundle.manifest, job.bundle.path
     name = f"{graph.bucket or job.request.layout}-{key[:12]}"
     file = folder / ENGINE_FOLDER / job.target.name / job.graphs.precision / f"{name}.plan"
     layers = layer_report(job.library, plan)
-    written.append(file)
-    atomic.write_bytes(file, memoryview(plan))
-    report = None
-    if layers is not None:
-        report = file.with_suffix(".layers.json")
-        written.append(report)
-        atomic.write_bytes(report, layers.encode())
+    kernels = _kernels(logged_layers, layers, tuple(map(str, buckets))) if job.request.report else None
+
+    def write(suffix: str, content: bytes | memoryview | None) -> str | None:
+        if content is None:
+            return None
+        written.append(file.with_suffix(suffix))
+        atomic.write_bytes(file.with_suffix(suffix), content)
+        return file.with_suffix(suffix).relative_to(folder).as_posix()
+
+    write(".plan", memoryview(plan))
     return PlanRecord(
         path=file.relative_to(folder).as_posix(),
         graph=graph.path,
@@ -162,8 +173,16 @@ def _write_plan(
         buckets=tuple(str(grid) for grid in buckets),
         inputs=graph.inputs,
         outputs=graph.outputs,
-        layers=None if report is None else report.relative_to(folder).as_posix(),
+        layers=write(".layers.json", None if layers is None else layers.encode()),
+        kernels=write(".kernels.json", None if kernels is None else kernels.to_json().encode()),
     )
+
+
+def _kernels(logged: str, inspected: str | None, buckets: tuple[str, ...]) -> KernelReport | None:
+    """The plan's kernels from the builder's log, else from the inspector; None where neither lists them."""
+    if logged:
+        return KernelReport(kernels_of_log(logged, buckets))
+    return None if inspected is None else KernelReport(kernels_of_inspector(inspected, buckets))
 
 
 def _record(job: BuildJob, record: EngineRecord) -> None:
@@ -177,6 +196,17 @@ def _record(job: BuildJob, record: EngineRecord) -> None:
         change.written = written
 
 
-def engine_json(result: BuildResult) -> dict[str, Any]:
-    """What `build --json` prints."""
-    return asdict(result.record) | {"skipped": result.skipped}
+def engine_json(path: Path, result: BuildResult) -> dict[str, Any]:
+    """What `build --json` prints of a bundle's engine; with counts of kernels where it was built with a report."""
+    rows = kernel_rows(path, result.record)
+    return asdict(result.record) | {"skipped": result.skipped} | ({"kernels": rows} if rows else {})
+
+
+def kernel_rows(path: Path, record: EngineRecord) -> list[dict[str, Any]]:
+    """Counts of kernels for each bucket of an engine; empty where it was built without a report.
+
+    Raises:
+        BundleError: the file of a report is missing or altered.
+    """
+    reports = [read_kernels(path / plan.kernels) for plan in record.plans if plan.kernels is not None]
+    return [bucket.summary() for report in reports for bucket in report.buckets]

@@ -14,8 +14,18 @@ from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.trt_plans import LAYOUTS
 from qwen3vl_edge.contract.errors import BucketError, EngineError, InputError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library, installed, trt, using
-from qwen3vl_edge.export.tensorrt.targets import RTX_BEFORE_BLACKWELL, TARGETS, Target, find_target, rtx_takes
+from qwen3vl_edge.contract.machine.tensorrt_library import (
+    RTX_BEFORE_BLACKWELL,
+    import_library,
+    installed,
+    rtx_takes,
+    trt,
+    using,
+)
+from qwen3vl_edge.export.tensorrt.targets import TARGETS, Target, find_target
+
+# What encodes on a GPU for which no engine can be built here.
+WITHOUT_ENGINE = "--backend pytorch --device cuda, or --backend onnxruntime --provider cuda"
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class BuildRequest:
         buckets: to serve; None for all of the bundle.
         workspace: bytes; None for the target's.
         timing_cache: file; None keeps one beside the plans.
+        report: the kernels of each bucket are listed in a file beside the plan.
     """
 
     target: str
@@ -38,6 +49,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     optimization_level: int | None = None
     strip_weights: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def _library(target: Target, gpu: Gpu | None, command: str) -> str:
                     field="--target",
                     expected=f"compute capability {', '.join(RTX_BEFORE_BLACKWELL)}, 12.0 or later",
                     got=gpu.compute_capability,
-                    remedy="Install tensorrt, or run without an engine: --provider cuda, or --backend pytorch.",
+                    remedy=f"Install tensorrt, or run without an engine: {WITHOUT_ENGINE}.",
                 )
             return name
     import_library("tensorrt")
@@ -140,6 +152,8 @@ def build_command(bundle: Bundle, request: BuildRequest) -> str:
         words += ["--optimization-level", str(request.optimization_level)]
     if request.strip_weights:
         words.append("--strip-weights")
+    if request.report:
+        words.append("--report")
     return " ".join(words)
 
 
@@ -215,6 +229,8 @@ def build_key(job: BuildJob) -> str:
         "strip_weights": job.request.strip_weights,
         "files": [job.bundle.manifest.file(path).sha256 for path in files],
     }
+    if job.request.report:  # so that a plan which is built again for its report has a name of its own
+        parts["report"] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

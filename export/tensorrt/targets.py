@@ -78,16 +78,6 @@ TARGETS: dict[str, Target] = {
 }
 
 
-# What TensorRT-RTX 1.7's builder says of an H200 (9.0): "supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0".
-# 7.5 has a target of its own.
-RTX_BEFORE_BLACKWELL = ("7.5", "8.0", "8.6", "8.9")
-
-
-def rtx_takes(compute_capability: str) -> bool:
-    """Whether TensorRT-RTX builds for such a GPU, as "8.9": no data-centre GPU after the A100, and no Jetson."""
-    return compute_capability in RTX_BEFORE_BLACKWELL or int(compute_capability.split(".")[0]) >= 12
-
-
 def find_target(name: str) -> Target:
     """The target of that name.
 

@@ -16,14 +16,13 @@ from qwen3vl_edge.contract.bundle.distance import distance
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.machine.gpu import find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import installed
+from qwen3vl_edge.contract.machine.tensorrt_library import installed, rtx_takes
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions, Embeddings, EncoderBackend, PixelBackend
 from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
-from qwen3vl_edge.export.tensorrt.targets import rtx_takes
 from qwen3vl_edge.tools.dev.random_checkpoint import TINY_VISION, encoder_checkpoint
 from qwen3vl_edge.tools.dev.train_reference.heldout import mixed_prompts
 from qwen3vl_edge.tools.parity.end_to_end import compare_prompts, open_both

@@ -26,17 +26,23 @@ def test_cli_builds_and_inspects(fresh: Path) -> None:
         "128x128,96x128",
         "--workspace",
         "512MiB",
+        "--report",
     ]
     done = run_process(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["plans"][0]["buckets"] == ["1x8x8", "1x6x8"]
     assert record["skipped"] is False
+    (plan,), counts = record["plans"], record["kernels"]
+    assert [row["bucket"] for row in counts] == plan["buckets"]
+    assert all(row["fused_attention"] == row["blocks"] == 6 for row in counts)
     again = run_process(*arguments)
     assert "nothing changed" in again.stdout
     shown = run_process("inspect", str(fresh))
     assert shown.returncode == 0, shown.stderr
     assert "rtx-portable" in shown.stdout
+    assert "Kernels of rtx-portable fp16" in shown.stdout
+    assert "6 of 6" in shown.stdout
     assert json.loads(run_process("inspect", str(fresh), "--json").stdout)["engines"][0]["target"] == "rtx-portable"
 
 

@@ -18,20 +18,22 @@ from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.trt_plans import ENGINE_FOLDER, EngineRecord
 from qwen3vl_edge.contract.errors import ContractError, EngineError
 from qwen3vl_edge.contract.machine.gpu import Gpu, find_gpu
-from qwen3vl_edge.contract.machine.tensorrt_library import import_library
+from qwen3vl_edge.contract.machine.tensorrt_library import import_library, rtx_takes
 from qwen3vl_edge.edge_runtime.backends.registry import load_backend
 from qwen3vl_edge.edge_runtime.backends.selection import choose_engine, unfit
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
 from qwen3vl_edge.export.tensorrt import build_engines as engines
 from qwen3vl_edge.export.tensorrt import build_job
-from qwen3vl_edge.export.tensorrt.build_engines import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines, kernel_rows
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.export.tensorrt.build_plan import PlanSettings, bucket_shapes, builder_config
 from qwen3vl_edge.export.tensorrt.build_progress import BuildProgress
 from qwen3vl_edge.export.tensorrt.network import check_tensors, parse_graph
-from qwen3vl_edge.export.tensorrt.targets import TARGETS, rtx_takes
+from qwen3vl_edge.export.tensorrt.targets import TARGETS
+from tests.edge_runtime import test_gpu
 
 ADA = Gpu("RTX 4090", "8.9", 24 << 30, "13.0")
+HOPPER = Gpu("H200", "9.0", 141 << 30, "13.0")
 slow = pytest.mark.slow  # the rest of a table whose ends are built every time
 AHEAD = [name for name, target in TARGETS.items() if target.ahead_of_time]
 no_gpu = pytest.mark.skipif(find_gpu() is not None, reason="says what happens on a machine without a GPU")
@@ -109,8 +111,12 @@ def test_every_bucket_in_fp32(workplace: Path, target: str, layout: str) -> None
 )
 def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> None:
     """The very files that ONNX Runtime runs on a CPU; TensorRT-RTX keeps the weights in int8, a copy per profile."""
-    record = build_engines(quantized, BuildRequest(target, precision=precision)).record
+    record = build_engines(quantized, BuildRequest(target, precision=precision, report=True)).record
     check_engine(quantized, record)
+    # Counts of docs/guides/engines.md: with float32 around the products no attention is fused.
+    for row in kernel_rows(quantized, record):
+        assert row["most_a_block"] <= (12 if precision == "int8" else 10), row
+        assert row["fused_attention"] == (0 if precision == "int8" else row["blocks"]), row
     manifest = open_bundle(quantized).manifest
     weights = manifest.file(manifest.precision(precision).weights).bytes
     (plan,) = record.plans
@@ -121,7 +127,10 @@ def test_every_bucket_in_int8(quantized: Path, target: str, precision: str) -> N
     "target", [pytest.param("desktop-ada", marks=slow), pytest.param("desktop-blackwell", marks=slow), "gb10"]
 )
 def test_every_bucket_in_fp8(quantized: Path, target: str) -> None:
-    check_engine(quantized, build_engines(quantized, BuildRequest(target, precision="fp8")).record)
+    record = build_engines(quantized, BuildRequest(target, precision="fp8", report=True)).record
+    check_engine(quantized, record)
+    for row in kernel_rows(quantized, record):
+        assert (row["most_a_block"], row["fused_attention"]) == (9, row["blocks"])
 
 
 def test_a_target_without_float8_says_so(quantized: Path) -> None:
@@ -363,9 +372,30 @@ def test_loading_without_a_gpu_says_so(ada: Bundle) -> None:
 def test_a_gpu_that_tensorrt_rtx_does_not_take_is_refused_before_the_build(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hopper = Gpu("H200", "9.0", 141 << 30, "13.0")
-    monkeypatch.setattr(build_job, "find_gpu", lambda: hopper)
+    monkeypatch.setattr(build_job, "find_gpu", lambda: HOPPER)
     monkeypatch.setattr(build_job, "installed", lambda name: name == "tensorrt_rtx")
-    with pytest.raises(EngineError, match=r"does not take this GPU, H200.*12\.0 or later.*--provider cuda"):
+    with pytest.raises(
+        EngineError,
+        match=r"does not take this GPU, H200.*12\.0 or later.*--backend pytorch --device cuda, .*--provider cuda",
+    ):
         build_engines(workplace, BuildRequest("this-gpu"))
     assert [rtx_takes(name) for name in ("8.6", "8.7", "9.0", "10.0", "12.1")] == [True, False, False, False, True]
+
+
+def test_nor_is_a_portable_engine_run_there(ada: Bundle) -> None:
+    """By its number 9.0 is later than 8.0, and the library has no kernels for it."""
+    record = replace(ada.manifest.engines[0], compute_capabilities=("8.0+",))
+    portable = replace(ada, manifest=replace(ada.manifest, engines=(record,)))
+    version = record.library_version
+    assert choose_engine(portable, "tensorrt_rtx", version, ADA) == record
+    with pytest.raises(EngineError, match=r"does not take this GPU, H200.*--device cuda.*--provider cuda"):
+        choose_engine(portable, "tensorrt_rtx", version, HOPPER)
+
+
+def test_tests_of_engines_are_skipped_there_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_gpu, "installed", lambda name: True)
+    monkeypatch.setattr(test_gpu, "GPU", HOPPER)
+    assert str(test_gpu.why_not("tensorrt_rtx")).startswith("TensorRT-RTX does not take this GPU: H200")
+    assert test_gpu.why_not("tensorrt") is None
+    monkeypatch.setattr(test_gpu, "GPU", ADA)
+    assert test_gpu.why_not("tensorrt_rtx") is None

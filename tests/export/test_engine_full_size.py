@@ -10,7 +10,7 @@ import pytest
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.contract.machine.tensorrt_library import installed
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.export.tensorrt.build_engines import build_engines
+from qwen3vl_edge.export.tensorrt.build_engines import build_engines, kernel_rows
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.tools.dev.bench.engines import forget_engines
 from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
@@ -36,7 +36,11 @@ def test_a_full_size_tower_is_built_for_every_level(size: str, tmp_path: Path) -
     shutil.rmtree(tmp_path / "model")
     for target in ("desktop-ampere", "desktop-ada", "desktop-blackwell", "desktop-rtx", "rtx-portable"):
         for precision in ("fp32", "fp16"):
-            (plan,) = build_engines(bundle, BuildRequest(target, precision=precision)).record.plans
+            record = build_engines(bundle, BuildRequest(target, precision=precision, report=True)).record
+            for row in kernel_rows(bundle, record) if precision == "fp16" else []:
+                assert row["fused_attention"] == row["blocks"] == TOWERS[size]["depth"], row
+                assert row["most_a_block"] <= 8, row
+            (plan,) = record.plans
             manifest = open_bundle(bundle, verify=False).manifest
             graph = next(item for item in manifest.precision(precision).graphs if item.path == plan.graph)
             assert (plan.inputs, plan.outputs) == (graph.inputs, graph.outputs)

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,8 @@ from qwen3vl_edge.tools.cli.options import JsonOption
 from qwen3vl_edge.tools.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from qwen3vl_edge.contract.bundle.grid import Grid
     from qwen3vl_edge.contract.bundle.manifest import Manifest
     from qwen3vl_edge.export.tensorrt.build_engines import BuildResult
@@ -36,6 +38,9 @@ def build(
         int | None, typer.Option(min=0, max=5, help="0 fastest build, 5 best engine.")
     ] = None,
     strip_weights: Annotated[bool, typer.Option(help="Plans without weights, refitted when loaded.")] = False,
+    report: Annotated[
+        bool, typer.Option(help="List each plan's kernels beside it: how many a block, which attention is fused.")
+    ] = False,
     list_targets: Annotated[bool, typer.Option("--list", help="Show the targets and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,6 +63,7 @@ def build(
         timing_cache=timing_cache,
         optimization_level=optimization_level,
         strip_weights=strip_weights,
+        report=report,
         buckets=parse_buckets(open_bundle(bundle, verify=False).manifest, buckets, video),
         workspace=parse_size(workspace) if workspace else None,
     )
@@ -68,9 +74,9 @@ def build(
         sys.stderr.write("qwen3vl-edge: interrupted; the bundle is unchanged\n")
         raise SystemExit(130) from None
     if as_json:
-        sys.stdout.write(json.dumps(engine_json(result), indent=1) + "\n")
+        sys.stdout.write(json.dumps(engine_json(bundle, result), indent=1) + "\n")
     else:
-        _print(bundle, result)
+        _print(bundle, result, report)
 
 
 def parse_buckets(manifest: Manifest, images: str, video: str) -> tuple[Grid, ...] | None:
@@ -126,9 +132,35 @@ def print_targets(as_json: bool) -> None:
     Console().print(table)
 
 
-def _print(bundle: Path, result: BuildResult) -> None:
+def kernel_table(rows: list[dict[str, Any]], title: str = "Kernels") -> Table:
+    """Counts of kernels, a row for each bucket, as `kernel_rows` gives them."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("bucket", "kernels", "a block", "fused attention", "products", "moves", "softmax", "other"):
+        table.add_column(name, justify="left" if name in ("bucket", "fused attention") else "right")
+    for row in rows:
+        fewest, most = row["fewest_a_block"], row["most_a_block"]
+        table.add_row(
+            row["bucket"],
+            str(row["kernels"]),
+            str(most) if fewest == most else f"{fewest} to {most}",
+            f"{row['fused_attention']} of {row['blocks']}",
+            *(str(row[kind]) for kind in ("product", "movement", "softmax", "other")),
+        )
+    return table
+
+
+def _print(bundle: Path, result: BuildResult, report: bool) -> None:
+    """Print the engine.
+
+    Args:
+        report: was asked for.
+    """
     from rich.console import Console
     from rich.table import Table
+
+    from qwen3vl_edge.export.tensorrt.build_engines import kernel_rows
 
     record = result.record
     console = Console()
@@ -138,6 +170,11 @@ def _print(bundle: Path, result: BuildResult) -> None:
     for plan in record.plans:
         table.add_row(plan.path, ", ".join(plan.buckets), f"{(bundle / plan.path).stat().st_size:,}")
     console.print(table)
+    rows = kernel_rows(bundle, record)
+    if rows:
+        console.print(kernel_table(rows))
+    elif report:
+        console.print(f"no kernels listed: {record.library} shows them only where a GPU can load the plan")
     capabilities = ", ".join(record.compute_capabilities)
     console.print(
         f"{record.library} {record.library_version} for compute capability {capabilities}, {record.precision}"

@@ -116,8 +116,11 @@ def print_pixels(pixels: PixelPolicy, note: str = "") -> None:
 
 
 def print_engines(bundle: Bundle, console: Console) -> None:
-    """A table of the engines built so far, or the command that builds one."""
+    """A table of the engines built so far, or the command that builds one; kernels where a report was built."""
     from rich.table import Table
+
+    from qwen3vl_edge.export.tensorrt.build_engines import kernel_rows
+    from qwen3vl_edge.tools.cli.build import kernel_table
 
     if not bundle.manifest.engines:
         console.print(f"no engines; build some with: qwen3vl-edge build {bundle.path} --target … (--list shows them)")
@@ -128,6 +131,9 @@ def print_engines(bundle: Bundle, console: Console) -> None:
     for engine in bundle.manifest.engines:
         table.add_row(*_engine_cells(bundle, engine))
     console.print(table)
+    for engine in bundle.manifest.engines:
+        if rows := kernel_rows(bundle.path, engine):
+            console.print(kernel_table(rows, f"Kernels of {engine.target} {engine.precision}"))
 
 
 def _engine_cells(bundle: Bundle, engine: EngineRecord) -> tuple[str, ...]:

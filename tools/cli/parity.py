@@ -40,7 +40,7 @@ def parity(
         Path | None, typer.Option(help="JSON lines with `messages`; questions about the pictures.")
     ] = None,
     backend: BackendOption = "onnxruntime",
-    provider: ProviderOption = "cpu",
+    provider: ProviderOption = "auto",
     target: TargetOption = None,
     precision: PrecisionOption = None,
     device: DeviceOption = "cpu",
@@ -109,7 +109,7 @@ def _other_options(
     backend_options = replace(
         options.backend_options,
         precision=precision,
-        provider=provider or "cpu",
+        provider=provider or "auto",
         target=target,
         device="cpu",
         dtype="auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def run_parity(request: ParityRequest, progress: Progress) -> Findings:
         pictures = {} if request.dump else pictures_of(request.images)
         questions = read_prompts(request.prompts) if request.prompts else prompts_about(pictures) if pictures else []
         candidate = open_candidate(request, pictures, stack, progress)
+        request = as_chosen(request, candidate)
         gate = _gate(request, candidate, candidate.precision)
         other = open_against(request, candidate.bundle, stack)
         reference = open_reference(request.model, candidate.bundle)
@@ -121,6 +122,16 @@ def open_candidate(request: ParityRequest, pictures: dict[str, Any], stack: Exit
         return open_dump_candidate(request.dump, request.bundle)
     return open_backend_candidate(
         request.bundle, request.options, pictures, stack, lambda bucket: progress(f"encoder, bucket {bucket}")
+    )
+
+
+def as_chosen(request: ParityRequest, candidate: Candidate) -> ParityRequest:
+    """The request with the backend that the candidate has, where `--backend auto` left it open; any precision."""
+    if candidate.edge is None:
+        return request
+    chosen, precision = candidate.edge.options, request.options.backend_options.precision
+    return replace(
+        request, options=replace(chosen, backend_options=replace(chosen.backend_options, precision=precision))
     )
 
 

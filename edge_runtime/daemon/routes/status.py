@@ -84,6 +84,7 @@ def _describe(pipeline: EncodePipeline) -> dict[str, Any]:
     return {
         "model_hash": edge.bundle.manifest.model.model_hash,
         "backend": edge.encoder.name,
+        **({"backend_reason": edge.backend_reason} if edge.backend_reason else {}),
         "precision": edge.encoder.precision,
         "buckets": [str(grid) for grid in edge.encoder.serves.buckets],
         "any_size": edge.encoder.serves.dynamic,

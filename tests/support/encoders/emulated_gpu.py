@@ -134,7 +134,7 @@ class EmulatedLibrary:
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
 
     class ILogger:
-        Severity = SimpleNamespace(ERROR=1, WARNING=2)
+        Severity = SimpleNamespace(ERROR=1, WARNING=2, VERBOSE=4)
 
     def __init__(self, bundle: Bundle, cuda: EmulatedCuda, version: str) -> None:
         self.bundle, self.cuda, self.__version__ = bundle, cuda, version

@@ -14,7 +14,7 @@ from qwen3vl_edge.tools.parity.layers.sources import layers_of, no_layers
 from qwen3vl_edge.tools.parity.layers.torch_layers import TorchLayers
 from qwen3vl_edge.tools.parity.limits import limits_of
 from qwen3vl_edge.tools.parity.pictures import pictures_of
-from qwen3vl_edge.tools.parity.run import ParityRequest, open_against, open_candidate, open_reference
+from qwen3vl_edge.tools.parity.run import ParityRequest, as_chosen, open_against, open_candidate, open_reference
 from qwen3vl_edge.tools.parity.sets import Skipped, opened_set, other_precisions
 
 Progress = Callable[[str], None]
@@ -50,6 +50,7 @@ def search(request: ParityRequest, tolerance: float | None, progress: Progress) 
     with ExitStack() as stack:
         pictures = {} if request.dump else pictures_of(request.images)
         candidate = open_candidate(request, pictures, stack, progress)
+        request = as_chosen(request, candidate)
         other = open_against(request, candidate.bundle, stack)
         reference = open_reference(request.model, candidate.bundle)
         stack.callback(reference.close)
