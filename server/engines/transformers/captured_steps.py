@@ -53,12 +53,13 @@ class CapturedSteps:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def run(self, key: Key, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, key: Key, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> torch.Tensor:
         """The step's result; valid until the next call.
 
         Args:
             key: which memory the step works on, then its sizes.
-            step: computes without a change of anything that a second call would see.
+            step: counts once for each call of `run`.
+            trial: calls the step in such a way that it does not count.
         """
         if self.failed is not None:
             return step()
@@ -68,7 +69,7 @@ class CapturedSteps:
         held = self._graphs.get(key)
         if held is None:
             try:
-                held = self._capture(step)
+                held = self._capture(step, trial)
             except torch.OutOfMemoryError:
                 logger.warning("no memory to capture a decode step of %s: it runs uncaptured", key)
                 return step()
@@ -83,11 +84,11 @@ class CapturedSteps:
         held.graph.replay()
         return held.logits
 
-    def _capture(self, step: Callable[[], torch.Tensor]) -> _Captured:
+    def _capture(self, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> _Captured:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            step()  # libraries make their workspaces at the first call, which a capture does not allow
+            trial()  # libraries make their workspaces at the first call, which a capture does not allow
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads use CUDA too, for requests that come in.

@@ -20,7 +20,7 @@ from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.between_layers import between_layers
 from qwen3vl_edge.server.engines.transformers.captured_steps import captured_steps
 from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, tokens_of
 from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.pace import Pace
@@ -211,7 +211,7 @@ class Scheduler:
     def _prefill(self, found: list[tuple[Sequence, Layers | None]]) -> list[Prefilled]:
         requests = [sequence.request for sequence, _ in found]
         sequence, held = found[0]
-        reused = sequence.reused_tokens = 0 if held is None else held[0][0].shape[2]
+        reused = sequence.reused_tokens = 0 if held is None else tokens_of(held)
         self.reused_tokens += reused
         tokens = sum(request.input_ids.size for request in requests) - reused
         self._in_between = self._pace.is_long(tokens) and self._well_filled
@@ -305,8 +305,9 @@ class Scheduler:
 
     def _keep(self, index: int) -> None:
         sequence = self.batch.rows[index].sequence
+        answer = sequence.ids[: self.batch.computed(index) - sequence.request.input_ids.size]
         try:
-            self.prefixes.keep(sequence.request, sequence.ids, sequence.client, lambda: self.batch.layers(index))
+            self.prefixes.keep(sequence.request, answer, sequence.client, lambda: self.batch.layers(index))
         except (torch.OutOfMemoryError, MemoryError):
             self.prefixes.clear()
 
