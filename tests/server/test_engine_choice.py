@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import tomllib
 
-from qwen3vl_edge.contract.bundle.checkpoint import MODEL_TYPES
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.machine.gpu import gpu_is_present
+from qwen3vl_edge.contract.model_types import MODEL_TYPES
 from qwen3vl_edge.server.engines.choice import (
     TRANSFORMERS_RELEASE,
     VLLM_MODEL_TYPES,
