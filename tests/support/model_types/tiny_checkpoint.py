@@ -116,6 +116,9 @@ def tiny_checkpoint(model_type: str) -> Path:
     for name, value in model.model.visual.named_parameters():  # as trained: a lost bias or norm must show
         if value.ndim == 1:
             torch.nn.init.normal_(value, mean=float(".norm" in name and name.endswith("weight")), std=0.2)
+    for name, value in model.model.language_model.named_parameters():  # as trained: states last, from 2 to 60 tokens
+        if name.endswith("A_log"):
+            torch.nn.init.uniform_(value, -4.5, -1.0)
     end, pad = words.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [end, pad], pad
     model.save_pretrained(folder)
