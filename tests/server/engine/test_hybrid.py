@@ -20,6 +20,7 @@ from qwen3vl_edge.server.engines.protocol import Generation
 from qwen3vl_edge.server.engines.transformers import scheduler
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import RecurrentStates, layers_bytes
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.engines.transformers.pace import Pace
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled, prefill, prefill_together
@@ -117,15 +118,121 @@ def mixed_requests(kind: str, count: int, seed: int) -> list[GenerateRequest]:
     ]
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_tokens_in_a_batch_equal_those_alone(kind: str, called: CalledSteps) -> None:
-    """Padded rows and a trial of each size are part of it; `capture=False` runs the very rows."""
-    requests = mixed_requests(kind, 40, 3)
+@pytest.mark.parametrize(("kind", "count"), [("qwen3_5", 40), ("qwen3_5_moe", 20)])
+def test_tokens_in_a_batch_equal_those_alone(kind: str, count: int, called: CalledSteps) -> None:
+    """Rows that join, move and leave, padded rows, and a trial of each size are part of it."""
+    requests = mixed_requests(kind, count, 3)
     with running(kind, max_batch=1, capture=False) as engine:
         expected = finish([engine.submit(item) for item in requests])
-    for capture in (False, True):
-        with running(kind, max_batch=7, capture=capture) as engine:
-            assert finish([engine.submit(item) for item in requests]) == expected
-            stats = engine.stats()
-            assert stats.step_rows / stats.steps > 3  # they did share steps
+    with running(kind, max_batch=7) as engine:
+        assert finish([engine.submit(item) for item in requests]) == expected
+        stats = engine.stats()
+        assert stats.step_rows / stats.steps > 3  # they did share steps
     assert {key[2] for key in called.keys} >= {4, 7}
+
+
+def test_who_leaves_and_answers_between_layers_change_nobody_elses(
+    called: CalledSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is due before every layer, prompts come in pieces, and clients leave in the middle."""
+    monkeypatch.setattr(Pace, "due", True)
+    monkeypatch.setattr(Pace, "piece", 7)
+    monkeypatch.setattr(Pace, "is_long", lambda *_: True)
+    names = CASE_NAMES * 2
+    with running("qwen3_5", max_batch=4) as engine:
+        expected = finish([engine.submit(request_of("qwen3_5", name, 25)) for name in CASE_NAMES]) * 2
+        generations = []
+        for index, name in enumerate(names):
+            leaving = threading.Event()
+            longer = request_of("qwen3_5", name, 200)
+            left = engine.submit(longer, lambda _, leaving=leaving: leaving.set())
+            generations.append(engine.submit(request_of("qwen3_5", name, 25)))
+            if index % 2:
+                leaving.wait(10)
+            left.cancel()
+        assert finish(generations) == expected
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
+def test_numbers_that_overflow_reach_no_other_request(called: CalledSteps, value: float) -> None:
+    """They end in the states of their row, which others use later."""
+    good = request_of("qwen3_5", "one image", 20)
+    media = replace(good.media[0], embeds=np.full_like(good.media[0].embeds, value, np.float32))
+    hostile = replace(good, media=(media,), sampling=Sampling(max_new_tokens=200))
+    with running("qwen3_5", max_batch=4) as engine:
+        expected = engine.submit(good).future.result(20).generated_ids
+        entered = threading.Event()
+        left = engine.submit(hostile, lambda _: entered.set())
+        assert entered.wait(20)
+        beside = [engine.submit(good) for _ in range(3)]
+        assert finish(beside) == [expected] * 3
+        left.cancel()
+        assert finish([engine.submit(good) for _ in range(4)]) == [expected] * 4
+        group = prefill_together([hostile, good], engine.loaded)
+        close(group[1], prefill(good, engine.loaded))
+
+
+def next_turn(request: GenerateRequest, answer: tuple[int, ...], more: GenerateRequest) -> GenerateRequest:
+    """The conversation so far, the answer, and another question with its own media."""
+    ids = np.concatenate([request.input_ids, np.array(answer, dtype=np.int64), more.input_ids])
+    return replace(request, input_ids=ids, media=(*request.media, *more.media))
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["at once", "one step later"])
+def test_the_next_turn_continues_the_states_of_the_last(called: CalledSteps, ahead: bool) -> None:
+    """With a step ahead of the host, the states have read the token that ended the answer, and count it."""
+    kind, ended = "qwen3_5", 0
+    options: dict[str, Any] = {"capture": ahead, "prefix_bytes": 2**24}
+    with running(kind, **options) as cached, running(kind, capture=False) as plain:
+        for name in CASE_NAMES:
+            one, other = request_of(kind, name), request_of(kind, "one image")
+            usual = plain.generate(one).generated_ids
+            end = next(token for index, token in enumerate(usual) if index >= 3 and token not in usual[:index])
+            for engine in (cached, plain):
+                object.__setattr__(engine.loaded, "end_ids", (end,))
+            answer = cached.generate(one).generated_ids
+            assert answer == usual[: usual.index(end) + 1]
+            ended += len(answer) < TOKENS
+            until(lambda: cached.stats().running == 0)
+            turn = next_turn(one, answer, other)
+            found, expected = cached.generate(turn), plain.generate(turn)
+            assert found.generated_ids == expected.generated_ids
+            in_states = len(answer) - (0 if ahead and len(answer) < TOKENS else 1)
+            assert found.reused_tokens == one.input_ids.size + in_states
+            until(lambda: cached.stats().running == 0)
+            third = next_turn(turn, found.generated_ids, other)
+            again = cached.generate(third)
+            assert again.generated_ids == plain.generate(third).generated_ids
+            assert again.reused_tokens > turn.input_ids.size
+            for engine in (cached, plain):
+                object.__setattr__(engine.loaded, "end_ids", ())
+    assert ended > 3
+
+
+def test_states_of_more_than_the_common_prefix_are_not_used() -> None:
+    kind = "qwen3_5"
+    request = request_of(kind, "multi-turn")
+    with running(kind, prefix_bytes=2**24) as engine, running(kind) as plain:
+        answer = engine.generate(request).generated_ids
+        other = (*answer[:-2], answer[-2] + 1, answer[-1])
+        media = (request.media[0], replace(request.media[1], embeds=request.media[1].embeds + 0.25, hash=None))
+        turn = next_turn(request, answer, request_of(kind, "text only"))
+        for changed in (
+            request,
+            next_turn(request, answer[:5], request_of(kind, "text only")),
+            next_turn(request, other, request_of(kind, "text only")),
+            replace(turn, media=media),
+        ):
+            found = engine.generate(changed)
+            assert found.reused_tokens == 0
+            assert found.generated_ids == plain.generate(changed).generated_ids
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_bytes_of_tokens_and_states_are_what_a_prefill_makes(kind: str) -> None:
+    loaded, request = load(kind), request_of(kind, "clip")
+    layers = prefill(request, loaded).layers
+    assert {index for index, layer in enumerate(layers) if isinstance(layer, RecurrentStates)} == {0, 1, 2}
+    assert layers_bytes([layers[3]]) == request.input_ids.size * loaded.kv_bytes_per_token
+    assert layers_bytes(layers[:3]) == loaded.state_bytes
+    assert 0 <= loaded.state_tokens * loaded.kv_bytes_per_token - loaded.state_bytes < loaded.kv_bytes_per_token
