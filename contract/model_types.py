@@ -43,6 +43,9 @@ class ModelType:
         recurrent: some layers of the language model keep a recurrent state in place of keys and values
             (Gated DeltaNet).
         visual_prefixes: what the names of the encoder's tensors start with.
+        tokenizer: transformers' class of its tokenizer.
+        tokenizer_named: whether tokenizer_config.json may name another class; where it may not, transformers builds
+            `tokenizer` whatever the file says (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
         processor: transformers' class that turns messages and media into token ids and patches.
         image_processor, video_processor: and the classes of its parts.
     """
@@ -52,6 +55,8 @@ class ModelType:
     token_defaults: Mapping[str, int]
     language_model: str
     recurrent: bool = False
+    tokenizer: str = "Qwen2Tokenizer"
+    tokenizer_named: bool = True
     visual_prefixes: tuple[str, ...] = ("model.visual.", "visual.")
     processor: str = "Qwen3VLProcessor"
     image_processor: str = "Qwen2VLImageProcessor"
@@ -97,8 +102,21 @@ _ROWS = (
     ModelType("qwen3_vl", (8, 16, 24), _QWEN3_VL, "Qwen3VLForConditionalGeneration"),
     ModelType("qwen3_vl_moe", (8, 16, 24), _QWEN3_VL, "Qwen3VLMoeForConditionalGeneration"),
     # Qwen3.6 and later generations are published under these two.
-    ModelType("qwen3_5", None, _QWEN3_5, "Qwen3_5ForConditionalGeneration", recurrent=True),
-    ModelType("qwen3_5_moe", None, _QWEN3_5, "Qwen3_5MoeForConditionalGeneration", recurrent=True),
+    *(
+        ModelType(
+            name,
+            None,
+            _QWEN3_5,
+            language_model,
+            recurrent=True,
+            tokenizer="Qwen3_5Tokenizer",
+            tokenizer_named=False,
+        )
+        for name, language_model in (
+            ("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+            ("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
+        )
+    ),
 )
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in _ROWS}
 

@@ -17,7 +17,7 @@ from qwen3vl_edge.contract.bundle import processor_files
 from qwen3vl_edge.contract.bundle.checkpoint_tensor import FLOAT_DTYPES, CheckpointTensor, to_float32
 from qwen3vl_edge.contract.bundle.tokenizer_identity import tokenizer_identity
 from qwen3vl_edge.contract.errors import ModelMismatchError
-from qwen3vl_edge.contract.model_types import model_type, vision_config
+from qwen3vl_edge.contract.model_types import ModelType, model_type, vision_config
 
 PREFIX = "v2-"
 _VISION_ALIASES = {"num_heads": "num_attention_heads", "depth": "num_hidden_layers"}  # transformers' attribute_map
@@ -45,12 +45,13 @@ def model_hash(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ch
         CheckpointError: a file is malformed.
     """
     digest = hashlib.sha256(b"qwen3vl-edge model 2\n")
+    kind = model_type(config, str(folder))
     template = processor_files.chat_template(folder)
     digest.update(
         _canonical(
             {
-                "config": _config(config),
-                "tokenizer": tokenizer_identity(folder),
+                "config": _config(config, kind),
+                "tokenizer": tokenizer_identity(folder, kind),
                 "chat_template": None if template is None else _as_rendered(template),
                 "image": _normalization(processor_files.image_normalization(folder)),
                 "video": _normalization(processor_files.video_normalization(folder)),
@@ -82,8 +83,8 @@ def model_mismatch(
     return ModelMismatchError(message, field=field, expected=expected, got=str(got)[:80], remedy=remedy)
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    kind, vision = model_type(config, "the checkpoint"), vision_config(config)
+def _config(config: Mapping[str, Any], kind: ModelType) -> dict[str, Any]:
+    vision = vision_config(config)
     values: dict[str, Any] = {"model_type": kind.name}
     for name, default in kind.token_defaults.items():
         values[name] = config.get(name, default)

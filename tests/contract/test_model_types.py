@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
+from qwen3vl_edge.contract.bundle.tokenizer_identity import SPLITS, tokenizer_class, tokenizer_identity
 from qwen3vl_edge.contract.errors import CheckpointError
 from qwen3vl_edge.contract.model_types import MODEL_TYPES, ModelType
-from tests.support.model_types.tiny_checkpoint import oracle_of
+from tests.support.model_types.tiny_checkpoint import oracle_of, tiny_checkpoint
 from tests.support.server_checkpoint import build_case
 
 rows = pytest.mark.parametrize("row", MODEL_TYPES.values(), ids=lambda row: row.name)
@@ -44,6 +46,30 @@ def test_classes_are_those_of_transformers(row: ModelType) -> None:
     assert len(mergers) == len(row.deepstack or ())
     kinds = getattr(config.text_config, "layer_types", None) or []
     assert ("linear_attention" in kinds) == row.recurrent
+
+
+@rows
+@pytest.mark.parametrize(
+    "named", [None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "Qwen3_5Tokenizer", "TokenizersBackend"]
+)
+def test_the_tokenizer_is_the_one_that_transformers_builds(row: ModelType, named: str | None, tmp_path: Path) -> None:
+    for file in tiny_checkpoint(row.name).iterdir():
+        if file.suffix == ".json":
+            shutil.copy(file, tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": named}
+    file.write_text(json.dumps(config))
+    built = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(built).__name__ == tokenizer_class(config, row)
+    identity = tokenizer_identity(tmp_path, row)
+    assert identity is not None
+    steps = json.loads(built.backend_tokenizer.to_str())["pre_tokenizer"]
+    split = SPLITS.get(type(built).__name__)
+    if split is not None:
+        assert steps["pretokenizers"][0]["pattern"]["Regex"] == split
+        assert identity["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] == split
+    else:
+        assert identity["pre_tokenizer"]["type"] == steps["type"]
 
 
 def write_config(folder: Path, **values: Any) -> str:

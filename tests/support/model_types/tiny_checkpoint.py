@@ -17,7 +17,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    PreTrainedTokenizerFast,
+    AutoTokenizer,
     Qwen2VLImageProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -122,11 +122,13 @@ def tiny_checkpoint(model_type: str) -> Path:
     end, pad = words.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [end, pad], pad
     model.save_pretrained(folder)
-    save_processor(folder, words)
+    words.save_pretrained(folder)
+    # As transformers builds it for this type, so that the file splits text in the same way.
+    save_processor(folder, AutoTokenizer.from_pretrained(folder))
     return folder
 
 
-def save_processor(folder: Path, words: PreTrainedTokenizerFast) -> None:
+def save_processor(folder: Path, words: Any) -> None:
     """The type's processor, with small pixel limits."""
     limits = {"shortest_edge": 4096, "longest_edge": 256 * 256}
     half = [0.5, 0.5, 0.5]
@@ -144,4 +146,4 @@ def oracle_of(model_type: str) -> Oracle:
     folder = tiny_checkpoint(model_type)
     kind = getattr(transformers, MODEL_TYPES[model_type].language_model)
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    return Oracle(open_checkpoint(str(folder)), model, PreTrainedTokenizerFast.from_pretrained(folder))
+    return Oracle(open_checkpoint(str(folder)), model, AutoTokenizer.from_pretrained(folder))
