@@ -67,6 +67,13 @@ def test_a_model_type_that_vllm_is_not_adapted_to_keeps_transformers() -> None:
     assert set(VLLM_MODEL_TYPES) <= set(MODEL_TYPES)
 
 
+@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - set(VLLM_MODEL_TYPES)))
+def test_vllm_for_a_model_type_that_it_does_not_serve_is_refused(model_type: str) -> None:
+    with pytest.raises(InputError, match=f"got vllm with {model_type}"):
+        choose(WHOLE, True, model_type, engine="vllm")
+    assert choose(None, False, model_type, engine="transformers").name == "transformers"
+
+
 @pytest.mark.parametrize(
     "settings", [{"tensor_parallel": 4}, {"max_model_len": 512}, {"vllm_args": {"block_size": 32}}]
 )
