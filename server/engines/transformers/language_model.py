@@ -29,7 +29,8 @@ from qwen3vl_edge.server.engines.checkpoint_config import end_ids_of, load_token
 from qwen3vl_edge.server.options import ServerOptions
 
 _VISUAL_KEYS = [r"(^|\.)visual\."]
-_DRAFT_KEYS = [r"^mtp.*"]  # Qwen3.5's layers for several tokens at once, which transformers does not have
+# Without Qwen3.5's layers for several tokens at once too, which transformers does not have.
+_HYBRID_KEYS = [*_VISUAL_KEYS, r"^mtp.*"]
 _STATE_BYTES = 4  # of a value of a recurrent state: Gated DeltaNet computes it in float32 in every dtype
 
 
@@ -73,13 +74,13 @@ class MoeLanguageModel(_WithoutEncoder, Qwen3VLMoeForConditionalGeneration):  # 
 class HybridLanguageModel(_WithoutEncoder, Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
     """`Qwen3_5ForConditionalGeneration` without the encoder's parameters."""
 
-    _keys_to_ignore_on_load_unexpected = [*_VISUAL_KEYS, *_DRAFT_KEYS]
+    _keys_to_ignore_on_load_unexpected = _HYBRID_KEYS
 
 
 class HybridMoeLanguageModel(_WithoutEncoder, Qwen3_5MoeForConditionalGeneration):  # type: ignore[misc]
     """`Qwen3_5MoeForConditionalGeneration` without the encoder's parameters."""
 
-    _keys_to_ignore_on_load_unexpected = [*_VISUAL_KEYS, *_DRAFT_KEYS]
+    _keys_to_ignore_on_load_unexpected = _HYBRID_KEYS
 
 
 _CLASSES: dict[str, Any] = {

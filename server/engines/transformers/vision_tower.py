@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class VisionTower:
-    """The model type's vision encoder on the language model's device and in its dtype, and the checkpoint's image processor."""
+    """The vision encoder on the language model's device and in its dtype, and the checkpoint's image processor."""
 
     def __init__(self, encoder: Any, processor: Any, policy: PixelPolicy) -> None:
         self._encoder = encoder
@@ -73,10 +73,7 @@ class VisionTower:
             pixels = inputs["pixel_values"].to(device=parameter.device, dtype=parameter.dtype)
             output = self._encoder(pixels, grid_thw=grids.to(parameter.device))
             dtype = torch.float16 if parameter.dtype == torch.float16 else torch.float32
-            embeds, *levels = (
-                array.to(device="cpu", dtype=dtype).numpy()
-                for array in encoder_tensors(output)
-            )
+            embeds, *levels = (array.to(device="cpu", dtype=dtype).numpy() for array in encoder_tensors(output))
         return MediaEmbeddings("image", grid, embeds, tuple(levels))
 
     def _patches(self, image: Image, height: int, width: int, policy: PixelPolicy, given: Mapping[str, Any]) -> Any:

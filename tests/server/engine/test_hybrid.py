@@ -1,4 +1,4 @@
-"""Qwen3.5's language model, whose recurrent layers keep states: the unsplit model's answers, whatever runs beside them."""
+"""Qwen3.5's language model, whose recurrent layers keep states: the unsplit model's answers, whatever runs beside."""
 
 from __future__ import annotations
 

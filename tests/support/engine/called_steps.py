@@ -19,9 +19,7 @@ class CalledSteps:
     def __init__(self) -> None:
         self.keys: list[tuple[int, ...]] = []
 
-    def run(
-        self, key: tuple[int, ...], step: Callable[[], torch.Tensor], trial: Callable[[], object]
-    ) -> torch.Tensor:
+    def run(self, key: tuple[int, ...], step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> torch.Tensor:
         """The step's result."""
         if key not in self.keys:
             trial()

@@ -74,7 +74,5 @@ class StepStates(LinearAttentionLayer):  # type: ignore[misc]
 def step_cache(views: Layers, ends: torch.Tensor) -> Cache:
     """The cache of one decode step over these views."""
     return Cache(
-        layers=[
-            StepStates(layer) if isinstance(layer, RecurrentStates) else StepLayer(*layer, ends) for layer in views
-        ]
+        layers=[StepStates(layer) if isinstance(layer, RecurrentStates) else StepLayer(*layer, ends) for layer in views]
     )
