@@ -305,7 +305,10 @@ class Scheduler:
 
     def _keep(self, index: int) -> None:
         sequence = self.batch.rows[index].sequence
-        answer = sequence.ids[: self.batch.computed(index) - sequence.request.input_ids.size]
+        length = self.batch.computed(index) - sequence.request.input_ids.size
+        answer = sequence.ids[:length]
+        if len(answer) < length:
+            return  # states of tokens that the host has not read are of no prefix that it knows
         try:
             self.prefixes.keep(sequence.request, answer, sequence.client, lambda: self.batch.layers(index))
         except (torch.OutOfMemoryError, MemoryError):
