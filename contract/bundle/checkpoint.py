@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ from qwen3vl_edge.contract.bundle.model_hash import model_hash
 from qwen3vl_edge.contract.bundle.processor_files import read_json_object
 from qwen3vl_edge.contract.errors import CheckpointError, WireError
 from qwen3vl_edge.contract.formats.safetensors_layout import Layout, header_length, parse_header
+from qwen3vl_edge.contract.model_types import ModelType, model_type, vision_config
 
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+DEEPSTACK_MERGERS = "deepstack_merger_list."
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-VISUAL_PREFIXES = ("model.visual.", "visual.")
 # Files that the device needs to turn messages into token ids and pixels into patches.
 PROCESSOR_FILES = (
     "config.json",
@@ -36,7 +36,7 @@ PROCESSOR_FILES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local folder with `config.json` and safetensors shards of a Qwen3-VL model, dense or MoE."""
+    """A local folder with `config.json` and safetensors shards of a model of contract/model_types.py."""
 
     path: Path
     name: str
@@ -46,17 +46,29 @@ class Checkpoint:
         """`config.json` as written.
 
         Raises:
-            CheckpointError: missing, unreadable, or not a Qwen3-VL.
+            CheckpointError: missing, unreadable, or of a model type that is not supported.
         """
         config = read_json_object(self.path / "config.json")
-        if config.get("model_type") not in MODEL_TYPES:
-            raise CheckpointError(
-                f"{self.path} is not a Qwen3-VL checkpoint",
-                field="model_type",
-                expected=" or ".join(MODEL_TYPES),
-                got=config.get("model_type"),
-            )
+        model_type(config, str(self.path))
         return config
+
+    @property
+    def model_type(self) -> ModelType:
+        """What a checkpoint of this type is made of.
+
+        Raises:
+            CheckpointError: as `config`.
+        """
+        return model_type(self.config, str(self.path))
+
+    @cached_property
+    def deepstack_layers(self) -> tuple[int, ...]:
+        """The encoder's layers with a DeepStack level, as config.json says; none for types without DeepStack.
+
+        Raises:
+            CheckpointError: as `config`, or the layers are named where the type has none, or malformed.
+        """
+        return self.model_type.deepstack_layers(vision_config(self.config))
 
     @cached_property
     def shards(self) -> tuple[Path, ...]:
@@ -64,8 +76,7 @@ class Checkpoint:
         index = self.path / INDEX_FILE
         # As transformers: a single file is read, whatever an index beside it says that an earlier save left behind.
         if index.exists() and not (self.path / SINGLE_FILE).is_file():
-            weight_map = read_json_object(index).get("weight_map", {})
-            names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
+            names = _visual_shards(read_json_object(index).get("weight_map", {}), self.model_type)
         else:
             names = [SINGLE_FILE]
         for name in names:
@@ -80,17 +91,20 @@ class Checkpoint:
         """Tensors of the encoder by name without prefix (`"blocks.0.attn.qkv.weight"`), in name order.
 
         Raises:
-            CheckpointError: a shard is truncated or malformed, or has no encoder tensors.
+            CheckpointError: a shard is truncated or malformed, has no encoder tensors, or others of DeepStack than
+                config.json says.
         """
+        prefixes = self.model_type.visual_prefixes
         tensors: dict[str, CheckpointTensor] = {}
         for shard in self.shards:
             layout = read_layout(shard)
             for name, entry in layout.tensors.items():
-                prefix = next((prefix for prefix in VISUAL_PREFIXES if name.startswith(prefix)), None)
+                prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
                 if prefix is not None:
                     tensors[name.removeprefix(prefix)] = CheckpointTensor(shard, entry, layout.data_start)
         if not tensors:
             raise CheckpointError(f"{self.path} has no visual.* tensors", field=str(self.path))
+        _check_deepstack(self.deepstack_layers, tensors, self.path)
         return dict(sorted(tensors.items()))
 
     @cached_property
@@ -105,6 +119,23 @@ class Checkpoint:
     def processor_files(self) -> list[Path]:
         """The processor's files that this checkpoint has."""
         return [self.path / name for name in PROCESSOR_FILES if (self.path / name).is_file()]
+
+
+def _check_deepstack(layers: tuple[int, ...], tensors: Iterable[str], path: Path) -> None:
+    """Refuse DeepStack in config.json without its weights, and the reverse: answers would differ silently."""
+    mergers = {name.split(".")[1] for name in tensors if name.startswith(DEEPSTACK_MERGERS)}
+    if len(mergers) != len(layers):
+        raise CheckpointError(
+            f"config.json of {path} and its weights do not agree on DeepStack",
+            field="deepstack_visual_indexes",
+            expected=f"{len(layers)} DeepStack mergers, for config.json names the layers {list(layers)}",
+            got=f"{len(mergers)} in the weights",
+            remedy="Take config.json and weights of one checkpoint.",
+        )
+
+
+def _visual_shards(weight_map: Mapping[str, str], kind: ModelType) -> list[str]:
+    return sorted({shard for name, shard in weight_map.items() if name.startswith(kind.visual_prefixes)})
 
 
 def read_layout(shard: Path) -> Layout:
@@ -167,9 +198,9 @@ def _from_hub(model: str, patterns: Iterable[str] | None) -> Path:
         folder = Path(snapshot_download(model, allow_patterns=[*PROCESSOR_FILES, "*.index.json", SINGLE_FILE]))
         if (folder / SINGLE_FILE).is_file() or not (folder / INDEX_FILE).is_file():
             return folder
-        weight_map = read_json_object(folder / INDEX_FILE)["weight_map"]
-        names = sorted({shard for name, shard in weight_map.items() if name.startswith(VISUAL_PREFIXES)})
-        processor = [path.name for path in Checkpoint(folder, model).processor_files()]
+        checkpoint = Checkpoint(folder, model)
+        names = _visual_shards(read_json_object(folder / INDEX_FILE)["weight_map"], checkpoint.model_type)
+        processor = [path.name for path in checkpoint.processor_files()]
         return Path(snapshot_download(model, allow_patterns=[*processor, *names]))
     except CheckpointError:
         raise

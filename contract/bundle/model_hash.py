@@ -16,31 +16,10 @@ from typing import Any
 from qwen3vl_edge.contract.bundle import processor_files
 from qwen3vl_edge.contract.bundle.checkpoint_tensor import FLOAT_DTYPES, CheckpointTensor, to_float32
 from qwen3vl_edge.contract.bundle.tokenizer_identity import tokenizer_identity
-from qwen3vl_edge.contract.errors import CheckpointError, ModelMismatchError
+from qwen3vl_edge.contract.errors import ModelMismatchError
+from qwen3vl_edge.contract.model_types import ModelType, model_type, vision_config
 
 PREFIX = "v2-"
-# Defaults of transformers' `Qwen3VLVisionConfig`, `Qwen3VLConfig` and their MoE twins: what one generation of
-# transformers writes, another leaves out.
-VISION_DEFAULTS: dict[str, Any] = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "hidden_act": "gelu_pytorch_tanh",
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "in_channels": 3,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "out_hidden_size": 3584,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
-TOKEN_DEFAULTS = {
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-}
 _VISION_ALIASES = {"num_heads": "num_attention_heads", "depth": "num_hidden_layers"}  # transformers' attribute_map
 _ROPE_THETA = 10000.0
 _RUNS, _RUN = 4, 16  # values of a tensor that are hashed: so many runs, from its first value to its last
@@ -66,12 +45,13 @@ def model_hash(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ch
         CheckpointError: a file is malformed.
     """
     digest = hashlib.sha256(b"qwen3vl-edge model 2\n")
+    kind = model_type(config, str(folder))
     template = processor_files.chat_template(folder)
     digest.update(
         _canonical(
             {
-                "config": _config(config),
-                "tokenizer": tokenizer_identity(folder),
+                "config": _config(config, kind),
+                "tokenizer": tokenizer_identity(folder, kind),
                 "chat_template": None if template is None else _as_rendered(template),
                 "image": _normalization(processor_files.image_normalization(folder)),
                 "video": _normalization(processor_files.video_normalization(folder)),
@@ -103,16 +83,12 @@ def model_mismatch(
     return ModelMismatchError(message, field=field, expected=expected, got=str(got)[:80], remedy=remedy)
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    vision = config.get("vision_config") or {}
-    if not isinstance(vision, dict):
-        raise CheckpointError(
-            "config.json has no object in vision_config", field="vision_config", got=repr(vision)[:60]
-        )
-    values: dict[str, Any] = {"model_type": config.get("model_type")}
-    for name, default in TOKEN_DEFAULTS.items():
+def _config(config: Mapping[str, Any], kind: ModelType) -> dict[str, Any]:
+    vision = vision_config(config)
+    values: dict[str, Any] = {"model_type": kind.name}
+    for name, default in kind.token_defaults.items():
         values[name] = config.get(name, default)
-    for name, default in VISION_DEFAULTS.items():
+    for name, default in kind.vision_defaults.items():
         values[f"vision.{name}"] = vision.get(name, vision.get(_VISION_ALIASES.get(name, name), default))
     rope = vision.get("rope_parameters") or vision.get("rope_scaling") or {}
     theta = rope.get("rope_theta", vision.get("rope_theta", _ROPE_THETA)) if isinstance(rope, dict) else rope

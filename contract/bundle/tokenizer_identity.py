@@ -1,8 +1,8 @@
 """What of a checkpoint's tokenizer files determines token ids, in a form that does not depend on who saved them.
 
-transformers 5 builds a `Qwen2Tokenizer` from vocabulary, merges and added tokens alone, whatever else tokenizer.json
-says (`convert_to_native_format`), and writes another tokenizer.json than it read. `TokenizersBackend` takes the file as
-it is.
+transformers 5 builds a `Qwen2Tokenizer` or `Qwen3_5Tokenizer` from vocabulary, merges and added tokens alone, whatever
+else tokenizer.json says (`convert_to_native_format`), and writes another tokenizer.json than it read.
+`TokenizersBackend` takes the file as it is. Which class it is depends on the model's type too (`AutoTokenizer`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from typing import Any
 
 from qwen3vl_edge.contract.bundle.processor_files import TOKENIZER_CONFIG, read_json_object
 from qwen3vl_edge.contract.errors import CheckpointError
+from qwen3vl_edge.contract.model_types import ModelType
 
-QWEN2 = "Qwen2Tokenizer"
-# How `Qwen2Tokenizer` of transformers splits text, regardless of tokenizer.json.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# How these classes of transformers split text, regardless of tokenizer.json; both normalize to NFC before.
+SPLITS = {
+    "Qwen2Tokenizer": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "Qwen3_5Tokenizer": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
 _BPE_DEFAULTS: dict[str, Any] = {
     "type": "BPE",
     "dropout": None,
@@ -31,9 +38,10 @@ _BPE_DEFAULTS: dict[str, Any] = {
 _ADDED_FLAGS = ("single_word", "lstrip", "rstrip")
 
 
-def is_qwen2(config: dict[str, Any]) -> bool:
-    """Whether transformers builds a `Qwen2Tokenizer`: by name, or by the model's type where no class is named."""
-    return str(config.get("tokenizer_class") or QWEN2).removesuffix("Fast") == QWEN2
+def tokenizer_class(config: dict[str, Any], kind: ModelType) -> str:
+    """The class that transformers builds: as tokenizer_config.json names it, or else of the model's type."""
+    named = config.get("tokenizer_class") if kind.tokenizer_named else None
+    return str(named or kind.tokenizer).removesuffix("Fast")
 
 
 def extra_tokens(config: dict[str, Any]) -> list[Any]:
@@ -42,7 +50,7 @@ def extra_tokens(config: dict[str, Any]) -> list[Any]:
     return list(extra.values() if isinstance(extra, dict) else extra)
 
 
-def tokenizer_identity(folder: Path) -> dict[str, Any] | None:
+def tokenizer_identity(folder: Path, kind: ModelType) -> dict[str, Any] | None:
     """Everything that token ids depend on, as JSON values; None where the folder has no tokenizer.
 
     Vocabulary and added tokens with their ids and the flags that matter to encoding, merges, normalization, splitting,
@@ -57,11 +65,11 @@ def tokenizer_identity(folder: Path) -> dict[str, Any] | None:
         document = read_json_object(file)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         document = {"model": {"vocab": read_json_object(folder / "vocab.json"), "merges": _merges_file(folder)}}
-        config = {**config, "tokenizer_class": QWEN2}
+        config = {**config, "tokenizer_class": kind.tokenizer}
     else:
         return None
     try:
-        return _identity(document, config)
+        return _identity(document, config, SPLITS.get(tokenizer_class(config, kind)))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the tokenizer of {folder} has an unknown form ({type(error).__name__}: {str(error)[:80]})",
@@ -69,16 +77,16 @@ def tokenizer_identity(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def _identity(document: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _identity(document: dict[str, Any], config: dict[str, Any], built_split: str | None) -> dict[str, Any]:
     model = dict(document["model"])
     added = _added_tokens(document, config)
     vocabulary, merges = model.pop("vocab", {}), model.pop("merges", [])
     if isinstance(vocabulary, dict):
         vocabulary = sorted((token, int(number)) for token, number in vocabulary.items() if token not in added)
-    if is_qwen2(config):
+    if built_split is not None:
         settings = _BPE_DEFAULTS
         normalizer: Any = {"type": "NFC"}
-        split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+        split = {"type": "Split", "pattern": {"Regex": built_split}, "behavior": "Isolated", "invert": False}
         space = bool(config.get("add_prefix_space"))
         pre_tokenizer: Any = {
             "type": "Sequence",

@@ -23,7 +23,7 @@ TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def load_torch_encoder(
     checkpoint: Checkpoint, *, dtype: Any = None, device: Any = "cpu", attention: str | None = None
 ) -> Any:
-    """`Qwen3VLVisionModel` with the checkpoint's visual weights, in eval mode.
+    """The model type's encoder (`Qwen3VLVisionModel`, or its like) with the checkpoint's weights, in eval mode.
 
     Reads the visual tensors alone, one at a time and each converted before the next, so that the encoder of a 235B
     checkpoint needs no more memory than a 2B's.
@@ -64,7 +64,12 @@ def run_torch_encoder(encoder: Any, grid: Grid, pixel_values: NDArray[np.float32
 
     with torch.inference_mode():
         output = encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
-    return [output.pooler_output.numpy(), *(level.numpy() for level in output.deepstack_features)]
+    return [tensor.numpy() for tensor in encoder_tensors(output)]
+
+
+def encoder_tensors(output: Any) -> list[Any]:
+    """Of what transformers' encoder returns: embeds, then the DeepStack levels; the latter not of every model type."""
+    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
 
 
 def read_visual_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:

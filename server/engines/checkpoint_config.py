@@ -24,7 +24,7 @@ def model_shape(checkpoint: Checkpoint) -> ModelShape:
         return ModelShape(
             model_hash=checkpoint.model_hash,
             hidden_size=int(text["hidden_size"]),
-            deepstack_levels=len(vision["deepstack_visual_indexes"]),
+            deepstack_levels=len(checkpoint.deepstack_layers),
             merge_size=int(vision["spatial_merge_size"]),
             vocab_size=int(text["vocab_size"]),
             image_token_id=int(config["image_token_id"]),
@@ -32,7 +32,7 @@ def model_shape(checkpoint: Checkpoint) -> ModelShape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} lacks a key of Qwen3-VL, or has a wrong type",
+            f"{checkpoint.path / 'config.json'} lacks a key of its model type, or has a wrong type",
             field="config.json",
             got=repr(error),
         ) from None

@@ -106,8 +106,17 @@ def choose_engine(
         vllm, gpu: what this machine has; called only while still undecided.
 
     Raises:
-        InputError: a setting that only vLLM reads is given, and vLLM is not chosen.
+        InputError: a setting that only vLLM reads is given, and vLLM is not chosen; or vLLM is asked for, and its
+            engine does not serve this model type.
     """
+    if options.engine == VLLM and model_type not in VLLM_MODEL_TYPES:
+        raise InputError(
+            "the vLLM engine does not serve this model type",
+            field="--engine",
+            expected=f"vllm with {' or '.join(VLLM_MODEL_TYPES)}",
+            got=f"vllm with {model_type}",
+            remedy="Use --engine transformers.",
+        )
     if options.engine == VLLM:
         return EngineChoice(VLLM, f"--engine {VLLM}")
     if options.engine == TRANSFORMERS:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import tomllib
 
-from qwen3vl_edge.contract.bundle.checkpoint import MODEL_TYPES
 from qwen3vl_edge.contract.errors import InputError
 from qwen3vl_edge.contract.machine.gpu import gpu_is_present
+from qwen3vl_edge.contract.model_types import MODEL_TYPES
 from qwen3vl_edge.server.engines.choice import (
     TRANSFORMERS_RELEASE,
     VLLM_MODEL_TYPES,
@@ -74,6 +74,13 @@ def test_a_model_type_that_vllm_is_not_adapted_to_keeps_transformers() -> None:
         "transformers", "auto: the vLLM engine does not serve qwen9_vl"
     )
     assert set(VLLM_MODEL_TYPES) <= set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - set(VLLM_MODEL_TYPES)))
+def test_vllm_for_a_model_type_that_it_does_not_serve_is_refused(model_type: str) -> None:
+    with pytest.raises(InputError, match=f"got vllm with {model_type}"):
+        choose(WHOLE, True, model_type, engine="vllm")
+    assert choose(None, False, model_type, engine="transformers").name == "transformers"
 
 
 @pytest.mark.parametrize(

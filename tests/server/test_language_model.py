@@ -180,9 +180,9 @@ def test_weight_of_another_shape_is_refused(copy: Path) -> None:
 def test_config_without_a_key_is_refused(copy: Path) -> None:
     file = copy / "config.json"
     config = json.loads(file.read_text())
-    del config["vision_config"]["deepstack_visual_indexes"]
+    del config["text_config"]["vocab_size"]
     file.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="deepstack_visual_indexes"):
+    with pytest.raises(CheckpointError, match="vocab_size"):
         load(copy)
 
 

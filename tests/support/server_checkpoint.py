@@ -60,16 +60,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-@cache
-def make_checkpoint(moe: bool = False, head_dim: int = 16) -> Path:
-    """Write a random checkpoint, once per process; its weights are large enough for pictures to matter."""
-    torch.manual_seed(11 if moe else 7)
-    scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-tiny-"))
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    folder = scratch / ("tiny-moe" if moe else "tiny-dense")
-    words = tokenizer()
-    text: dict[str, Any] = {
-        "vocab_size": len(words),
+def build_text(vocabulary: int, head_dim: int = 16) -> dict[str, Any]:
+    """`text_config` of a tiny dense model, with weights large enough for pictures to matter."""
+    return {
+        "vocab_size": vocabulary,
         "hidden_size": HIDDEN,
         "intermediate_size": 96,
         "num_hidden_layers": 4,
@@ -86,6 +80,17 @@ def make_checkpoint(moe: bool = False, head_dim: int = 16) -> Path:
         "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }
+
+
+@cache
+def make_checkpoint(moe: bool = False, head_dim: int = 16) -> Path:
+    """Write a random checkpoint, once per process; its weights are large enough for pictures to matter."""
+    torch.manual_seed(11 if moe else 7)
+    scratch = Path(tempfile.mkdtemp(prefix="qwen3vl-tiny-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    folder = scratch / ("tiny-moe" if moe else "tiny-dense")
+    words = tokenizer()
+    text = build_text(len(words), head_dim)
     if moe:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
     ids = {
@@ -134,7 +139,8 @@ class Oracle:
         encode = self.model.get_image_features if kind == "image" else self.model.get_video_features
         with torch.no_grad():
             output = encode(pixels, torch.tensor([grid.as_list()]))
-        deepstack = tuple(level[0].numpy().astype(dtype) for level in output.deepstack_features)
+        levels = getattr(output, "deepstack_features", None) or ()  # not of an encoder without DeepStack
+        deepstack = tuple(level[0].numpy().astype(dtype) for level in levels)
         return MediaEmbeddings(kind, grid, output.pooler_output[0].numpy().astype(dtype), deepstack), pixels
 
     def ids(self, *parts: str | Grid | tuple[str, Grid]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -214,6 +220,11 @@ def make_case(
     name: str, moe: bool = False, dtype: str = "float32", max_new_tokens: int = 12, head_dim: int = 16
 ) -> Case:
     """One of `CASE_NAMES` as a request with the oracle's embeddings."""
+    return build_case(oracle(moe, head_dim), name, dtype, max_new_tokens)
+
+
+def build_case(source: Oracle, name: str, dtype: str = "float32", max_new_tokens: int = 12) -> Case:
+    """As `make_case`, for any oracle."""
     wide, tall, clip = Grid(1, 4, 6), Grid(1, 6, 4), Grid(3, 4, 4)
     user, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     layouts: dict[str, tuple[Any, ...]] = {
@@ -225,7 +236,6 @@ def make_case(
         "text only": (user, "What is in the picture? 한국어", end),
         "multi-turn": (user, wide, "What?", end, "A red circle", "<|im_end|>\n", user, tall, "And here?", end),
     }
-    source = oracle(moe, head_dim)
     parts = layouts[name]
     media = []
     for index, part in enumerate(parts):

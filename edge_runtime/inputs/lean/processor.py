@@ -30,8 +30,9 @@ from qwen3vl_edge.contract.bundle.processor_files import (
     video_normalization,
     video_processor_config,
 )
-from qwen3vl_edge.contract.bundle.tokenizer_identity import QWEN2_SPLIT, extra_tokens, is_qwen2
+from qwen3vl_edge.contract.bundle.tokenizer_identity import SPLITS, extra_tokens, tokenizer_class
 from qwen3vl_edge.contract.errors import BundleError, CheckpointError, InputError
+from qwen3vl_edge.contract.model_types import MODEL_TYPES, ModelType
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
@@ -103,7 +104,10 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
 
     folder, manifest = bundle.processor_path, bundle.manifest
     _check_images(folder, manifest.vision)
-    _check_tokenizer(folder)
+    kind = MODEL_TYPES.get(manifest.model.model_type)
+    if kind is None:
+        raise _not_lean(folder, f"its model type {manifest.model.model_type} is not of this release")
+    _check_tokenizer(folder, kind)
     try:
         template = ChatTemplate(_template(folder))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -325,17 +329,19 @@ def _check_images(folder: Path, vision: VisionSpec) -> None:
         raise _not_lean(folder, f"its image processor's {', '.join(wrong)} is not supported by lean preprocessing")
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path, kind: ModelType) -> None:
     """Compare the files with what transformers would build from them."""
     config, tokenizer = _read(folder / TOKENIZER_CONFIG), _read(folder / "tokenizer.json")
-    plain = config.get("tokenizer_class") in PLAIN_TOKENIZERS
+    name = tokenizer_class(config, kind)
+    plain = kind.tokenizer_named and config.get("tokenizer_class") in PLAIN_TOKENIZERS
+    built_split = SPLITS.get(name)
     options = ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
-    if not (plain or is_qwen2(config)) or any(config.get(name) for name in options):
-        raise _not_lean(folder, "its tokenizer is not Qwen2Tokenizer, or has an option of its own")
+    if not (plain or built_split) or any(config.get(name) for name in options):
+        raise _not_lean(folder, f"its tokenizer is not {' or '.join(SPLITS)}, or has an option of its own")
     steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
     split = steps[0].get("pattern", {}).get("Regex") if steps else None
-    if not plain and (split != QWEN2_SPLIT or (tokenizer.get("normalizer") or {}).get("type") != "NFC"):
-        raise _not_lean(folder, "tokenizer.json splits text in another way than Qwen2Tokenizer")
+    if built_split and (split != built_split or (tokenizer.get("normalizer") or {}).get("type") != "NFC"):
+        raise _not_lean(folder, f"tokenizer.json splits text in another way than {name}")
     token_ids = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
     added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
     named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]

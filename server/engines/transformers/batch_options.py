@@ -14,7 +14,7 @@ class BatchOptions:
         max_queue_per_client: waiting requests of one client; None for no limit per client.
         max_batch: requests that generate at once.
         max_batch_tokens: limit of their prompt and answer tokens together, padding included, which bounds the KV cache;
-            a single request may exceed it.
+            a request's states count as the tokens whose keys and values take as many bytes; a single one may exceed it.
         max_seconds: seconds after which a generation fails, not counting the wait in the queue.
         stall_s: seconds of one step after which the engine counts as stuck and rejects requests.
         prefix_bytes: size of the prefix cache; 0 disables it.

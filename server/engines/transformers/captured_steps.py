@@ -56,12 +56,13 @@ class CapturedSteps:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def run(self, key: Key, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, key: Key, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> torch.Tensor:
         """The step's result; valid until the next call.
 
         Args:
             key: which memory the step works on, then its sizes.
-            step: computes without a change of anything that a second call would see.
+            step: counts once for each call of `run`.
+            trial: calls the step in such a way that it does not count.
         """
         if self.failed is not None:
             return step()
@@ -69,20 +70,20 @@ class CapturedSteps:
             self._graphs.clear()
             self._uncaptured.clear()
             self._memory = key[0]
-        held = self._graphs.get(key) or self._first_use(key, step)
+        held = self._graphs.get(key) or self._first_use(key, step, trial)
         if held is None:
             return step()
         self._graphs.move_to_end(key)
         held.graph.replay()
         return held.logits
 
-    def _first_use(self, key: Key, step: Callable[[], torch.Tensor]) -> _Captured | None:
+    def _first_use(self, key: Key, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> _Captured | None:
         """Capture the step; None if there is no memory for it, now or a short while ago, or it cannot be captured."""
         if left := self._uncaptured.get(key, 0):
             self._uncaptured[key] = left - 1
             return None
         try:
-            held = self._capture(step)
+            held = self._capture(step, trial)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 self._uncaptured[key] = RETRY_STEPS
@@ -96,12 +97,12 @@ class CapturedSteps:
             self._graphs.popitem(last=False)
         return held
 
-    def _capture(self, step: Callable[[], torch.Tensor]) -> _Captured:
+    def _capture(self, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> _Captured:
         stream, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
-                step()  # libraries make their workspaces at the first call, which a capture does not allow
+                trial()  # libraries make their workspaces at the first call, which a capture does not allow
         finally:
             current.wait_stream(stream)  # what a failed call has begun writes to the slab too
         graph = torch.cuda.CUDAGraph()

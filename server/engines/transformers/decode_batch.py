@@ -16,7 +16,7 @@ import torch
 from qwen3vl_edge.server.engines.protocol import Token
 from qwen3vl_edge.server.engines.transformers.captured_steps import CapturedSteps
 from qwen3vl_edge.server.engines.transformers.decode_step import DecodeStep
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, tokens_of
 from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.launched import Launched
@@ -47,7 +47,9 @@ class DecodeBatch:
     ) -> None:
         self.rows: list[Row] = []
         self.captured = captured
-        self.slab = KvSlab(len(loaded.decoder_layers), max_tokens)
+        self.slab = KvSlab(
+            len(loaded.decoder_layers), max_tokens, loaded.recurrent_layers, loaded.state_tokens, max_rows
+        )
         self._max_rows = max_rows
         self._step = DecodeStep(loaded, max_rows, captured)
         self._sampler = BatchSampler(loaded.device, loaded.vocabulary)
@@ -87,7 +89,7 @@ class DecodeBatch:
         """Add requests after their prefill, and choose their first tokens; there is room for them."""
         first = len(self.rows)
         for sequence, result in zip(sequences, computed, strict=True):
-            length = result.layers[0][0].shape[2]
+            length = tokens_of(result.layers)
             self.slab.write(len(self.rows), result.layers)
             self._step.enter(len(self.rows), length, result.delta)
             self._sampler.add(sequence.request)
@@ -106,13 +108,22 @@ class DecodeBatch:
         while len(self._launched) > under_way:
             yield from self._launched.popleft().tokens()
 
+    def computed(self, index: int) -> int:
+        """Tokens of a row's prompt and answer that `layers` is of.
+
+        States are those after all launched steps. The step that is under way when an answer ends has read its last
+        token, and none that the host does not know.
+        """
+        row = self.rows[index]
+        return row.length if self.slab.has_states else row.sequence.columns
+
     def layers(self, index: int) -> Layers:
-        """A copy of the keys and values of a row's prompt and answer, [1, heads, tokens, width]."""
-        return self.slab.copy(index, self.rows[index].sequence.columns)
+        """A copy of what the layers keep of a row's prompt and answer, [1, heads, tokens, width], or states."""
+        return self.slab.copy(index, self.computed(index))
 
     def layers_bytes(self, index: int) -> int:
         """Bytes of such a copy."""
-        return self.rows[index].sequence.columns * self.slab.bytes_per_token
+        return self.computed(index) * self.slab.bytes_per_token + self.slab.bytes_per_row
 
     def remove(self, indices: set[int]) -> None:
         """Remove rows; the last ones take their places."""

@@ -63,12 +63,18 @@ class DecodeStep:
         """`forward` as a CUDA graph of the next size that the table has; captured if it was not yet."""
         assert self._captured is not None
         tall, wide = min(rows_for(rows, self.lengths.numel()), slab.rows), min(columns_for(width), slab.columns)
-        return self._captured.run((*slab.place, tall, wide), lambda: self.forward(slab, tall, wide))
+
+        def trial() -> None:
+            with slab.states_unchanged(tall):
+                self.forward(slab, tall, wide)
+
+        return self._captured.run((*slab.place, tall, wide), lambda: self.forward(slab, tall, wide), trial)
 
     def forward(self, slab: KvSlab, rows: int, columns: int) -> torch.Tensor:
         """Logits [rows, vocabulary].
 
-        It changes no input: a second call writes the same keys and values to the same place.
+        It changes no input: a second call writes the same keys and values to the same place. Only recurrent layers
+        have moved on by then: `KvSlab.states_unchanged` takes them back.
         """
         ends = self.lengths[:rows]
         text = ends[:, None]

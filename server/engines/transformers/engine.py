@@ -92,7 +92,7 @@ class TransformersEngine:
             waiting=len(self._queue) + scheduler.waiting,
             running=scheduler.running,
             kv_tokens=tokens,
-            kv_bytes=tokens * self.loaded.kv_bytes_per_token,
+            kv_bytes=tokens * self.loaded.kv_bytes_per_token + len(scheduler.batch.rows) * self.loaded.state_bytes,
             slab_bytes=scheduler.batch.slab.nbytes,
             kept_bytes=scheduler.prefixes.nbytes,
             reused_tokens=scheduler.reused_tokens,

@@ -1,4 +1,4 @@
-"""The language model of a Qwen3-VL checkpoint, loaded without its vision encoder.
+"""The language model of a checkpoint, loaded without its vision encoder.
 
 The classes are transformers' own; only `model.visual` is a placeholder. The forward pass is complete:
 embeddings enter through `mm_encoder_outputs`, as in upstream's generate.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from transformers import (
     GenerationConfig,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
 )
@@ -26,6 +29,9 @@ from qwen3vl_edge.server.engines.checkpoint_config import end_ids_of, load_token
 from qwen3vl_edge.server.options import ServerOptions
 
 _VISUAL_KEYS = [r"(^|\.)visual\."]
+# Without Qwen3.5's layers for several tokens at once too, which transformers does not have.
+_HYBRID_KEYS = [*_VISUAL_KEYS, r"^mtp.*"]
+_STATE_BYTES = 4  # of a value of a recurrent state: Gated DeltaNet computes it in float32 in every dtype
 
 
 class AbsentVisionEncoder(nn.Module):
@@ -46,28 +52,43 @@ class AbsentVisionEncoder(nn.Module):
         raise RuntimeError("the server holds no vision encoder: send embeddings, not pixel values")
 
 
-class DenseLanguageModel(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+class _WithoutEncoder:
+    """A model of transformers without the encoder's parameters."""
+
+    _keys_to_ignore_on_load_unexpected = _VISUAL_KEYS
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        # from_pretrained builds on the meta device, so the encoder replaced here was never allocated.
+        self.model.visual = AbsentVisionEncoder(config.vision_config)  # type: ignore[attr-defined]
+
+
+class DenseLanguageModel(_WithoutEncoder, Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     """`Qwen3VLForConditionalGeneration` without the encoder's parameters."""
 
-    _keys_to_ignore_on_load_unexpected = _VISUAL_KEYS
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        # from_pretrained builds on the meta device, so the encoder replaced here was never allocated.
-        self.model.visual = AbsentVisionEncoder(config.vision_config)
-
-
-class MoeLanguageModel(Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc]
+class MoeLanguageModel(_WithoutEncoder, Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc]
     """`Qwen3VLMoeForConditionalGeneration` without the encoder's parameters."""
 
-    _keys_to_ignore_on_load_unexpected = _VISUAL_KEYS
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.model.visual = AbsentVisionEncoder(config.vision_config)
+class HybridLanguageModel(_WithoutEncoder, Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
+    """`Qwen3_5ForConditionalGeneration` without the encoder's parameters."""
+
+    _keys_to_ignore_on_load_unexpected = _HYBRID_KEYS
 
 
-_CLASSES: dict[str, Any] = {"qwen3_vl": DenseLanguageModel, "qwen3_vl_moe": MoeLanguageModel}
+class HybridMoeLanguageModel(_WithoutEncoder, Qwen3_5MoeForConditionalGeneration):  # type: ignore[misc]
+    """`Qwen3_5MoeForConditionalGeneration` without the encoder's parameters."""
+
+    _keys_to_ignore_on_load_unexpected = _HYBRID_KEYS
+
+
+_CLASSES: dict[str, Any] = {
+    "qwen3_vl": DenseLanguageModel,
+    "qwen3_vl_moe": MoeLanguageModel,
+    "qwen3_5": HybridLanguageModel,
+    "qwen3_5_moe": HybridMoeLanguageModel,
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ class LoadedModel:
     """A language model ready to generate, and the properties that requests are checked against.
 
     Attributes:
-        model: `DenseLanguageModel` or `MoeLanguageModel`, in eval mode.
+        model: of one of the classes above, in eval mode.
         end_ids: token ids that end an answer.
         parameters: parameter count of the language model, tied ones counted once.
         vision_parameters: parameter count of the checkpoint's encoder, which was not loaded.
@@ -104,10 +125,36 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
+        """Bytes of one token's keys and values in all layers that keep them."""
         text = self.model.config.text_config
-        elements = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        return int(elements * self.dtype.itemsize)
+        layers = len(self.decoder_layers) - len(self.recurrent_layers)
+        return int(2 * layers * text.num_key_value_heads * text.head_dim * self.dtype.itemsize)
+
+    @cached_property
+    def recurrent_layers(self) -> frozenset[int]:
+        """The layers that keep states in place of keys and values: Gated DeltaNet, as config.json says."""
+        kinds = getattr(self.model.config.text_config, "layer_types", None) or ()
+        return frozenset(index for index, kind in enumerate(kinds) if kind == "linear_attention")
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one request's states in all recurrent layers, however long it is.
+
+        Shapes are those of `Qwen3_5GatedDeltaNet`: a convolution over queries, keys and values, and a matrix per head.
+        """
+        if not self.recurrent_layers:
+            return 0
+        text = self.model.config.text_config
+        keys = text.linear_num_key_heads * text.linear_key_head_dim
+        values = text.linear_num_value_heads * text.linear_value_head_dim
+        conv = (2 * keys + values) * text.linear_conv_kernel_dim * self.dtype.itemsize
+        recurrent = values * text.linear_key_head_dim * _STATE_BYTES
+        return int(len(self.recurrent_layers) * (conv + recurrent))
+
+    @property
+    def state_tokens(self) -> int:
+        """Tokens whose keys and values are as many bytes as one request's states."""
+        return -(-self.state_bytes // self.kv_bytes_per_token)
 
     @property
     def decoder_layers(self) -> Sequence[nn.Module]:

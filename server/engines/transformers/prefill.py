@@ -2,6 +2,9 @@
 
 A long prompt is computed in pieces, and short ones together, padded on the left, as `generate` pads a batch. A cached
 prefix is not computed again: the model's inputs are the ids, positions, embeddings and DeepStack levels of the rest.
+
+So it is with recurrent layers too. Their states go from piece to piece. Padding comes before a prompt and with zeros
+for inputs (transformers' `apply_mask_to_padding_states`): it leaves the states, which begin as zeros, as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +18,13 @@ from transformers import DynamicCache
 
 from qwen3vl_edge.contract.wire.request import GenerateRequest
 from qwen3vl_edge.server.engines.prompt import media_between
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, layers_of, row_of
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import (
+    Layers,
+    cache_of,
+    layers_of,
+    row_of,
+    tokens_of,
+)
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
 from qwen3vl_edge.server.engines.transformers.model_inputs import encoder_outputs, position_ids, prompt_inputs
 
@@ -26,7 +35,7 @@ class Prefilled:
 
     Attributes:
         logits: [vocabulary], after the last prompt token.
-        layers: keys and values of all prompt tokens, [1, heads, tokens, width].
+        layers: keys and values of all prompt tokens, [1, heads, tokens, width], and states after them.
         delta: offset of M-RoPE positions from the token count.
     """
 
@@ -50,10 +59,10 @@ def prefill(
             the order of sums: the logits are equal up to rounding. So do pieces.
         most_tokens: of the next piece, asked before each; None for all that is left.
     """
-    start = 0 if held is None else held[0][0].shape[2]
+    start = 0 if held is None else tokens_of(held)
     inputs = prompt_inputs(request, loaded)
     positions, delta = position_ids(inputs, loaded)
-    cache = DynamicCache(config=loaded.model.config) if held is None else DynamicCache(held)
+    cache = DynamicCache(config=loaded.model.config) if held is None else cache_of(held, loaded.model.config)
     length = request.input_ids.size
     ids, mask, positions = (
         tensor.to(loaded.device) for tensor in (inputs["input_ids"], inputs["attention_mask"], positions)

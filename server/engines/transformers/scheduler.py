@@ -22,7 +22,7 @@ from qwen3vl_edge.server.engines.transformers.between_layers import between_laye
 from qwen3vl_edge.server.engines.transformers.captured_steps import captured_steps
 from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
 from qwen3vl_edge.server.engines.transformers.endings import Endings
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, tokens_of
 from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import capture_order
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel
@@ -279,7 +279,7 @@ class Scheduler:
     def _prefill(self, found: list[_Found]) -> list[Prefilled]:
         requests = [sequence.request for sequence, _ in found]
         sequence, held = found[0]
-        reused = sequence.reused_tokens = 0 if held is None else held[0][0].shape[2]
+        reused = sequence.reused_tokens = 0 if held is None else tokens_of(held)
         self.reused_tokens += reused
         tokens = sum(request.input_ids.size for request in requests) - reused
         self._in_between = self._pace.is_long(tokens) and self._well_filled
@@ -383,9 +383,13 @@ class Scheduler:
 
     def _keep(self, index: int) -> None:
         sequence = self.batch.rows[index].sequence
+        length = self.batch.computed(index) - sequence.request.input_ids.size
+        answer = sequence.ids[:length]
+        if len(answer) < length:
+            return  # states of tokens that the host has not read are of no prefix that it knows
         size = self.batch.layers_bytes(index)
         try:
-            self.prefixes.keep(sequence.request, sequence.ids, sequence.client, size, lambda: self.batch.layers(index))
+            self.prefixes.keep(sequence.request, answer, sequence.client, size, lambda: self.batch.layers(index))
         except BaseException as error:
             self.prefixes.clear()
             if not is_out_of_memory(error):

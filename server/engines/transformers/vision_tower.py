@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 
 from qwen3vl_edge.contract.bundle.checkpoint import Checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
-from qwen3vl_edge.contract.bundle.torch_encoder import load_torch_encoder
+from qwen3vl_edge.contract.bundle.torch_encoder import encoder_tensors, load_torch_encoder
 from qwen3vl_edge.contract.errors import CheckpointError, ContractError, InputError
 from qwen3vl_edge.contract.pixels.from_checkpoint import read_pixel_policy
 from qwen3vl_edge.contract.pixels.policy import CHECKPOINT, SIDES, PixelPolicy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class VisionTower:
-    """`Qwen3VLVisionModel` on the language model's device and in its dtype, and the checkpoint's image processor."""
+    """The vision encoder on the language model's device and in its dtype, and the checkpoint's image processor."""
 
     def __init__(self, encoder: Any, processor: Any, policy: PixelPolicy) -> None:
         self._encoder = encoder
@@ -73,10 +73,7 @@ class VisionTower:
             pixels = inputs["pixel_values"].to(device=parameter.device, dtype=parameter.dtype)
             output = self._encoder(pixels, grid_thw=grids.to(parameter.device))
             dtype = torch.float16 if parameter.dtype == torch.float16 else torch.float32
-            embeds, *levels = (
-                array.to(device="cpu", dtype=dtype).numpy()
-                for array in (output.pooler_output, *output.deepstack_features)
-            )
+            embeds, *levels = (array.to(device="cpu", dtype=dtype).numpy() for array in encoder_tensors(output))
         return MediaEmbeddings("image", grid, embeds, tuple(levels))
 
     def _patches(self, image: Image, height: int, width: int, policy: PixelPolicy, given: Mapping[str, Any]) -> Any:

@@ -103,21 +103,21 @@ def test_it_is_bounded_in_bytes_and_in_time() -> None:
     size = 4 * 2 * 2 * 40 * 16 * 4
     cache = PrefixCache(loaded.shape, 3 * size, 10.0, lambda: now[0])
     for index in range(5):
-        cache.keep(request(index), [7], "", size, lambda: layers(40))
+        cache.keep(request(index), [], "", size, lambda: layers(40))
     assert cache.nbytes == 3 * size
     assert cache.find(request(1), "") is None
     found = cache.find(request(2), "")
     assert found is not None
     assert found[0][0].shape[2] == 39
-    cache.keep(request(8), [7], "", size, lambda: layers(40))  # 3 goes, 2 was used since
+    cache.keep(request(8), [], "", size, lambda: layers(40))  # 3 goes, 2 was used since
     assert cache.find(request(3), "") is None
     assert cache.find(request(2), "") is not None
     longer = replace(request(2), input_ids=np.full(60, 2, dtype=np.int64))
-    cache.keep(longer, [7], "", size * 60 // 40, lambda: layers(60))  # holds what the shorter held
+    cache.keep(longer, [], "", size * 60 // 40, lambda: layers(60))  # holds what the shorter held
     assert cache.find(request(8), "") is not None
     assert cache.nbytes == size + size * 60 // 40
     now[0] = 11.0
     assert cache.find(longer, "") is None
     assert cache.nbytes == 0
-    cache.keep(request(1), [7], "", 25 * size, lambda: pytest.fail("larger than all: it is not copied either"))
+    cache.keep(request(1), [], "", 25 * size, lambda: pytest.fail("larger than all: it is not copied either"))
     assert cache.nbytes == 0

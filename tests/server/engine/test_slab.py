@@ -8,17 +8,28 @@ import pytest
 import torch
 
 from qwen3vl_edge.server.engines.transformers.kv_cache import slab as slab_module
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import (
+    Layers,
+    RecurrentStates,
+    layers_bytes,
+    tokens_of,
+)
 from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import columns_for, rows_for, slab_columns, slab_tokens
 from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
 
 LAYERS, HEADS, WIDTH = 3, 2, 4
 MAX_TOKENS = 12_000
+HYBRID = frozenset({0, 2})  # the layers that keep states
 torch.manual_seed(0)
 
 
-def drawn(length: int) -> Layers:
-    return [(torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS, length, WIDTH)) for _ in range(LAYERS)]
+def drawn(length: int, recurrent: frozenset[int] = frozenset()) -> Layers:
+    return [
+        RecurrentStates(torch.randn(1, 24, 4), torch.randn(1, HEADS, 32, 16))
+        if index in recurrent
+        else (torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS, length, WIDTH))
+        for index in range(LAYERS)
+    ]
 
 
 def equal(found: Layers, expected: Layers) -> bool:
@@ -30,20 +41,24 @@ def equal(found: Layers, expected: Layers) -> bool:
 class Rows:
     """A slab, and what each of its rows should hold."""
 
-    def __init__(self) -> None:
-        self.slab = KvSlab(LAYERS, MAX_TOKENS)
+    def __init__(self, recurrent: frozenset[int] = frozenset()) -> None:
+        one = drawn(1, recurrent)
+        states = [layer for layer in one if isinstance(layer, RecurrentStates)]
+        self.token_bytes = layers_bytes(one) - layers_bytes([*states])
+        self.slab = KvSlab(LAYERS, MAX_TOKENS, recurrent, -(-layers_bytes([*states]) // self.token_bytes), 16)
+        self.recurrent = recurrent
         self.expected: list[Layers] = []
 
     @property
     def lengths(self) -> list[int]:
-        return [layers[0][0].shape[2] for layers in self.expected]
+        return [tokens_of(layers) for layers in self.expected]
 
     def add(self, length: int, room: int) -> bool:
         columns = max([*(length + 1 for length in self.lengths), length + room])
         if not self.slab.fits(len(self.expected) + 1, columns):
             return False
         self.slab.reserve(len(self.expected) + 1, columns, self.lengths)
-        self.expected.append(drawn(length))
+        self.expected.append(drawn(length, self.recurrent))
         self.slab.write(len(self.expected) - 1, self.expected[-1])
         return True
 
@@ -60,19 +75,21 @@ class Rows:
             assert equal(self.slab.copy(index, length), layers)
         used = sum(keys.count_nonzero() + values.count_nonzero() for item in self.expected for keys, values in item)
         memory = [layer.memory for layer in self.slab._layers if layer.memory is not None]
+        memory += [state for slab in self.slab._states for state in slab._states or ()]
         assert sum(int(item.count_nonzero()) for item in memory) == used  # nothing of who has left is there
 
 
+@pytest.mark.parametrize("recurrent", [frozenset(), HYBRID], ids=["attention", "hybrid"])
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_keep_what_they_hold(seed: int) -> None:
-    rng, rows, refused = random.Random(seed), Rows(), 0
+def test_rows_keep_what_they_hold(seed: int, recurrent: frozenset[int]) -> None:
+    rng, rows, refused = random.Random(seed), Rows(recurrent), 0
     for _ in range(70):
         if rows.expected and rng.random() < 0.4:
             rows.remove(rng.randrange(len(rows.expected)))
         else:
             refused += not rows.add(rng.choice((1, 5, 40, 300, 900)), rng.choice((1, 20, 500)))
         rows.check()
-        assert rows.slab.nbytes <= MAX_TOKENS * LAYERS * 2 * HEADS * WIDTH * 4
+        assert rows.slab.nbytes <= MAX_TOKENS * rows.token_bytes
     assert refused  # the limit was met
 
 
@@ -88,10 +105,31 @@ def test_a_single_row_may_exceed_the_limit_and_its_memory_goes_back() -> None:
     rows.check()
 
 
+def test_a_step_that_does_not_count_leaves_the_states() -> None:
+    rows = Rows(HYBRID)
+    for length in (3, 1, 7):
+        assert rows.add(length, 2)
+
+    def step() -> None:
+        with rows.slab.states_unchanged(4):  # of a padded row too
+            for layer in rows.slab.views(4, 8):
+                if isinstance(layer, RecurrentStates):
+                    layer.conv.add_(1)
+                    layer.recurrent.mul_(float("inf"))
+            raise torch.OutOfMemoryError("none left")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        step()
+    rows.check()
+
+
+@pytest.mark.parametrize("recurrent", [frozenset(), HYBRID], ids=["attention", "hybrid"])
 @pytest.mark.parametrize("layer", range(LAYERS))
-def test_no_memory_to_grow_leaves_the_rows_intact(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Rows()
-    for length in (30, 7, 200):
+def test_no_memory_to_grow_leaves_the_rows_intact(
+    layer: int, recurrent: frozenset[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Rows(recurrent)
+    for length in (30, 7, 200, 1):
         assert rows.add(length, 10)
     zeros, calls = torch.zeros, iter(range(100))
 

@@ -21,6 +21,7 @@ from qwen3vl_edge.contract.bundle.manifest import GraphRecord
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.position_tables import position_interpolation, rotary_cos_sin
 from qwen3vl_edge.contract.bundle.precision import ORT_DISABLED_OPTIMIZERS, PRECISIONS
+from qwen3vl_edge.contract.bundle.torch_encoder import encoder_tensors
 from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, full_config, randomise, save_image_processor
 
 
@@ -62,7 +63,7 @@ def run_encoder(encoder: Any, grid: Grid, pixel_values: NDArray[np.float32]) -> 
     """embeds, then the DeepStack levels, of transformers' encoder in float32."""
     with torch.inference_mode():
         out = encoder(torch.from_numpy(pixel_values), grid_thw=torch.tensor([grid.as_list()]))
-    return [out.pooler_output.numpy(), *(level.numpy() for level in out.deepstack_features)]
+    return [tensor.numpy() for tensor in encoder_tensors(out)]
 
 
 def graph_of(bundle: Bundle, kind: str, grid: Grid | None, precision: str) -> GraphRecord:

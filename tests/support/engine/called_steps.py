@@ -1,4 +1,4 @@
-"""What stands for CUDA graphs where there is no GPU: the same sizes, each step called."""
+"""What stands for CUDA graphs where there is no GPU: the same sizes, each step called, the first time after a trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class CalledSteps:
-    """`CapturedSteps` without a capture; it calls twice at first use, as a capture does.
+    """`CapturedSteps` without a capture.
 
     Attributes:
         keys: in the order of the calls: memory, columns of the slab, rows and columns of the step.
@@ -19,9 +19,9 @@ class CalledSteps:
     def __init__(self) -> None:
         self.keys: list[tuple[int, ...]] = []
 
-    def run(self, key: tuple[int, ...], step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, key: tuple[int, ...], step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> torch.Tensor:
         """The step's result."""
         if key not in self.keys:
-            step()
+            trial()
         self.keys.append(key)
         return step()

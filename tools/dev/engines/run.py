@@ -29,6 +29,7 @@ from qwen3vl_edge.contract.bundle.golden import golden_input
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import Bundle, open_bundle
 from qwen3vl_edge.contract.bundle.precision import as_computed
+from qwen3vl_edge.contract.bundle.torch_encoder import encoder_tensors
 from qwen3vl_edge.contract.errors import ContractError, InputError
 from qwen3vl_edge.contract.formats import atomic
 from qwen3vl_edge.contract.machine.environment import environment
@@ -169,7 +170,7 @@ def _reference(encoder: Any, bundle: Bundle, grid: Grid) -> list[NDArray[Any]]:
     pixels = torch.from_numpy(_pixels(bundle, grid))
     with torch.inference_mode():
         out = encoder(pixels, grid_thw=torch.tensor([grid.as_list()]))
-    return [out.pooler_output.numpy(), *(level.numpy() for level in out.deepstack_features)]
+    return [tensor.numpy() for tensor in encoder_tensors(out)]
 
 
 def _pixels(bundle: Bundle, grid: Grid) -> NDArray[np.float32]:

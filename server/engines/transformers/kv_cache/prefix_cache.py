@@ -2,6 +2,8 @@
 
 A prefix is reused only if client, token ids and the hashes of all embeddings in it are equal. Bounded in bytes and
 time, with LRU eviction. Belongs to the engine's thread.
+
+The states of recurrent layers are those after the last token: with them an entry is a prefix as a whole, or not at all.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from qwen3vl_edge.contract.wire.embedding_hash import embedding_hash
 from qwen3vl_edge.contract.wire.request import GenerateRequest, MediaEmbeddings, ModelShape
 from qwen3vl_edge.server.engines.prompt import media_spans
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, first_tokens, have_states
 
 MIN_TOKENS = 16  # computing fewer takes no longer than the lookup
 
@@ -76,14 +78,14 @@ class PrefixCache:
         spans = self._named(request)
         best, length = None, MIN_TOKENS - 1
         for key, (owner, entry) in self._entries.items():
-            if owner == client and (common := _common(request.input_ids, spans, entry)) > length:
+            if owner == client and (common := _usable(request.input_ids, spans, entry)) > length:
                 best, length = key, common
         if best is None:
             return None
         entry = self._entries[best][1]
         entry.expires = self._clock() + self._keep_s
         self._entries.move_to_end(best)
-        return [(keys[:, :, :length], values[:, :, :length]) for keys, values in entry.layers]
+        return first_tokens(entry.layers, length)
 
     def keep(
         self, request: GenerateRequest, answer: list[int], client: str, size: int, take: Callable[[], Layers]
@@ -91,13 +93,13 @@ class PrefixCache:
         """Store an ended request's keys and values.
 
         Args:
-            answer: its tokens; the last has no keys and values yet.
-            size: bytes of the keys and values.
+            answer: its tokens that are computed; the last has no keys and values yet.
+            size: bytes of the keys and values, or states.
             take: copies them out of the batch; called only if they fit, once there is room for them.
         """
         if size > self.max_bytes:
             return
-        ids = np.concatenate([request.input_ids, np.array(answer[:-1], dtype=np.int64)])
+        ids = np.concatenate([request.input_ids, np.array(answer, dtype=np.int64)])
         spans = self._named(request)
         self._forget_beginnings_of(ids, spans, client)
         while self.nbytes + size > self.max_bytes:
@@ -135,6 +137,12 @@ class PrefixCache:
 
     def _hash(self, medium: MediaEmbeddings) -> str:
         return embedding_hash(medium, self._shape.model_hash)
+
+
+def _usable(ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], entry: _Entry) -> int:
+    """Length of the prefix that an entry gives a prompt: what they have in common, with states all of the entry."""
+    length = _common(ids, spans, entry)
+    return length if length == entry.ids.size or not have_states(entry.layers) else 0
 
 
 def _common(ids: NDArray[np.int64], spans: tuple[_NamedSpan, ...], entry: _Entry) -> int:

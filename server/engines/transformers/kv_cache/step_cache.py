@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, RecurrentStates
 
 
 class StepLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -55,6 +55,24 @@ class StepLayer(CacheLayerMixin):  # type: ignore[misc]
         return int(self.keys.shape[2])
 
 
+class StepStates(LinearAttentionLayer):  # type: ignore[misc]
+    """A recurrent layer of the slab: a step writes each row's next states in place of the present ones.
+
+    Args:
+        states: views of the slab; every row has seen a prompt.
+    """
+
+    def __init__(self, states: RecurrentStates) -> None:
+        super().__init__()
+        self.conv_states[0], self.recurrent_states[0] = states
+        self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = True
+        self.has_previous_state[0] = True
+        self.conv_kernel_size[0] = states.conv.shape[-1]
+        self.dtype, self.device = states.conv.dtype, states.conv.device
+
+
 def step_cache(views: Layers, ends: torch.Tensor) -> Cache:
     """The cache of one decode step over these views."""
-    return Cache(layers=[StepLayer(keys, values, ends) for keys, values in views])
+    return Cache(
+        layers=[StepStates(layer) if isinstance(layer, RecurrentStates) else StepLayer(*layer, ends) for layer in views]
+    )

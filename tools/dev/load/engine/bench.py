@@ -116,10 +116,11 @@ def _absent(name: str, loaded: LoadedModel, plan: Plan) -> str:
 
 
 def _floor(loaded: LoadedModel, batch: Batch, bytes_per_second: float) -> dict[str, Any]:
-    """Every weight read once a step, and every key and value of the rows in the middle of their answers."""
+    """Every weight read once a step, and every key, value and state of the rows in the middle of their answers."""
     weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
     columns = batch.prompt_tokens + batch.new_tokens // 2
-    seconds = (weights + batch.rows * columns * loaded.kv_bytes_per_token) / bytes_per_second
+    kept = columns * loaded.kv_bytes_per_token + 2 * loaded.state_bytes  # states are read and written
+    seconds = (weights + batch.rows * kept) / bytes_per_second
     rate = round(batch.rows / seconds, 2)
     return {
         "candidate": FLOOR,
