@@ -1,4 +1,4 @@
-"""Once per release: the 2B and 8B towers, parsed and built by the real builder, every bucket, both precisions."""
+"""Once per release: whole towers with and without DeepStack by the real builder, every bucket, both precisions."""
 
 from __future__ import annotations
 
