@@ -22,6 +22,7 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
     Raises:
         CheckpointError: a value that the graph does not implement, named with what is supported.
     """
+    levels = checkpoint.deepstack_layers
     vision = _vision_config(checkpoint)
     for name in ("hidden_size", "intermediate_size", "depth", "num_heads", "out_hidden_size", "in_channels"):
         if getattr(vision, name) < 1:
@@ -52,7 +53,6 @@ def read_vision_spec(checkpoint: Checkpoint) -> VisionSpec:
             "The learned positions are a square table, of which each picture's are interpolated; transformers would "
             f"use the first {side}x{side} of them and leave out the rest.",
         )
-    levels = checkpoint.deepstack_layers
     # Of a layer named twice transformers runs one merger, and of a layer that is not there none.
     if len(set(levels)) != len(levels) or not set(levels) <= set(range(vision.depth)):
         raise _unsupported("deepstack_visual_indexes", f"different layers below {vision.depth}", list(levels))

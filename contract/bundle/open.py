@@ -148,8 +148,8 @@ def open_model_of(bundle: Bundle, model: str, *, patterns: Iterable[str] | None 
         raise ModelMismatchError(
             f"{model} is not the model that the bundle was exported from",
             field="--model",
-            expected=recorded.id,
-            got=checkpoint.name,
+            expected=f"{recorded.id} ({recorded.model_type})",
+            got=f"{checkpoint.name} ({checkpoint.model_type.name})",
             remedy="Give the checkpoint of the bundle, or export it again.",
         )
     return checkpoint

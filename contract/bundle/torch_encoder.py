@@ -40,6 +40,7 @@ def load_torch_encoder(
     import torch
     from transformers import AutoConfig, AutoModel, GenerationMixin  # noqa: F401 - torch 2.8 cannot import it on meta
 
+    _ = checkpoint.visual_tensors  # its errors say more than transformers' of the same config
     dtype = dtype or torch.float32
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True).vision_config
     with torch.device("meta"):

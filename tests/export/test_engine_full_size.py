@@ -1,9 +1,10 @@
-"""Once per release: the 2B and 8B towers, parsed and built by the real builder, every bucket, both precisions."""
+"""Once per release: whole towers with and without DeepStack by the real builder, every bucket, both precisions."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from qwen3vl_edge.export.bundle import export_bundle
 from qwen3vl_edge.export.tensorrt.build_engines import build_engines, kernel_rows
 from qwen3vl_edge.export.tensorrt.build_job import BuildRequest
 from qwen3vl_edge.tools.dev.bench.engines import forget_engines
-from qwen3vl_edge.tools.dev.random_checkpoint import TOWERS, encoder_checkpoint
+from qwen3vl_edge.tools.dev.random_checkpoint import PLAIN_TOWERS, TOWERS, encoder_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,9 +22,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("size", TOWERS)
-def test_a_full_size_tower_is_built_for_every_level(size: str, tmp_path: Path) -> None:
-    encoder_checkpoint(tmp_path / "model", **TOWERS[size])
+@pytest.mark.parametrize(
+    "tower",
+    [*TOWERS.values(), {"model_type": "qwen3_5"} | PLAIN_TOWERS["768"]],
+    ids=[*TOWERS, "768 without DeepStack"],
+)
+def test_a_full_size_tower_is_built_for_every_level(tower: dict[str, Any], tmp_path: Path) -> None:
+    encoder_checkpoint(tmp_path / "model", **tower)
     bundle = tmp_path / "bundle"
     export_bundle(
         str(tmp_path / "model"),

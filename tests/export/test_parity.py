@@ -12,7 +12,7 @@ import torch
 from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.open import open_bundle
 from qwen3vl_edge.export.bundle import export_bundle
-from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, encoder_checkpoint
+from qwen3vl_edge.tools.dev.random_checkpoint import PLAIN_TOWERS, RandomCheckpoint, encoder_checkpoint
 from tests.support.encoders.export_models import (
     assert_close,
     dynamic_tables,
@@ -34,6 +34,15 @@ TOWERS = [
     pytest.param(WIDE | {"out_hidden_size": 4096}, id="8B-235B"),
     pytest.param(WIDE | {"out_hidden_size": 5120}, id="32B", marks=pytest.mark.slow),
     pytest.param(WIDE | {"out_hidden_size": 2048}, id="30B", marks=pytest.mark.slow),
+]
+# Qwen3.5 and later: no DeepStack.
+PLAIN = [
+    pytest.param(PLAIN_TOWERS["768"] | {"depth": 1}, id="768"),
+    pytest.param(PLAIN_TOWERS["1024"] | {"depth": 2}, id="1024", marks=pytest.mark.slow),
+    pytest.param(PLAIN_TOWERS["1152"] | {"depth": 2}, id="1152", marks=pytest.mark.slow),
+    pytest.param(PLAIN_TOWERS["768"], id="768-whole", marks=pytest.mark.slow),
+    pytest.param(PLAIN_TOWERS["1024"], id="1024-whole", marks=pytest.mark.slow),
+    pytest.param(PLAIN_TOWERS["1152"], id="1152-whole", marks=pytest.mark.slow),
 ]
 ODD = [
     pytest.param({"deepstack_visual_indexes": [1, 2]}, id="two-levels"),
@@ -81,6 +90,13 @@ def check_everything(checkpoint: RandomCheckpoint, out: Path, image: Grid, clip:
 @pytest.mark.parametrize("tower", TOWERS)
 def test_released_towers(tower: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = encoder_checkpoint(tmp_path / "model", torch.bfloat16, **tower)
+    check_everything(checkpoint, tmp_path / "bundle", Grid(1, 4, 10), Grid(2, 4, 6), "fp32")
+
+
+@pytest.mark.parametrize("tower", PLAIN)
+def test_released_towers_without_deepstack(tower: dict[str, Any], tmp_path: Path) -> None:
+    moe = tower["hidden_size"] == 1152
+    checkpoint = encoder_checkpoint(tmp_path / "model", torch.bfloat16, "qwen3_5_moe" if moe else "qwen3_5", **tower)
     check_everything(checkpoint, tmp_path / "bundle", Grid(1, 4, 10), Grid(2, 4, 6), "fp32")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLMoeConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+from transformers import AutoConfig, AutoModel, Qwen2VLImageProcessor
+
+from qwen3vl_edge.contract.model_types import MODEL_TYPES
 
 # A tower that exports in about a second; callers override what they are about.
 TINY_VISION: dict[str, Any] = {
@@ -52,6 +53,12 @@ TOWERS: dict[str, dict[str, Any]] = {
         "deepstack_visual_indexes": [8, 16, 24],
     },
 }
+# Towers of types without DeepStack (Qwen3.5 and later), by width.
+PLAIN_TOWERS: dict[str, dict[str, Any]] = {
+    "768": {"depth": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "out_hidden_size": 1024},
+    "1024": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560},
+    "1152": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096},
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,14 @@ class RandomCheckpoint:
     encoder: Any
 
 
-def full_config(moe: bool = False, **vision: Any) -> Any:
+def full_config(model_type: str = "qwen3_vl", **vision: Any) -> Any:
     """The config of a model with a tiny language model and the given tower."""
     tower = TINY_VISION | vision
-    text = TINY_TEXT | {"hidden_size": tower["out_hidden_size"]} | (MOE_TEXT if moe else {})
-    return (Qwen3VLMoeConfig if moe else Qwen3VLConfig)(vision_config=tower, text_config=text)
+    if MODEL_TYPES[model_type].deepstack is None:
+        del tower["deepstack_visual_indexes"]
+    moe = MOE_TEXT if model_type.endswith("_moe") else {}
+    text = TINY_TEXT | {"hidden_size": tower["out_hidden_size"]} | moe
+    return AutoConfig.for_model(model_type, vision_config=tower, text_config=text)
 
 
 def randomise(module: Any, seed: int = 0) -> None:
@@ -80,10 +90,12 @@ def randomise(module: Any, seed: int = 0) -> None:
                 value += 1
 
 
-def encoder_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **vision: Any) -> RandomCheckpoint:
+def encoder_checkpoint(
+    folder: Path, dtype: torch.dtype = torch.float32, model_type: str = "qwen3_vl", **vision: Any
+) -> RandomCheckpoint:
     """A checkpoint that holds only an encoder, which is all that the export reads."""
-    config = full_config(**vision)
-    encoder = Qwen3VLVisionModel._from_config(config.vision_config, dtype=torch.float32).eval()
+    config = full_config(model_type, **vision)
+    encoder = AutoModel.from_config(config.vision_config, dtype=torch.float32).eval()
     randomise(encoder)
     stored = {f"model.visual.{name}": value.to(dtype).contiguous() for name, value in encoder.state_dict().items()}
     # The oracle holds what the file holds: a bfloat16 file has lost bits before the export reads it.

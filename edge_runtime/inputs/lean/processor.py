@@ -23,21 +23,19 @@ from qwen3vl_edge.contract.bundle.grid import Grid
 from qwen3vl_edge.contract.bundle.manifest import Preprocessing, VisionSpec
 from qwen3vl_edge.contract.bundle.open import Bundle
 from qwen3vl_edge.contract.bundle.processor_files import (
-    TOKENIZER_CONFIG,
     chat_template,
     image_processor_config,
-    read_json_object,
     video_normalization,
     video_processor_config,
 )
-from qwen3vl_edge.contract.bundle.tokenizer_identity import SPLITS, extra_tokens, tokenizer_class
 from qwen3vl_edge.contract.errors import BundleError, CheckpointError, InputError
-from qwen3vl_edge.contract.model_types import MODEL_TYPES, ModelType
+from qwen3vl_edge.contract.model_types import MODEL_TYPES
 from qwen3vl_edge.edge_runtime.cameras.window import Snapshot
 from qwen3vl_edge.edge_runtime.encoder.protocol import EncoderBackend, PixelBackend
 from qwen3vl_edge.edge_runtime.inputs.lean.chat_template import ChatTemplate
 from qwen3vl_edge.edge_runtime.inputs.lean.patches import byte_table, clip_patch_values, normalised_bytes, patch_values
 from qwen3vl_edge.edge_runtime.inputs.lean.resize import bucket_image, frame_resize
+from qwen3vl_edge.edge_runtime.inputs.lean.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer, not_lean
 from qwen3vl_edge.edge_runtime.inputs.media import BucketPolicy
 from qwen3vl_edge.edge_runtime.inputs.messages import (
     Message,
@@ -60,13 +58,10 @@ PREPROCESS = {
     "lean-uint8": "the same, and pictures of a bucket as bytes into its uint8 graph",
     "reference": "torchvision or qwen-vl-utils, and the HF processor",
 }
-IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 _PLACEHOLDERS = re.compile(f"({re.escape(IMAGE_TOKEN)}|{re.escape(VIDEO_TOKEN)})")
 IMAGE_PROCESSORS = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast"}
 VIDEO_PROCESSORS = {"Qwen3VLVideoProcessor"}
-# Classes for which transformers takes tokenizer.json as it is.
-PLAIN_TOKENIZERS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
 
 @dataclass(frozen=True)
@@ -100,28 +95,20 @@ def load_lean_processor(bundle: Bundle, takes_pixels: Callable[[Grid], bool]) ->
         ImportError: jinja2 or tokenizers is not installed.
     """
     from jinja2 import TemplateError
-    from tokenizers import Tokenizer
 
     folder, manifest = bundle.processor_path, bundle.manifest
     _check_images(folder, manifest.vision)
     kind = MODEL_TYPES.get(manifest.model.model_type)
     if kind is None:
-        raise _not_lean(folder, f"its model type {manifest.model.model_type} is not of this release")
-    _check_tokenizer(folder, kind)
+        raise not_lean(folder, f"its model type {manifest.model.model_type} is not of this release")
+    tokenizer = load_tokenizer(folder, kind)
     try:
         template = ChatTemplate(_template(folder))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except TemplateError as error:
-        raise _not_lean(folder, f"its chat template cannot be compiled ({error})") from None
-    except Exception as error:  # tokenizers raises bare Exception
-        if isinstance(error, BundleError):
-            raise
-        raise _not_lean(folder, f"tokenizer.json cannot be read ({error})") from None
+        raise not_lean(folder, f"its chat template cannot be compiled ({error})") from None
     special = sorted(name for name in template.variables if name.endswith("_token"))
     if special:
-        raise _not_lean(folder, f"its chat template reads {', '.join(special)}")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        raise not_lean(folder, f"its chat template reads {', '.join(special)}")
     clip_bytes = _clip_bytes(folder, manifest.vision)
     return LeanProcessor(manifest.vision, manifest.preprocessing, template, tokenizer, takes_pixels, clip_bytes)
 
@@ -306,9 +293,9 @@ def _template(folder: Path) -> str:
     try:
         template = chat_template(folder)
     except CheckpointError as error:
-        raise _not_lean(folder, error.message) from None
+        raise not_lean(folder, error.message) from None
     if template is None:
-        raise _not_lean(folder, "it has no chat template")
+        raise not_lean(folder, "it has no chat template")
     return template
 
 
@@ -316,9 +303,9 @@ def _check_images(folder: Path, vision: VisionSpec) -> None:
     try:
         values = image_processor_config(folder)
     except CheckpointError as error:
-        raise _not_lean(folder, error.message) from None
+        raise not_lean(folder, error.message) from None
     if values is None:
-        raise _not_lean(folder, "it has no image processor")
+        raise not_lean(folder, "it has no image processor")
     expected = {"do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
     wrong = [name for name, value in expected.items() if values.get(name, value) != value]
     if values.get("image_processor_type") not in IMAGE_PROCESSORS:
@@ -326,43 +313,4 @@ def _check_images(folder: Path, vision: VisionSpec) -> None:
     if vision.merge_size != 2:  # the only one of qwen-vl-utils
         wrong.append("merge_size")
     if wrong:
-        raise _not_lean(folder, f"its image processor's {', '.join(wrong)} is not supported by lean preprocessing")
-
-
-def _check_tokenizer(folder: Path, kind: ModelType) -> None:
-    """Compare the files with what transformers would build from them."""
-    config, tokenizer = _read(folder / TOKENIZER_CONFIG), _read(folder / "tokenizer.json")
-    name = tokenizer_class(config, kind)
-    plain = kind.tokenizer_named and config.get("tokenizer_class") in PLAIN_TOKENIZERS
-    built_split = SPLITS.get(name)
-    options = ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens")
-    if not (plain or built_split) or any(config.get(name) for name in options):
-        raise _not_lean(folder, f"its tokenizer is not {' or '.join(SPLITS)}, or has an option of its own")
-    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    split = steps[0].get("pattern", {}).get("Regex") if steps else None
-    if built_split and (split != built_split or (tokenizer.get("normalizer") or {}).get("type") != "NFC"):
-        raise _not_lean(folder, f"tokenizer.json splits text in another way than {name}")
-    token_ids = {item["content"]: item["id"] for item in tokenizer.get("added_tokens", [])}
-    added = {item["content"]: int(number) for number, item in config.get("added_tokens_decoder", {}).items()}
-    named = [config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
-    named = [item for item in [*named, *extra_tokens(config)] if item is not None]
-    named = [item["content"] if isinstance(item, dict) else item for item in named]
-    if not added.items() <= token_ids.items() or any(
-        name not in token_ids for name in [*named, IMAGE_TOKEN, VIDEO_TOKEN]
-    ):
-        raise _not_lean(folder, "tokenizer_config.json adds tokens that tokenizer.json does not have")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except CheckpointError as error:
-        raise _not_lean(path, error.message) from None
-
-
-def _not_lean(path: Path, reason: str) -> BundleError:
-    return BundleError(
-        f"lean preprocessing cannot use {path.name}: {reason}",
-        field="--preprocess",
-        remedy="Take --preprocess reference.",
-    )
+        raise not_lean(folder, f"its image processor's {', '.join(wrong)} is not supported by lean preprocessing")

@@ -36,6 +36,7 @@ SPECIAL = (
     "{{ messages }}",
     "{% if %}",
 )
+AUDIO = "<|audio_pad|>"
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 TEXT = st.one_of(
     st.text(max_size=60),
@@ -121,6 +122,7 @@ SPOILT: list[tuple[str, str, dict[str, Any], str]] = [
     ("no rescaling", "preprocessor_config.json", {"do_rescale": False}, "do_rescale"),
     ("tokenizer", "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"}, "Qwen2Tokenizer"),
     ("token", "tokenizer_config.json", {"eos_token": "<|new|>"}, "adds tokens"),
+    ("lost tokens", "tokenizer_config.json", {"added_tokens_decoder": {}}, "leaves out <|endoftext|>"),
     ("split", "tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}, "splits text"),
     ("template", "chat_template.jinja", {}, "eos_token"),
 ]
@@ -166,6 +168,22 @@ def _plain_backend_splits_otherwise(folder: Path) -> None:
     file.write_text(json.dumps(document))
 
 
+def _tokens_of_the_config_alone(folder: Path) -> None:
+    """As released checkpoints of Qwen3.5 have them: tokenizer.json does not list them."""
+    document = json.loads((folder / "tokenizer.json").read_text())
+    tokens = {item["id"]: item for item in document["added_tokens"]}
+    first = max([*tokens, *document["model"]["vocab"].values()]) + 1
+    tokens |= {
+        first + index: {"content": token, "special": True} for index, token in enumerate(("<|audio_start|>", AUDIO))
+    }
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"extra_special_tokens": {"audio_token": AUDIO}}
+    config["added_tokens_decoder"] = {
+        str(number): {key: value for key, value in item.items() if key != "id"} for number, item in tokens.items()
+    }
+    file.write_text(json.dumps(config))
+
+
 def _template_of_the_tokenizer(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     template = {"chat_template": (folder / "chat_template.jinja").read_text()}
@@ -185,6 +203,7 @@ def _two_templates(folder: Path) -> None:
         _saved_by_transformers,
         _plain_backend,
         _plain_backend_splits_otherwise,
+        _tokens_of_the_config_alone,
         _template_of_the_tokenizer,
         _two_templates,
     ],
@@ -196,7 +215,11 @@ def test_processors_of_every_generation_run_leanly(
     folder = Path(shutil.copytree(opened.processor_path, tmp_path / "processor"))
     save(folder)
     clip = {"type": "video", "video": [Image.effect_noise((90, 70), 60).convert("RGB")] * 4}
-    content = [{"type": "image", "image": PICTURE}, clip, {"type": "text", "text": "I'll  sort 12 of é\n\n<|im_end|>"}]
+    content = [
+        {"type": "image", "image": PICTURE},
+        clip,
+        {"type": "text", "text": "I'll  sort 12 of é\n\n" + AUDIO + "<|im_end|>"},
+    ]
     messages = [{"role": "user", "content": content}]
     lean = prepare_lean_prompt(messages, load_lean_processor(replace(opened, path=tmp_path), no_grid), edge.policy)
     reference = prepare_prompt(messages, load_processor(folder), edge.policy)
@@ -205,7 +228,7 @@ def test_processors_of_every_generation_run_leanly(
     for one, other in zip(lean.media, reference.media, strict=True):
         np.testing.assert_array_equal(one.input.values, other.input.values)
     usual = prepare_lean_prompt(messages, edge.lean, edge.policy)  # type: ignore[arg-type]
-    same = save not in (_two_templates, _plain_backend_splits_otherwise)
+    same = save not in (_two_templates, _plain_backend_splits_otherwise, _tokens_of_the_config_alone)
     assert (lean.input_ids.tolist() == usual.input_ids.tolist()) is same
 
 

@@ -27,7 +27,7 @@ from qwen3vl_edge.tools.dev.random_checkpoint import RandomCheckpoint, full_conf
 
 def sharded_checkpoint(folder: Path, moe: bool) -> RandomCheckpoint:
     """A whole model saved by transformers in many shards."""
-    config = full_config(moe)
+    config = full_config("qwen3_vl_moe" if moe else "qwen3_vl")
     model = (Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration)(config).eval()
     randomise(model.model.visual)
     model.save_pretrained(folder, max_shard_size="100KB")
