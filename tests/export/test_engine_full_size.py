@@ -43,7 +43,7 @@ def test_a_full_size_tower_is_built_for_every_level(tower: dict[str, Any], tmp_p
         for precision in ("fp32", "fp16"):
             record = build_engines(bundle, BuildRequest(target, precision=precision, report=True)).record
             for row in kernel_rows(bundle, record) if precision == "fp16" else []:
-                assert row["fused_attention"] == row["blocks"] == TOWERS[size]["depth"], row
+                assert row["fused_attention"] == row["blocks"] == tower["depth"], row
                 assert row["most_a_block"] <= 8, row
             (plan,) = record.plans
             manifest = open_bundle(bundle, verify=False).manifest

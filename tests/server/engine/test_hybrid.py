@@ -20,12 +20,13 @@ from qwen3vl_edge.server.engines.protocol import Generation
 from qwen3vl_edge.server.engines.transformers import scheduler
 from qwen3vl_edge.server.engines.transformers.batch_options import BatchOptions
 from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
-from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import Layers, RecurrentStates
+from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import RecurrentStates
 from qwen3vl_edge.server.engines.transformers.language_model import LoadedModel, load_language_model
 from qwen3vl_edge.server.engines.transformers.pace import Pace
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled, prefill, prefill_together
 from qwen3vl_edge.server.options import ServerOptions
 from tests.support.engine.called_steps import CalledSteps
+from tests.support.engine.layer_bytes import layers_bytes
 from tests.support.model_types.tiny_checkpoint import oracle_of
 from tests.support.server_checkpoint import CASE_NAMES, Case, build_case
 from tests.support.waiting import until
@@ -229,15 +230,11 @@ def test_states_of_more_than_the_common_prefix_are_not_used() -> None:
             assert found.generated_ids == plain.generate(changed).generated_ids
 
 
-def bytes_of(layers: Layers) -> int:
-    return sum(one.nbytes + other.nbytes for one, other in layers)
-
-
 @pytest.mark.parametrize("kind", TYPES)
 def test_bytes_of_tokens_and_states_are_what_a_prefill_makes(kind: str) -> None:
     loaded, request = load(kind), request_of(kind, "clip")
     layers = prefill(request, loaded).layers
     assert {index for index, layer in enumerate(layers) if isinstance(layer, RecurrentStates)} == {0, 1, 2}
-    assert bytes_of([layers[3]]) == request.input_ids.size * loaded.kv_bytes_per_token
-    assert bytes_of(layers[:3]) == loaded.state_bytes
+    assert layers_bytes([layers[3]]) == request.input_ids.size * loaded.kv_bytes_per_token
+    assert layers_bytes(layers[:3]) == loaded.state_bytes
     assert 0 <= loaded.state_tokens * loaded.kv_bytes_per_token - loaded.state_bytes < loaded.kv_bytes_per_token

@@ -11,11 +11,11 @@ from qwen3vl_edge.server.engines.transformers.kv_cache import slab as slab_modul
 from qwen3vl_edge.server.engines.transformers.kv_cache.key_values import (
     Layers,
     RecurrentStates,
-    layers_bytes,
     tokens_of,
 )
 from qwen3vl_edge.server.engines.transformers.kv_cache.sizes import columns_for, rows_for, slab_columns, slab_tokens
 from qwen3vl_edge.server.engines.transformers.kv_cache.slab import KvSlab
+from tests.support.engine.layer_bytes import layers_bytes
 
 LAYERS, HEADS, WIDTH = 3, 2, 4
 MAX_TOKENS = 12_000
