@@ -126,7 +126,7 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("shape too large", edit_header(lambda table: table["input_ids"].update(shape=[41])), "input_ids"),
     ("huge claim", edit_header(huge_claim), "embeds.0"),
     ("missing tensor", edit_header(lambda table: table.pop("attention_mask")), ""),
-    ("wrong version", edit_document(version=6), "version"),
+    ("wrong version", edit_document(version=7), "version"),
     ("version as bool", edit_document(version=True), "version"),
     ("no version", edit_document(version=None), "version"),
     ("version as text", edit_document(version="1"), "version"),
