@@ -23,7 +23,7 @@ from qwen3vl_edge.edge_runtime.ask import ask, build_messages
 from qwen3vl_edge.edge_runtime.daemon.upstreams.openai_server import image_embeds
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import Embeddings
-from tests.contract.test_packing import ERRORS
+from tests.contract.wire.test_packing import ERRORS
 from tests.support.wire_bodies import make_media, make_request, with_document
 
 

@@ -386,10 +386,9 @@ def test_nor_is_a_portable_engine_run_there(ada: Bundle) -> None:
     """By its number 9.0 is later than 8.0, and the library has no kernels for it."""
     record = replace(ada.manifest.engines[0], compute_capabilities=("8.0+",))
     portable = replace(ada, manifest=replace(ada.manifest, engines=(record,)))
-    version = record.library_version
-    assert choose_engine(portable, "tensorrt_rtx", version, ADA) == record
+    assert choose_engine(portable, "tensorrt_rtx", record.library_version, ADA) == record
     with pytest.raises(EngineError, match=r"does not take this GPU, H200.*--device cuda.*--provider cuda"):
-        choose_engine(portable, "tensorrt_rtx", version, HOPPER)
+        choose_engine(portable, "tensorrt_rtx", record.library_version, HOPPER)
 
 
 def test_tests_of_engines_are_skipped_there_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

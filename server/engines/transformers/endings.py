@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from qwen3vl_edge.server.engines.transformers.decode_batch import DecodeBatch
 from qwen3vl_edge.server.engines.transformers.kv_cache.prefix_cache import PrefixCache
 from qwen3vl_edge.server.engines.transformers.out_of_memory import is_out_of_memory
 from qwen3vl_edge.server.engines.transformers.sequence import Sequence
@@ -63,3 +64,18 @@ class Endings:
         """Until the device has done what it was given: from then on the host's clock tells what that took."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+    def keep(self, batch: DecodeBatch, index: int) -> None:
+        """Keep the prefix of a row that leaves, if it can be; its answer does not depend on it."""
+        sequence = batch.rows[index].sequence
+        length = batch.computed(index) - sequence.request.input_ids.size
+        answer = sequence.ids[:length]
+        if len(answer) < length:
+            return  # states of tokens that the host has not read are of no prefix that it knows
+        size = batch.layers_bytes(index)
+        try:
+            self._prefixes.keep(sequence.request, answer, sequence.client, size, lambda: batch.layers(index))
+        except BaseException as error:
+            self._prefixes.clear()
+            if not is_out_of_memory(error):
+                logger.warning("a prefix could not be kept: %s", error)

@@ -376,24 +376,10 @@ class Scheduler:
             if sequence.started is not None:
                 self.last_seconds = time.perf_counter() - sequence.started
             if sequence.future.exception() is None:
-                self._keep(index)
+                self._endings.keep(self.batch, index)
         if leaving:
             self.batch.remove(leaving)
             self._short = False
-
-    def _keep(self, index: int) -> None:
-        sequence = self.batch.rows[index].sequence
-        length = self.batch.computed(index) - sequence.request.input_ids.size
-        answer = sequence.ids[:length]
-        if len(answer) < length:
-            return  # states of tokens that the host has not read are of no prefix that it knows
-        size = self.batch.layers_bytes(index)
-        try:
-            self.prefixes.keep(sequence.request, answer, sequence.client, size, lambda: self.batch.layers(index))
-        except BaseException as error:
-            self.prefixes.clear()
-            if not is_out_of_memory(error):
-                logger.warning("a prefix could not be kept: %s", error)
 
     # Failures.
 

@@ -13,7 +13,7 @@ from qwen_vl_utils.vision_process import fetch_image, fetch_video
 
 from qwen3vl_edge.contract.wire.packing import PACKINGS, pack, unpack
 from qwen3vl_edge.edge_runtime.edge import Edge
-from tests.contract.test_packing import ERRORS
+from tests.contract.wire.test_packing import ERRORS
 from tests.edge_runtime.lean.test_clips import asked, same_on_both
 from tests.support.photographs import photographs, real_clips
 from tests.support.pixel_policies import QWEN_PIXELS
