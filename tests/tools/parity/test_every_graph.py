@@ -12,6 +12,7 @@ import pytest
 
 from qwen3vl_edge.contract.bundle.checkpoint import open_checkpoint
 from qwen3vl_edge.contract.bundle.grid import Grid
+from qwen3vl_edge.contract.wire.packing import PACKINGS
 from qwen3vl_edge.edge_runtime.backends.pytorch import PytorchBackend
 from qwen3vl_edge.edge_runtime.edge import Edge, EdgeOptions, open_edge
 from qwen3vl_edge.edge_runtime.encoder.protocol import BackendOptions
@@ -120,7 +121,7 @@ def test_a_fault_in_another_set_fails_the_command(every_kind: Path, reference: P
     assert [item["precision"] for item in report["sets"]] == ["fp16"]
     failed = {row["what"] for row in report["gate"] if not row["passed"]}
     assert failed == {f"encoder fp16 1x4x4 image_uint8 deepstack.{level}" for level in (0, 1)}
-    assert {row["form"] for row in report["wire"] if row["passed"]} == {"fp32", "fp16", "bf16", "fp8", "int8", "int4"}
+    assert {row["form"] for row in report["wire"] if row["passed"]} == {"fp32", "fp16", *PACKINGS}
     page = (tmp_path / "page.html").read_text()
     assert "encoder fp16 1x4x4 image_uint8 deepstack.0" in page
     assert "<h3>Set fp16</h3>" in page
