@@ -119,15 +119,18 @@ def test_a_capture_without_memory_is_not_tried_at_every_step(monkeypatch: pytest
     monkeypatch.setattr(captured_steps, "RETRY_STEPS", 3)
     steps, tried = captured_steps.CapturedSteps(torch.device("cuda")), []
 
-    def capture(_: object) -> None:
+    def step() -> torch.Tensor:
+        return torch.ones(1)
+
+    def capture(*_: object) -> None:
         tried.append(1)
         raise RuntimeError("CUDA error: out of memory")  # as the driver says it, outside of torch's allocator
 
     monkeypatch.setattr(steps, "_capture", capture)
     for count in (1, 1, 1, 1, 2, 2):
-        assert steps.run((0, 256, 1, 256), lambda: torch.ones(1)).item() == 1
+        assert steps.run((0, 256, 1, 256), step, step).item() == 1
         assert len(tried) == count
-    steps.run((1, 256, 1, 256), lambda: torch.ones(1))  # other memory
+    steps.run((1, 256, 1, 256), step, step)  # other memory
     assert len(tried) == 3
     assert steps.failed is None
 
