@@ -76,7 +76,7 @@ class Evaluator:
         self._smoothing = {item.product: item for item in smoothing}
         self._sessions: dict[frozenset[str], Any] = {}
         self._last: dict[int, float] = {}
-        self._whole: dict[frozenset[str], list[tuple[float, float]]] = {}  # of all samples, by the products
+        self._measured: dict[frozenset[str], dict[int, tuple[float, float]]] = {}  # by the products, then the sample
         self._traces: dict[int, Trace] = {}
 
     def effect(self, product: str) -> Effect:
@@ -108,27 +108,25 @@ class Evaluator:
         Args:
             floors: cosine of the data's pictures, and of other kinds.
         """
-        replaced = self._replaced(products)
-        found: dict[int, tuple[float, float]] = {}
-        for index in self._by_error(True) + ([] if only_other_kinds else self._by_error(False)):
-            sample = self._samples[index]
-            found[index] = self._compare(PATCHES, replaced, sample, sample.input.pixel_values)
-            if not found[index][0] >= floors[sample.pictures == OTHER_KINDS]:  # as of NaN
-                return False
-        if not only_other_kinds:
-            self._whole[frozenset(products)] = [found[index] for index in range(len(self._samples))]
-        return True
+        asked = self._by_error(True) + ([] if only_other_kinds else self._by_error(False))
+        return all(
+            self._distances(products, index)[0] >= floors[self._samples[index].pictures == OTHER_KINDS]  # false of NaN
+            for index in asked
+        )
 
     def measure(self, products: Sequence[str]) -> list[tuple[float, float]]:
         """Worst cosine and relative L2 over the outputs, of each sample, with these products quantized."""
-        key = frozenset(products)
-        if key not in self._whole:
-            replaced = self._replaced(products)
-            self._whole[key] = [
-                self._compare(PATCHES, replaced, sample, sample.input.pixel_values) for sample in self._samples
-            ]
-        self._last = {index: cosine for index, (cosine, _) in enumerate(self._whole[key])}
-        return self._whole[key]
+        apart = [self._distances(products, index) for index in range(len(self._samples))]
+        self._last = {index: cosine for index, (cosine, _) in enumerate(apart)}
+        return apart
+
+    def _distances(self, products: Sequence[str], index: int) -> tuple[float, float]:
+        """Of one sample, measured once for each set of products."""
+        measured = self._measured.setdefault(frozenset(products), {})
+        if index not in measured:
+            sample = self._samples[index]
+            measured[index] = self._compare(PATCHES, self._replaced(products), sample, sample.input.pixel_values)
+        return measured[index]
 
     def _replaced(self, products: Sequence[str]) -> dict[str, Any]:
         """Sessions by stage with these products quantized; those of the last set are kept where they are the same."""

@@ -53,9 +53,6 @@ class CapturedSteps:
         self._uncaptured: dict[Key, int] = {}  # steps that each of these is still run as it is
         self._memory: int | None = None
 
-    def __len__(self) -> int:
-        return len(self._graphs)
-
     def run(self, key: Key, step: Callable[[], torch.Tensor], trial: Callable[[], object]) -> torch.Tensor:
         """The step's result; valid until the next call.
 

@@ -20,6 +20,7 @@ from qwen3vl_edge.server.engines.transformers.engine import TransformersEngine
 from qwen3vl_edge.server.engines.transformers.language_model import load_language_model
 from qwen3vl_edge.server.errors import GenerationTimeoutError, OutOfMemoryError
 from qwen3vl_edge.server.options import ServerOptions
+from tests.support.engine.drawn_sampling import sampling_of
 from tests.support.server_checkpoint import CASE_NAMES, make_case, oracle
 from tests.support.waiting import until
 
@@ -50,14 +51,7 @@ def mixed_requests(count: int, seed: int, moe: bool) -> list[GenerateRequest]:
     names = ["one image", "image and clip", "text only"] if moe else list(CASE_NAMES)
     found = []
     for index in range(count):
-        sampling = Sampling(
-            max_new_tokens=rng.choice(LENGTHS),
-            do_sample=index % 3 == 0,
-            temperature=1.5,
-            top_p=0.95,
-            seed=index,
-            repetition_penalty=1.2 if index % 5 == 0 else 1.0,
-        )
+        sampling = sampling_of(index, rng.choice(LENGTHS))
         found.append(replace(make_case(rng.choice(names), moe).request, sampling=sampling))
     return found
 

@@ -90,16 +90,21 @@ def test_prefixes_are_given_up_before_a_request_fails(engine: TransformersEngine
     assert (result.generated_ids, result.reused_tokens) == (expected, 0)
 
 
-def test_without_memory_for_all_of_a_group_the_others_wait(engine: TransformersEngine, monkeypatch: Patch) -> None:
-    expected = answer(engine).generated_ids
+def memory_for_rows(most: int, monkeypatch: Patch) -> None:
+    """There is none for more rows."""
     reserve = KvSlab.reserve
 
     def little(slab: KvSlab, rows: int, *sizes: Any) -> None:
-        if rows > 2:
+        if rows > most:
             no_memory()
         reserve(slab, rows, *sizes)
 
     monkeypatch.setattr(KvSlab, "reserve", little)
+
+
+def test_without_memory_for_all_of_a_group_the_others_wait(engine: TransformersEngine, monkeypatch: Patch) -> None:
+    expected = answer(engine).generated_ids
+    memory_for_rows(2, monkeypatch)
     held = Held(engine, tokens=1)
     group = [engine.submit(request_of(5), client=str(index)) for index in range(4)]
     held.let_go()
@@ -107,14 +112,7 @@ def test_without_memory_for_all_of_a_group_the_others_wait(engine: TransformersE
 
 
 def test_who_leaves_while_memory_is_short_is_answered_at_once(engine: TransformersEngine, monkeypatch: Patch) -> None:
-    reserve = KvSlab.reserve
-
-    def little(slab: KvSlab, rows: int, *sizes: Any) -> None:
-        if rows > 1:
-            no_memory()
-        reserve(slab, rows, *sizes)
-
-    monkeypatch.setattr(KvSlab, "reserve", little)
+    memory_for_rows(1, monkeypatch)
     held = Held(engine, tokens=10**4 // 16)
     waits = engine.submit(request_of(5))
     held.let_go()

@@ -26,6 +26,7 @@ from qwen3vl_edge.server.engines.transformers.pace import Pace
 from qwen3vl_edge.server.engines.transformers.prefill import Prefilled, prefill, prefill_together
 from qwen3vl_edge.server.options import ServerOptions
 from tests.support.engine.called_steps import CalledSteps
+from tests.support.engine.drawn_sampling import sampling_of
 from tests.support.engine.layer_bytes import layers_bytes
 from tests.support.model_types.tiny_checkpoint import oracle_of
 from tests.support.server_checkpoint import CASE_NAMES, Case, build_case
@@ -105,14 +106,7 @@ def mixed_requests(kind: str, count: int, seed: int) -> list[GenerateRequest]:
     return [
         replace(
             request_of(kind, rng.choice(CASE_NAMES)),
-            sampling=Sampling(
-                max_new_tokens=rng.choice(LENGTHS),
-                do_sample=index % 3 == 0,
-                temperature=1.5,
-                top_p=0.95,
-                seed=index,
-                repetition_penalty=1.2 if index % 5 == 0 else 1.0,
-            ),
+            sampling=sampling_of(index, rng.choice(LENGTHS)),
         )
         for index in range(count)
     ]

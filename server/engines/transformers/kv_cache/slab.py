@@ -144,12 +144,7 @@ class KvSlab:
 
     def copy(self, row: int, length: int) -> Layers:
         """A copy of a row's first columns, [1, heads, length, width], and of its states."""
-        return [
-            RecurrentStates(*(state[row:].clone() for state in layer))
-            if isinstance(layer, RecurrentStates)
-            else (layer[0][row:].clone(), layer[1][row:].clone())
-            for layer in self.views(row + 1, length)
-        ]
+        return [slab.copy(row) if isinstance(slab, StateSlab) else slab.copy(row, length) for slab in self._slabs]
 
     @contextmanager
     def states_unchanged(self, rows: int) -> Iterator[None]:
@@ -236,6 +231,11 @@ class _LayerSlab:
         row = self._heads * self.columns * self._width
         whole = self.memory[:, : rows * row].view(2, rows, self._heads, self.columns, self._width)
         return whole[:, :, :, :columns]
+
+    def copy(self, row: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of a row's first keys and values, [1, heads, columns, width]."""
+        keys, values = self.view(row + 1, columns)[:, row:].clone()
+        return keys, values
 
     def arrange(self, columns: int, tokens: int, lengths: Sequence[int]) -> None:
         """Change the shape, and the memory if it is for fewer or more; the rows in use keep their columns in use."""
